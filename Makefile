@@ -1,0 +1,56 @@
+# Needs python3 (3.11 to 3.13), git and make; everything else goes into .venv, pinned by requirements.lock.
+#   make demo    the whole study at demo size: data, 41 trainings, tables, figures, report
+#   make test    all tests; ARGS="-m 'not workflow'" leaves out the slow ones
+#   make lint    style of the package, the rules and the workflow
+# Another package index is chosen by pip's own variables, such as PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS.
+
+PYTHON ?= python3
+CORES ?= all
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
+SNAKEFILES := Snakefile workflow/Snakefile $(sort $(wildcard rules/*.smk))
+OLD_PYTHON := needs Python 3.11 or newer, but $(PYTHON) is %d.%d; name another one: make PYTHON=python3.12 ...
+
+.PHONY: demo test lint lock schemas clean
+
+demo: $(VENV)/package.stamp
+	$(RUN) snakemake --cores $(CORES)
+
+test: $(VENV)/package.stamp
+	$(RUN) python -m pytest $(ARGS)
+
+lint: $(VENV)/package.stamp
+	$(RUN) ruff check .
+	$(RUN) snakefmt --check $(SNAKEFILES)
+	$(RUN) snakemake --lint
+
+# The environment is made anew when a pin changes, and only then.
+$(VENV)/lock.stamp: requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit("fvlm $(OLD_PYTHON)" % v if v < (3, 11) else 0)'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	@touch $@
+
+$(VENV)/package.stamp: $(VENV)/lock.stamp pyproject.toml
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+# Resolve pyproject.toml anew and pin what comes out, without build suffixes and without what torch brings for a GPU.
+lock: FRESH := $(VENV)-lock
+lock:
+	$(PYTHON) -m venv --clear $(FRESH)
+	$(FRESH)/bin/pip install --quiet '.[dev]'
+	{ sed '/^[^#]/,$$d' requirements.lock; $(FRESH)/bin/pip freeze --all --exclude pip --exclude fvlm \
+	    | grep -viE '^(nvidia-|cuda-|triton)' | sed -E "s/\+[A-Za-z0-9.]+$$//; \
+	    s/^(decord==.*)$$/\1 ; sys_platform == 'linux' and platform_machine == 'x86_64'/" \
+	    | LC_ALL=C sort -f; } > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+	rm -rf $(FRESH)
+
+schemas: $(VENV)/package.stamp
+	$(RUN) python workflow/schemas/generate.py
+
+clean:
+	rm -rf $(VENV) $(VENV)-lock

@@ -1,0 +1,137 @@
+# Whole tables from the finished runs, tables made of those, and figures. What exists is listed in fvlm.analysis.catalog.
+
+from fvlm.analysis import catalog
+
+
+localrules:
+    headline,
+
+
+rule headline:
+    input:
+        [f"{R}/figures/{name}.png" for name in catalog.HEADLINE],
+
+
+rule collect_runs:
+    input:
+        [f"{R}/runs/{run}/summary.json" for run in RUNS],
+    output:
+        report(
+            f"{R}/tables/runs.csv",
+            caption="../workflow/report/runs.rst",
+            category="Training",
+            labels={"what": "All runs", "form": "table"},
+        ),
+    log:
+        f"{R}/logs/collect_runs.log",
+    conda:
+        "../envs/analysis.yaml"
+    shell:
+        "python -m fvlm collect runs {input} --out {output} 2> {log}"
+
+
+rule collect_curves:
+    input:
+        lambda wildcards: [
+            f"{R}/runs/{run}/{'validation' if wildcards.curve == 'validation' else 'metrics'}.csv"
+            for run in RUNS
+        ],
+    output:
+        f"{R}/tables/{{curve}}_curves.csv",
+    log:
+        f"{R}/logs/collect_{{curve}}_curves.log",
+    wildcard_constraints:
+        curve="validation|training",
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        points=lambda wildcards: 0 if wildcards.curve == "validation" else 400,
+    shell:
+        "python -m fvlm collect curves {input} --points {params.points} --out {output} 2> {log}"
+
+
+rule collect_evaluation:
+    input:
+        [f"{R}/evaluation/{run}.csv" for run in EVALUATED],
+    output:
+        losses=report(
+            f"{R}/tables/evaluation.csv",
+            caption="../workflow/report/evaluation.rst",
+            category="Evaluation",
+            labels={"what": "Losses by run, mode and source", "form": "table"},
+        ),
+        bootstrap=f"{R}/tables/bootstrap.csv",
+    log:
+        f"{R}/logs/collect_evaluation.log",
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        replicates=1000,
+    shell:
+        "python -m fvlm collect evaluation {input} --replicates {params.replicates}"
+        " --out {output.losses} --bootstrap {output.bootstrap} 2> {log}"
+
+
+rule table:
+    input:
+        lambda wildcards: [
+            f"{R}/tables/{name}.csv" for name in catalog.TABLES[wildcards.table].needs
+        ],
+    output:
+        report(
+            f"{R}/tables/{{table}}.csv",
+            caption="../workflow/report/{table}_table.rst",
+            category=lambda wildcards: catalog.TABLES[wildcards.table].category,
+            labels=lambda wildcards: {
+                "what": catalog.TABLES[wildcards.table].title,
+                "form": "table",
+            },
+        ),
+    log:
+        f"{R}/logs/table_{{table}}.log",
+    wildcard_constraints:
+        table="|".join(catalog.TABLES),
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        folder=f"{R}/tables",
+    shell:
+        "python -m fvlm table {wildcards.table} --tables {params.folder} --out {output} 2> {log}"
+
+
+def attention_maps(wildcards):
+    wanted = catalog.FIGURES[wildcards.figure].attention
+    return [f"{R}/attention/{run}.npz" for run in ATTENTION_RUN] if wanted else []
+
+
+rule figure:
+    input:
+        tables=lambda wildcards: [
+            f"{R}/tables/{name}.csv"
+            for name in catalog.FIGURES[wildcards.figure].needs
+        ],
+        attention=attention_maps,
+    output:
+        png=report(
+            f"{R}/figures/{{figure}}.png",
+            caption="../workflow/report/{figure}.rst",
+            category=lambda wildcards: catalog.FIGURES[wildcards.figure].category,
+            labels=lambda wildcards: {
+                "what": catalog.FIGURES[wildcards.figure].title,
+                "form": "figure",
+            },
+        ),
+        pdf=f"{R}/figures/{{figure}}.pdf",
+        numbers=f"{R}/figures/{{figure}}.csv",
+    log:
+        f"{R}/logs/figure_{{figure}}.log",
+    wildcard_constraints:
+        figure="|".join(catalog.FIGURES),
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        tables=f"{R}/tables",
+        figures=f"{R}/figures",
+    shell:
+        "python -m fvlm figure {wildcards.figure} --tables {params.tables} --attention {input.attention}"
+        " --out-dir {params.figures} 2> {log}"

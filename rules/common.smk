@@ -1,0 +1,145 @@
+# The study, resolved and checked before the first job; what the rules look up in it.
+
+import fcntl
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from fvlm.analysis import catalog
+from fvlm.config import load_study
+from fvlm.data.sources import source_folder, source_table, tars_of
+from fvlm.errors import UserError
+from fvlm.plan import check_data, plan_text
+
+
+try:
+    STUDY = load_study(config)
+    check_data(STUDY)
+except UserError as error:
+    raise WorkflowError(str(error))
+
+R = STUDY.results
+RUNS = STUDY.runs
+STAGES = [name for name, run in RUNS.items() if run.family == "stage"]
+EVALUATED = [name for name, run in RUNS.items() if run.family in ("stage", "ablation")]
+ATTENTION_RUN = STAGES[-1:]
+MADE_SOURCES = [s for s in STUDY.used_sources if STUDY.sources[s].reader != "shards"]
+
+TABLES = [f"{R}/tables/{name}.csv" for name in (*catalog.COLLECTED, *catalog.TABLES)]
+FIGURES = [f"{R}/figures/{name}.{kind}" for name in catalog.FIGURES for kind in ("png", "pdf")]
+
+# Every job resolves the study again from the same files and --config changes.
+STUDY_ARGUMENTS = "--study " + " ".join(shlex.quote(str(path)) for path in workflow.configfiles)
+if workflow.config_settings.config:
+    STUDY_ARGUMENTS += " --set " + shlex.quote(json.dumps(dict(workflow.config_settings.config)))
+
+
+wildcard_constraints:
+    source="|".join(STUDY.sources),
+    run="|".join(RUNS),
+    shard=r"\d{5}",
+
+
+localrules:
+    all,
+    plan,
+
+
+def present(paths, source):
+    """A source's own files as inputs, without those that its entry only announces: a plan needs no data."""
+    paths = [str(path) for path in paths]
+    if source.reader == "demo" or source.samples is None:
+        return paths
+    return [path for path in paths if path.startswith(f"{R}/") or Path(path).exists()]
+
+
+def tokenizer_choice():
+    choice = STUDY.tokenizer
+    return f"--weights {choice.weights}" if choice.weights else f"--vocabulary {choice.vocabulary}"
+
+
+def tokenizer_tables(wildcards):
+    if STUDY.tokenizer.weights:
+        return []
+    return [str(source_table(STUDY.sources[s], R)) for s in STUDY.training_sources if STUDY.sources[s].reader != "shards"]
+
+
+def ledgers_of_study(wildcards):
+    return [tar.replace(".tar", ".ledger.jsonl") for s in MADE_SOURCES for tar in tars_of(STUDY.sources[s], STUDY)]
+
+
+def held_out_indices(run):
+    partners = [STUDY.sources[s].held_out for s in run.data.sources]
+    return [f"{R}/index/{p if isinstance(p, str) else s}.npz" for s, p in zip(run.data.sources, partners)]
+
+
+def training_inputs(wildcards):
+    run = RUNS[wildcards.run]
+    indices = [f"{R}/index/{s}.npz" for s in run.data.sources]
+    inputs = {"indices": list(dict.fromkeys(indices + held_out_indices(run))), "tokenizer": f"{R}/tokenizer/tokenizer.json"}
+    if run.parent:
+        inputs["parent"] = f"{R}/runs/{run.parent}/model/best.safetensors"
+    return inputs
+
+
+def evaluation_inputs(wildcards):
+    run = RUNS[wildcards.run]
+    folder = f"{R}/runs/{wildcards.run}"
+    return {
+        "weights": f"{folder}/model/best.safetensors",
+        "summary": f"{folder}/summary.json",
+        "indices": held_out_indices(run),
+        "tokenizer": f"{R}/tokenizer/tokenizer.json",
+    }
+
+
+rule plan:
+    output:
+        f"{R}/plan.txt",
+    log:
+        f"{R}/logs/plan.log",
+    conda:
+        "../envs/analysis.yaml"
+    shell:
+        "python -m fvlm plan {STUDY_ARGUMENTS} > {output} 2> {log}"
+
+
+def announce(stream):
+    """What is about to be built, in a few lines."""
+    print(plan_text(STUDY), file=stream, flush=True)
+
+
+def make_report():
+    """The self-contained report, and where to look first. A report newer than all figures is kept."""
+    page = Path(R) / "report.html"
+    made = [Path(path) for path in [*TABLES, *FIGURES] if Path(path).exists()]
+    if len(made) < len(TABLES) + len(FIGURES):
+        return  # a part of the study was asked for
+    if not page.exists() or any(path.stat().st_mtime > page.stat().st_mtime for path in made):
+        files = " ".join(shlex.quote(str(path)) for path in workflow.configfiles)
+        shell(f"snakemake --report {page} --configfile {files} --cores 1 --nolock > {R}/logs/report.log 2>&1")
+    print(f"\nreport   {page}", *(f"figure   {R}/figures/{name}.png" for name in catalog.HEADLINE), sep="\n", file=sys.stderr)
+
+
+def drop_stale_locks():
+    """Let the next call go on after a kill: Snakemake's lock files outlive their process, this one does not.
+
+    returns the open file that holds our own lock, to be kept until this process ends, or None if another has it
+    """
+    folder = Path(".snakemake")
+    folder.mkdir(exist_ok=True)
+    file = open(folder / "alive", "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None  # another Snakemake is at work here, and its locks are meant
+    for lock in folder.glob("locks/*.lock"):
+        lock.unlink()
+    return file
+
+
+if workflow.is_main_process and workflow.dryrun:
+    announce(sys.stderr)
+elif workflow.is_main_process:
+    ALIVE = drop_stale_locks()

@@ -1,0 +1,1 @@
+"""Foveated vision-language model: one visual token per video frame, read where the language model looks."""

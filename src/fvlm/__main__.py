@@ -1,0 +1,53 @@
+"""Command line: `python -m fvlm COMMAND ...`, or `fvlm COMMAND ...`.
+
+Each command lives in one module that offers `add_arguments(parser)` and `main(args)`; only the module of
+the command that was asked for is imported, so that `fvlm plan` starts without torch.
+"""
+
+import argparse
+import importlib
+import sys
+
+from fvlm.errors import UserError
+
+COMMANDS = {
+    "plan": ("fvlm.plan", "print every run: parameters, samples, FLOPs"),
+    "corpus": ("fvlm.data.corpus", "make the demo corpus: videos, images, texts, preference pairs"),
+    "tokenizer": ("fvlm.data.text", "train the demo's byte-level BPE tokenizer, or copy a pretrained one"),
+    "shard": ("fvlm.data.shards", "decode one slice of a source into one WebDataset shard and its ledger"),
+    "index": ("fvlm.data.index", "index a source's shards: byte offsets, frame counts, text lengths"),
+    "ledger": ("fvlm.data.ledger", "add up the ledgers of all shards"),
+    "train": ("fvlm.train.command", "train one run, or continue it from its last checkpoint"),
+    "evaluate": ("fvlm.evaluate.losses", "held-out losses of a finished run, by source and mode"),
+    "attention": ("fvlm.evaluate.attention", "attention maps of a finished run on fixed held-out videos"),
+    "caption": ("fvlm.evaluate.caption", "let a finished run describe a video, or answer a question about it"),
+    "collect": ("fvlm.analysis.collect", "gather finished runs into one table"),
+    "table": ("fvlm.analysis.tables", "make one table from the collected ones"),
+    "figure": ("fvlm.analysis.figures", "draw one figure"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit status (2 for a mistake the user can mend)."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="fvlm", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (_, text) in COMMANDS.items():
+        commands.add_parser(name, help=text, description=text, add_help=name not in argv[:1])
+    if not argv or argv[0] not in COMMANDS:
+        parser.parse_args(argv)
+        return 0
+    name = argv[0]
+    module = importlib.import_module(COMMANDS[name][0])
+    command = argparse.ArgumentParser(prog=f"fvlm {name}", description=COMMANDS[name][1])
+    module.add_arguments(command)
+    args = command.parse_args(argv[1:])
+    try:
+        return module.main(args) or 0
+    except UserError as error:
+        print(f"fvlm {name}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

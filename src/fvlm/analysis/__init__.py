@@ -1,0 +1,1 @@
+"""Tables, fits and figures from finished runs. Imports no torch."""

@@ -1,0 +1,193 @@
+"""Gather the finished artefacts of all runs into whole tables: `fvlm collect runs|curves|evaluation`.
+
+A table is the union of what the runs wrote: a field that only some runs have is an empty cell elsewhere.
+Collecting only reads, so it can fail, be mended and be repeated without touching a finished run.
+"""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fvlm.analysis.catalog import COLUMNS, CURVE, RUN
+from fvlm.analysis.files import read_csv, write_table
+from fvlm.errors import UserError
+
+EVALUATION = ("run", "mode", "frames", "source", "kind", "key", "loss_sum", "tokens")
+GROUP = ["run", "mode", "frames"]
+
+
+def add_arguments(parser) -> None:
+    parser.fromfile_prefix_chars = "@"
+    parser.add_argument("what", choices=("runs", "curves", "evaluation"))
+    parser.add_argument(
+        "files",
+        nargs="*",
+        help="summary.json, validation.csv, metrics.csv or evaluation files; "
+        "@FILE reads further arguments from FILE, one per line",
+    )
+    parser.add_argument("--out", required=True, help="the table to write")
+    parser.add_argument(
+        "--points", type=int, default=0, help="curves: at most this many per run, by averaging; 0: all"
+    )
+    parser.add_argument("--bootstrap", help="evaluation: where to write the replicates")
+    parser.add_argument("--replicates", type=int, default=1000, help="evaluation: resamples of the samples")
+
+
+def main(args) -> None:
+    paths = [Path(name) for name in args.files]
+    if args.what == "runs":
+        write_table(collect_runs(paths), args.out)
+    elif args.what == "curves":
+        write_table(collect_curves(paths, args.points), args.out)
+    else:
+        losses, replicates = collect_evaluation(paths, args.replicates)
+        if args.bootstrap:
+            write_table(replicates, args.bootstrap)
+        write_table(losses, args.out)
+
+
+def flatten(content: dict, prefix: str = "") -> dict:
+    """Nested mappings as dotted keys; lists as JSON text; null as missing."""
+    flat = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = json.dumps(value) if isinstance(value, list) else value
+    return flat
+
+
+def collect_runs(paths: list[Path]) -> pd.DataFrame:
+    """One row per summary.json, in the given order; columns are the union of all fields, the known ones
+    first.
+
+    raises  UserError for a file that is missing, broken, or names no run, and for a run given twice
+    """
+    rows = []
+    for path in paths:
+        try:
+            summary = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path}: expected the summary of a finished run ({error}); finish or delete the run"
+            ) from error
+        if not isinstance(summary, dict) or "run" not in summary:
+            raise UserError(f"{path}: expected a mapping with the field 'run'; make the summary again")
+        rows.append(flatten(summary))
+    _refuse_twice([row["run"] for row in rows])
+    columns = list(dict.fromkeys([*RUN, *(key for row in rows for key in row)]))
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _refuse_twice(names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"runs {', '.join(twice)} were given twice; give each run's file once")
+
+
+def collect_curves(paths: list[Path], points: int = 0) -> pd.DataFrame:
+    """All runs' curves under each other; the run is the name of the folder that holds the file.
+
+    points  at most so many rows per run, each the mean of a bin of neighbouring rows (steps and counters
+    too); 0: all
+    """
+    _refuse_twice([path.parent.name for path in paths])
+    known = list(dict.fromkeys([*COLUMNS["validation_curves"], *COLUMNS["training_curves"]]))
+    parts = []
+    for path in paths:
+        curve = read_csv(path, CURVE[1:])
+        if points and len(curve) > points:
+            curve = curve.select_dtypes("number").groupby(np.arange(len(curve)) * points // len(curve)).mean()
+        parts.append(curve.assign(run=path.parent.name))
+    if not parts:
+        return pd.DataFrame(columns=known)
+    table = pd.concat(parts, ignore_index=True)
+    first = [name for name in known if name in table.columns or name not in CURVE]
+    return table.reindex(columns=list(dict.fromkeys([*first, *table.columns])))
+
+
+def collect_evaluation(paths: list[Path], replicates: int = 1000) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Losses by run, mode, frames and source, and bootstrap replicates of the losses over all sources.
+
+    A group's loss is sum(loss_sum) / sum(tokens), in nats per scored token. The samples of each source are
+    resampled with replacement, with the *same* draws for every run and mode, so that a difference of two
+    rows of the replicates is a paired bootstrap of that difference. Rows with source "all" sum over
+    sources: of one kind, or of kind "all".
+
+    returns  losses (columns of the catalog) and replicates (the same keys, then r0 ... in nats per token)
+    """
+    parts = [read_csv(path, EVALUATION)[list(EVALUATION)] for path in paths]
+    rows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=EVALUATION)
+    if rows.empty:
+        return pd.DataFrame(columns=COLUMNS["evaluation"]), pd.DataFrame(columns=COLUMNS["bootstrap"])
+    if rows.duplicated([*GROUP, "source", "key"]).any():
+        first = rows[rows.duplicated([*GROUP, "source", "key"])].iloc[0]
+        raise UserError(
+            f"evaluation of run {first['run']}: sample {first['key']} occurs twice in mode {first['mode']}; "
+            "evaluate the run again"
+        )
+    groups = rows[GROUP].drop_duplicates().reset_index(drop=True)
+    rows["group"] = rows.merge(groups.reset_index(names="group"), on=GROUP)["group"].to_numpy()
+    sums = {}  # (source, kind) -> per group: loss and tokens, the plain sum first, then the replicates'; samples
+    for (source, kind), part in rows.groupby(["source", "kind"], sort=True):
+        sums[source, kind] = _resampled_sums(part, len(groups), replicates, seed=zlib.crc32(source.encode()))
+    for kind in sorted({kind for _, kind in sums}):
+        sums["all", kind] = _added([sums[key] for key in list(sums) if key[1] == kind and key[0] != "all"])
+    sums["all", "all"] = _added([value for key, value in sums.items() if key[0] != "all"])
+    losses = pd.concat([_loss_rows(groups, *key, *value) for key, value in sums.items()], ignore_index=True)
+    draws = [_draw_rows(groups, *key, *value[:2]) for key, value in sums.items()]
+    return losses.sort_values([*GROUP, "source", "kind"], ignore_index=True), pd.concat(
+        draws, ignore_index=True
+    )
+
+
+def _resampled_sums(part: pd.DataFrame, groups: int, replicates: int, seed: int) -> tuple[np.ndarray, ...]:
+    """Sums of one source: loss (groups, 1 + replicates), tokens (same), samples (groups,)."""
+    keys, column = np.unique(part["key"].to_numpy(str), return_inverse=True)
+    n = len(keys)
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=replicates)
+    weights = np.vstack([np.ones((1, n)), counts]).T
+    loss, tokens = np.zeros((groups, n)), np.zeros((groups, n))
+    loss[part["group"], column] = part["loss_sum"]
+    tokens[part["group"], column] = part["tokens"]
+    return loss @ weights, tokens @ weights, np.bincount(part["group"], minlength=groups)
+
+
+def _added(parts: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+    return tuple(sum(values) for values in zip(*parts, strict=True))
+
+
+def _losses(loss: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    return np.divide(loss, tokens, out=np.full_like(loss, np.nan), where=tokens > 0)
+
+
+def _loss_rows(groups: pd.DataFrame, source: str, kind: str, loss, tokens, samples) -> pd.DataFrame:
+    values = _losses(loss, tokens)
+    seen = samples > 0
+    values, frame = values[seen], groups[seen].reset_index(drop=True)
+    enough = np.isfinite(values[:, 1:]).all(axis=1) & (samples[seen] > 1)  # one sample has no spread
+    low, high = (
+        np.quantile(values[:, 1:], [0.025, 0.975], axis=1)
+        if values.shape[1] > 1
+        else np.full((2, len(frame)), np.nan)
+    )
+    frame = frame.assign(
+        source=source,
+        kind=kind,
+        loss=values[:, 0],
+        standard_error=values[:, 1:].std(axis=1),
+        low=low,
+        high=high,
+        tokens=tokens[seen, 0].astype(int),
+        samples=samples[seen],
+    )
+    frame.loc[~enough, ["standard_error", "low", "high"]] = np.nan
+    return frame
+
+
+def _draw_rows(groups: pd.DataFrame, source: str, kind: str, loss, tokens) -> pd.DataFrame:
+    draws = pd.DataFrame(_losses(loss, tokens)[:, 1:]).add_prefix("r")
+    return pd.concat([groups.assign(source=source, kind=kind), draws], axis=1)[tokens[:, 0] > 0]

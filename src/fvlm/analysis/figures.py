@@ -1,0 +1,47 @@
+"""Draw one figure: `fvlm figure NAME --tables DIR --out-dir DIR` writes NAME.png, NAME.pdf and NAME.csv
+(the numbers drawn)."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from fvlm.analysis import style
+from fvlm.analysis.catalog import FIGURES
+from fvlm.analysis.files import read_tables, whole, write_table
+from fvlm.analysis.tables import load
+
+DPI = 150
+
+
+def add_arguments(parser) -> None:
+    parser.fromfile_prefix_chars = "@"
+    parser.add_argument("name", choices=FIGURES)
+    parser.add_argument("--tables", required=True, help="folder with the tables")
+    parser.add_argument(
+        "--attention", nargs="*", default=[], metavar="FILE", help="attention maps of finished runs (.npz)"
+    )
+    parser.add_argument("--out-dir", required=True, help="folder to write to")
+
+
+def main(args) -> None:
+    entry = FIGURES[args.name]
+    style.apply()
+    inputs = read_tables(args.tables, entry.needs)
+    if entry.attention:
+        inputs["attention"] = [Path(name) for name in args.attention]
+    try:
+        figure, numbers = load(entry.function)(**inputs)
+    except style.NothingToDraw as reason:
+        figure, numbers = style.words(entry.title, str(reason)), pd.DataFrame({"reason": [str(reason)]})
+    save(figure, numbers, Path(args.out_dir) / args.name)
+
+
+def save(figure: Figure, numbers: pd.DataFrame, stem: Path) -> None:
+    """Write the three files of a figure; the same input gives the same bytes."""
+    for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
+        with whole(stem.with_suffix(suffix)) as beside:
+            figure.savefig(beside, dpi=DPI, metadata=metadata)
+    plt.close(figure)
+    write_table(numbers, stem.with_suffix(".csv"), digits=6)

@@ -1,0 +1,73 @@
+"""Reading and writing the study's tables: written whole or not at all, read with their columns checked."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+
+from fvlm.analysis.catalog import COLUMNS, FLAGS, TEXT
+from fvlm.errors import UserError
+
+
+@contextmanager
+def whole(path: Path | str) -> Iterator[Path]:
+    """A temporary path beside `path`, with the same suffix; renamed to `path` when the block ends without
+    error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_table(frame: pd.DataFrame, path: Path | str, digits: int = 8) -> None:
+    """Write a table as CSV with `digits` significant digits; an empty cell where there is no value."""
+    with whole(path) as beside:
+        frame.to_csv(beside, index=False, float_format=f"%.{digits}g", lineterminator="\n")
+
+
+def read_csv(path: Path | str, columns: tuple[str, ...]) -> pd.DataFrame:
+    """Read a CSV that must have `columns`; only an empty cell counts as missing ('none' is a word here).
+
+    raises  UserError if the file is missing, is no table, or lacks a column
+    """
+    try:
+        frame = pd.read_csv(
+            path,
+            keep_default_na=False,
+            na_values=[""],
+            low_memory=False,
+            dtype={"key": str, "run": str, "source": str},
+        )
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path}: no such file; expected a table with {', '.join(columns[:4])}, ..."
+        ) from error
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: this is no CSV table ({error}); delete it and make it again") from error
+    missing = [name for name in columns if name not in frame.columns]
+    if missing:
+        raise UserError(
+            f"{path}: no column {', '.join(map(repr, missing))}; found {', '.join(map(str,
+            frame.columns[:12]))}; " "the table is from another version: delete it and make it again"
+        )
+    return frame
+
+
+def read_table(folder: Path | str, name: str) -> pd.DataFrame:
+    """Table `name` of `folder` with the columns that the catalog promises, text never missing, flags as
+    booleans.""" frame = read_csv(Path(folder) / f"{name}.csv", COLUMNS[name])
+    for column in TEXT.get(name, ()):
+        frame[column] = frame[column].astype(object).where(frame[column].notna(), "").astype(str)
+    for column in FLAGS.get(name, ()):
+        frame[column] = frame[column].astype(str).str.lower().isin(("true", "1", "1.0"))
+    return frame
+
+
+def read_tables(folder: Path | str, names: tuple[str, ...]) -> dict[str, pd.DataFrame]:
+    return {name: read_table(folder, name) for name in names}

@@ -1,0 +1,38 @@
+"""The scaling grid as points."""
+
+import pandas as pd
+
+ARCHITECTURES = ("foveated", "multi_token", "pixel_shuffle")
+
+
+def grid_points(runs: pd.DataFrame) -> pd.DataFrame:
+    """The grid's runs, seeds averaged: architecture, size, budget, N (parameters), D (samples seen), C
+    (training FLOPs spent, two per multiply-add), loss (final validation, nats per token), tokens (text and
+    visual tokens seen), runs."""
+    grid = runs[(runs["family"] == "grid") & runs["final.val_loss"].notna()]
+    tokens = grid["text_tokens"].astype(float) + grid["frames"].astype(float) * grid["visual_tokens"].astype(
+        float
+    )
+    columns = {
+        "N": "params_total",
+        "D": "samples",
+        "C": "flops",
+        "loss": "final.val_loss",
+        "nominal": "flops_budget",
+    }
+    points = grid[["architecture", "size", "budget"]].assign(
+        **{name: grid[column].astype(float) for name, column in columns.items()}, tokens=tokens, runs=1
+    )
+    how = dict.fromkeys(("N", "D", "C", "loss", "nominal", "tokens"), "mean") | {"runs": "sum"}
+    points = points.groupby(["architecture", "size", "budget"], as_index=False, sort=False).agg(how)
+    order = {name: position for position, name in enumerate(ARCHITECTURES)}
+    return (
+        points.assign(order=points["architecture"].map(order))
+        .sort_values(["order", "N", "C"], ignore_index=True)
+        .drop(columns="order")
+    )
+
+
+def envelope(points: pd.DataFrame) -> pd.DataFrame:
+    """Of one architecture's points: the lowest loss at each budget."""
+    return points.loc[points.groupby("budget")["loss"].idxmin()].sort_values("C")

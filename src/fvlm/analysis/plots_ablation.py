@@ -1,0 +1,131 @@
+"""Figures of the ablations: the ranking and the factorial."""
+
+import textwrap
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter
+
+from fvlm.analysis.bootstrap import OVER_SAMPLES, OVER_SEEDS
+from fvlm.analysis.style import BLUE, GREY, ORANGE, RED, NothingToDraw, dots, heading, panels
+
+EXPLAINED = {OVER_SAMPLES: "noise of the evaluation samples, not of the seed", OVER_SEEDS: "over seeds"}
+MEASURES = {"best": "best validation loss", "final": "final validation loss", "evaluation": "evaluation loss"}
+
+
+def ranking(ablations: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Forest plot: each ablation's difference to the run it is compared with, group by group."""
+    shown = ablations[ablations["difference"].notna()]
+    if shown.empty:
+        raise NothingToDraw("no ablation here has a run to be compared with")
+    groups = list(shown["group"].drop_duplicates())
+    shown = shown.assign(order=shown["group"].map(groups.index)).sort_values(
+        ["order", "difference"], ignore_index=True
+    )
+    shown["y"] = np.arange(len(shown)) + shown.pop("order") * 0.9
+    figure, (ax,) = panels(1, height=1.5 + 0.24 * len(shown) + 0.25 * len(groups))
+    ax.axvline(0, color=GREY, lw=1)
+    for row in shown.to_dict("records"):
+        certain = row["low"] > 0 or row["high"] < 0
+        colour = GREY if not certain else (BLUE if row["difference"] < 0 else RED)
+        dots(ax, row["difference"], row["y"], row["low"], row["high"], colour)
+    for group, own in shown.groupby("group", sort=False):
+        ax.text(
+            0.005,
+            own["y"].min() - 0.62,
+            f"{group} (0 = {own['compared_with'].iloc[0]})",
+            transform=ax.get_yaxis_transform(),
+            fontsize=7.5,
+            style="italic",
+            color=GREY,
+        )
+    ax.set_yticks(shown["y"], [_named(row) for row in shown.to_dict("records")])
+    ax.set_ylim(shown["y"].max() + 0.7, shown["y"].min() - 1.2)
+    _spread_scale(ax, shown)
+    kinds = ", ".join(EXPLAINED[kind] for kind in shown["interval"].unique() if kind in EXPLAINED)
+    marked = "; † saw other data" if (shown["data_differs"] != "").any() else ""
+    ax.set_xlabel(
+        f"difference of loss (nats per token; left: better){marked}\n"
+        f"bars: 95 % interval, {kinds or 'none available'}; grey: includes 0",
+        x=1.0,
+        ha="right",
+    )
+    heading(
+        figure, f"Ablations: difference to the run each is compared with ({seed_words(shown['n_seeds'])})"
+    )
+    return figure, shown.drop(columns="y")
+
+
+def seed_words(seeds: pd.Series) -> str:
+    low, high = int(seeds.min()), int(seeds.max())
+    if high == 1:
+        return "one seed each"
+    return f"{low} seeds each" if low == high else f"{low} to {high} seeds each"
+
+
+def _named(row: dict) -> str:
+    question = textwrap.shorten(row["question"], 44, placeholder=" ...")
+    return f"{question}  {row['run']}{' †' if row['data_differs'] else ''}"
+
+
+def _spread_scale(ax: Axes, shown: pd.DataFrame) -> None:
+    """Frozen runs are ten times as far away as the rest; linear near zero, logarithmic beyond, keeps both
+    readable."""
+    sizes = shown["difference"].abs()
+    typical = float(f"{2 * sizes.median():.1g}")
+    farthest = float(np.nanmax(np.abs(shown[["low", "high", "difference"]].to_numpy(float))))
+    if not farthest > 4 * typical > 0:
+        return
+    ax.set_xscale("symlog", linthresh=typical, linscale=2.0)
+    decades = np.outer(10.0 ** np.arange(-6, 3), (1, 3)).ravel()
+    ticks = [0, typical / 2, typical, *decades[(decades > 2.5 * typical) & (decades < 1.3 * farthest)]]
+    ax.xaxis.set_major_locator(FixedLocator(sorted({sign * tick for tick in ticks for sign in (-1, 1)})))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.minorticks_off()
+    lowest, highest = shown[["low", "difference"]].min().min(), shown[["high", "difference"]].max().max()
+    room = 0.2 * typical
+    ax.set_xlim(
+        min(-room, lowest * 1.3 if lowest < -typical else lowest - room),
+        max(room, highest * 1.3 if highest > typical else highest + room),
+    )
+
+
+def factorial(factorial: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Interaction plot of the four cells, and the three effects with their intervals."""
+    if factorial.empty:
+        raise NothingToDraw("the four cells baseline, A1, A6 and A7 are not all in this study")
+    figure, (left, right) = panels(2, height=3.2, gridspec_kw={"width_ratios": [1, 1.2]})
+    measure = "evaluation" if (factorial["measure"] == "evaluation").any() else "best"
+    cells = factorial[factorial["measure"] == measure].iloc[0]
+    for depth, colour, marker in (("deep", BLUE, "o"), ("shallow", ORANGE, "s")):
+        both = [cells[f"{depth}_coarse"], cells[f"{depth}_fine"]]
+        left.plot([0, 1], both, color=colour, marker=marker, label=f"{depth} query")
+    left.set_xticks([0, 1], ["coarse only", "coarse + fine"])
+    left.set_xlim(-0.25, 1.25)
+    left.set_ylabel(f"{MEASURES[measure]} (nats per token)")
+    left.set_title("Cells")
+    left.legend()
+    _effects(right, factorial)
+    right.set_title(f"Effects ({seed_words(factorial['n_seeds'])})")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=3)
+    return figure, factorial
+
+
+def _effects(ax: Axes, table: pd.DataFrame) -> None:
+    measures, effects = (list(table[name].drop_duplicates()) for name in ("measure", "effect"))
+    looks = {"best": (ORANGE, "D"), "final": (GREY, "s"), "evaluation": (BLUE, "o")}
+    for i, name in enumerate(measures):
+        own = table[table["measure"] == name]
+        y = own["effect"].map(effects.index) + 0.22 * (i - (len(measures) - 1) / 2)
+        dots(ax, own["estimate"], y, own["low"], own["high"], *looks[name], label=MEASURES[name])
+    ax.axvline(0, color=GREY, lw=1)
+    ax.set_yticks(range(len(effects)), [_wrapped(effect) for effect in effects])
+    ax.set_ylim(len(effects) - 0.5, -0.5)
+    ax.set_xlabel("effect on the loss (nats per token; left: better)")
+
+
+def _wrapped(effect: str) -> str:
+    name, levels = effect.split(" (")
+    return "\n".join([name, *textwrap.wrap(f"({levels.replace(' - ', ' − ')}", 22)])

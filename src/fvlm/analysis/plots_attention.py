@@ -1,0 +1,138 @@
+"""Where the model looks: attention of the queries over the patches of a few held-out videos."""
+
+import textwrap
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from fvlm.analysis.style import WIDTH, NothingToDraw
+from fvlm.errors import UserError
+
+VIDEOS, FRAMES = 4, 8  # at most, in the whole figure and in a row
+
+
+@dataclass(frozen=True)
+class Looked:
+    """One video as one run looked at it: frames (T, H, W, 3); fine, coarse (T, side, side) sum to 1;
+    entropy (T,) nats."""
+
+    run: str
+    key: str
+    source: str
+    caption: str
+    frames: np.ndarray
+    fine: np.ndarray
+    coarse: np.ndarray
+    entropy: np.ndarray
+
+
+def read_maps(path: Path, most: int) -> list[Looked]:
+    """The first `most` videos of a run's attention file, evenly thinned to FRAMES frames.
+
+    raises  UserError if it is no such file
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return [_looked(path.stem, content, k) for k in range(min(most, len(content["keys"])))]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path}: expected attention maps of a run ({error}); delete the file and make it again"
+        ) from error
+
+
+def _looked(run: str, content, k: int) -> Looked:
+    frames = content[f"frames_{k}"]
+    chosen = np.unique(np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(int))
+    return Looked(
+        run,
+        str(content["keys"][k]),
+        str(content["sources"][k]),
+        str(content["captions"][k]),
+        frames[chosen],
+        *(content[f"{name}_{k}"][chosen] for name in ("fine", "coarse", "entropy_fine")),
+    )
+
+
+def heatmaps(attention: list[Path]) -> tuple[Figure, pd.DataFrame]:
+    """Per video two rows, the fine query over the coarse one, over grey frames; the scale is shared by
+    all.""" attention = attention[:VIDEOS]
+    videos = [video for path in attention for video in read_maps(path, max(1, VIDEOS // len(attention)))]
+    videos = [video for video in videos if len(video.frames)]
+    if not videos:
+        raise NothingToDraw("no run has attention maps")
+    columns = max(len(video.frames) for video in videos)
+    figure = plt.figure(figsize=(WIDTH, len(videos) * (0.55 + 2 * (WIDTH - 1.2) / max(columns, 5))))
+    blocks = figure.subfigures(len(videos), 1, squeeze=False)[:, 0]
+    patches = [video.fine[0].size for video in videos]
+    top = max(float(np.quantile(video.fine * n, 0.995)) for video, n in zip(videos, patches, strict=True))
+    for block, video in zip(blocks, videos, strict=True):
+        bar = block.colorbar(_draw_video(block, video, columns, top), ax=block.axes, pad=0.01, aspect=25)
+        bar.set_label("attention / uniform", fontsize=7)
+        bar.ax.tick_params(labelsize=7)
+        bar.outline.set_visible(False)
+    return figure, pd.DataFrame([row for video in videos for row in _numbers(video)])
+
+
+def _draw_video(block, video: Looked, columns: int, top: float):
+    axes = block.subplots(2, columns, squeeze=False)
+    block.suptitle(
+        "\n".join(textwrap.wrap(f"{video.run}, {video.source}: {' '.join(video.caption.split())}", 105)[:2]),
+        fontsize=8,
+        x=0.01,
+        ha="left",
+    )
+    height, width = video.frames.shape[1:3]
+    for row, (name, maps) in enumerate((("fine", video.fine), ("coarse", video.coarse))):
+        for column, ax in enumerate(axes[row]):
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.grid(visible=False)
+            for spine in ax.spines.values():
+                spine.set_visible(False)
+            if column >= len(video.frames):
+                continue
+            ax.imshow(video.frames[column].mean(axis=2), cmap="gray", vmin=0, vmax=255)
+            picture = ax.imshow(
+                maps[column] * maps[column].size,
+                cmap="inferno",
+                vmin=0,
+                vmax=top,
+                alpha=0.6,
+                extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+                interpolation="nearest",
+            )
+            if name == "fine":
+                ax.set_title(
+                    f"{video.entropy[column]:.2f} nats",
+                    fontsize=6.5,
+                    loc="center",
+                    fontweight="normal",
+                    pad=2,
+                )
+        axes[row][0].set_ylabel(name, fontsize=8)
+    return picture
+
+
+def _numbers(video: Looked) -> list[dict]:
+    rows = []
+    for t, (fine, coarse, entropy) in enumerate(zip(video.fine, video.coarse, video.entropy, strict=True)):
+        peak = np.unravel_index(int(np.argmax(fine)), fine.shape)
+        rows.append(
+            {
+                "run": video.run,
+                "key": video.key,
+                "source": video.source,
+                "column": t,
+                "entropy_fine": float(entropy),
+                "peak_row": int(peak[0]),
+                "peak_column": int(peak[1]),
+                "peak_over_uniform": float(fine.max() * fine.size),
+                "coarse_peak_over_uniform": float(coarse.max() * coarse.size),
+            }
+        )
+    return rows

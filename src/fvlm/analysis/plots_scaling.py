@@ -1,0 +1,261 @@
+"""Figures of the scaling grid."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fvlm.analysis import style
+from fvlm.analysis.grid import envelope, grid_points
+from fvlm.analysis.scaling import STARVED
+from fvlm.analysis.style import GREY, LOSS, MARKERS, NothingToDraw, dots, heading, panels
+
+BEYOND = 4.0  # how far a fit is prolonged, dashed
+
+
+def _points(runs: pd.DataFrame) -> pd.DataFrame:
+    points = grid_points(runs)
+    if points.empty:
+        raise NothingToDraw("this study has no scaling grid")
+    return points
+
+
+def _markers(points: pd.DataFrame) -> dict[str, str]:
+    sizes = list(points.sort_values("N")["size"].drop_duplicates())
+    return {size: MARKERS[i % len(MARKERS)] for i, size in enumerate(sizes)}
+
+
+def _legend(ax: Axes, points: pd.DataFrame, fits: dict[str, str] | None = None, **options) -> None:
+    """Colours for architectures, markers for sizes."""
+    for name in points["architecture"].drop_duplicates():
+        ax.plot(
+            [], [], color=style.ARCHITECTURE[name], lw=2, label=style.NAMES[name] + (fits or {}).get(name, "")
+        )
+    for size, marker in _markers(points).items():
+        ax.plot([], [], color=GREY, marker=marker, ls="", label=size)
+    ax.legend(**options)
+
+
+def loss_vs_flops(
+    runs: pd.DataFrame, validation_curves: pd.DataFrame, scaling_fits: pd.DataFrame
+) -> tuple[Figure, pd.DataFrame]:
+    """Final loss against training FLOPs, the way there faint, and the fits of the lowest loss per budget."""
+    points = _points(runs)
+    figure, (ax,) = panels(1, height=4.2)
+    colours = runs[runs["family"] == "grid"].set_index("run")["architecture"].map(style.ARCHITECTURE)
+    curves = validation_curves[(validation_curves["step"] > 0) & validation_curves["run"].isin(colours.index)]
+    for run, curve in curves.groupby("run", sort=False):
+        ax.plot(curve["flops"], curve["val_loss"], color=colours[run], lw=0.7, alpha=0.25)
+    _scatter(ax, points, "C")
+    ax.set_xscale("log")
+    ax.set_xlim(points["C"].min() / 2, points["C"].max() * BEYOND * 1.1)
+    lowest, highest = points["loss"].min(), points["loss"].max()
+    fits, notes = {}, []
+    for name, own in points.groupby("architecture", sort=False):
+        fits[name], note, end = _draw_fit(ax, name, envelope(own), scaling_fits)
+        notes += [f"{style.NAMES[name]}: {note}"] if note else []
+        lowest = min(lowest, end)
+    ax.set_ylim(lowest - 0.05 * (highest - lowest), highest + 0.5 * (highest - lowest))
+    _legend(ax, points, fits, loc="upper right", ncols=2)
+    ax.set_xlabel("training FLOPs (two per multiply-add); dashed: extrapolated\n" + "\n".join(notes))
+    ax.set_ylabel(f"final validation {LOSS}")
+    perplexity = ax.secondary_yaxis(
+        "right", functions=(np.exp, lambda value: np.log(np.maximum(value, 1e-9)))
+    )
+    perplexity.set_ylabel("perplexity")
+    made = all(fits.values()) and not notes
+    heading(figure, "Loss against training FLOPs" + ("" if made else ": the data do not identify every fit"))
+    return figure, points
+
+
+def _scatter(ax: Axes, points: pd.DataFrame, column: str) -> None:
+    markers = _markers(points)
+    for (name, size), own in points.groupby(["architecture", "size"], sort=False):
+        ax.plot(
+            own[column], own["loss"], marker=markers[size], color=style.ARCHITECTURE[name], ls="", zorder=3
+        )
+
+
+def _draw_fit(ax: Axes, architecture: str, best: pd.DataFrame, fits: pd.DataFrame) -> tuple[str, str, float]:
+    """The power law with a floor, or without where no floor is identified; solid within the budgets,
+    dashed beyond.
+
+    returns  words for the legend, what is not identified and why, and the lowest loss drawn
+    """
+    note = ""
+    for fit, what in (("compute", "no floor identified"), ("compute, no floor", "no power law identified")):
+        own = fits[(fits["fit"] == fit) & (fits["architecture"] == architecture)].set_index("parameter")
+        if own.empty or not own["identified"].all():
+            reason = "too few runs" if own.empty else own.loc[~own["identified"], "reason"].iloc[0]
+            note = f"{what} ({reason})"
+            continue
+        floor = own.loc["E", "value"] if "E" in own.index else 0.0
+        within = np.geomspace(best["C"].min(), best["C"].max(), 60)
+        for flops, line in ((within, "-"), (np.geomspace(within[-1], within[-1] * BEYOND, 30), "--")):
+            loss = floor + own.loc["A_C", "value"] * flops ** -own.loc["exponent_C", "value"]
+            ax.plot(flops, loss, color=style.ARCHITECTURE[architecture], ls=line)
+        word = f": C$^{{-{own.loc['exponent_C', 'value']:.3f}}}$"
+        return word + (f" + {floor:.2f}" if floor else ""), note, float(loss.min())
+    return "", note, np.inf
+
+
+def isoflop(runs: pd.DataFrame, isoflop: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Loss against parameters, one curve per budget and architecture; minima filled where used, hollow
+    where not."""
+    points = _points(runs)
+    names = list(points["architecture"].drop_duplicates())
+    figure, axes = panels(len(names), height=3.8, sharey=True)
+    budgets = list(points.sort_values("C")["budget"].drop_duplicates())
+    for ax, name in zip(axes, names, strict=True):
+        for i, budget in enumerate(budgets):
+            own = points[(points["architecture"] == name) & (points["budget"] == budget)]
+            if not own.empty:
+                look = {"marker": MARKERS[i % len(MARKERS)], "alpha": 0.35 + 0.65 * (i + 1) / len(budgets)}
+                ax.plot(
+                    own["N"],
+                    own["loss"],
+                    ms=4,
+                    lw=0.8,
+                    color=style.ARCHITECTURE[name],
+                    **look,
+                    label=f"{budget}: {own['nominal'].mean():.2g}",
+                )
+        minima = isoflop[isoflop["architecture"] == name]
+        for row in minima[minima["n_opt"].notna()].to_dict("records"):
+            _draw_minimum(ax, row)
+        ax.set_xscale("log")
+        ax.margins(x=0.1)
+        style.counts(ax)
+        ax.set_title(f"{style.NAMES[name]}: {int(minima['used'].sum())} of {len(minima)} minima inside")
+        ax.set_xlabel("parameters N")
+        ax.legend(title="training FLOPs", title_fontsize=8)
+    axes[0].set_ylabel(f"final validation {LOSS}")
+    return figure, points
+
+
+def _draw_minimum(ax: Axes, row: dict) -> None:
+    """A filled star on its local parabola; a hollow one at the edge of the sizes tried, which is left out
+    of fits.""" ax.plot(
+        row["n_opt"],
+        row["loss"],
+        marker="*",
+        ms=9,
+        color="black",
+        mfc="black" if row["used"] else "white",
+        zorder=4,
+    )
+    if row["used"]:
+        away = np.linspace(-0.5, 0.5, 41)
+        ax.plot(
+            np.exp(row["log_n_centre"] + away),
+            row["loss"] + row["curvature"] * away**2,
+            color="black",
+            lw=0.9,
+        )
+
+
+def model_size(runs: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Final loss against parameters, one panel per budget, both architectures in each."""
+    points = _points(runs)
+    budgets = list(points.sort_values("C")["budget"].drop_duplicates())
+    figure, axes = panels(len(budgets), height=3.2, sharey=True)
+    for ax, budget in zip(axes, budgets, strict=True):
+        at = points[points["budget"] == budget]
+        for name, own in at.groupby("architecture", sort=False):
+            ax.plot(own["N"], own["loss"], color=style.ARCHITECTURE[name], lw=1.2)
+        _scatter(ax, at, "N")
+        ax.set_xscale("log")
+        ax.set_xlim(points["N"].min() * 0.6, points["N"].max() * 1.7)
+        style.counts(ax)
+        ax.set_title(f"{budget}: {at['nominal'].mean():.2g} FLOPs")
+        ax.set_xlabel("parameters N")
+    axes[0].set_ylabel(f"final validation {LOSS}")
+    _legend(axes[-1], points, loc="upper right")
+    return figure, points
+
+
+def chinchilla_ratio(runs: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Training tokens per parameter of every grid run, against the 20 that are optimal for text."""
+    points = _points(runs).assign(
+        tokens_per_parameter=lambda own: own["tokens"] / own["N"],
+        samples_per_parameter=lambda own: own["D"] / own["N"],
+    )
+    shown = points[np.isfinite(points["tokens_per_parameter"])]
+    if shown.empty:
+        raise NothingToDraw("the grid runs did not record how many tokens they saw")
+    figure, (ax,) = panels(1, height=3.4)
+    markers = _markers(points)
+    for (name, size), own in shown.groupby(["architecture", "size"], sort=False):
+        ax.plot(
+            own["C"],
+            own["tokens_per_parameter"],
+            color=style.ARCHITECTURE[name],
+            marker=markers[size],
+            lw=0.8,
+        )
+    ax.axhline(STARVED, color="black", lw=1)
+    ax.annotate(
+        "20 tokens per parameter (Hoffmann et al. 2022)",
+        (0.01, STARVED),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        fontsize=7.5,
+    )
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    budgets = points.groupby("budget")["nominal"].mean().sort_values()
+    ax.set_xticks(budgets, [f"{name}\n{flops:.2g}" for name, flops in budgets.items()])
+    ax.minorticks_off()
+    ax.set_ylim(
+        shown["tokens_per_parameter"].min() / 2, max(STARVED, shown["tokens_per_parameter"].max()) * 2
+    )
+    starved = int((shown["tokens_per_parameter"] < STARVED).sum())
+    ax.set_title(f"{starved} of {len(shown)} grid runs saw fewer than 20 tokens per parameter")
+    ax.set_xlabel("training FLOPs (two per multiply-add)")
+    ax.set_ylabel("text and visual tokens seen / N")
+    _legend(ax, points, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure, points
+
+
+GAPS = {
+    "raw": ("raw", GREY, "o"),
+    "at_foveated": ("at the foveated model's N", style.BLUE, "s"),
+    "at_baseline": ("at the baseline's N", style.RED, "D"),
+}
+
+
+def gap(gap: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Raw and corrected gap of every pair, by budget; hollow where the correction extrapolates."""
+    measure = (
+        "evaluation" if ((gap["measure"] == "evaluation") & (gap["family"] == "grid")).any() else "validation"
+    )
+    table = gap[(gap["measure"] == measure) & gap["raw_percent"].notna()].reset_index(drop=True)
+    if table.empty:
+        raise NothingToDraw("no foveated run has a partner among the pooled-token runs")
+    figure, (ax,) = panels(1, height=1.7 + 0.32 * len(table))
+    for i, (name, (text, colour, marker)) in enumerate(GAPS.items()):
+        for position, row in enumerate(table.to_dict("records")):
+            hollow = name != "raw" and row[f"{name}_extrapolates"]
+            dots(
+                ax,
+                row[f"{name}_percent"],
+                position + 0.22 * (i - 1),
+                row[f"{name}_low"],
+                row[f"{name}_high"],
+                colour,
+                marker,
+                hollow=hollow,
+            )
+        ax.plot([], [], marker=marker, ls="", color=colour, label=text)
+    ax.plot([], [], marker="o", ls="", color="black", mfc="white", label="hollow: extrapolates")
+    ax.axvline(0, color=GREY, lw=1)
+    ax.set_yticks(range(len(table)), (table["size"] + " " + table["budget"]).str.strip())
+    ax.set_ylim(len(table) - 0.5, -0.5)
+    sure = (
+        "\nbars: 95 % paired bootstrap over samples" if measure == "evaluation" else "; one seed, no interval"
+    )
+    ax.set_xlabel(f"{measure} loss of the foveated model above the baseline's (%; right: worse){sure}")
+    heading(figure, "Gap to the pooled-token baseline, raw and at equal parameters")
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure, table

@@ -1,0 +1,96 @@
+"""Every fit made of the scaling grid: L(C), L(D) by size, L(N, D), and the iso-FLOP exponents."""
+
+import numpy as np
+import pandas as pd
+from scipy.stats import linregress
+from scipy.stats import t as student
+
+from fvlm.analysis.catalog import COLUMNS
+from fvlm.analysis.fits import Estimate, estimates
+from fvlm.analysis.grid import envelope, grid_points
+from fvlm.analysis.isoflop import minima
+
+STARVED = 20.0  # training tokens per parameter that Hoffmann et al. (2022) find optimal for text
+FORMS = {
+    "C": "L(C) = A C^-a + E",
+    "C0": "L(C) = A C^-a",
+    "D": "L(D) = B D^-b + E",
+    "ND": "L(N, D) = E + A N^-a + B D^-b",
+    "iso": "N_opt = k C^a",
+}
+
+
+def scaling_fits(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per fit and parameter. A parameter that the data cannot support has no numbers but a reason.
+
+    L(C) uses the lowest final loss at each budget; L(N, D) all of an architecture's grid runs. Runs
+    trained at a constant rate would also allow fits along a curve; runs with a decaying rate do not, so
+    only final losses are used.
+    """
+    points = grid_points(runs)
+    rows = [row for name, own in points.groupby("architecture", sort=False) for row in _fits_of(name, own)]
+    return pd.DataFrame(rows, columns=COLUMNS["scaling_fits"])
+
+
+def _fits_of(architecture: str, points: pd.DataFrame) -> list[dict]:
+    best = envelope(points)
+    rows = _rows("compute", "C", architecture, best, ("C",), True)
+    rows += _rows("compute, no floor", "C0", architecture, best, ("C",), False)
+    for size, own in points.groupby("size", sort=False):
+        rows += _rows(f"samples at {size}", "D", architecture, own, ("D",), True)
+    rows += _rows("parameters and samples", "ND", architecture, points, ("N", "D"), True)
+    return rows + _isoflop_rows(architecture, points)
+
+
+def _rows(
+    fit: str, form: str, architecture: str, points: pd.DataFrame, names: tuple[str, ...], floor: bool
+) -> list[dict]:
+    result, judged = estimates(points[list(names)].to_numpy(), points["loss"].to_numpy(), names, floor)
+    rmse = np.nan if result is None else result.rmse
+    return [_row(fit, FORMS[form], architecture, points, estimate, rmse) for estimate in judged]
+
+
+def _row(
+    fit: str, form: str, architecture: str, points: pd.DataFrame, estimate: Estimate, rmse: float
+) -> dict:
+    tokens_per_parameter = (points["tokens"] / points["N"]).max()
+    return {
+        "fit": fit,
+        "architecture": architecture,
+        "form": form,
+        "parameter": estimate.name,
+        "value": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "identified": not estimate.reason,
+        "reason": estimate.reason,
+        "n_points": len(points),
+        "rmse": rmse,
+        "samples_per_parameter": (points["D"] / points["N"]).max(),
+        "tokens_per_parameter": tokens_per_parameter,
+        "data_starved": bool(tokens_per_parameter < STARVED),
+    }
+
+
+def _isoflop_rows(architecture: str, points: pd.DataFrame) -> list[dict]:
+    """Exponents of N_opt and D_opt in C from the iso-FLOP minima, by least squares in log-log."""
+    found = minima(points)
+    used = found[found["used"]]
+    rows = []
+    for name, column in (("N_opt_exponent", "n_opt"), ("D_opt_exponent", "d_opt")):
+        if len(used) < 3:
+            reason = f"{len(used)} of {len(found)} iso-FLOP minima lie inside the sizes tried; an exponent needs three"
+            estimate, rmse = Estimate(name, np.nan, np.nan, np.nan, reason), np.nan
+        else:
+            x, y = np.log(used["flops"].to_numpy(float)), np.log(used[column].to_numpy(float))
+            line = linregress(x, y)
+            half = student.ppf(0.975, len(x) - 2) * line.stderr
+            wide = (
+                ""
+                if 2 * half <= 1
+                else f"the interval, {line.slope - half:.2g} to {line.slope + half:.2g}, is too wide"
+            )
+            values = (np.nan,) * 3 if wide else (line.slope, line.slope - half, line.slope + half)
+            estimate, rmse = Estimate(name, *values, wide), float(np.std(y - line.intercept - line.slope * x))
+        rows.append(_row("iso-FLOP minima", FORMS["iso"], architecture, points, estimate, rmse))
+    return rows

@@ -1,0 +1,244 @@
+"""From the files in config/ to a study: every run resolved, checked and named, before the first job.
+
+A run is baseline.yaml, then the study's `baseline:` overrides, then the stage's, ablation's or grid cell's own line,
+then the study's overrides of that line. Overrides name a field by its dotted path and replace it.
+No torch, no pandas: this is imported while Snakemake parses the Snakefile.
+"""
+
+import copy
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from fvlm.errors import UserError
+from fvlm.schema import EncoderSize, LanguageSize, Run, Source, Study
+
+FILES = ("models", "baseline", "stages", "ablations", "scaling", "sources")
+
+
+def read_yaml(path: Path) -> dict:
+    """A YAML mapping; UserError if it is missing, broken, or no mapping."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; the configuration is read from the folder config/") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: this is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a mapping of keys to values, found {type(content).__name__}")
+    return content
+
+
+def load_study(config: dict, folder: Path | str = "config") -> Study:
+    """Resolve a study file's content against the other files in `folder`.
+
+    config      what a study file (config.yaml, paper.yaml, ...) holds, with command-line changes merged in
+    raises      UserError naming file, field and remedy for the first thing that is wrong
+    """
+    folder = Path(folder)
+    config = _with_base(config, folder)
+    files = {name: read_yaml(folder / f"{name}.yaml") for name in FILES}
+    where = f"study {config.get('study', '?')!r}"
+    settings = {key: config[key] for key in config if key not in ("baseline", "stages", "ablations", "scaling", "based_on")}
+    settings["sources"] = _sources(files["sources"], config.get("sources", {}), where)
+    build = _Builder(files, config, where)
+    settings["runs"] = {run.name: run for run in build.runs()}
+    study = _validated(Study, settings, where)
+    _check_sources(study)
+    return study
+
+
+def study_from_files(paths: list[str], changes: dict | None = None, folder: Path | str = "config") -> Study:
+    """The study that Snakemake resolved, from the same configuration files and --config changes."""
+    config: dict = {}
+    for path in paths:
+        config = merged(config, read_yaml(Path(path)))
+    return load_study(merged(config, changes or {}), folder)
+
+
+def add_study_arguments(parser) -> None:
+    """`--study FILE [FILE ...] [--set JSON]`, as every rule passes them."""
+    parser.add_argument("--study", nargs="+", default=["config/config.yaml"], help="study files, later ones win")
+    parser.add_argument("--set", default="{}", dest="changes", help="JSON of changes on top of the study files")
+
+
+def merged(below: dict, above: dict) -> dict:
+    """Deep merge of mappings; anything else in `above` replaces."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def _with_base(config: dict, folder: Path) -> dict:
+    if "based_on" not in config:
+        return config
+    return merged(_with_base(read_yaml(folder / config["based_on"]), folder), config)
+
+
+def _suggest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
+
+
+def _validated(schema: type[BaseModel], content: dict, where: str) -> Any:
+    """Build `schema`, or one sentence about the first field that is wrong."""
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = _known_at(schema, first["loc"][:-1])
+            raise UserError(f"{where}: unknown key {path!r}, {_suggest(str(first['loc'][-1]), known)}") from error
+        if first["type"] == "missing":
+            raise UserError(f"{where}: {path!r} is missing; every {schema.__name__.lower()} needs it") from error
+        found = "" if isinstance(first["input"], dict) else f", found {first['input']!r}"
+        raise UserError(f"{where}: {path!r}: {first['msg']}{found}") from error
+
+
+def _known_at(schema: type[BaseModel], loc: tuple) -> list[str]:
+    for part in loc:
+        field = schema.model_fields.get(part) if isinstance(part, str) else None
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            break
+        schema = field.annotation
+    return list(schema.model_fields)
+
+
+def _sources(entries: dict, changes: dict, where: str) -> dict[str, Source]:
+    result = {}
+    for name, entry in merged(entries, changes).items():
+        origin = "config/sources.yaml" if name in entries else where
+        if not isinstance(entry, dict):
+            raise UserError(f"{origin}: source {name!r}: expected a mapping such as {{kind: video, ...}}, found {entry!r}")
+        result[name] = _validated(Source, {"name": name, **entry}, f"{origin}: source {name!r}")
+    return result
+
+
+class _Builder:
+    """Expands the runs of one study from the files and the study's own changes."""
+
+    def __init__(self, files: dict, config: dict, where: str):
+        self.files, self.config, self.where = files, config, where
+        self.base = {"parent": None, **copy.deepcopy(files["baseline"])}
+        self._override(self.base, config.get("baseline", {}), f"{where}: baseline")
+
+    def runs(self) -> list[Run]:
+        return [*self._stages(), *self._ablations(), *self._grid()]
+
+    def _stages(self) -> list[Run]:
+        return [self._run("stage", name, lines) for name, lines in self._listed("stages")]
+
+    def _ablations(self) -> list[Run]:
+        return [self._run("ablation", name, lines) for name, lines in self._listed("ablations")]
+
+    def _listed(self, section: str) -> list[tuple[str, list]]:
+        """Each entry of a file with the study's changes to it: (name, [(where, overrides), ...])."""
+        changes = self.config.get(section, {}) or {}
+        entries = self.files[section]
+        skipped = self.config.get("only", {}).get(section, None)
+        result = []
+        for name, entry in entries.items():
+            if skipped is not None and name not in skipped:
+                continue
+            result.append((name, [(f"config/{section}.yaml: {name}", entry or {})]))
+        for name, entry in changes.items():
+            lines = dict(result).get(name)
+            place = (f"{self.where}: {section}: {name}", entry or {})
+            lines.append(place) if lines is not None else result.append((name, [place]))
+        return result
+
+    def _grid(self) -> list[Run]:
+        axes = dict(self.files["scaling"])
+        axes.update(self.config.get("scaling", {}) or {})
+        unknown = set(axes) - {"sizes", "budgets", "architectures", "base", "seeds"}
+        if unknown:
+            name = sorted(unknown)[0]
+            hint = _suggest(name, ["sizes", "budgets", "architectures", "base", "seeds"])
+            raise UserError(f"config/scaling.yaml: unknown key {name!r}, {hint}")
+        runs = []
+        for size, size_line in axes["sizes"].items():
+            for budget, flops in axes["budgets"].items():
+                for letter, line in axes["architectures"].items():
+                    own = {"train.samples": None, "train.flops": flops}
+                    place = "config/scaling.yaml: "
+                    lines = [(place + "base", axes["base"]), (place + size, size_line), (place + letter, line), (place + budget, own)]
+                    labels = {"size": size, "budget": budget, "letter": letter}
+                    runs.append(self._run("grid", f"{size}-{budget}-{letter}", lines, labels))
+        return runs
+
+    def _run(self, family: str, name: str, lines: list[tuple[str, dict]], labels: dict | None = None) -> Run:
+        content = copy.deepcopy(self.base)
+        for where, overrides in lines:
+            self._override(content, overrides, where)
+        where = lines[-1][0]
+        content["model"]["encoder"] = self._size("encoders", EncoderSize, content["model"]["encoder"], where)
+        content["model"]["language"] = self._size("languages", LanguageSize, content["model"]["language"], where)
+        run = _validated(Run, {"name": name, "family": family, "labels": labels or {}, **content}, where)
+        _check_run(run, where)
+        return run
+
+    def _size(self, section: str, schema: type[BaseModel], name: Any, where: str) -> BaseModel:
+        sizes = self.files["models"].get(section, {})
+        if name not in sizes:
+            field = "model." + section[:-1]
+            raise UserError(f"{where}: {field}: no size {name!r} in config/models.yaml, {_suggest(str(name), list(sizes))}")
+        return _validated(schema, {"name": name, **sizes[name]}, f"config/models.yaml: {name}")
+
+    def _override(self, content: dict, overrides: dict, where: str) -> None:
+        if not isinstance(overrides, dict):
+            raise UserError(f"{where}: expected overrides such as {{optim.lr.connector: 1.0e-3}}, found {overrides!r}")
+        for path, value in overrides.items():
+            *branch, leaf = str(path).split(".")
+            place = content
+            for part in branch:
+                place = place.get(part) if isinstance(place, dict) else None
+            if not isinstance(place, dict) or leaf not in place:
+                raise UserError(f"{where}: unknown field {path!r}, {_suggest(str(path), _paths(self.files['baseline']))}")
+            place[leaf] = copy.deepcopy(value)
+
+
+def _paths(content: dict, prefix: str = "") -> list[str]:
+    result = []
+    for key, value in content.items():
+        result.append(prefix + key)
+        if isinstance(value, dict):
+            result += _paths(value, f"{prefix}{key}.")
+    return result
+
+
+def _check_run(run: Run, where: str) -> None:
+    """What types cannot say about one run."""
+    total = sum(run.data.share.values())
+    if abs(total - 1) > 1e-6 or min(run.data.share.values()) < 0:
+        raise UserError(f"{where}: data.share adds up to {total:g}; the shares of the kinds must add up to 1")
+    if (run.train.samples is None) == (run.train.flops is None):
+        raise UserError(f"{where}: set exactly one of train.samples and train.flops, the other to null")
+    if (run.optim.schedule == "converging") != (run.optim.final_lr is not None):
+        raise UserError(f"{where}: optim.final_lr belongs to schedule 'converging' and only to it; the schedule is {run.optim.schedule!r}")
+    side = int(run.model.tokens_per_frame**0.5)
+    if run.model.architecture == "multi_token" and side * side != run.model.tokens_per_frame:
+        raise UserError(f"{where}: model.tokens_per_frame is {run.model.tokens_per_frame}; pooling needs a square: 1, 4, 9 or 16")
+
+
+def _check_sources(study: Study) -> None:
+    """Every run's sources exist, are of a kind it has a share for, and its parent exists."""
+    for run in study.runs.values():
+        where = f"run {run.name!r}"
+        for name in run.data.sources:
+            if name not in study.sources:
+                raise UserError(f"{where}: data.sources names {name!r}, which config/sources.yaml lacks; {_suggest(name, list(study.sources))}")
+        kinds = {study.sources[name].kind for name in run.data.sources}
+        for kind, share in run.data.share.items():
+            if share > 0 and kind not in kinds:
+                raise UserError(f"{where}: data.share wants {share:.0%} {kind}, but none of its sources ({', '.join(run.data.sources)}) is of that kind")
+        if run.parent is not None and run.parent not in study.runs:
+            raise UserError(f"{where}: its parent {run.parent!r} is no run of this study; {_suggest(run.parent, list(study.runs))}")
+    for source in study.sources.values():
+        if isinstance(source.held_out, str) and source.held_out not in study.sources:
+            raise UserError(f"config/sources.yaml: source {source.name!r}: held_out names {source.held_out!r}, which is no source; give a source or a share such as 0.1")

@@ -1,0 +1,1 @@
+"""Videos, images and text: from raw files to batches. Imports nothing of `model/`."""

@@ -1,0 +1,141 @@
+"""From a run's order to ready batches: seek in the shards, decode JPEGs, tokenize, pack. No padding anywhere."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from fvlm.batch import Batch
+from fvlm.data.index import Index, decode_frames, load_index, read_sample, sample_text
+from fvlm.data.order import Order, in_file_order, micro_batches, split_held_out
+from fvlm.data.text import encode_chat, load_tokenizer
+from fvlm.errors import UserError
+from fvlm.schema import Run, Source, Study
+
+IMAGE = 224  # pixels; side of a frame
+
+
+@dataclass
+class Corpus:
+    """The opened indices of some sources, with the rows that each may use."""
+
+    names: list[str]
+    indices: list[Index]
+    rows: list[np.ndarray]
+    prompts: list[str]
+
+
+def open_training(run: Run, study: Study) -> Corpus:
+    """A run's sources without what is held out."""
+    sources = [study.sources[name] for name in run.data.sources]
+    indices = [_open(source, study) for source in sources]
+    rows = []
+    for source, index in zip(sources, indices, strict=True):
+        share = source.held_out if isinstance(source.held_out, float) else 0.0
+        rows.append(split_held_out(index, share)[0])
+    return Corpus([s.name for s in sources], indices, rows, [s.prompt for s in sources])
+
+
+def open_held_out(run: Run, study: Study, samples: int, kinds: tuple[str, ...] | None = None) -> Corpus:
+    """At most `samples` held-out samples for each of the run's sources, always the same ones.
+
+    kinds   only sources of these kinds; None: those the run has a share for
+    """
+    kinds = kinds or tuple(kind for kind, share in run.data.share.items() if share > 0)
+    corpus = Corpus([], [], [], [])
+    for name in run.data.sources:
+        source = study.sources[name]
+        if source.kind not in kinds or source.held_out is None:
+            continue
+        if isinstance(source.held_out, str):
+            partner = study.sources[source.held_out]
+            index = _open(partner, study)
+            rows, prompt = np.arange(len(index)), partner.prompt
+        else:
+            index = _open(source, study)
+            rows, prompt = split_held_out(index, source.held_out)[1], source.prompt
+        chosen = np.random.default_rng(0).permutation(rows)[:samples]
+        corpus.names.append(name)
+        corpus.indices.append(index)
+        corpus.rows.append(np.sort(chosen))
+        corpus.prompts.append(prompt)
+    return corpus
+
+
+def _open(source: Source, study: Study) -> Index:
+    return load_index(Path(study.results) / "index" / f"{source.name}.npz")
+
+
+class Steps(Dataset):
+    """Item i is step i of an order: its micro-batches, ready for the model."""
+
+    def __init__(self, corpus: Corpus, order: Order, run: Run, study: Study, loss: str, batch_size: int):
+        self.corpus, self.order, self.batch_size, self.loss = corpus, order, batch_size, loss
+        self.max_tokens, self.results = run.data.max_text_tokens, Path(study.results)
+        self.most_positions, self.most_tokens = run.operation.micro_frames, run.operation.micro_tokens
+        self.tokenizer = load_tokenizer(self.results / "tokenizer")
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.batch_size)
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        low = step * self.batch_size
+        here = slice(low, min(low + self.batch_size, len(self.order)))
+        samples = [self.sample(i) for i in range(here.start, here.stop)]
+        groups = micro_batches(self.order.positions[here], self.order.text_tokens[here], self.most_positions, self.most_tokens)
+        return [pack([samples[i] for i in group]) for group in groups]
+
+    def sample(self, i: int) -> dict:
+        """Sample i of the order: frames (T, 224, 224, 3) uint8, positions, ids, mask, key, source."""
+        place, row = int(self.order.source[i]), int(self.order.row[i])
+        index, name = self.corpus.indices[place], self.corpus.names[place]
+        file = self.results / index.shards[index.shard[row]]
+        members = read_sample(file, int(index.offset[row]), int(index.length[row]))
+        key = str(index.keys[row])
+        text = sample_text(members, self.corpus.prompts[place])
+        ids, answer = encode_chat(self.tokenizer, text, self.max_tokens)
+        mask = answer.copy() if self.loss == "answers" else np.ones(len(ids), dtype=bool)
+        mask[0] = False  # nothing stands before it in a text-only sample, so it is scored in none
+        frames = decode_frames(members)
+        if len(frames) != index.frames[row] or frames.shape[1:] != (IMAGE, IMAGE, 3):
+            raise UserError(
+                f"{file}: sample {key!r} has frames {frames.shape}, its index says {index.frames[row]} of {IMAGE} x {IMAGE}; "
+                f"delete the index of source {name!r} so that it is made again"
+            )
+        return {"frames": frames, "positions": int(self.order.positions[i]), "ids": ids, "mask": mask, "key": key, "source": name}
+
+
+def pack(samples: list[dict]) -> Batch:
+    """One batch of the given samples, end to end. A still image's one frame is named once per position."""
+    frame_index, start = [], 0
+    for s in samples:
+        distinct = len(s["frames"])
+        frame_index.append(start + np.arange(s["positions"]) % max(distinct, 1))
+        start += distinct
+    return Batch(
+        frames=torch.from_numpy(np.concatenate([s["frames"] for s in samples])),
+        frame_index=torch.from_numpy(np.concatenate(frame_index).astype(np.int64)),
+        frame_counts=torch.tensor([s["positions"] for s in samples]),
+        token_ids=torch.from_numpy(np.concatenate([s["ids"] for s in samples]).astype(np.int64)),
+        token_counts=torch.tensor([len(s["ids"]) for s in samples]),
+        loss_mask=torch.from_numpy(np.concatenate([s["mask"] for s in samples])),
+        keys=[s["key"] for s in samples],
+        sources=[s["source"] for s in samples],
+    )
+
+
+def load_steps(steps: Steps, first: int = 0, workers: int = 0) -> Iterator[list[Batch]]:
+    """Steps `first`, `first` + 1, ... in order, read ahead by `workers` processes (0: read here)."""
+    return iter(DataLoader(steps, batch_size=None, sampler=range(first, len(steps)), num_workers=workers))
+
+
+def held_out_steps(run: Run, study: Study, samples: int, loss: str, batch_size: int = 8) -> Steps | None:
+    """Held-out samples of the run's sources as steps, or None where no source holds anything out."""
+    corpus = open_held_out(run, study, samples)
+    if not sum(len(rows) for rows in corpus.rows):
+        return None
+    order = in_file_order(corpus.indices, corpus.rows, run.data.static_frames, run.data.max_text_tokens)
+    return Steps(corpus, order, run, study, loss, batch_size)

@@ -1,0 +1,100 @@
+"""What every decoder shares: the clip, the 1 FPS schedule, and why a file can be refused."""
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+SIDE = 224  # pixels; side of a frame
+MAX_FRAMES = 64
+MAX_PIXELS = 100_000_000  # of one decoded picture: about 300 MB as RGB
+
+# Why an input can be missing from a shard. A ledger names nothing else.
+REASONS = {
+    "missing": "there is no such file, or it is no regular file",
+    "empty": "the file has no bytes",
+    "not_media": "the content is no video or image format that is read here",
+    "no_video_stream": "the file has sound, subtitles or a cover, but no video",
+    "corrupt": "the format was recognised, and not one frame could be decoded",
+    "too_large": "one picture has more pixels, or needs more memory, than is allowed",
+    "timeout": "decoding took longer than the deadline of one file",
+    "crashed": "the decoder ended its process",
+    "bad_row": "the row of the table lacks a text it needs",
+}
+
+
+class MediaError(Exception):
+    """A file that gives no frames. `reason` is a key of `REASONS`."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        if reason not in REASONS:
+            raise ValueError(f"reason {reason!r} is none of {', '.join(REASONS)}")
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The frames of one video, or of one image (one frame at time 0, duration 0).
+
+    frames      (T, 224, 224, 3) uint8 RGB, 1 <= T <= 64
+    times_s     (T,) float64, seconds after the first shown frame; frame i is what is shown at that time
+    duration_s  from the first shown frame to the end of the last
+    codec       as FFmpeg names it; for an image its format in lower case
+    """
+
+    frames: np.ndarray
+    times_s: np.ndarray
+    duration_s: float
+    codec: str
+
+    def __post_init__(self) -> None:
+        wanted = (len(self.times_s), SIDE, SIDE, 3)
+        if self.frames.shape != wanted or self.frames.dtype != np.uint8:
+            found = f"{self.frames.shape} {self.frames.dtype}"
+            raise ValueError(f"clip: frames are {found}, expected {wanted} uint8")
+
+
+def schedule(shown_s: np.ndarray, duration_s: float) -> tuple[np.ndarray, np.ndarray]:
+    """Which frames to keep: those shown at t = 0, 1, 2, ... < duration; past 64 s, 64 at t = i duration / 64.
+
+    shown_s     (F,) seconds at which each frame appears, ascending, the first one 0
+    returns     times (T,) float64 and, for each, the position (T,) int64 of the last frame that is not later
+    """
+    slack = 1e-6  # times are fractions of a clock rounded to float
+    if duration_s <= MAX_FRAMES + slack:
+        times_s = np.arange(max(1, int(np.ceil(duration_s - slack))), dtype=np.float64)
+    else:
+        times_s = np.arange(MAX_FRAMES) * (duration_s / MAX_FRAMES)
+    return times_s, np.searchsorted(shown_s, times_s + slack, side="right") - 1
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what is no plain file with content: a FIFO would block for ever.
+
+    raises      MediaError missing, empty
+    """
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise MediaError("missing", f"{path}: {error}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise MediaError("missing", f"{path}: not a regular file")
+    if status.st_size == 0:
+        raise MediaError("empty", f"{path}: 0 bytes")
+
+
+def fit(width: int, height: int, crop: bool) -> tuple[int, int]:
+    """Size before the centre crop: the short side becomes 224 (crop), or both do (squash)."""
+    if not crop:
+        return SIDE, SIDE
+    short = min(width, height)
+    return round(width * SIDE / short), round(height * SIDE / short)
+
+
+def centre(image: np.ndarray) -> np.ndarray:
+    """The central 224 x 224 of an image that is at least so large."""
+    top, left = (image.shape[0] - SIDE) // 2, (image.shape[1] - SIDE) // 2
+    return image[top : top + SIDE, left : left + SIDE]

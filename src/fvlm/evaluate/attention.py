@@ -1,0 +1,76 @@
+"""`fvlm attention RUN`: where the queries look in a few fixed held-out videos, as arrays."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fvlm.config import add_study_arguments, study_from_files
+from fvlm.data.index import read_sample, sample_text
+from fvlm.data.loader import Steps, open_held_out
+from fvlm.data.order import in_file_order
+from fvlm.evaluate.load import load_run
+from fvlm.files import write_beside
+from fvlm.schema import Run, Study
+from fvlm.train.loop import autocast
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("run", help="a finished foveated run")
+    parser.add_argument("--out", required=True, type=Path, help=".npz with frames, attention maps and captions")
+    add_study_arguments(parser)
+
+
+def main(args) -> int:
+    study = study_from_files(args.study, json.loads(args.changes))
+    run, model, device = load_run(Path(study.results) / "runs" / args.run)
+    steps = fixed_videos(run, study)
+    arrays: dict[str, np.ndarray] = {}
+    keys, sources, captions = [], [], []
+    with torch.no_grad(), autocast(run, device):
+        for k in range(len(steps)):
+            (batch,) = steps[k]
+            output = model(batch.to(device), run.model.training_mode, with_attention=True)
+            side = round(run.model.encoder.patches**0.5)
+            arrays[f"frames_{k}"] = batch.frames[batch.frame_index].numpy()
+            for name, looked in (("fine", output.fine), ("coarse", output.coarse)):
+                if looked is not None:
+                    arrays[f"{name}_{k}"] = looked.patches.float().cpu().numpy().reshape(-1, side, side)
+            arrays[f"entropy_fine_{k}"] = output.entropy_P.float().cpu().numpy()
+            keys.append(batch.keys[0])
+            sources.append(batch.sources[0])
+            captions.append(_caption(steps, k))
+    arrays |= {"keys": np.array(keys), "sources": np.array(sources), "captions": np.array(captions)}
+
+    def write(beside: Path) -> None:
+        with open(beside, "wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    write_beside(args.out, write)
+    return 0
+
+
+def fixed_videos(run: Run, study: Study) -> Steps:
+    """The same few held-out videos for every run with these sources: the first of each video source in turn."""
+    corpus = open_held_out(run, study, study.evaluation.samples, kinds=("video",))
+    wanted = study.evaluation.attention_videos
+    for i, (index, rows) in enumerate(zip(corpus.indices, corpus.rows, strict=True)):
+        moving = rows[index.frames[rows] > 1]
+        # One sample per video: rows of the same group ask about the same frames.
+        _, first = np.unique(index.group[moving], return_index=True)
+        share = wanted // len(corpus.rows) + (i < wanted % len(corpus.rows))
+        corpus.rows[i] = moving[np.sort(first)][:share]
+    order = in_file_order(corpus.indices, corpus.rows, run.data.static_frames, run.data.max_text_tokens)
+    return Steps(corpus, order, run, study, "answers", batch_size=1)
+
+
+def _caption(steps: Steps, i: int) -> str:
+    """What the sample's text says, as one line: the question or prompt, and the answer."""
+    place, row = int(steps.order.source[i]), int(steps.order.row[i])
+    index = steps.corpus.indices[place]
+    members = read_sample(steps.results / index.shards[index.shard[row]], int(index.offset[row]), int(index.length[row]))
+    text = sample_text(members, steps.corpus.prompts[place])
+    if "messages" in text:
+        return " ".join(message["content"] for message in text["messages"])
+    return f"{text['user']} {text['assistant']}"

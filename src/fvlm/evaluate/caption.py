@@ -1,0 +1,48 @@
+"""`fvlm caption VIDEO --run results/runs/stage3`: what a finished run says about a video or an image."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fvlm.batch import Batch
+from fvlm.data.loader import pack
+from fvlm.data.text import IMAGE_SUFFIXES, encode_prompt, load_tokenizer
+from fvlm.data.video import decode_image, decode_video
+from fvlm.errors import UserError
+from fvlm.evaluate.load import load_run
+from fvlm.model.generate import generate
+from fvlm.train.loop import autocast
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("files", nargs="+", type=Path, help="videos or images")
+    parser.add_argument("--run", required=True, type=Path, help="folder of a finished run, for example results/runs/stage3")
+    parser.add_argument("--question", default="Say what happens in the video.", help="what to ask")
+    parser.add_argument("--tokens", type=int, default=60, help="longest answer, in tokens")
+    parser.add_argument("--mode", default=None, help="coarse_only, coarse_fine or autoregressive (default: as at inference)")
+
+
+def main(args) -> int:
+    run, model, device = load_run(args.run)
+    tokenizer = load_tokenizer(args.run.parent.parent / "tokenizer")
+    mode = args.mode or ("autoregressive" if run.model.training_mode == "coarse_fine" else run.model.training_mode)
+    if mode not in run.model.modes:
+        raise UserError(f"run {run.name!r} has no mode {mode!r}; it has {', '.join(run.model.modes)}")
+    for file in args.files:
+        batch = prompt_batch(file, encode_prompt(tokenizer, args.question), run.data.static_frames)
+        with torch.no_grad(), autocast(run, device):
+            ids = generate(model, batch.to(device), tokenizer.token_to_id("<|im_end|>"), args.tokens, mode)
+        print(f"{file}: {tokenizer.decode(ids).strip()}")
+    return 0
+
+
+def prompt_batch(file: Path, ids: np.ndarray, static_frames: int) -> Batch:
+    """A batch of one sample: the file's frames and the prompt."""
+    if file.suffix.lower() in IMAGE_SUFFIXES:
+        frames, positions = decode_image(file).frames, static_frames
+    else:
+        frames = decode_video(file).frames
+        positions = len(frames)
+    mask = np.zeros(len(ids), dtype=bool)
+    return pack([{"frames": frames, "positions": positions, "ids": ids, "mask": mask, "key": file.name, "source": "yours"}])

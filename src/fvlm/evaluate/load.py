@@ -1,0 +1,34 @@
+"""A finished run as a model ready to be asked: rebuilt from the configuration saved beside its weights."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_model
+
+from fvlm.errors import UserError
+from fvlm.model.build import build_model
+from fvlm.model.foveated import VideoLanguageModel
+from fvlm.schema import Run
+
+
+def load_run(folder: Path | str) -> tuple[Run, VideoLanguageModel, torch.device]:
+    """The run, its best weights in evaluation mode, and the device they are on: the GPU if there is one.
+
+    folder  results/runs/NAME
+    raises  UserError if the run is not finished
+    """
+    folder = Path(folder)
+    saved = folder / "model" / "run.json"
+    if not saved.is_file():
+        raise UserError(f"{folder}: no finished run here ({saved} is missing); train it first: snakemake --cores all {folder}/summary.json")
+    run = Run.model_validate(json.loads(saved.read_text()))
+    # The weights are loaded below, so pretrained ones need not be fetched again.
+    unpretrained = run.model.model_copy(update={
+        part: getattr(run.model, part).model_copy(update={"weights": None}) for part in ("encoder", "language")
+    })  # fmt: skip
+    model = build_model(unpretrained, run.train.seed)
+    load_model(model, str(folder / "model" / "best.safetensors"))
+    torch.set_num_threads(run.operation.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return run, model.to(device).eval(), device

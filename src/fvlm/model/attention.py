@@ -1,0 +1,55 @@
+"""Scaled dot-product attention, one function for both backbones."""
+
+import torch
+from torch.nn import functional as F
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    causal: bool = False,
+) -> torch.Tensor:
+    """softmax(query key^T / sqrt(width)) value.
+
+    query     (B, H, S, width)
+    key       (B, K, L, width) with H a multiple of K (grouped-query attention); value the same
+    mask      bool, broadcastable to (B, H, S, L), True: may be seen
+    causal    position i sees positions up to i; S = L and no mask
+    returns   (B, H, S, width)
+    """
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        return _attend_plainly(query, key, value, mask, causal)
+    grouped = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped
+    )
+
+
+def _attend_plainly(query, key, value, mask, causal):
+    """The same from plain matrix products: on CPUs in bfloat16 faster than torch's fused kernel."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1) @ value
+
+
+def attention_weights(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """The weights that `attend` uses without a mask, in float32 or finer: (B, H, S, L)."""
+    precise = torch.promote_types(query.dtype, torch.float32)
+    scores = query.to(precise) @ key.to(precise).transpose(-1, -2)
+    return (scores * query.shape[-1] ** -0.5).softmax(-1)
+
+
+def working_dtype(weight: torch.Tensor) -> torch.dtype:
+    """What a matrix product with this float tensor is computed in: autocast's dtype, or its own."""
+    kind = weight.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return weight.dtype

@@ -1,0 +1,168 @@
+"""Build a model from its configuration: pretrained weights, or random ones that learn from scratch."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    Dinov2Config,
+    Dinov2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from fvlm import schema
+from fvlm.errors import UserError
+from fvlm.model.connector import PooledConnector, QueryConnector
+from fvlm.model.encoder import Encoder
+from fvlm.model.foveated import VideoLanguageModel
+from fvlm.model.language import Language
+
+
+def build_model(model: schema.Model, seed: int) -> VideoLanguageModel:
+    """The model of a configuration, float32, on the current default device; a function of `seed` alone.
+
+    raises   UserError if weights cannot be loaded completely or do not have the declared sizes
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        dino, llama = _encoder(model.encoder), _language(model.language, model.visual_scale)
+        connector = (QueryConnector if model.architecture == "foveated" else PooledConnector)(model)
+        _initialise(connector)
+        if isinstance(connector, QueryConnector):
+            nn.init.normal_(connector.q_static, std=model.query_init_std)
+            nn.init.normal_(connector.q_init, std=model.query_init_std)
+    return VideoLanguageModel(model, Encoder(dino, model.encoder.image), Language(llama), connector)
+
+
+def encoder_config(size: schema.EncoderSize) -> Dinov2Config:
+    side = size.position_side or size.image // size.patch
+    return Dinov2Config(
+        hidden_size=size.width,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        mlp_ratio=size.mlp_ratio,
+        patch_size=size.patch,
+        image_size=side * size.patch,
+    )
+
+
+def language_config(size: schema.LanguageSize) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=size.vocabulary,
+        hidden_size=size.width,
+        intermediate_size=size.ffn,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+        max_position_embeddings=size.max_positions,
+        rms_norm_eps=size.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": size.rope_theta},
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+
+
+def _encoder(size: schema.EncoderSize) -> Dinov2Model:
+    wanted = encoder_config(size)
+    if size.weights:
+        return load_pretrained(Dinov2Model, size.weights, wanted, "encoder", ENCODER_FIELDS)
+    dino = Dinov2Model(wanted)
+    _initialise(dino)
+    embeddings = dino.embeddings
+    nn.init.normal_(embeddings.cls_token, std=0.02)
+    positions = sin_cos_positions(size.position_side or size.image // size.patch, size.width)
+    with torch.no_grad():
+        embeddings.position_embeddings.zero_()[0, 1:].copy_(positions)
+    return dino
+
+
+def _language(size: schema.LanguageSize, embedding_std: float) -> nn.Module:
+    wanted = language_config(size)
+    if size.weights:
+        return load_pretrained(LlamaForCausalLM, size.weights, wanted, "language", LANGUAGE_FIELDS).model
+    llama = LlamaForCausalLM(wanted).model
+    _initialise(llama)
+    # text and visual tokens enter the language model equally large
+    nn.init.normal_(llama.embed_tokens.weight, std=embedding_std)
+    return llama
+
+
+# what the layer walks and the FLOP counts rely on
+ENCODER_FIELDS = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "patch_size", "image_size"),
+    *("num_channels", "hidden_act", "layer_norm_eps", "qkv_bias", "use_swiglu_ffn", "use_mask_token"),
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"),
+)
+LANGUAGE_FIELDS = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_parameters"),
+    *("tie_word_embeddings", "hidden_act", "attention_bias", "mlp_bias", "attention_dropout"),
+)
+
+
+def load_pretrained(
+    kind: type[PreTrainedModel], name: str, wanted: PreTrainedConfig, part: str, fields: tuple[str, ...]
+) -> PreTrainedModel:
+    """The one place that loads weights: a hub name or a local folder, float32, every key matched.
+
+    raises   UserError if it is not there, has other sizes than declared, or misses or adds a tensor
+    """
+    try:
+        found = type(wanted).from_pretrained(name)
+        _compare(found, wanted, name, part, fields)
+        model, info = kind.from_pretrained(name, config=found, dtype=torch.float32, output_loading_info=True)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        where = "a local folder" if Path(name).exists() else "neither a local folder nor a reachable hub name"
+        raise UserError(
+            f"model.{part}.weights: {name!r} ({where}) cannot be loaded: {reason}; give a folder with "
+            "config.json and model.safetensors, download it first where there is no network, or write null"
+        ) from error
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    wrong = {key: sorted(map(str, info[key])) for key in kinds if info[key]}
+    if wrong:
+        raise UserError(
+            f"model.{part}.weights: {name!r} does not fit {kind.__name__}: "
+            + "; ".join(f"{key} {len(names)}, first {names[0]}" for key, names in wrong.items())
+            + "; use a checkpoint of exactly this architecture"
+        )
+    return model.eval()
+
+
+def _compare(
+    found: PreTrainedConfig, wanted: PreTrainedConfig, name: str, part: str, fields: tuple[str, ...]
+) -> None:
+    different = [
+        f"{field} is {getattr(found, field)!r}, declared {getattr(wanted, field)!r}"
+        for field in fields
+        if getattr(found, field) != getattr(wanted, field)
+    ]
+    if different:
+        raise UserError(
+            f"model.{part}: the config of {name!r} differs: {'; '.join(different)}; correct the size"
+        )
+
+
+@torch.no_grad()
+def _initialise(module: nn.Module) -> None:
+    """Linear layers at std fan_in^-0.5: with the usual 0.02 a narrow model learns nothing of what it sees."""
+    for child in module.modules():
+        if isinstance(child, nn.Linear | nn.Conv2d):
+            nn.init.normal_(child.weight, std=child.weight[0].numel() ** -0.5)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+
+
+def sin_cos_positions(side: int, width: int) -> torch.Tensor:
+    """Fixed position embeddings (side^2, width): a quarter each of sin and cos of the row and the column."""
+    quarter = width // 4
+    frequency = 10_000.0 ** (-torch.arange(quarter) / quarter)
+    angle = torch.arange(side)[:, None] * frequency
+    wave = torch.cat([angle.sin(), angle.cos()], dim=1)
+    rows, columns = wave[:, None].expand(-1, side, -1), wave[None].expand(side, -1, -1)
+    grid = torch.cat([rows, columns], dim=2).flatten(0, 1)
+    return nn.functional.pad(grid, (0, width - grid.shape[1]))

@@ -1,0 +1,36 @@
+"""Greedy text generation behind a video and a prompt."""
+
+import torch
+
+from fvlm.batch import Batch
+from fvlm.model.foveated import VideoLanguageModel
+from fvlm.model.language import Cache
+
+
+@torch.no_grad()
+def generate(
+    model: VideoLanguageModel, batch: Batch, end_id: int | None, max_new_tokens: int, mode: str | None = None
+) -> list[int]:
+    """The most likely next token, again and again, with the language model's cache.
+
+    batch    one sample; its text tokens are the prompt, its loss mask is not read
+    end_id   the token that ends an answer (it is not returned); None: never
+    mode     how the video is seen; None: autoregressive, or direct for a baseline
+    raises   ValueError if the batch has more than one sample
+    """
+    if len(batch) != 1:
+        raise ValueError(f"generate takes one sample, got {len(batch)}")
+    mode = model.check_mode(mode or model.config.modes[-1])
+    visual_PE = model.visual_tokens(batch, model.plan(batch), mode)[0]
+    text_SE = model.llm.embed(batch.token_ids)
+    next_1SE, cache = torch.cat([visual_PE.to(text_SE.dtype), text_SE])[None], Cache()
+    start, found = 0, []
+    while len(found) < max_new_tokens:
+        hidden = model.llm.run_next(next_1SE, start, cache)[:, -1]
+        token = model.llm.logits(hidden).argmax(-1)
+        if int(token) == end_id:
+            break
+        found.append(int(token))
+        start += next_1SE.shape[1]
+        next_1SE = model.llm.embed(token)[:, None]
+    return found

@@ -1,0 +1,85 @@
+"""The language model: a walk through the layers of a `LlamaModel` over packed rows or with a cache.
+
+Letters: R rows, W width of a row in tokens, E language width, H heads.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import LlamaModel
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from fvlm.model.attention import attend, working_dtype
+from fvlm.model.packing import Rows
+
+
+class Cache:
+    """Keys and values of the tokens so far, per layer (R, K, tokens, E / H)."""
+
+    def __init__(self) -> None:
+        self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def extend(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append the new tokens' keys and values; returns those of all tokens."""
+        if layer in self.layers:
+            before = self.layers[layer]
+            key, value = torch.cat([before[0], key], dim=2), torch.cat([before[1], value], dim=2)
+        self.layers[layer] = (key, value)
+        return key, value
+
+    def keep(self, rows: int) -> None:
+        """Forget all but the first rows."""
+        self.layers = {number: (key[:rows], value[:rows]) for number, (key, value) in self.layers.items()}
+
+
+class Language(nn.Module):
+    """Embeddings, layers and tied logits of a Llama model."""
+
+    def __init__(self, llama: LlamaModel):
+        super().__init__()
+        self.llama = llama
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        return self.llama.embed_tokens(token_ids)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Over the vocabulary, with the embeddings as output weights."""
+        return F.linear(hidden, self.llama.embed_tokens.weight)
+
+    def run_packed(self, tokens_ME: torch.Tensor, rows: Rows) -> torch.Tensor:
+        """Hidden states (R x W, E) of packed tokens (M, E), in the cells of `rows`."""
+        cells = tokens_ME.new_zeros(rows.count * rows.width, tokens_ME.shape[1])
+        x_RWE = cells.index_copy(0, rows.cells, tokens_ME).unflatten(0, (rows.count, rows.width))
+        return self._walk(x_RWE, rows.positions, rows.mask, rows.mask is None, None).flatten(0, 1)
+
+    def run_next(self, x_RWE: torch.Tensor, start: int, cache: Cache) -> torch.Tensor:
+        """Hidden states of W more tokens of every row, behind the `start` tokens in the cache."""
+        width = x_RWE.shape[1]
+        if start and width > 1:
+            raise ValueError(f"{width} tokens behind {start} cached ones; expected one")
+        positions = torch.arange(start, start + width, device=x_RWE.device)[None]
+        return self._walk(x_RWE, positions, None, start == 0 and width > 1, cache)
+
+    def _walk(self, x, positions, mask, causal, cache):
+        llama = self.llama
+        x = x.to(llama.norm.weight.dtype)  # the residual stream stays exact under autocast
+        cos, sin = llama.rotary_emb(x, positions)
+        for number, layer in enumerate(llama.layers):
+            attention = layer.self_attn
+            normed = _norm(layer.input_layernorm, x)
+            query, key, value = (
+                projection(normed).unflatten(2, (-1, attention.head_dim)).transpose(1, 2)
+                for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+            )
+            query, key = apply_rotary_pos_emb(query, key, cos.to(query.dtype), sin.to(query.dtype))
+            if cache is not None:
+                key, value = cache.extend(number, key, value)
+            seen = attend(query, key, value, mask, causal)
+            x = x + attention.o_proj(seen.transpose(1, 2).flatten(2))
+            x = x + layer.mlp(_norm(layer.post_attention_layernorm, x))
+        return _norm(llama.norm, x)
+
+
+def _norm(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """RMS norm, in the dtype of the matrix products that read it."""
+    return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon).to(working_dtype(x))

@@ -1,0 +1,216 @@
+"""Every setting of a run and of a study, typed, frozen and strict: an unknown key is refused.
+
+No torch here: the whole configuration is resolved while Snakemake parses the Snakefile.
+"""
+
+import hashlib
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Kind = Literal["video", "image", "text", "preference"]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EncoderSize(Strict):
+    """A DINOv2 encoder. `weights` is a hub name or a local folder; null builds it from these numbers."""
+
+    name: str
+    width: int = Field(gt=0)
+    layers: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    mlp_ratio: int = 4
+    patch: int = 14
+    image: int = 224  # pixels; side of a frame
+    position_side: int | None = None  # patches per side of the stored position embeddings; null: image / patch
+    weights: str | None = None
+
+    @property
+    def patches(self) -> int:
+        """Patch tokens per frame, without the CLS token."""
+        return (self.image // self.patch) ** 2
+
+
+class LanguageSize(Strict):
+    """A Llama language model with tied embeddings. `weights` as in `EncoderSize`."""
+
+    name: str
+    width: int = Field(gt=0)
+    ffn: int = Field(gt=0)
+    layers: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    kv_heads: int = Field(gt=0)
+    vocabulary: int = Field(gt=0)
+    rope_theta: float = 100_000.0
+    rms_norm_eps: float = 1e-5
+    max_positions: int = 8192
+    weights: str | None = None
+
+
+class Model(Strict):
+    architecture: Literal["foveated", "multi_token", "pixel_shuffle"]
+    encoder: EncoderSize
+    language: LanguageSize
+    deep_query: bool
+    fine_pass: bool
+    query_dim: int = Field(gt=0)
+    query_init_std: float = Field(gt=0)
+    visual_scale: float = Field(gt=0)
+    lambda_coarse: float = Field(ge=0)
+    tokens_per_frame: int = Field(gt=0)  # of the baselines; the foveated model always has one
+
+    @property
+    def visual_tokens(self) -> int:
+        """Visual tokens per frame that the language model sees."""
+        return 1 if self.architecture == "foveated" else self.tokens_per_frame
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The ways this model can be evaluated."""
+        if self.architecture != "foveated":
+            return ("direct",)
+        return ("coarse_only", "coarse_fine", "autoregressive")
+
+    @property
+    def training_mode(self) -> str:
+        if self.architecture != "foveated":
+            return "direct"
+        return "coarse_fine" if self.fine_pass else "coarse_only"
+
+
+class Rates(Strict):
+    """Learning rates of the three parameter groups."""
+
+    connector: float = Field(ge=0)
+    dino: float = Field(ge=0)
+    llm: float = Field(ge=0)
+
+
+class Optim(Strict):
+    batch_size: int = Field(gt=0)  # samples per step
+    lr: Rates
+    final_lr: Rates | None  # where schedule `converging` ends
+    schedule: Literal["cosine", "constant", "converging"]
+    warmup: float = Field(ge=0, lt=1)  # share of all steps
+    weight_decay: float = Field(ge=0)
+    clip: float = Field(gt=0)  # largest gradient norm
+    betas: tuple[float, float]
+    freeze: tuple[Literal["connector", "dino", "llm"], ...]
+
+
+class Data(Strict):
+    sources: tuple[str, ...] = Field(min_length=1)
+    share: dict[Kind, float]  # share of the samples by kind; sums to 1
+    static_frames: int = Field(ge=1, le=64)  # an image is repeated to this many frames
+    max_text_tokens: int = Field(gt=0)
+    loss: Literal["all", "answers"]  # which text tokens are scored
+
+
+class Train(Strict):
+    samples: int | None = Field(gt=0)  # how long: samples seen ...
+    flops: float | None = Field(gt=0)  # ... or training FLOPs spent, whichever is given
+    seed: int
+    precision: Literal["float32", "medium", "bfloat16"]
+    evaluations: int = Field(gt=0)  # validations over the run, evenly spaced, the last at the end
+    validation_samples: int = Field(gt=0)  # per source, at each validation
+
+
+class Operation(Strict):
+    """How a run is executed. Nothing here changes what is learnt, so none of it is in the digest."""
+
+    micro_frames: int = Field(gt=0)  # visual positions per forward pass; a step may take several
+    micro_tokens: int = Field(gt=0)  # text tokens per forward pass
+    checkpoint_steps: int = Field(gt=0)
+    loader_workers: int = Field(ge=0)
+    threads: int = Field(gt=0)  # CPU threads of torch
+    gpus: int = Field(ge=0, le=1)  # asked of the scheduler
+    log_seconds: float = Field(gt=0)
+    wandb: Literal["disabled", "offline", "online"]
+
+
+class Run(Strict):
+    """One training, fully resolved."""
+
+    name: str
+    family: Literal["stage", "ablation", "grid"]
+    parent: str | None  # the run whose best weights this one starts from
+    question: str = ""
+    model: Model
+    data: Data
+    optim: Optim
+    train: Train
+    operation: Operation
+    labels: dict[str, str] = {}  # of the grid: size, budget, letter of the architecture
+
+    @property
+    def digest(self) -> str:
+        """Changes exactly when something changes that training depends on."""
+        content = self.model_dump(mode="json", exclude={"operation", "question", "labels"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Source(Strict):
+    """One dataset of config/sources.yaml."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    kind: Kind
+    reader: Literal["folder", "shards", "demo"]
+    path: str | None = None
+    table: str = "samples.jsonl"
+    prompt: str = "Describe the video."
+    samples: int | None = Field(default=None, gt=0)
+    held_out: float | str | None = None
+    frames: float = Field(default=8, ge=0)  # expected mean, for the plan
+    text_tokens: float = Field(default=100, gt=0)  # expected mean, for the plan
+    max_reject: float = Field(default=0.5, ge=0, le=1)  # a larger share of rejected inputs fails the shard
+    demo_family: str | None = None
+    demo_seed: int = 0
+    broken: int = Field(default=0, ge=0)  # broken files the demo puts in on purpose
+    licence: str = ""
+
+
+class TokenizerChoice(Strict):
+    """Either a pretrained tokenizer by name or folder, or the vocabulary of one trained on the corpus."""
+
+    weights: str | None = None
+    vocabulary: int | None = Field(default=None, ge=260)
+
+
+class Shards(Strict):
+    samples: int = Field(gt=0)  # per shard
+
+
+class Evaluation(Strict):
+    samples: int = Field(gt=0)  # held-out samples per source
+    attention_videos: int = Field(gt=0)
+
+
+class Study(Strict):
+    """Everything a study builds: what `load_study` returns."""
+
+    study: str
+    results: str
+    tokenizer: TokenizerChoice
+    shards: Shards
+    evaluation: Evaluation
+    sources: dict[str, Source]
+    runs: dict[str, Run]
+    only: dict[Literal["stages", "ablations"], list[str]] = {}
+    prepare: list[str] = []  # sources to shard and index though no run trains on them yet
+
+    @property
+    def used_sources(self) -> list[str]:
+        """Sources of all runs, those only prepared, and their held-out partners, in the order of sources.yaml."""
+        used = {name for run in self.runs.values() for name in run.data.sources}
+        used |= set(self.prepare)
+        partners = {self.sources[name].held_out for name in used}
+        return [name for name in self.sources if name in used | partners]
+
+    @property
+    def training_sources(self) -> list[str]:
+        used = {name for run in self.runs.values() for name in run.data.sources}
+        return [name for name in self.sources if name in used]

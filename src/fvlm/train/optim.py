@@ -1,0 +1,50 @@
+"""AdamW in three parameter groups, and the three learning rate schedules."""
+
+import math
+
+import torch
+from torch import nn
+
+from fvlm.schema import Optim
+
+GROUPS = ("connector", "dino", "llm")
+
+
+def make_optimizer(groups: dict[str, dict[str, nn.Parameter]], optim: Optim) -> torch.optim.AdamW:
+    """Optimizer over the trainable parameters; `groups` maps connector, dino, llm to named parameters.
+
+    Weight decay acts on matrices only: norms, biases, layer scales and embeddings are left out.
+    """
+    param_groups = []
+    for name in GROUPS:
+        trainable = {key: p for key, p in groups[name].items() if p.requires_grad}
+        decayed = [p for key, p in trainable.items() if p.ndim >= 2 and "embed" not in key]
+        plain = [p for key, p in trainable.items() if p.ndim < 2 or "embed" in key]
+        for parameters, decay in ((decayed, optim.weight_decay), (plain, 0.0)):
+            if parameters:
+                param_groups.append({"params": parameters, "weight_decay": decay, "group": name, "lr": 0.0})
+    return torch.optim.AdamW(param_groups, betas=optim.betas, fused=True)
+
+
+def rates_at(optim: Optim, step: int, steps: int) -> dict[str, float]:
+    """Learning rate of each group for update `step` (from 0) of `steps`.
+
+    Linear warm-up, then cosine decay to 0, a constant, or `converging`: a cosine path from lr to final_lr, which
+    may go down for one group and up for another.
+    """
+    warm = max(1, round(optim.warmup * steps))
+    rise = min(1.0, (step + 1) / warm)
+    progress = min(1.0, max(0.0, (step + 1 - warm) / max(1, steps - warm)))
+    bend = 0.5 * (1 + math.cos(math.pi * progress))  # 1 at the start, 0 at the end
+    rates = {}
+    for name in GROUPS:
+        start = getattr(optim.lr, name)
+        end = getattr(optim.final_lr, name) if optim.schedule == "converging" else 0.0
+        level = start if optim.schedule == "constant" else end + (start - end) * bend
+        rates[name] = rise * level
+    return rates
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rates: dict[str, float]) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rates[group["group"]]

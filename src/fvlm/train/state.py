@@ -1,0 +1,114 @@
+"""What survives a kill: one lock per run, checkpoints written beside and renamed, metrics appended as they happen."""
+
+import csv
+import fcntl
+import io
+import json
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from fvlm.files import write_beside
+
+
+class RunLock:
+    """At most one process trains a run. The lock goes with its process, however that ends.
+
+    A second process waits: Snakemake may have been killed while its training lives on, and then that training's
+    last checkpoint is where the second one continues.
+    """
+
+    def __init__(self, state: Path):
+        state.mkdir(parents=True, exist_ok=True)
+        self.path = state / "lock"
+
+    def __enter__(self) -> "RunLock":
+        self.file = open(self.path, "a+")
+        waited = False
+        while True:
+            try:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not waited:
+                    self.file.seek(0)
+                    holder = self.file.read().strip() or "another process"
+                    print(f"{self.path}: {holder} is training this run; waiting until it ends", file=sys.stderr, flush=True)
+                    waited = True
+                time.sleep(0.2)
+        self.file.truncate(0)
+        self.file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self.file.flush()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+
+def save_checkpoint(state: Path, step: int, content: dict, keep: int) -> None:
+    """Write checkpoint `step` and drop all but the newest `keep`."""
+    write_beside(state / f"step_{step:08d}.pt", lambda beside: torch.save(content, beside))
+    for old in sorted(state.glob("step_*.pt"))[:-keep]:
+        old.unlink()
+
+
+def load_checkpoint(state: Path, identity: str) -> dict | None:
+    """The newest checkpoint of this very configuration, data and parent that can be read whole, or None."""
+    for path in sorted(state.glob("step_*.pt"), reverse=True):
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, ValueError) as error:
+            print(f"{path}: unreadable checkpoint, taking the one before it ({error})", file=sys.stderr)
+            continue
+        if content["identity"] == identity:
+            return content
+        print(f"{path}: made by another configuration, other data or another parent; starting over", file=sys.stderr)
+        return None
+    return None
+
+
+def clear(state: Path) -> None:
+    """Forget an earlier configuration's checkpoints, best weights and metrics."""
+    for pattern in ("step_*.pt", "best_*.safetensors", "*.jsonl"):
+        for path in state.glob(pattern):
+            path.unlink()
+
+
+class MetricsLog:
+    """JSON lines, flushed one by one. On resume, lines past the checkpoint are dropped: each step stands in it once."""
+
+    def __init__(self, path: Path, resume_step: int | None):
+        self.path = path
+        kept = []
+        if resume_step is not None and path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError:
+                    break  # the line that was being written when the process died
+                if record["step"] > resume_step:
+                    break
+                kept.append(line)
+        write_beside(path, lambda beside: beside.write_text("".join(line + "\n" for line in kept)))
+        self.file = open(path, "a")
+
+    def append(self, record: dict) -> None:
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+
+    def records(self) -> list[dict]:
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
+
+
+def write_csv(path: Path, records: list[dict]) -> None:
+    """All records as one table. Columns are the union of all fields, in order of appearance: none can be unknown."""
+    columns = list(dict.fromkeys(key for record in records for key in record))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: "" if v is None else v for k, v in record.items()} for record in records)
+    write_beside(path, lambda beside: beside.write_text(text.getvalue()))

@@ -1,0 +1,93 @@
+"""A copy of the workflow in a folder of its own, and one finished smoke study in it, shared by the tests that only look."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("Snakefile", "rules", "config", "workflow", "envs", "src")
+
+
+@dataclass
+class Workflow:
+    """A checkout in `folder`; its own src/ is what its jobs import."""
+
+    folder: Path
+
+    def start(self, *arguments: str, **options) -> subprocess.Popen:
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **options,
+        )
+
+    def run(self, *arguments: str, ok: bool = True) -> str:
+        """Run snakemake to its end; returns what it printed."""
+        process = self.start(*arguments)
+        said, _ = process.communicate()
+        assert (process.returncode == 0) == ok, said[-6000:]
+        return said
+
+    def planned(self, *arguments: str) -> dict[str, int]:
+        """What a dry run would do: rule -> jobs, without the targets that only gather."""
+        return jobs(self.run("-n", *arguments))
+
+    def fvlm(self, *arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "fvlm", *arguments]
+        return subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return {**os.environ, "PYTHONPATH": str(self.folder / "src"), "OMP_NUM_THREADS": "1", "PATH": path}
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        path = self.folder / name
+        text = path.read_text()
+        assert old in text, f"{name} no longer holds {old!r}"
+        path.write_text(text.replace(old, new))
+
+
+def jobs(said: str) -> dict[str, int]:
+    """The table 'Job stats' of Snakemake's output: rule -> number of jobs."""
+    if "Nothing to be done" in said:
+        return {}
+    table = said.split("Job stats:")[1].split("\ntotal ")[0]
+    found = dict(re.findall(r"^(\w+) +(\d+)\s*$", table, re.MULTILINE))
+    return {name: int(count) for name, count in found.items() if name != "all"}
+
+
+def copy_of_workflow(folder: Path) -> Workflow:
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        else:
+            shutil.copy(source, folder / part)
+    (folder / "profiles").symlink_to("workflow/profiles")
+    return Workflow(folder)
+
+
+@pytest.fixture
+def workflow(tmp_path) -> Workflow:
+    return copy_of_workflow(tmp_path / "checkout")
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory) -> Workflow:
+    """The smoke study, finished."""
+    workflow = copy_of_workflow(tmp_path_factory.mktemp("smoke") / "checkout")
+    workflow.said = workflow.run("--configfile", "config/smoke.yaml")
+    return workflow

@@ -1,0 +1,413 @@
+"""The configuration: what it resolves to, what changes a digest, and that a mistake is one helpful sentence."""
+
+import copy
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fvlm.config import load_study, merged, read_yaml, study_from_files
+from fvlm.errors import UserError
+from fvlm.plan import check_data, plan_rows, plan_text
+from fvlm.schema import Run
+
+CONFIG = Path(__file__).resolve().parents[1] / "config"
+STUDIES = ("config.yaml", "paper.yaml", "smoke.yaml")
+ABLATIONS = ["baseline", "F1", "F2", "LR2", "LR3", "LR4", "A1", "A6", "A7", "A8a", "A8b", "B1", "B2", "D1"]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return Path(shutil.copytree(CONFIG, tmp_path / "config"))
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) >= 1, f"{path.name} no longer holds {old!r}"
+    path.write_text(text.replace(old, new, 1))
+
+
+def load(folder: Path, study: str = "config.yaml", **changes):
+    return load_study(merged(read_yaml(folder / study), changes), folder)
+
+
+def digests(folder: Path, study: str = "paper.yaml", **changes) -> dict[str, str]:
+    return {name: run.digest for name, run in load(folder, study, **changes).runs.items()}
+
+
+def changed(before: dict, after: dict) -> set[str]:
+    return {name for name in before | after if before.get(name) != after.get(name)}
+
+
+# --- what the files resolve to ---
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_has_3_stages_14_ablations_and_24_grid_runs(study):
+    runs = load(CONFIG, study).runs
+    families = [run.family for run in runs.values()]
+    assert [families.count(family) for family in ("stage", "ablation", "grid")] == [3, 14, 24]
+    assert [name for name, run in runs.items() if run.family == "ablation"] == ABLATIONS
+    sizes = ("135M", "360M", "1.7B") if study == "paper.yaml" else ("S", "M", "L")
+    expected = {f"{size}-C{budget}-{letter}" for size in sizes for budget in (1, 2, 3, 4) for letter in "FB"}
+    assert {name for name, run in runs.items() if run.family == "grid"} == expected
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_study_has_enough_data(study):
+    resolved = load(CONFIG, study)
+    check_data(resolved)
+    rows = plan_rows(resolved)
+    assert all(row["samples"] > 0 and row["N"] > 0 and row["flops"] > 0 for row in rows)
+    assert plan_text(resolved).count("\n") == len(rows) + 1
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_ablation_differs_from_the_baseline_and_from_every_other(study):
+    runs = [run for run in load(CONFIG, study).runs.values() if run.family == "ablation"]
+    contents = {
+        run.name: json.dumps(run.model_dump(mode="json", exclude={"name", "question"}), sort_keys=True)
+        for run in runs
+    }
+    assert len(set(contents.values())) == len(runs)
+
+
+def test_the_settled_choices_are_the_defaults():
+    baseline = load(CONFIG, "paper.yaml").runs["baseline"]
+    assert baseline.model.deep_query and baseline.model.fine_pass
+    assert (baseline.model.query_dim, baseline.model.query_init_std) == (384, 1.0)
+    assert (baseline.model.visual_scale, baseline.model.lambda_coarse) == (0.14, 0.0)
+    assert baseline.data.share["text"] == 0.14 and baseline.data.static_frames == 8
+    assert (baseline.train.seed, baseline.train.samples, baseline.optim.batch_size) == (42, 300_000, 32)
+    assert baseline.optim.freeze == ()
+    lr2 = load(CONFIG, "paper.yaml").runs["LR2"].optim.lr
+    assert (lr2.connector, lr2.dino, lr2.llm) == (1e-3, 1e-5, 1e-5)
+
+
+def test_the_grid_spends_its_budgets_in_the_two_architectures():
+    runs = load(CONFIG, "paper.yaml").runs
+    budgets = {"C1": 1.6e16, "C2": 5.6e16, "C3": 1.6e17, "C4": 3.1e17}
+    for name, run in runs.items():
+        if run.family != "grid":
+            continue
+        size, budget, letter = name.split("-")
+        assert run.labels == {"size": size, "budget": budget, "letter": letter}
+        assert (run.train.flops, run.train.samples) == (budgets[budget], None)
+        assert run.model.language.name == f"SmolLM2-{size}"
+        assert run.model.visual_tokens == (1 if letter == "F" else 16)
+
+
+def test_a_study_based_on_another_says_only_what_differs(folder):
+    (folder / "mine.yaml").write_text("study: mine\nresults: results/mine\nbased_on: config.yaml\n")
+    mine, demo = load(folder, "mine.yaml"), load(folder)
+    assert (mine.study, mine.results) == ("mine", "results/mine")
+    assert mine.runs == demo.runs and mine.sources == demo.sources
+
+
+def test_only_builds_the_runs_it_names(folder):
+    study = load(folder, only={"stages": ["stage1"], "ablations": ["baseline", "A6"]})
+    families = [run.family for run in study.runs.values()]
+    assert [families.count(family) for family in ("stage", "ablation", "grid")] == [1, 2, 24]
+
+
+def test_the_same_files_and_changes_give_the_same_study():
+    changes = {"baseline": {"train.seed": 7}}
+    study = study_from_files([str(CONFIG / "config.yaml")], changes, CONFIG)
+    assert study == load(CONFIG, baseline={"train.seed": 7})
+    assert all(run.train.seed == 7 for run in study.runs.values())
+
+
+# --- a mistake is one sentence that names the file, the field and the remedy ---
+
+MISTAKES = {
+    "unknown key of the study": ("config.yaml", "shards: {", "shard: {", ("'demo'", "'shard'", "'shards'")),
+    "unknown field of the study": (
+        "config.yaml",
+        "  train.evaluations:",
+        "  train.evaluatons:",
+        ("'demo'", "baseline", "'train.evaluatons'", "'train.evaluations'"),
+    ),
+    "unknown field of an ablation": (
+        "ablations.yaml",
+        "A6: {model.fine_pass:",
+        "A6: {model.fine_pas:",
+        ("config/ablations.yaml", "A6", "'model.fine_pas'", "'model.fine_pass'"),
+    ),
+    "unknown field of a stage": (
+        "stages.yaml",
+        "  parent: stage1",
+        "  parents: stage1",
+        ("config/stages.yaml", "stage2", "'parents'", "'parent'"),
+    ),
+    "unknown key of the baseline": (
+        "baseline.yaml",
+        "  clip:",
+        "  clips:",
+        ("optim.clips",),
+    ),
+    "field of the baseline that is missing": ("baseline.yaml", "  clip: 1.0 ", "  # ", ("optim.clip", "missing")),
+    "unknown key of the grid": (
+        "config.yaml",
+        "  budgets: {C1: 3",
+        "  budget: {C1: 3",
+        ("scaling", "'budget'", "'budgets'"),
+    ),
+    "unknown source": (
+        "config.yaml",
+        "data.sources: [grid, moves, questions,",
+        "data.sources: [grid, moves, question,",
+        ("'baseline'", "data.sources", "'question'", "config/sources.yaml", "'questions'"),
+    ),
+    "unknown key of a source": (
+        "sources.yaml",
+        "held_out: grid_held_out",
+        "heldout: grid_held_out",
+        ("config/sources.yaml", "'grid'", "'heldout'", "'held_out'"),
+    ),
+    "unknown kind of a source": (
+        "sources.yaml",
+        "grid: {kind: video",
+        "grid: {kind: film",
+        ("config/sources.yaml", "'grid'", "kind", "'video'", "'film'"),
+    ),
+    "held out: no such source": (
+        "sources.yaml",
+        "held_out: grid_held_out",
+        "held_out: grid_heldout",
+        ("config/sources.yaml", "'grid'", "held_out", "'grid_heldout'", "0.1"),
+    ),
+    "unknown model size": (
+        "config.yaml",
+        "model.encoder: demo-dino",
+        "model.encoder: demo-dinos",
+        ("model.encoder", "'demo-dinos'", "config/models.yaml", "'demo-dino'"),
+    ),
+    "shares do not add up": (
+        "ablations.yaml",
+        "D1: {data.share: {video: 0.55,",
+        "D1: {data.share: {video: 0.65,",
+        ("config/ablations.yaml", "D1", "data.share", "1.1", "add up to 1"),
+    ),
+    "no parent": (
+        "stages.yaml",
+        "parent: stage2",
+        "parent: stage_2",
+        ("'stage3'", "parent", "'stage_2'", "'stage2'"),
+    ),
+    "no source of a kind": (
+        "config.yaml",
+        "stage2: {data.sources: [questions, pictures, chat]",
+        "stage2: {data.sources: [questions, pictures]",
+        ("'stage2'", "data.share", "text", "questions, pictures"),
+    ),
+    "two lengths": (
+        "ablations.yaml",
+        "A6: {model.fine_pass: false}",
+        "A6: {train.flops: 1.0e+9}",
+        ("config/ablations.yaml", "A6", "train.samples", "train.flops", "null"),
+    ),
+    "no number": (
+        "config.yaml",
+        "train.samples: 1000",
+        "train.samples: many",
+        ("train.samples", "'many'", "integer"),
+    ),
+    "a rate that ends nowhere": (
+        "ablations.yaml",
+        "A6: {model.fine_pass: false}",
+        "A6: {optim.schedule: converging}",
+        ("config/ablations.yaml", "A6", "optim.final_lr", "'converging'"),
+    ),
+    "tokens that are no square": (
+        "ablations.yaml",
+        "B1: {model.architecture: multi_token}",
+        "B1: {model.architecture: multi_token, model.tokens_per_frame: 12}",
+        ("config/ablations.yaml", "B1", "model.tokens_per_frame", "12", "square"),
+    ),
+    "broken YAML": ("ablations.yaml", "baseline: {}", "baseline: {", ("ablations.yaml", "not valid YAML")),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_with_its_place_and_remedy(folder, mistake):
+    file, old, new, expected = MISTAKES[mistake]
+    edit(folder / file, old, new)
+    with pytest.raises(UserError) as caught:
+        load(folder)
+    sentence = str(caught.value)
+    assert "\n" not in sentence and len(sentence) < 600
+    for part in expected:
+        assert part in sentence, sentence
+
+
+def test_a_missing_file_is_named(folder):
+    (folder / "stages.yaml").unlink()
+    with pytest.raises(UserError, match=r"stages\.yaml: no such file"):
+        load(folder)
+
+
+def test_more_than_one_epoch_is_refused_before_the_first_job(folder):
+    edit(folder / "config.yaml", "train.samples: 2000", "train.samples: 200000")
+    with pytest.raises(UserError) as caught:
+        check_data(load(folder))
+    for part in ("'stage1'", "train.samples 200,000", "grid", "twice", "lower it"):
+        assert part in str(caught.value)
+
+
+def test_a_budget_that_buys_more_than_one_epoch_is_refused(folder):
+    edit(folder / "config.yaml", "C4: 2.4e+11", "C4: 2.4e+15")
+    with pytest.raises(UserError, match=r"'S-C4-F': train\.flops 2\.4e\+15 = about .* twice"):
+        check_data(load(folder))
+
+
+# --- the digest: training is repeated exactly when something that it depends on changes ---
+
+OTHER = {  # another valid value where the one beside it cannot be derived
+    "model.architecture": "multi_token",
+    "model.encoder": "dinov2-base",
+    "model.language": "SmolLM2-360M",
+    "model.tokens_per_frame": 9,
+    "data.sources": ["webvid", "openvid", "cauldron", "smoltalk_s1"],
+    "data.loss": "answers",
+    "optim.schedule": "constant",
+    "optim.betas": [0.9, 0.95],
+    "optim.freeze": ["llm"],
+    "train.precision": "float32",
+    "operation.wandb": "offline",
+}
+TOGETHER = {  # two fields that only go together
+    "data.share.video": {"data.share": {"video": 0.50, "image": 0.36, "text": 0.14}},
+    "data.share.image": {"data.share": {"video": 0.60, "image": 0.20, "text": 0.20}},
+    "data.share.text": {"data.share": {"video": 0.66, "image": 0.26, "text": 0.08}},
+    "optim.final_lr": {
+        "optim.final_lr": {"connector": 1e-6, "dino": 1e-6, "llm": 1e-6},
+        "optim.schedule": "converging",
+    },
+    "train.flops": {"train.flops": 1.0e15, "train.samples": None},
+}
+
+
+def leaves(content: dict, prefix: str = "") -> dict:
+    """Every field of baseline.yaml by dotted path."""
+    found = {}
+    for key, value in content.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def another(path: str, value) -> dict:
+    """Overrides that change this field."""
+    if path in TOGETHER:
+        return TOGETHER[path]
+    if path in OTHER:
+        return {path: OTHER[path]}
+    if isinstance(value, bool):
+        return {path: not value}
+    if path == "operation.gpus":
+        return {path: 1 - value}
+    return {path: value * 2 if value else 0.5}
+
+
+@pytest.mark.parametrize("path", leaves(read_yaml(CONFIG / "baseline.yaml")))
+def test_a_field_changes_the_digest_unless_it_is_about_operation(path):
+    value = leaves(read_yaml(CONFIG / "baseline.yaml"))[path]
+    only = {"stages": [], "ablations": ["A6"]}
+    scaling = {"sizes": {}}
+    change = another(path, value)
+    before = load(CONFIG, "paper.yaml", only=only, scaling=scaling)
+    after = load(CONFIG, "paper.yaml", only=only, scaling=scaling, ablations={"A6": change})
+    if path == "model.fine_pass":  # what A6 itself changes
+        after = load(CONFIG, "paper.yaml", only=only, scaling=scaling, ablations={"A6": {path: value}})
+    assert before.runs["A6"] != after.runs["A6"], "the override changed nothing"
+    same = before.runs["A6"].digest == after.runs["A6"].digest
+    assert same == path.startswith("operation."), path
+
+
+def test_the_size_of_a_model_is_in_the_digest(folder):
+    before = digests(folder)
+    edit(folder / "models.yaml", "dinov2-small: {width: 384, layers: 12", "dinov2-small: {width: 384, layers: 11")
+    assert changed(before, digests(folder)) == set(before)
+
+
+def test_editing_one_ablation_changes_that_run_alone(folder):
+    before = digests(folder)
+    edit(folder / "ablations.yaml", "LR2: {optim.lr.connector: 1.0e-3}", "LR2: {optim.lr.connector: 2.0e-3}")
+    after = digests(folder)
+    assert changed(before, after) == {"LR2"}
+    edit(folder / "ablations.yaml", "LR2: {optim.lr.connector: 2.0e-3}", "LR2: {optim.lr.connector: 1.0e-3}")
+    assert digests(folder) == before
+
+
+def test_a_new_ablation_changes_no_other_run(folder):
+    before = digests(folder)
+    with (folder / "ablations.yaml").open("a") as file:
+        file.write("Q96: {model.query_dim: 96}  # is a narrow query enough?\n")
+    assert changed(before, digests(folder)) == {"Q96"}
+
+
+def test_comments_order_and_layout_change_no_digest(folder):
+    before = digests(folder)
+    for path in folder.glob("*.yaml"):
+        content = yaml.safe_load(path.read_text())
+        order = {key: content[key] for key in content if path.stem != "baseline"}
+        turned = order or {key: dict(reversed(content[key].items())) for key in reversed(content)}
+        path.write_text("# rewritten\n" + yaml.safe_dump(turned, sort_keys=False))
+    assert digests(folder) == before
+
+
+def test_the_digest_is_the_same_in_every_process(tmp_path):
+    code = "from fvlm.config import study_from_files as s; r = s(['config/config.yaml']).runs; print(*(x.digest for x in r.values()))"
+    said = [
+        subprocess.run([sys.executable, "-c", code], cwd=CONFIG.parent, capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    assert said[0].stdout == said[1].stdout and len(set(said[0].stdout.split())) == 41
+
+
+def test_a_run_survives_being_written_and_read():
+    for run in load(CONFIG, "paper.yaml").runs.values():
+        again = Run.model_validate(json.loads(json.dumps(run.model_dump(mode="json"))))
+        assert again == run and again.digest == run.digest
+
+
+def test_loading_does_not_change_what_it_is_given():
+    config = read_yaml(CONFIG / "config.yaml")
+    before = copy.deepcopy(config)
+    load_study(config, CONFIG)
+    assert config == before
+
+
+# --- the files themselves ---
+
+
+def test_every_field_of_the_baseline_has_a_comment():
+    """A value whose own line says nothing must stand under a section with a comment, or name its meaning by itself."""
+    plain = {"operation.checkpoint_steps", "operation.loader_workers", "train.seed"}
+    section, bare = "", set()
+    for line in (CONFIG / "baseline.yaml").read_text().splitlines():
+        if match := re.match(r"(\w+):", line):
+            section = match.group(1)
+        elif (match := re.match(r"  (\w+):", line)) and "#" not in line:
+            bare.add(f"{section}.{match.group(1)}")
+    assert bare <= plain | {"optim.betas"}, f"say what these are: {', '.join(sorted(bare - plain))}"
+
+
+def test_every_ablation_asks_a_question():
+    lines = [line for line in (CONFIG / "ablations.yaml").read_text().splitlines() if line[:1] not in ("#", "")]
+    assert len(lines) == len(ABLATIONS)
+    for line in lines:
+        assert re.search(r"\}\s+# \S", line), f"say what it is for: {line}"
+
+
+def test_planning_imports_no_torch():
+    code = (
+        "import sys, fvlm.config, fvlm.plan, fvlm.analysis.catalog; "
+        "print([name for name in ('torch', 'pandas', 'transformers', 'av', 'matplotlib') if name in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"

@@ -1,0 +1,216 @@
+"""Building, loading and freezing."""
+
+import pytest
+import torch
+from model_cases import configuration, joined, mixed, sample, tiny
+from safetensors.torch import load_file, save_file
+from transformers import Dinov2Model, LlamaForCausalLM
+
+from fvlm import schema
+from fvlm.errors import UserError
+from fvlm.model.build import build_model, encoder_config, language_config
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Random weights in the published form, position embeddings stored for larger images."""
+    folder = tmp_path_factory.mktemp("weights")
+    config = configuration(encoder={"position_side": 7})
+    torch.manual_seed(1)
+    Dinov2Model(encoder_config(config.encoder)).save_pretrained(folder / "dino")
+    LlamaForCausalLM(language_config(config.language)).save_pretrained(folder / "llm")
+    return folder
+
+
+def with_weights(folder, **changes) -> schema.Model:
+    return configuration(
+        encoder={"position_side": 7, "weights": str(folder / "dino"), **changes.get("encoder", {})},
+        language={"weights": str(folder / "llm"), **changes.get("language", {})},
+    )
+
+
+def test_loaded_weights_give_the_outputs_of_their_models(checkpoints):
+    model = build_model(with_weights(checkpoints), 0)
+    dino, llama = (
+        Dinov2Model.from_pretrained(checkpoints / "dino"),
+        LlamaForCausalLM.from_pretrained(checkpoints / "llm"),
+    )
+    for found, expected in ((model.dino.dino, dino), (model.llm.llama, llama.model)):
+        wanted = expected.state_dict()
+        assert found.state_dict().keys() == wanted.keys()
+        assert all(torch.equal(value, wanted[key]) for key, value in found.state_dict().items())
+        assert all(value.dtype == torch.float32 for value in found.parameters())
+    tokens = torch.arange(9)
+    hidden = model.hidden(
+        model.llm.embed(tokens[:0]), model.llm.embed(tokens), model.plan(sample(0, 9, seed=1))
+    )
+    torch.testing.assert_close(model.llm.logits(hidden), llama(tokens[None]).logits[0], rtol=1e-4, atol=1e-5)
+
+
+def test_checkpoints_with_the_older_names_load(checkpoints, tmp_path):
+    old = {"attention.q_proj": "attention.attention.query", "attention.k_proj": "attention.attention.key",
+           "attention.v_proj": "attention.attention.value", "attention.o_proj": "attention.output.dense"}  # fmt: skip
+    weights = load_file(checkpoints / "dino" / "model.safetensors")
+    renamed = {}
+    for key, value in weights.items():
+        for new, name in old.items():
+            key = key.replace(new, name)
+        renamed[key] = value
+    save_file(renamed, tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "config.json").write_text((checkpoints / "dino" / "config.json").read_text())
+    model = build_model(with_weights(checkpoints, encoder={"weights": str(tmp_path)}), 0)
+    wanted = build_model(with_weights(checkpoints), 0).state_dict()
+    assert all(torch.equal(value, wanted[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("part", ["encoder", "language"])
+def test_weights_that_are_not_there_are_named(part, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=rf"model\.{part}\.weights: .*missing.* cannot be loaded"):
+        build_model(configuration(**{part: {"weights": str(tmp_path / "missing")}}), 0)
+
+
+def test_declared_sizes_must_agree(checkpoints):
+    with pytest.raises(UserError, match="num_attention_heads is 4, declared 2"):
+        build_model(with_weights(checkpoints, encoder={"heads": 2}), 0)
+    with pytest.raises(UserError, match="rope_parameters"):
+        build_model(with_weights(checkpoints, language={"rope_theta": 5.0}), 0)
+
+
+@pytest.mark.parametrize("change, problem", [("drop", "missing_keys 1, first layernorm.bias"),
+                                             ("add", "unexpected_keys 1, first extra")])  # fmt: skip
+def test_every_tensor_must_match(checkpoints, tmp_path, change, problem):
+    weights = load_file(checkpoints / "dino" / "model.safetensors")
+    if change == "drop":
+        del weights["layernorm.bias"]
+    else:
+        weights["extra"] = torch.zeros(3)
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "config.json").write_text((checkpoints / "dino" / "config.json").read_text())
+    with pytest.raises(UserError, match=problem):
+        build_model(with_weights(checkpoints, encoder={"weights": str(tmp_path)}), 0)
+
+
+def test_building_depends_on_the_seed_alone():
+    before = torch.get_rng_state()
+    first, again, other = (build_model(configuration(), seed).state_dict() for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, again[key]) for key, value in first.items())
+    assert not torch.equal(first["connector.q_static"], other["connector.q_static"])
+
+
+def test_queries_start_at_the_declared_size():
+    connector = build_model(configuration(query_dim=4096, query_init_std=0.3), 0).connector
+    for query in (connector.q_static, connector.q_init):
+        assert float(query.std()) == pytest.approx(0.3, rel=0.05)
+    assert not torch.equal(connector.q_static, connector.q_init)
+
+
+CHANGES = [
+    {"architecture": "multi_token"},
+    {"deep_query": False},
+    {"fine_pass": False},
+    {"query_dim": 17},
+    {"query_init_std": 0.5},
+    {"visual_scale": 0.2},
+    {"lambda_coarse": 0.5},
+    {"encoder": {"width": 40}},
+    {"encoder": {"layers": 2}},
+    {"encoder": {"heads": 2}},
+    {"encoder": {"mlp_ratio": 2}},
+    {"encoder": {"patch": 28}},
+    {"encoder": {"position_side": 7}},
+    {"language": {"width": 32}},
+    {"language": {"ffn": 48}},
+    {"language": {"layers": 1}},
+    {"language": {"heads": 2}},
+    {"language": {"kv_heads": 4}},
+    {"language": {"vocabulary": 62}},
+    {"language": {"rope_theta": 50.0}},
+    {"language": {"rms_norm_eps": 1e-3}},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_every_field_of_the_configuration_changes_the_loss(change):
+    batch = joined(mixed()[:4])
+    with torch.no_grad():
+        plain, changed = (float(tiny(**fields)(batch).objective_B.sum()) for fields in ({}, change))
+    assert abs(plain - changed) > 1e-6
+
+
+def test_every_field_of_the_configuration_is_in_that_test():
+    tested = {key for change in CHANGES for key in change}
+    # tokens_per_frame, image, max_positions and weights have tests of their own; a name only labels
+    assert tested == set(schema.Model.model_fields) - {"tokens_per_frame"}
+    for part, elsewhere in (
+        ("encoder", {"image", "weights", "name"}),
+        ("language", {"max_positions", "weights", "name"}),
+    ):
+        sizes = {"encoder": schema.EncoderSize, "language": schema.LanguageSize}[part].model_fields
+        assert {key for change in CHANGES for key in change.get(part, {})} == set(sizes) - elsewhere
+
+
+def test_tokens_per_frame_is_what_the_language_model_sees():
+    batch = sample(3, 8, seed=1)
+    for architecture, tokens in (
+        ("multi_token", 1),
+        ("multi_token", 4),
+        ("multi_token", 16),
+        ("pixel_shuffle", 49),
+    ):
+        model = tiny(architecture, tokens_per_frame=tokens)
+        assert len(model.visual_tokens(batch, model.plan(batch), "direct")[0]) == 3 * tokens
+
+
+@pytest.mark.parametrize(
+    "architecture, tokens", [("multi_token", 5), ("multi_token", 25), ("pixel_shuffle", 16)]
+)
+def test_impossible_tokens_per_frame_are_refused(architecture, tokens):
+    with pytest.raises(UserError, match=f"tokens_per_frame is {tokens}"):
+        tiny(architecture, tokens_per_frame=tokens)
+
+
+def test_pooling_averages_and_shuffling_keeps_blocks():
+    pooled = tiny("multi_token", tokens_per_frame=4).connector.pool
+    windows = (
+        torch.arange(16).view(4, 4).unflatten(1, (2, 2)).unflatten(0, (2, 2)).transpose(1, 2).reshape(4, 4)
+    )
+    expected = torch.zeros(4, 16, dtype=torch.float64).scatter(1, windows, 0.25)
+    torch.testing.assert_close(pooled, expected)
+    shuffled = tiny(
+        "pixel_shuffle", encoder={"patch": 4, "image": 56}
+    ).connector  # 14 x 14 patches, 2 x 2 blocks
+    first = shuffled.pool[:4].argmax(1).tolist()
+    assert (shuffled.block, first) == (2, [0, 1, 14, 15])
+    torch.testing.assert_close(shuffled.pool.sum(0), torch.ones(196, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("architecture", ["foveated", "multi_token"])
+@pytest.mark.parametrize("frozen", [("dino",), ("llm",), ("connector",), ("llm", "dino")])
+def test_frozen_parts_get_no_gradient_and_the_others_do(architecture, frozen):
+    model = tiny(architecture)
+    model.freeze(frozen)
+    model(joined(mixed())).objective_B.sum().backward()
+    for group, members in model.parameter_groups().items():
+        with_gradient = {name for name, parameter in members.items() if parameter.grad is not None}
+        unused = {"dino.dino.embeddings.mask_token"}
+        assert with_gradient == (set() if group in frozen else set(members) - unused)
+    assert model.encode(mixed()[1].frames).keys == [] or model.encode(mixed()[1].frames).keys[
+        0
+    ].requires_grad == ("dino" not in frozen)
+
+
+def test_parameter_groups_hold_every_parameter_once():
+    model = tiny()
+    named = {
+        name: parameter for group in model.parameter_groups().values() for name, parameter in group.items()
+    }
+    assert named.keys() == dict(model.named_parameters()).keys()
+
+
+def test_state_of_a_model_restores_it():
+    model, other = tiny(), tiny(seed=1)
+    other.load_state_dict(model.state_dict())
+    batch = joined(mixed())
+    assert torch.equal(model(batch).loss_sum_B, other(batch).loss_sum_B)

@@ -1,0 +1,218 @@
+"""What the loss may depend on, in every mode."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from model_cases import EVERY, SEEING, VOCABULARY, configuration, joined, mixed, sample, tiny
+from test_model_encoder import read_by_mask
+from torch.nn import functional as F
+
+from fvlm.errors import UserError
+from fvlm.model.build import build_model
+from fvlm.model.packing import pack
+
+CLOSE = {"rtol": 1e-6, "atol": 1e-6}
+
+
+def language_states(model, tokens: torch.Tensor) -> torch.Tensor:
+    """Hidden states of one sequence (M, E) by transformers' own forward pass."""
+    return model.llm.llama(inputs_embeds=tokens[None], use_cache=False).last_hidden_state[0]
+
+
+def visual_tokens_by_hand(model, frames: torch.Tensor, mode: str) -> torch.Tensor:
+    """Frame by frame, with whole sequences computed anew for every query."""
+    connector, dino = model.connector, model.dino.dino
+
+    def read(query, frame):
+        return connector.project(read_by_mask(dino, frame[None], connector.query_input_proj(query)[None]))
+
+    coarse = torch.cat([read(connector.q_static, frame) for frame in frames])
+    if mode == "coarse_only":
+        return coarse
+    tokens = []
+    for time, frame in enumerate(frames):
+        seen = coarse[:time] if mode == "coarse_fine" else torch.cat(tokens) if tokens else None
+        query = connector.llm_to_query(language_states(model, seen)[-1]) if time else connector.q_init
+        tokens.append(read(query, frame))
+    return torch.cat(tokens)
+
+
+@pytest.mark.parametrize("mode", [mode for _, mode in SEEING])
+def test_loss_equals_the_one_by_hand(mode):
+    model, batch = tiny(), sample(5, 8, seed=3)
+    visual = visual_tokens_by_hand(model, batch.frames, mode)
+    tokens = torch.cat([visual, model.llm.embed(batch.token_ids)])
+    logits = model.llm.logits(language_states(model, tokens))[4:-1]
+    values = F.cross_entropy(logits, batch.token_ids, reduction="none")
+    output = model(batch, mode)
+    torch.testing.assert_close(output.loss_sum_B[0], values[batch.loss_mask].sum(), **CLOSE)
+    assert output.count_B.tolist() == [int(batch.loss_mask.sum())]
+
+
+@pytest.mark.parametrize("deep", [True, False])
+@pytest.mark.parametrize("architecture, mode", EVERY)
+def test_loss_of_a_sample_is_the_same_in_any_batch(architecture, mode, deep):
+    model, samples = tiny(architecture, deep_query=deep), mixed()
+    with torch.no_grad():
+        alone = torch.cat([model(part, mode).loss_sum_B for part in samples])
+        together = model(joined(samples), mode)
+        order = [4, 2, 6, 0, 1, 5, 3]
+        shuffled = model(joined([samples[i] for i in order]), mode)
+    torch.testing.assert_close(together.loss_sum_B, alone, **CLOSE)
+    torch.testing.assert_close(shuffled.loss_sum_B, alone[order], **CLOSE)
+    assert together.count_B[order].tolist() == shuffled.count_B.tolist()
+
+
+@pytest.mark.parametrize("architecture, mode", EVERY)
+def test_a_later_frame_changes_no_earlier_token(architecture, mode):
+    model, batch = tiny(architecture), sample(5, 8, seed=3)
+    frames = batch.frames.clone()
+    frames[3] = 255 - frames[3]
+    changed = replace(batch, frames=frames)
+    with torch.no_grad():
+        before, after = (
+            model.visual_tokens(b, model.plan(b), mode)[0].unflatten(0, (5, -1)) for b in (batch, changed)
+        )
+    assert torch.equal(before[:3], after[:3])
+    assert not torch.allclose(before[3], after[3])
+    assert torch.allclose(before[4], after[4]) == (mode in ("coarse_only", "direct"))
+
+
+def test_coarse_pass_needs_no_text():
+    model, batch = tiny(), joined(mixed())
+    plan = model.plan(batch)
+    coarse = model.visual_tokens(batch, plan, "coarse_only")[0]
+    alone = model.llm.run_packed(coarse, plan.visual_rows)[plan.visual_rows.cells]
+    behind = model.hidden(coarse, model.llm.embed(batch.token_ids), plan)[plan.rows.cells[: len(coarse)]]
+    torch.testing.assert_close(alone, behind)
+
+
+def test_autoregressive_and_fine_agree_on_first_frames():
+    model, batch = tiny(), joined(mixed())
+    plan = model.plan(batch)
+    fine, turn = (model.visual_tokens(batch, plan, mode)[0] for mode in ("coarse_fine", "autoregressive"))
+    torch.testing.assert_close(fine[plan.first_P], turn[plan.first_P])
+    assert not torch.allclose(fine[~plan.first_P], turn[~plan.first_P])
+    one = sample(1, 9, seed=8)
+    torch.testing.assert_close(
+        model(one, "coarse_fine").loss_sum_B, model(one, "autoregressive").loss_sum_B, **CLOSE
+    )
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_autoregressive_attention_comes_in_the_order_of_the_batch(deep):
+    model, samples = tiny(deep_query=deep), mixed()
+    with torch.no_grad():
+        together = model(joined(samples), "autoregressive", with_attention=True).fine
+        alone = [
+            model(part, "autoregressive", with_attention=True).fine
+            for part in samples
+            if part.frame_counts.sum()
+        ]
+    torch.testing.assert_close(together.patches, torch.cat([a.patches for a in alone]))
+    torch.testing.assert_close(together.entropy, torch.cat([a.entropy for a in alone]))
+
+
+@pytest.mark.parametrize("architecture, mode", EVERY)
+def test_a_repeated_frame_equals_copies_of_it(architecture, mode):
+    model, image = tiny(architecture), sample(4, 12, seed=3, static=True)
+    copies = replace(image, frames=image.frames.expand(4, -1, -1, -1), frame_index=torch.arange(4))
+    others = [sample(3, 5, seed=4), sample(0, 5, seed=5)]
+    once, each = (model(joined([part, *others]), mode).loss_sum_B for part in (image, copies))
+    torch.testing.assert_close(once, each, **CLOSE)
+
+
+@pytest.mark.parametrize("architecture, mode", EVERY)
+def test_blind_loss_is_that_of_the_text(architecture, mode):
+    model, batch = tiny(architecture), joined(mixed())
+    blind = batch.without_frames()
+    output = model(blind, mode)
+    tokens = model.llm.embed(batch.token_ids[:9])
+    values = F.cross_entropy(
+        model.llm.logits(language_states(model, tokens))[:-1], batch.token_ids[1:9], reduction="none"
+    )
+    torch.testing.assert_close(output.loss_sum_B[0], values[batch.loss_mask[1:9]].sum(), **CLOSE)
+    assert output.entropy_P is None
+    assert not torch.allclose(output.loss_sum_B[1:6], model(batch, mode).loss_sum_B[1:6])
+
+
+def test_a_token_with_nothing_before_it_is_not_scored():
+    model = tiny()
+    text, video = (replace(s, loss_mask=torch.ones(6, dtype=torch.bool)) for s in
+                   (sample(0, 6, seed=1), sample(2, 6, seed=2)))  # fmt: skip
+    assert model(joined([text, video])).count_B.tolist() == [5, 6]
+    single = replace(sample(0, 1, seed=1), loss_mask=torch.ones(1, dtype=torch.bool))
+    output = model(single)
+    assert output.count_B.tolist() == [0] and output.loss_sum_B.tolist() == [0.0]
+    output.objective_B.sum().backward()
+
+
+def test_only_a_boolean_loss_mask_is_taken():
+    batch = sample(1, 6, seed=1)
+    with pytest.raises(ValueError, match="loss mask"):
+        replace(batch, loss_mask=batch.loss_mask.float())
+
+
+@pytest.mark.parametrize("architecture, mode", EVERY)
+def test_attention_is_watched_without_changing_the_loss(architecture, mode):
+    model, batch = tiny(architecture), joined(mixed())
+    plain, watched = model(batch, mode), model(batch, mode, with_attention=True)
+    assert torch.equal(plain.loss_sum_B, watched.loss_sum_B) and plain.entropy_P is None
+    if mode == "direct":
+        assert watched.entropy_P is None
+        return
+    assert watched.entropy_P.shape == (len(batch.frame_index),)
+    assert (watched.coarse is not None) == (mode != "autoregressive")
+    assert (watched.fine is not None) == (mode != "coarse_only")
+    assert (watched.fine or watched.coarse).patches.shape == (len(batch.frame_index), 16)
+
+
+def test_coarse_loss_is_that_of_the_coarse_mode():
+    batch = joined(mixed())
+    plain, weighted = tiny(), tiny(lambda_coarse=0.3)
+    asked = plain(batch, with_coarse_loss=True)
+    coarse = plain(batch, "coarse_only")
+    torch.testing.assert_close(asked.coarse_sum_B, coarse.loss_sum_B)
+    torch.testing.assert_close(coarse.coarse_sum_B, coarse.loss_sum_B)
+    torch.testing.assert_close(asked.objective_B, asked.loss_sum_B)
+    assert plain(batch).coarse_sum_B is None
+    both = weighted(batch)
+    torch.testing.assert_close(both.objective_B, asked.loss_sum_B + 0.3 * asked.coarse_sum_B)
+
+
+@pytest.mark.parametrize("architecture", ["foveated", "multi_token"])
+def test_bfloat16_and_float32_agree(architecture):
+    model, batch = build_model(configuration(architecture), 0), joined(mixed())
+    exact = model(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = model(batch)
+    assert rough.loss_sum_B.dtype == exact.loss_sum_B.dtype == torch.float32
+    torch.testing.assert_close(rough.loss_sum_B, exact.loss_sum_B, rtol=0.02, atol=0.05)
+    rough.objective_B.sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_many_scored_tokens_are_taken_in_chunks(monkeypatch):
+    model, batch = tiny(), joined(mixed())
+    whole = model(batch).loss_sum_B
+    monkeypatch.setattr("fvlm.model.losses.CHUNK", 5 * VOCABULARY)
+    torch.testing.assert_close(model(batch).loss_sum_B, whole)
+
+
+def test_rows_hold_every_token_once():
+    visual, text = np.array([0, 3, 8, 0, 2]), np.array([4, 1, 0, 0, 2])
+    rows = pack(visual, text, torch.device("cpu"))
+    assert (rows.count, rows.width) == (3, 8)
+    assert len(set(rows.cells.tolist())) == 20
+
+
+def test_a_sample_longer_than_the_positions_is_refused():
+    with pytest.raises(UserError, match="sample 3 has 6 visual and 8 text tokens"):
+        tiny(language={"max_positions": 13})(sample(6, 8, seed=3))
+
+
+def test_unknown_mode_is_refused():
+    with pytest.raises(UserError, match="multi_token has direct"):
+        tiny("multi_token")(sample(1, 4, seed=1), "coarse_fine")

@@ -1,0 +1,221 @@
+"""The workflow as a user meets it: it finishes, it resumes, and it never does finished work again."""
+
+import csv
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from fvlm.analysis import catalog
+
+SMOKE = ("--configfile", "config/smoke.yaml")
+COLLECTING = {"collect_runs", "collect_curves", "collect_evaluation", "table", "figure", "plan", "ledger"}
+
+
+def times(folder: Path, pattern: str) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in sorted(folder.glob(pattern))}
+
+
+@pytest.mark.workflow
+def test_smoke_makes_everything(smoke):
+    results = smoke.folder / "results/smoke"
+    for name in (*catalog.COLLECTED, *catalog.TABLES):
+        assert (results / f"tables/{name}.csv").stat().st_size > 0
+    for name in catalog.FIGURES:
+        assert (results / f"figures/{name}.png").stat().st_size > 5_000
+        assert (results / f"figures/{name}.pdf").read_bytes().startswith(b"%PDF")
+    page = (results / "report.html").read_text()
+    assert len(page) > 500_000 and not re.search(r'<(script|link|img)[^>]+(src|href)="https?://', page)
+    assert "report.html" in smoke.said and all(name in smoke.said for name in catalog.HEADLINE)
+    assert smoke.planned(*SMOKE) == {}
+
+
+@pytest.mark.workflow
+def test_every_run_reports_itself(smoke):
+    runs = smoke.folder / "results/smoke/runs"
+    names = sorted(path.name for path in runs.iterdir())
+    assert len(names) == 41
+    for name in names:
+        summary = json.loads((runs / name / "summary.json").read_text())
+        metrics = list(csv.DictReader(open(runs / name / "metrics.csv")))
+        assert [int(row["step"]) for row in metrics] == list(range(1, summary["steps"] + 1)), name
+        assert summary["samples"] == int(metrics[-1]["samples"])
+        if summary["flops_budget"]:
+            assert 0.9 * summary["flops_budget"] < summary["flops"] <= summary["flops_budget"], name
+
+
+@pytest.mark.workflow
+def test_every_input_is_in_a_shard_or_in_the_ledger(smoke):
+    results = smoke.folder / "results/smoke"
+    entries = [json.loads(line) for line in open(results / "ledger.jsonl")]
+    inputs = sum(len(path.read_text().splitlines()) for path in results.glob("corpus/*/samples.jsonl"))
+    assert len(entries) == inputs
+    rejected = [entry for entry in entries if entry["status"] == "rejected"]
+    assert rejected and all(entry["reason"] and entry["message"] for entry in rejected)
+
+
+@pytest.mark.workflow
+def test_one_lost_figure_is_one_job(smoke):
+    figure = smoke.folder / "results/smoke/figures/three_modes.png"
+    figure.unlink()
+    assert smoke.planned(*SMOKE) == {"figure": 1}
+    assert smoke.planned(*SMOKE, str(figure.relative_to(smoke.folder))) == {"figure": 1}
+    smoke.run(*SMOKE)
+    assert figure.exists()
+
+
+@pytest.mark.workflow
+def test_touched_sources_and_edited_comments_rerun_nothing(smoke):
+    for path in (smoke.folder / "src").rglob("*.py"):
+        os.utime(path)
+    smoke.edit("rules/train.smk", "# Every training", "# Any training")
+    smoke.edit("src/fvlm/train/loop.py", '"""The training loop', '"""A training loop')
+    smoke.edit("config/ablations.yaml", "# what does looking twice buy?", "# is the second look worth it?")
+    assert smoke.planned(*SMOKE) == {}
+
+
+@pytest.mark.workflow
+def test_an_edited_ablation_reruns_itself_and_what_follows(smoke):
+    line = "LR3: {optim.lr.connector: 2.0e-3}"
+    smoke.edit("config/config.yaml", line, "LR3: {optim.lr.connector: 2.1e-3}")
+    planned = smoke.planned(*SMOKE)
+    assert planned.pop("train") == 1 and planned.pop("evaluate") == 1
+    assert set(planned) <= COLLECTING
+    smoke.edit("config/config.yaml", "LR3: {optim.lr.connector: 2.1e-3}", line)
+    assert smoke.planned(*SMOKE) == {}
+
+
+@pytest.mark.workflow
+def test_a_crash_while_collecting_costs_no_finished_run(smoke):
+    """BUG-011: the table of results could not be written, and a whole grid stopped."""
+    results = smoke.folder / "results/smoke"
+    before = times(results, "runs/*/summary.json") | times(results, "evaluation/*.csv")
+    (results / "tables/runs.csv").unlink()
+    smoke.edit(
+        "src/fvlm/analysis/collect.py",
+        "def main(args)",
+        "def main(args):\n    raise ValueError('returncode')\n\n\ndef unused(args)",
+    )
+    assert "collect_runs" in smoke.run(*SMOKE, ok=False)
+    assert before == times(results, "runs/*/summary.json") | times(results, "evaluation/*.csv")
+    smoke.edit(
+        "src/fvlm/analysis/collect.py",
+        "def main(args):\n    raise ValueError('returncode')\n\n\ndef unused(args)",
+        "def main(args)",
+    )
+    planned = smoke.planned(*SMOKE)
+    assert "collect_runs" in planned and set(planned) <= COLLECTING
+    smoke.run(*SMOKE)
+    assert before == times(results, "runs/*/summary.json") | times(results, "evaluation/*.csv")
+
+
+@pytest.mark.workflow
+@pytest.mark.parametrize("orphan", [True, False], ids=["training survives", "all are killed"])
+def test_a_killed_training_goes_on_to_the_same_end(smoke, orphan):
+    """SIGKILL in the middle of a training; the next call ends with the undisturbed run's metrics and weights."""
+    results = smoke.folder / "results"
+    if not (results / "whole/runs/stage1/summary.json").exists():
+        _slow_study(smoke, "whole")
+        smoke.run("--configfile", "config/whole.yaml", "results/whole/runs/stage1/summary.json")
+    name = f"killed_{orphan}"
+    _slow_study(smoke, name)
+    target = ("--configfile", f"config/{name}.yaml", f"results/{name}/runs/stage1/summary.json")
+    first = smoke.start(*target, start_new_session=True)
+    state = results / name / "runs/stage1/state"
+    _wait(
+        lambda: (
+            len(list(state.glob("step_*.pt"))) >= 2
+            and max(state.glob("step_*.pt")) > state / "step_00000030.pt"
+        )
+    )
+    if orphan:
+        os.kill(first.pid, signal.SIGKILL)
+    else:
+        os.killpg(first.pid, signal.SIGKILL)
+    said = smoke.run(*target)
+    first.wait()
+    assert "waiting until it ends" in said if orphan else "continuing at step" in said
+    one, two = results / "whole/runs/stage1", results / name / "runs/stage1"
+    assert _without_speed(one / "metrics.csv") == _without_speed(two / "metrics.csv")
+    assert (one / "validation.csv").read_text() == (two / "validation.csv").read_text()
+    for weights in ("best", "final"):
+        a, b = (load_file(folder / f"model/{weights}.safetensors") for folder in (one, two))
+        assert a.keys() == b.keys() and all((a[key] == b[key]).all() for key in a)
+
+
+def _slow_study(smoke, name: str) -> None:
+    """A study like smoke, on the same shards, whose first stage takes long enough to be killed in its middle."""
+    text = f"study: {name}\nresults: results/{name}\nbased_on: smoke.yaml\nstages:\n  stage1: {{optim.batch_size: 1, train.samples: 160}}\n"
+    (smoke.folder / f"config/{name}.yaml").write_text(text)
+    folder = smoke.folder / "results" / name
+    folder.mkdir(parents=True)
+    for part in ("corpus", "shards", "index", "tokenizer"):
+        os.system(f"cp -a {smoke.folder}/results/smoke/{part} {folder}/")
+
+
+def _wait(condition, seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def _without_speed(path: Path) -> list[dict]:
+    rows = list(csv.DictReader(open(path)))
+    return [
+        {key: value for key, value in row.items() if key not in ("samples_per_s", "memory_gb")}
+        for row in rows
+    ]
+
+
+@pytest.mark.workflow
+def test_the_paper_study_expands_without_its_data(workflow):
+    said = workflow.run("-n", "--configfile", "config/paper.yaml")
+    planned = said.split("Job stats:")[1]
+    counts = {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)\s*$", planned, re.MULTILINE)}
+    assert counts["train"] + counts["train_stage"] == 41
+    assert "1.7B-C4-B" in said and "training FLOPs" in said
+
+
+@pytest.mark.workflow
+@pytest.mark.parametrize(
+    ("file", "old", "new", "expected"),
+    [
+        (
+            "config/config.yaml",
+            "  train.evaluations: 5",
+            "  train.evaluatons: 5",
+            ["train.evaluatons", "train.evaluations"],
+        ),
+        (
+            "config/ablations.yaml",
+            "A6: {model.fine_pass:",
+            "A6: {model.fine_pas:",
+            ["ablations.yaml", "A6", "model.fine_pass"],
+        ),
+        ("config/config.yaml", "train.samples: 2000", "train.samples: 200000", ["stage1", "twice"]),
+        (
+            "config/config.yaml",
+            "baseline:\n",
+            "sources: {mine: {kind: video, reader: folder, path: nowhere, table: t.csv}}\nprepare: [mine]\nbaseline:\n",
+            ["mine", "nowhere", "path"],
+        ),
+    ],
+    ids=["config key", "ablation field", "second epoch", "missing folder"],
+)
+def test_a_mistake_stops_the_dry_run_with_one_sentence(workflow, file, old, new, expected):
+    text = (
+        (workflow.folder / file).read_text().replace("prepare: [preferences]", "")
+        if "prepare" in new
+        else (workflow.folder / file).read_text()
+    )
+    (workflow.folder / file).write_text(text.replace(old, new, 1))
+    said = workflow.run("-n", ok=False)
+    assert "Traceback" not in said
+    for part in expected:
+        assert part in said, said
