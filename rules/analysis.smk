@@ -1,6 +1,14 @@
 # Whole tables from the finished runs, tables made of those, and figures. What exists is listed in fvlm.analysis.catalog.
 
+from pathlib import Path
+
 from fvlm.analysis import catalog
+
+# A caption's path may hold no wildcard, so caption.rst shows the text that a job carries among its parameters.
+CAPTIONS = {
+    name: Path(workflow.source_path(f"../workflow/report/{name}.rst")).read_text()
+    for name in [*catalog.FIGURES, *(f"{table}_table" for table in catalog.TABLES)]
+}
 
 
 localrules:
@@ -80,7 +88,7 @@ rule table:
     output:
         report(
             f"{R}/tables/{{table}}.csv",
-            caption="../workflow/report/{table}_table.rst",
+            caption="../workflow/report/caption.rst",
             category=lambda wildcards: catalog.TABLES[wildcards.table].category,
             labels=lambda wildcards: {
                 "what": catalog.TABLES[wildcards.table].title,
@@ -94,14 +102,10 @@ rule table:
     conda:
         "../envs/analysis.yaml"
     params:
-        folder=f"{R}/tables",
+        folder=lambda wildcards, output: str(Path(output[0]).parent),
+        caption=lambda wildcards: CAPTIONS[f"{wildcards.table}_table"],
     shell:
         "python -m fvlm table {wildcards.table} --tables {params.folder} --out {output} 2> {log}"
-
-
-def attention_maps(wildcards):
-    wanted = catalog.FIGURES[wildcards.figure].attention
-    return [f"{R}/attention/{run}.npz" for run in ATTENTION_RUN] if wanted else []
 
 
 rule figure:
@@ -110,11 +114,15 @@ rule figure:
             f"{R}/tables/{name}.csv"
             for name in catalog.FIGURES[wildcards.figure].needs
         ],
-        attention=attention_maps,
+        attention=lambda wildcards: [
+            f"{R}/attention/{run}.npz"
+            for run in ATTENTION_RUN
+            if catalog.FIGURES[wildcards.figure].attention
+        ],
     output:
         png=report(
             f"{R}/figures/{{figure}}.png",
-            caption="../workflow/report/{figure}.rst",
+            caption="../workflow/report/caption.rst",
             category=lambda wildcards: catalog.FIGURES[wildcards.figure].category,
             labels=lambda wildcards: {
                 "what": catalog.FIGURES[wildcards.figure].title,
@@ -130,8 +138,9 @@ rule figure:
     conda:
         "../envs/analysis.yaml"
     params:
-        tables=f"{R}/tables",
-        figures=f"{R}/figures",
+        tables=lambda wildcards, output: str(Path(output.png).parents[1] / "tables"),
+        folder=lambda wildcards, output: str(Path(output.png).parent),
+        caption=lambda wildcards: CAPTIONS[wildcards.figure],
     shell:
         "python -m fvlm figure {wildcards.figure} --tables {params.tables} --attention {input.attention}"
-        " --out-dir {params.figures} 2> {log}"
+        " --out-dir {params.folder} 2> {log}"

@@ -91,3 +91,13 @@ def smoke(tmp_path_factory) -> Workflow:
     workflow = copy_of_workflow(tmp_path_factory.mktemp("smoke") / "checkout")
     workflow.said = workflow.run("--configfile", "config/smoke.yaml")
     return workflow
+
+
+def parse(module: str, arguments: list[str]):
+    """Arguments of a command as its `main` gets them."""
+    import argparse
+    import importlib
+
+    parser = argparse.ArgumentParser()
+    importlib.import_module(module).add_arguments(parser)
+    return parser.parse_args(arguments)

@@ -57,7 +57,9 @@ def full_decode(path: Path) -> tuple[np.ndarray, np.ndarray]:
     count = 1
     while count < duration_s - 1e-6:
         count += 1
-    wanted_s = [float(t) for t in range(count)] if duration_s <= 64 else [i * duration_s / 64 for i in range(64)]
+    wanted_s = (
+        [float(t) for t in range(count)] if duration_s <= 64 else [i * duration_s / 64 for i in range(64)]
+    )
     chosen = [max(i for i, t in enumerate(times_s) if t <= wanted + 1e-6) for wanted in wanted_s]
     return np.stack([pyav.to_square(frames[i]) for i in chosen]), np.array(wanted_s)
 
@@ -115,7 +117,7 @@ def test_backends_agree(folder, backend):
     path = write(folder / "agree.mp4", "320x240", "24000/1001", 3.6, {**X264, "bf": 2})
     if backend != "pyav":
         decode = fallback.decode_with_decord if backend == "decord" else fallback.decode_with_ffmpeg
-        clip = decode(path, "h264")
+        clip = decode(path, "h264", 0)
     else:
         clip = decode_video(path)
     frames, times_s = full_decode(path)
@@ -223,9 +225,11 @@ def _truth_folder() -> Path:
     return Path(os.environ.get("FVLM_TEST_VIDEOS", beside))
 
 
-@pytest.mark.skipif(not (_truth_folder() / "manifest.csv").exists(), reason="set FVLM_TEST_VIDEOS to a folder")
+@pytest.mark.skipif(
+    not (_truth_folder() / "manifest.csv").exists(), reason="set FVLM_TEST_VIDEOS to a folder"
+)
 def test_real_videos_against_their_ground_truth():
-    """Against block means of a full decode, made once by other means; a wrong frame is far above the limit."""
+    """Against block means of a full decode made by other means; a wrong frame is far above the limit."""
     root = _truth_folder()
     with (root / "manifest.csv").open() as file:
         files = [root / row["file"] for row in csv.DictReader(file) if int(row["bytes"]) < 1_200_000]
@@ -237,5 +241,7 @@ def test_real_videos_against_their_ground_truth():
         assert clip.duration_s == pytest.approx(truth["duration"], abs=2e-3), path.name
         means = block_means(clip.frames)
         if len(means) != len(blocks):  # the ground truth lists a frame that is shown twice once
-            means = np.stack([m for i, m in enumerate(means) if i == 0 or not np.array_equal(m, means[i - 1])])
+            means = np.stack(
+                [m for i, m in enumerate(means) if i == 0 or not np.array_equal(m, means[i - 1])]
+            )
         assert np.abs(means - blocks).mean((1, 2, 3)).max() < 4, path.name

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from model_cases import IMAGE, configuration, sample, tiny
+from tests.model_cases import IMAGE, configuration, sample, tiny
 
 from fvlm.model.build import build_model
 from fvlm.model.encoder import PIXEL_MEAN, PIXEL_STD, Visits

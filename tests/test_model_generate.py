@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from model_cases import EVERY, joined, sample, tiny
+from tests.model_cases import EVERY, joined, sample, tiny
 
 from fvlm.model.generate import generate
 

@@ -20,7 +20,10 @@ COMMANDS = {
     "train": ("fvlm.train.command", "train one run, or continue it from its last checkpoint"),
     "evaluate": ("fvlm.evaluate.losses", "held-out losses of a finished run, by source and mode"),
     "attention": ("fvlm.evaluate.attention", "attention maps of a finished run on fixed held-out videos"),
-    "caption": ("fvlm.evaluate.caption", "let a finished run describe a video, or answer a question about it"),
+    "caption": (
+        "fvlm.evaluate.caption",
+        "let a finished run describe a video, or answer a question about it",
+    ),
     "collect": ("fvlm.analysis.collect", "gather finished runs into one table"),
     "table": ("fvlm.analysis.tables", "make one table from the collected ones"),
     "figure": ("fvlm.analysis.figures", "draw one figure"),

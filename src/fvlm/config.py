@@ -42,7 +42,11 @@ def load_study(config: dict, folder: Path | str = "config") -> Study:
     config = _with_base(config, folder)
     files = {name: read_yaml(folder / f"{name}.yaml") for name in FILES}
     where = f"study {config.get('study', '?')!r}"
-    settings = {key: config[key] for key in config if key not in ("baseline", "stages", "ablations", "scaling", "based_on")}
+    settings = {
+        key: config[key]
+        for key in config
+        if key not in ("baseline", "stages", "ablations", "scaling", "based_on")
+    }
     settings["sources"] = _sources(files["sources"], config.get("sources", {}), where)
     build = _Builder(files, config, where)
     settings["runs"] = {run.name: run for run in build.runs()}
@@ -61,8 +65,12 @@ def study_from_files(paths: list[str], changes: dict | None = None, folder: Path
 
 def add_study_arguments(parser) -> None:
     """`--study FILE [FILE ...] [--set JSON]`, as every rule passes them."""
-    parser.add_argument("--study", nargs="+", default=["config/config.yaml"], help="study files, later ones win")
-    parser.add_argument("--set", default="{}", dest="changes", help="JSON of changes on top of the study files")
+    parser.add_argument(
+        "--study", nargs="+", default=["config/config.yaml"], help="study files, later ones win"
+    )
+    parser.add_argument(
+        "--set", default="{}", dest="changes", help="JSON of changes on top of the study files"
+    )
 
 
 def merged(below: dict, above: dict) -> dict:
@@ -90,13 +98,18 @@ def _validated(schema: type[BaseModel], content: dict, where: str) -> Any:
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key is also a missing field; the misspelling is what there is to say.
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         path = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             known = _known_at(schema, first["loc"][:-1])
-            raise UserError(f"{where}: unknown key {path!r}, {_suggest(str(first['loc'][-1]), known)}") from error
+            raise UserError(
+                f"{where}: unknown key {path!r}, {_suggest(str(first['loc'][-1]), known)}"
+            ) from error
         if first["type"] == "missing":
-            raise UserError(f"{where}: {path!r} is missing; every {schema.__name__.lower()} needs it") from error
+            raise UserError(
+                f"{where}: {path!r} is missing; every {schema.__name__.lower()} needs it"
+            ) from error
         found = "" if isinstance(first["input"], dict) else f", found {first['input']!r}"
         raise UserError(f"{where}: {path!r}: {first['msg']}{found}") from error
 
@@ -104,7 +117,9 @@ def _validated(schema: type[BaseModel], content: dict, where: str) -> Any:
 def _known_at(schema: type[BaseModel], loc: tuple) -> list[str]:
     for part in loc:
         field = schema.model_fields.get(part) if isinstance(part, str) else None
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        if field is None or not (
+            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        ):
             break
         schema = field.annotation
     return list(schema.model_fields)
@@ -115,7 +130,9 @@ def _sources(entries: dict, changes: dict, where: str) -> dict[str, Source]:
     for name, entry in merged(entries, changes).items():
         origin = "config/sources.yaml" if name in entries else where
         if not isinstance(entry, dict):
-            raise UserError(f"{origin}: source {name!r}: expected a mapping such as {{kind: video, ...}}, found {entry!r}")
+            raise UserError(
+                f"{origin}: source {name!r}: expected a mapping such as {{kind: video, ...}}, found {entry!r}"
+            )
         result[name] = _validated(Source, {"name": name, **entry}, f"{origin}: source {name!r}")
     return result
 
@@ -127,6 +144,8 @@ class _Builder:
         self.files, self.config, self.where = files, config, where
         self.base = {"parent": None, **copy.deepcopy(files["baseline"])}
         self._override(self.base, config.get("baseline", {}), f"{where}: baseline")
+
+        self._run("ablation", "baseline", [("config/baseline.yaml", {})])  # so that its mistakes carry its name
 
     def runs(self) -> list[Run]:
         return [*self._stages(), *self._ablations(), *self._grid()]
@@ -141,13 +160,15 @@ class _Builder:
         """Each entry of a file with the study's changes to it: (name, [(where, overrides), ...])."""
         changes = self.config.get(section, {}) or {}
         entries = self.files[section]
-        skipped = self.config.get("only", {}).get(section, None)
+        wanted = self.config.get("only", {}).get(section)
         result = []
         for name, entry in entries.items():
-            if skipped is not None and name not in skipped:
+            if wanted is not None and name not in wanted:
                 continue
             result.append((name, [(f"config/{section}.yaml: {name}", entry or {})]))
         for name, entry in changes.items():
+            if wanted is not None and name not in wanted:
+                continue
             lines = dict(result).get(name)
             place = (f"{self.where}: {section}: {name}", entry or {})
             lines.append(place) if lines is not None else result.append((name, [place]))
@@ -156,18 +177,27 @@ class _Builder:
     def _grid(self) -> list[Run]:
         axes = dict(self.files["scaling"])
         axes.update(self.config.get("scaling", {}) or {})
-        unknown = set(axes) - {"sizes", "budgets", "architectures", "base", "seeds"}
+        unknown = set(axes) - {"sizes", "budgets", "architectures", "base"}
         if unknown:
             name = sorted(unknown)[0]
-            hint = _suggest(name, ["sizes", "budgets", "architectures", "base", "seeds"])
+            hint = _suggest(name, ["sizes", "budgets", "architectures", "base"])
             raise UserError(f"config/scaling.yaml: unknown key {name!r}, {hint}")
         runs = []
         for size, size_line in axes["sizes"].items():
+            if size_line is None:
+                continue
             for budget, flops in axes["budgets"].items():
+                if flops is None:
+                    continue
                 for letter, line in axes["architectures"].items():
                     own = {"train.samples": None, "train.flops": flops}
                     place = "config/scaling.yaml: "
-                    lines = [(place + "base", axes["base"]), (place + size, size_line), (place + letter, line), (place + budget, own)]
+                    lines = [
+                        (place + "base", axes["base"]),
+                        (place + size, size_line),
+                        (place + letter, line),
+                        (place + budget, own),
+                    ]
                     labels = {"size": size, "budget": budget, "letter": letter}
                     runs.append(self._run("grid", f"{size}-{budget}-{letter}", lines, labels))
         return runs
@@ -178,7 +208,9 @@ class _Builder:
             self._override(content, overrides, where)
         where = lines[-1][0]
         content["model"]["encoder"] = self._size("encoders", EncoderSize, content["model"]["encoder"], where)
-        content["model"]["language"] = self._size("languages", LanguageSize, content["model"]["language"], where)
+        content["model"]["language"] = self._size(
+            "languages", LanguageSize, content["model"]["language"], where
+        )
         run = _validated(Run, {"name": name, "family": family, "labels": labels or {}, **content}, where)
         _check_run(run, where)
         return run
@@ -187,19 +219,25 @@ class _Builder:
         sizes = self.files["models"].get(section, {})
         if name not in sizes:
             field = "model." + section[:-1]
-            raise UserError(f"{where}: {field}: no size {name!r} in config/models.yaml, {_suggest(str(name), list(sizes))}")
+            raise UserError(
+                f"{where}: {field}: no size {name!r} in config/models.yaml, {_suggest(str(name), list(sizes))}"
+            )
         return _validated(schema, {"name": name, **sizes[name]}, f"config/models.yaml: {name}")
 
     def _override(self, content: dict, overrides: dict, where: str) -> None:
         if not isinstance(overrides, dict):
-            raise UserError(f"{where}: expected overrides such as {{optim.lr.connector: 1.0e-3}}, found {overrides!r}")
+            raise UserError(
+                f"{where}: expected overrides such as {{optim.lr.connector: 1.0e-3}}, found {overrides!r}"
+            )
         for path, value in overrides.items():
             *branch, leaf = str(path).split(".")
             place = content
             for part in branch:
                 place = place.get(part) if isinstance(place, dict) else None
             if not isinstance(place, dict) or leaf not in place:
-                raise UserError(f"{where}: unknown field {path!r}, {_suggest(str(path), _paths(self.files['baseline']))}")
+                raise UserError(
+                    f"{where}: unknown field {path!r}, {_suggest(str(path), _paths(self.files['baseline']))}"
+                )
             place[leaf] = copy.deepcopy(value)
 
 
@@ -220,10 +258,14 @@ def _check_run(run: Run, where: str) -> None:
     if (run.train.samples is None) == (run.train.flops is None):
         raise UserError(f"{where}: set exactly one of train.samples and train.flops, the other to null")
     if (run.optim.schedule == "converging") != (run.optim.final_lr is not None):
-        raise UserError(f"{where}: optim.final_lr belongs to schedule 'converging' and only to it; the schedule is {run.optim.schedule!r}")
+        raise UserError(
+            f"{where}: optim.final_lr belongs to schedule 'converging' and only to it; the schedule is {run.optim.schedule!r}"
+        )
     side = int(run.model.tokens_per_frame**0.5)
     if run.model.architecture == "multi_token" and side * side != run.model.tokens_per_frame:
-        raise UserError(f"{where}: model.tokens_per_frame is {run.model.tokens_per_frame}; pooling needs a square: 1, 4, 9 or 16")
+        raise UserError(
+            f"{where}: model.tokens_per_frame is {run.model.tokens_per_frame}; pooling needs a square: 1, 4, 9 or 16"
+        )
 
 
 def _check_sources(study: Study) -> None:
@@ -232,13 +274,21 @@ def _check_sources(study: Study) -> None:
         where = f"run {run.name!r}"
         for name in run.data.sources:
             if name not in study.sources:
-                raise UserError(f"{where}: data.sources names {name!r}, which config/sources.yaml lacks; {_suggest(name, list(study.sources))}")
+                raise UserError(
+                    f"{where}: data.sources names {name!r}, which config/sources.yaml lacks; {_suggest(name, list(study.sources))}"
+                )
         kinds = {study.sources[name].kind for name in run.data.sources}
         for kind, share in run.data.share.items():
             if share > 0 and kind not in kinds:
-                raise UserError(f"{where}: data.share wants {share:.0%} {kind}, but none of its sources ({', '.join(run.data.sources)}) is of that kind")
+                raise UserError(
+                    f"{where}: data.share wants {share:.0%} {kind}, but none of its sources ({', '.join(run.data.sources)}) is of that kind"
+                )
         if run.parent is not None and run.parent not in study.runs:
-            raise UserError(f"{where}: its parent {run.parent!r} is no run of this study; {_suggest(run.parent, list(study.runs))}")
+            raise UserError(
+                f"{where}: its parent {run.parent!r} is no run of this study; {_suggest(run.parent, list(study.runs))}"
+            )
     for source in study.sources.values():
         if isinstance(source.held_out, str) and source.held_out not in study.sources:
-            raise UserError(f"config/sources.yaml: source {source.name!r}: held_out names {source.held_out!r}, which is no source; give a source or a share such as 0.1")
+            raise UserError(
+                f"config/sources.yaml: source {source.name!r}: held_out names {source.held_out!r}, which is no source; give a source or a share such as 0.1"
+            )

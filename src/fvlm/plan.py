@@ -19,7 +19,13 @@ def mean_lengths(run: Run, study: Study) -> dict[Kind, tuple[float, float, float
         counts = [training_count(source, study.results) for source in sources]
         total = sum(counts)
         frames = sum(c * min(source.frames, 64) for c, source in zip(counts, sources, strict=True)) / total
-        tokens = sum(c * min(source.text_tokens, run.data.max_text_tokens) for c, source in zip(counts, sources, strict=True)) / total
+        tokens = (
+            sum(
+                c * min(source.text_tokens, run.data.max_text_tokens)
+                for c, source in zip(counts, sources, strict=True)
+            )
+            / total
+        )
         shown = run.data.static_frames if kind in ("image", "preference") else frames
         result[kind] = (shown, frames, tokens)
     return result
@@ -37,7 +43,8 @@ def _by_kind(run: Run, study: Study) -> dict[Kind, list]:
 def flops_per_sample(run: Run, study: Study) -> float:
     """Expected training FLOPs of one sample (two per multiply-add), averaged over the mixture."""
     return sum(
-        run.data.share[kind] * float(training_flops(run.model, run.optim.freeze, shown, tokens, tokens, encoded_frames=frames))
+        run.data.share[kind]
+        * float(training_flops(run.model, run.optim.freeze, shown, tokens, tokens, encoded_frames=frames))
         for kind, (shown, frames, tokens) in mean_lengths(run, study).items()
     )
 
@@ -59,7 +66,11 @@ def check_data(study: Study) -> None:
             needed = samples * run.data.share[kind]
             found = sum(training_count(source, study.results) for source in sources)
             if needed > found:
-                what = f"train.samples {samples:,}" if run.train.samples else f"train.flops {run.train.flops:.3g} = about {samples:,} samples"
+                what = (
+                    f"train.samples {samples:,}"
+                    if run.train.samples
+                    else f"train.flops {run.train.flops:.3g} = about {samples:,} samples"
+                )
                 raise UserError(
                     f"run {run.name!r}: {what} needs {needed:,.0f} {kind} samples, but {', '.join(s.name for s in sources)} "
                     f"hold {found:,.0f}, and no sample is trained on twice; lower it, lower data.share.{kind}, or add sources"
@@ -81,7 +92,9 @@ def plan_rows(study: Study) -> list[dict]:
 def plan_text(study: Study) -> str:
     """The plan as aligned text, one line per run and a total."""
     rows = plan_rows(study)
-    lines = [f"{'run':<16}{'family':<10}{'parent':<9}{'parameters':>15}{'samples':>12}{'steps':>9}{'FLOPs':>11}"]
+    lines = [
+        f"{'run':<16}{'family':<10}{'parent':<9}{'parameters':>15}{'samples':>12}{'steps':>9}{'FLOPs':>11}"
+    ]
     lines += [
         f"{r['run']:<16}{r['family']:<10}{r['parent']:<9}{r['N']:>15,}{r['samples']:>12,}{r['steps']:>9,}{r['flops']:>11.3g}"
         for r in rows
@@ -89,7 +102,9 @@ def plan_text(study: Study) -> str:
     total = sum(r["flops"] for r in rows)
     samples = sum(r["samples"] for r in rows)
     corpus = sum(sample_count(study.sources[name], study.results) for name in study.used_sources)
-    lines.append(f"{len(rows)} runs, {samples:,} samples, {total:.3g} training FLOPs (two per multiply-add); {corpus:,} samples in {len(study.used_sources)} sources")
+    lines.append(
+        f"{len(rows)} runs, {samples:,} samples, {total:.3g} training FLOPs (two per multiply-add); {corpus:,} samples in {len(study.used_sources)} sources"
+    )
     return "\n".join(lines)
 
 

@@ -26,7 +26,9 @@ class EncoderSize(Strict):
     mlp_ratio: int = 4
     patch: int = 14
     image: int = 224  # pixels; side of a frame
-    position_side: int | None = None  # patches per side of the stored position embeddings; null: image / patch
+    position_side: int | None = (
+        None  # patches per side of the stored position embeddings; null: image / patch
+    )
     weights: str | None = None
 
     @property
@@ -114,7 +116,7 @@ class Train(Strict):
     samples: int | None = Field(gt=0)  # how long: samples seen ...
     flops: float | None = Field(gt=0)  # ... or training FLOPs spent, whichever is given
     seed: int
-    precision: Literal["float32", "medium", "bfloat16"]
+    precision: Literal["float32", "bfloat16"]
     evaluations: int = Field(gt=0)  # validations over the run, evenly spaced, the last at the end
     validation_samples: int = Field(gt=0)  # per source, at each validation
 

@@ -124,13 +124,9 @@ def without_unused_parts(schema: dict) -> dict:
         parts = used
 
 
-def text_of(schema: dict) -> str:
-    return json.dumps(schema, indent=1) + "\n"
-
-
 def main() -> int:
     for name, schema in schemas().items():
-        (FOLDER / name).write_text(text_of(schema))
+        (FOLDER / name).write_text(json.dumps(schema, indent=1) + "\n")
     return 0
 
 

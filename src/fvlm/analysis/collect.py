@@ -131,7 +131,8 @@ def collect_evaluation(paths: list[Path], replicates: int = 1000) -> tuple[pd.Da
         )
     groups = rows[GROUP].drop_duplicates().reset_index(drop=True)
     rows["group"] = rows.merge(groups.reset_index(names="group"), on=GROUP)["group"].to_numpy()
-    sums = {}  # (source, kind) -> per group: loss and tokens, the plain sum first, then the replicates'; samples
+    # (source, kind) -> per group: loss, tokens (the plain sum first, then the replicates'), samples
+    sums = {}
     for (source, kind), part in rows.groupby(["source", "kind"], sort=True):
         sums[source, kind] = _resampled_sums(part, len(groups), replicates, seed=zlib.crc32(source.encode()))
     for kind in sorted({kind for _, kind in sums}):

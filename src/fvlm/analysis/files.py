@@ -53,15 +53,15 @@ def read_csv(path: Path | str, columns: tuple[str, ...]) -> pd.DataFrame:
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise UserError(
-            f"{path}: no column {', '.join(map(repr, missing))}; found {', '.join(map(str,
-            frame.columns[:12]))}; " "the table is from another version: delete it and make it again"
+            f"{path}: no column {', '.join(map(repr, missing))}; found {', '.join(frame.columns[:12])}; "
+            "the table is from another version: delete it and make it again"
         )
     return frame
 
 
 def read_table(folder: Path | str, name: str) -> pd.DataFrame:
-    """Table `name` of `folder` with the columns that the catalog promises, text never missing, flags as
-    booleans.""" frame = read_csv(Path(folder) / f"{name}.csv", COLUMNS[name])
+    """Table `name` of `folder` with the catalog's columns; text is never missing, flags are booleans."""
+    frame = read_csv(Path(folder) / f"{name}.csv", COLUMNS[name])
     for column in TEXT.get(name, ()):
         frame[column] = frame[column].astype(object).where(frame[column].notna(), "").astype(str)
     for column in FLAGS.get(name, ()):

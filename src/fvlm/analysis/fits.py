@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import nnls
-from scipy.stats import norm
-from scipy.stats import t as student
+from scipy.special import ndtri, stdtrit
 
 DELTA = 1e-3  # of log loss: about 0.1 %
 EXPONENTS = (0.01, 3.0)  # bounds
@@ -92,7 +91,7 @@ def bootstrap(fit: PowerLaws, x: np.ndarray, draws: int = 400, block: int = 1, s
     """
     z = np.log(np.asarray(x, float).reshape(-1, fit.variables) / fit.centre)
     n, p = len(z), len(fit.theta)
-    scale = np.sqrt(n / (n - p)) * student.ppf(0.975, n - p) / norm.ppf(0.975)
+    scale = np.sqrt(n / (n - p)) * stdtrit(n - p, 0.975) / ndtri(0.975)
     rng = np.random.default_rng(seed)
     first = rng.integers(0, n - block + 1, size=(draws, -(-n // block)))
     rows = (first[:, :, None] + np.arange(block)).reshape(draws, -1)[:, :n]
@@ -148,7 +147,7 @@ def _descend(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Batched Levenberg-Marquardt within bounds: theta (R, p), log_loss (R or 1, n) -> theta, cost (R,).
 
-    A row leaves the batch when a step gains less than `tolerance` of its cost, or when no step gains anything.
+    A row leaves the batch when a step gains less than `tolerance` of its cost, or no step gains anything.
     """
     k = z.shape[1]
     bounds = (

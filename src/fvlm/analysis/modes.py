@@ -49,11 +49,11 @@ def _in_run_order(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def token_efficiency(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -> pd.DataFrame:
-    """Ablations that differ in how a frame is read (baseline, coarse only, pooled and shuffled tokens), by
-    tokens per frame.
+    """Ablations that differ in how a frame is read, by visual tokens per frame.
 
-    The loss is the evaluation's where every one of them was evaluated, else the best validation's. Tokens 0 is the baseline
-    evaluated without its frames, unless a run was trained blind. FLOPs are training FLOPs per sample.
+    The loss is the evaluation's where every one of them was evaluated, else the best validation's. Tokens 0
+    is the baseline evaluated without its frames, unless a run was trained blind. FLOPs are training FLOPs per
+    sample.
     """
     study = Study(runs, evaluation, bootstrap)
     own = study.of_family("ablation")
@@ -97,8 +97,8 @@ def _label(run: pd.Series) -> str:
 
 
 def _blind_row(study: Study, reference: str) -> list[dict]:
-    """The baseline asked without its frames; it was trained with them, so its training cost does not
-    apply.""" draws = study.replicates.loss(reference, "blind", "none")
+    """The baseline asked without its frames. It was trained with them, so it has no training cost here."""
+    draws = study.replicates.loss(reference, "blind", "none")
     loss = study.loss_of(reference, "blind", "none")
     if not np.isfinite(loss):
         return []

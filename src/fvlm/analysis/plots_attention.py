@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from fvlm.analysis.style import WIDTH, NothingToDraw
 from fvlm.errors import UserError
 
-VIDEOS, FRAMES = 4, 8  # at most, in the whole figure and in a row
+VIDEOS, FRAMES = 3, 8  # at most, in the whole figure and in a row
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ def _looked(run: str, content, k: int) -> Looked:
 
 
 def heatmaps(attention: list[Path]) -> tuple[Figure, pd.DataFrame]:
-    """Per video two rows, the fine query over the coarse one, over grey frames; the scale is shared by
-    all.""" attention = attention[:VIDEOS]
+    """Per video its frames, and over grey frames the fine and the coarse query; all share one scale."""
+    attention = attention[:VIDEOS]
     videos = [video for path in attention for video in read_maps(path, max(1, VIDEOS // len(attention)))]
     videos = [video for video in videos if len(video.frames)]
     if not videos:
         raise NothingToDraw("no run has attention maps")
     columns = max(len(video.frames) for video in videos)
-    figure = plt.figure(figsize=(WIDTH, len(videos) * (0.55 + 2 * (WIDTH - 1.2) / max(columns, 5))))
+    figure = plt.figure(figsize=(WIDTH, len(videos) * (0.6 + 3 * (WIDTH - 1.2) / max(columns, 5))))
     blocks = figure.subfigures(len(videos), 1, squeeze=False)[:, 0]
     patches = [video.fine[0].size for video in videos]
     top = max(float(np.quantile(video.fine * n, 0.995)) for video, n in zip(videos, patches, strict=True))
@@ -79,42 +79,26 @@ def heatmaps(attention: list[Path]) -> tuple[Figure, pd.DataFrame]:
 
 
 def _draw_video(block, video: Looked, columns: int, top: float):
-    axes = block.subplots(2, columns, squeeze=False)
-    block.suptitle(
-        "\n".join(textwrap.wrap(f"{video.run}, {video.source}: {' '.join(video.caption.split())}", 105)[:2]),
-        fontsize=8,
-        x=0.01,
-        ha="left",
-    )
+    axes = block.subplots(3, columns, squeeze=False)
+    heading = f"{video.run}, {video.source}: {' '.join(video.caption.split())}"
+    block.suptitle("\n".join(textwrap.wrap(heading, 105)[:2]), fontsize=8, x=0.01, ha="left")
     height, width = video.frames.shape[1:3]
-    for row, (name, maps) in enumerate((("fine", video.fine), ("coarse", video.coarse))):
-        for column, ax in enumerate(axes[row]):
-            ax.set_xticks([])
-            ax.set_yticks([])
-            ax.grid(visible=False)
-            for spine in ax.spines.values():
-                spine.set_visible(False)
-            if column >= len(video.frames):
-                continue
-            ax.imshow(video.frames[column].mean(axis=2), cmap="gray", vmin=0, vmax=255)
-            picture = ax.imshow(
-                maps[column] * maps[column].size,
-                cmap="inferno",
-                vmin=0,
-                vmax=top,
-                alpha=0.6,
-                extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-                interpolation="nearest",
-            )
-            if name == "fine":
-                ax.set_title(
-                    f"{video.entropy[column]:.2f} nats",
-                    fontsize=6.5,
-                    loc="center",
-                    fontweight="normal",
-                    pad=2,
-                )
-        axes[row][0].set_ylabel(name, fontsize=8)
+    for ax in axes.ravel():
+        ax.set(xticks=[], yticks=[])
+        ax.grid(visible=False)
+        ax.spines[:].set_visible(False)
+    for column, frame in enumerate(video.frames):
+        axes[0, column].imshow(frame)
+        axes[1, column].set_title(
+            f"{video.entropy[column]:.2f} nats", fontsize=6.5, loc="center", fontweight="normal", pad=2
+        )
+        for ax, maps in zip(axes[1:, column], (video.fine, video.coarse), strict=True):
+            ax.imshow(frame.mean(axis=2), cmap="gray", vmin=0, vmax=255)
+            look = {"cmap": "inferno", "vmin": 0, "vmax": top, "alpha": 0.6, "interpolation": "nearest"}
+            extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+            picture = ax.imshow(maps[column] * maps[column].size, extent=extent, **look)
+    for ax, name in zip(axes[:, 0], ("frame", "fine", "coarse"), strict=True):
+        ax.set_ylabel(name, fontsize=8)
     return picture
 
 

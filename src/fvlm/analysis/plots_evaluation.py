@@ -111,8 +111,8 @@ def token_efficiency(token_efficiency: pd.DataFrame) -> tuple[Figure, pd.DataFra
 
 
 def three_modes(modes: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Left: loss of each run by mode, with another sample's frames, and blind. Right: the modes against
-    the trained one.""" if modes.empty:
+    """Left: loss by mode, with another sample's frames, and blind. Right: gap to the trained mode."""
+    if modes.empty:
         raise NothingToDraw("no run has been evaluated")
     order = {"stage": 0, "ablation": 1, "grid": 2}
     table = modes.assign(

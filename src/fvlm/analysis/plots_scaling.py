@@ -106,6 +106,7 @@ def isoflop(runs: pd.DataFrame, isoflop: pd.DataFrame) -> tuple[Figure, pd.DataF
     names = list(points["architecture"].drop_duplicates())
     figure, axes = panels(len(names), height=3.8, sharey=True)
     budgets = list(points.sort_values("C")["budget"].drop_duplicates())
+    reach = 0.25 * np.log(points["N"].max() / points["N"].min())  # of a parabola, in log N
     for ax, name in zip(axes, names, strict=True):
         for i, budget in enumerate(budgets):
             own = points[(points["architecture"] == name) & (points["budget"] == budget)]
@@ -122,7 +123,7 @@ def isoflop(runs: pd.DataFrame, isoflop: pd.DataFrame) -> tuple[Figure, pd.DataF
                 )
         minima = isoflop[isoflop["architecture"] == name]
         for row in minima[minima["n_opt"].notna()].to_dict("records"):
-            _draw_minimum(ax, row)
+            _draw_minimum(ax, row, reach)
         ax.set_xscale("log")
         ax.margins(x=0.1)
         style.counts(ax)
@@ -133,9 +134,9 @@ def isoflop(runs: pd.DataFrame, isoflop: pd.DataFrame) -> tuple[Figure, pd.DataF
     return figure, points
 
 
-def _draw_minimum(ax: Axes, row: dict) -> None:
-    """A filled star on its local parabola; a hollow one at the edge of the sizes tried, which is left out
-    of fits.""" ax.plot(
+def _draw_minimum(ax: Axes, row: dict, reach: float) -> None:
+    """A filled star on its local parabola; a hollow one at the edge of the sizes tried, left out of fits."""
+    ax.plot(
         row["n_opt"],
         row["loss"],
         marker="*",
@@ -145,7 +146,7 @@ def _draw_minimum(ax: Axes, row: dict) -> None:
         zorder=4,
     )
     if row["used"]:
-        away = np.linspace(-0.5, 0.5, 41)
+        away = np.linspace(-reach, reach, 41)
         ax.plot(
             np.exp(row["log_n_centre"] + away),
             row["loss"] + row["curvature"] * away**2,
@@ -252,9 +253,7 @@ def gap(gap: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     ax.axvline(0, color=GREY, lw=1)
     ax.set_yticks(range(len(table)), (table["size"] + " " + table["budget"]).str.strip())
     ax.set_ylim(len(table) - 0.5, -0.5)
-    sure = (
-        "\nbars: 95 % paired bootstrap over samples" if measure == "evaluation" else "; one seed, no interval"
-    )
+    sure = "\nbars: 95 % paired bootstrap over samples" if measure == "evaluation" else "; no interval"
     ax.set_xlabel(f"{measure} loss of the foveated model above the baseline's (%; right: worse){sure}")
     heading(figure, "Gap to the pooled-token baseline, raw and at equal parameters")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)

@@ -197,8 +197,9 @@ def _uniform(run: dict) -> float | None:
 def fine_coarse_ratio(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Validation loss of the fine pass over that of the coarse pass; below 1 looking twice pays."""
     own = validation_curves[validation_curves["loss_fine"].notna() & validation_curves["loss_coarse"].notna()]
-    own = _without_start(own[own["run"].isin(runs["run"])]).assign(ratio=own["loss_fine"] /
-    own["loss_coarse"]) if own.empty:
+    own = _without_start(own[own["run"].isin(runs["run"])])
+    own = own.assign(ratio=own["loss_fine"] / own["loss_coarse"])
+    if own.empty:
         raise NothingToDraw("no run here has both a fine and a coarse pass")
     families = runs.set_index("run")["family"]
     present = [family for family in FAMILIES if (own["run"].map(families) == family).any()]

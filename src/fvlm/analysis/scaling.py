@@ -2,8 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from scipy.stats import linregress
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from fvlm.analysis.catalog import COLUMNS
 from fvlm.analysis.fits import Estimate, estimates
@@ -79,18 +78,23 @@ def _isoflop_rows(architecture: str, points: pd.DataFrame) -> list[dict]:
     rows = []
     for name, column in (("N_opt_exponent", "n_opt"), ("D_opt_exponent", "d_opt")):
         if len(used) < 3:
-            reason = f"{len(used)} of {len(found)} iso-FLOP minima lie inside the sizes tried; an exponent needs three"
+            reason = f"{len(used)} of {len(found)} minima lie inside the sizes tried; an exponent needs three"
             estimate, rmse = Estimate(name, np.nan, np.nan, np.nan, reason), np.nan
         else:
             x, y = np.log(used["flops"].to_numpy(float)), np.log(used[column].to_numpy(float))
-            line = linregress(x, y)
-            half = student.ppf(0.975, len(x) - 2) * line.stderr
-            wide = (
-                ""
-                if 2 * half <= 1
-                else f"the interval, {line.slope - half:.2g} to {line.slope + half:.2g}, is too wide"
-            )
-            values = (np.nan,) * 3 if wide else (line.slope, line.slope - half, line.slope + half)
-            estimate, rmse = Estimate(name, *values, wide), float(np.std(y - line.intercept - line.slope * x))
+            estimate, rmse = _slope(name, x, y)
         rows.append(_row("iso-FLOP minima", FORMS["iso"], architecture, points, estimate, rmse))
     return rows
+
+
+def _slope(name: str, x: np.ndarray, y: np.ndarray) -> tuple[Estimate, float]:
+    """Slope of y on x by least squares with its t interval, and the root mean square residual."""
+    slope, intercept = np.polyfit(x, y, 1)
+    residuals = y - intercept - slope * x
+    error = np.sqrt((residuals**2).sum() / (len(x) - 2) / ((x - x.mean()) ** 2).sum())
+    low, high = slope + np.array([-1, 1]) * stdtrit(len(x) - 2, 0.975) * error
+    if high - low > 1:
+        values, reason = (np.nan,) * 3, f"the interval, {low:.2g} to {high:.2g}, is too wide"
+    else:
+        values, reason = (float(slope), float(low), float(high)), ""
+    return Estimate(name, *values, reason), float(np.sqrt(np.mean(residuals**2)))

@@ -183,7 +183,7 @@ def counts(ax: Axes, axis: str = "x") -> None:
     which.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
     if (ax.get_xscale() if axis == "x" else ax.get_yscale()) == "log":
         low, high = ax.get_xlim() if axis == "x" else ax.get_ylim()
-        named = (1, 1.5, 2, 3, 5, 7) if high / low < 8 else (1, 3) if high / low < 200 else (1,)
+        named = (1, 2, 3, 5) if high / low < 8 else (1, 3) if high / low < 200 else (1,)
         which.set_major_locator(matplotlib.ticker.LogLocator(subs=named, numticks=9))
         which.set_minor_formatter(matplotlib.ticker.NullFormatter())
     else:

@@ -15,7 +15,7 @@ from fvlm.data.media import SIDE, Clip, MediaError, schedule
 from fvlm.data.pyav import FORMATS, to_square
 
 
-def decode_with_decord(path: Path, codec: str, crop: bool = True) -> Clip:
+def decode_with_decord(path: Path, codec: str, stream: int, crop: bool = True) -> Clip:
     """Frames by timestamp; one thread, because with more decord fails on VP9.
 
     raises      MediaError corrupt, also where decord is not installed (it has wheels for few machines)
@@ -25,7 +25,7 @@ def decode_with_decord(path: Path, codec: str, crop: bool = True) -> Clip:
     except ImportError as error:
         raise MediaError("corrupt", f"{path}: decord is not installed") from error
     try:
-        reader = decord.VideoReader(str(path), num_threads=1)
+        reader = decord.VideoReader(str(path), num_threads=1)  # picks the stream itself
         spans_s = np.asarray(reader.get_frame_timestamp(range(len(reader))), np.float64)
         starts_s, ends_s = spans_s[:, 0] - spans_s[0, 0], spans_s[:, 1] - spans_s[0, 0]
         times_s, positions = schedule(starts_s, float(ends_s[-1]))
@@ -37,14 +37,14 @@ def decode_with_decord(path: Path, codec: str, crop: bool = True) -> Clip:
     return Clip(np.stack([square[int(i)] for i in positions]), times_s, float(ends_s[-1]), codec)
 
 
-def decode_with_ffmpeg(path: Path, codec: str, crop: bool = True) -> Clip:
+def decode_with_ffmpeg(path: Path, codec: str, stream: int, crop: bool = True) -> Clip:
     """Frames from the ffmpeg program: once for the times of all frames, once for the wanted ones.
 
     raises      MediaError corrupt
     """
     command = imageio_ffmpeg.get_ffmpeg_exe()
     source = ffmpeg.input(str(path), protocol_whitelist="file,pipe", format_whitelist=FORMATS, threads=1)
-    video = source.video
+    video = source[str(stream)]
     try:
         small = video.filter("scale", 16, 16)
         # The file's own clock: the default one ticks once per average frame.

@@ -11,6 +11,7 @@ import json
 import mmap
 import re
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -208,6 +209,8 @@ def write_index(
     tokenizer = load_tokenizer(tokenizer_folder)
     rows, rejected = [], Counter()
     for number, shard in enumerate(shards):
+        if not shard.is_file() or not shard.stat().st_size:
+            raise UserError(f"{shard}: missing or 0 bytes; make or copy the shard again")
         with open(shard, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             for entry in samples_of(data, str(shard)):
                 row = _describe(data, entry, tokenizer, prompt, kind)
@@ -265,7 +268,7 @@ def load_index(path: Path | str) -> Index:
     try:
         with np.load(path, allow_pickle=False) as stored:
             values = {field.name: stored[field.name] for field in fields(Index)}
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: no index ({error}); make it with `fvlm index`") from error
     values |= {name: str(values[name]) for name in ("kind", "source")}
     return Index(**values | {"rejected": int(values["rejected"])})
@@ -283,8 +286,8 @@ def main(args: argparse.Namespace) -> None:
     missing = [str(tar) for tar in shards if not tar.is_file()]
     if missing:
         raise UserError(
-            f"source {source.name!r}: {len(missing)} of its {len(shards)} shards are missing, first {missing[0]}; "
-            "correct `path` in config/sources.yaml or put them there"
+            f"source {source.name!r}: {len(missing)} of its {len(shards)} shards are missing, first "
+            f"{missing[0]}; correct `path` in config/sources.yaml or put them there"
         )
     out, tokenizer = root / "index" / f"{source.name}.npz", root / "tokenizer"
     index = write_index(shards, out, source.name, source.kind, tokenizer, source.prompt, root)

@@ -85,7 +85,9 @@ class Steps(Dataset):
         low = step * self.batch_size
         here = slice(low, min(low + self.batch_size, len(self.order)))
         samples = [self.sample(i) for i in range(here.start, here.stop)]
-        groups = micro_batches(self.order.positions[here], self.order.text_tokens[here], self.most_positions, self.most_tokens)
+        groups = micro_batches(
+            self.order.positions[here], self.order.text_tokens[here], self.most_positions, self.most_tokens
+        )
         return [pack([samples[i] for i in group]) for group in groups]
 
     def sample(self, i: int) -> dict:
@@ -105,7 +107,14 @@ class Steps(Dataset):
                 f"{file}: sample {key!r} has frames {frames.shape}, its index says {index.frames[row]} of {IMAGE} x {IMAGE}; "
                 f"delete the index of source {name!r} so that it is made again"
             )
-        return {"frames": frames, "positions": int(self.order.positions[i]), "ids": ids, "mask": mask, "key": key, "source": name}
+        return {
+            "frames": frames,
+            "positions": int(self.order.positions[i]),
+            "ids": ids,
+            "mask": mask,
+            "key": key,
+            "source": name,
+        }
 
 
 def pack(samples: list[dict]) -> Batch:

@@ -34,7 +34,9 @@ class Order:
         return Order(self.source[:n], self.row[:n], self.positions[:n], self.text_tokens[:n])
 
 
-def draw_order(indices: list[Index], rows: list[np.ndarray], share: dict, static_frames: int, max_tokens: int, seed: int) -> Order:
+def draw_order(
+    indices: list[Index], rows: list[np.ndarray], share: dict, static_frames: int, max_tokens: int, seed: int
+) -> Order:
     """The longest order that the mixture allows without showing any sample twice.
 
     indices     one per source
@@ -45,7 +47,9 @@ def draw_order(indices: list[Index], rows: list[np.ndarray], share: dict, static
     pools = {kind: _pool(kind, indices, rows) for kind in KINDS if share.get(kind, 0) > 0}
     for kind, (source, _) in pools.items():
         if not len(source):
-            raise UserError(f"data.share wants {share[kind]:.0%} {kind} samples, but the run's sources hold none; check their ledgers")
+            raise UserError(
+                f"data.share wants {share[kind]:.0%} {kind} samples, but the run's sources hold none; check their ledgers"
+            )
     length = int(min(len(source) / share[kind] for kind, (source, _) in pools.items()))
     place, source, row = [], [], []
     for kind, (pool_source, pool_row) in pools.items():
@@ -56,13 +60,17 @@ def draw_order(indices: list[Index], rows: list[np.ndarray], share: dict, static
         source.append(pool_source[shuffled[:count]])
         row.append(pool_row[shuffled[:count]])
     by_place = np.argsort(np.concatenate(place), kind="stable")
-    return _with_lengths(np.concatenate(source)[by_place], np.concatenate(row)[by_place], indices, static_frames, max_tokens)
+    return _with_lengths(
+        np.concatenate(source)[by_place], np.concatenate(row)[by_place], indices, static_frames, max_tokens
+    )
 
 
 def in_file_order(indices: list[Index], rows: list[np.ndarray], static_frames: int, max_tokens: int) -> Order:
     """The given rows, source after source: for evaluation."""
     source = np.concatenate([np.full(len(r), i) for i, r in enumerate(rows)])
-    return _with_lengths(source.astype(np.int64), np.concatenate(rows).astype(np.int64), indices, static_frames, max_tokens)
+    return _with_lengths(
+        source.astype(np.int64), np.concatenate(rows).astype(np.int64), indices, static_frames, max_tokens
+    )
 
 
 def _pool(kind: str, indices: list[Index], rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -105,11 +113,15 @@ def cut_to_flops(order: Order, flops_of_each: np.ndarray, budget: float, run: st
         )
     count = int(np.searchsorted(spent, budget, side="right"))
     if count == 0:
-        raise UserError(f"run {run!r}: one sample costs {spent[0]:.3g} training FLOPs, more than the budget of {budget:.3g}; raise the budget")
+        raise UserError(
+            f"run {run!r}: one sample costs {spent[0]:.3g} training FLOPs, more than the budget of {budget:.3g}; raise the budget"
+        )
     return order.first(count)
 
 
-def micro_batches(positions: np.ndarray, tokens: np.ndarray, most_positions: int, most_tokens: int) -> list[list[int]]:
+def micro_batches(
+    positions: np.ndarray, tokens: np.ndarray, most_positions: int, most_tokens: int
+) -> list[list[int]]:
     """Split a step's samples, in order, into groups within a budget of visual positions and text tokens.
 
     A sample that exceeds the budget alone forms a group of its own.

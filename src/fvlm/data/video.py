@@ -34,10 +34,10 @@ def decode_video(path: Path | str, backend: str = "pyav", crop: bool = True) -> 
                 return pyav.decode(path, crop)
             # Opened first: PyAV refuses a playlist that is named .mp4, the others would follow it.
             container, stream = pyav.open_video(path)
-            codec = stream.codec_context.name
+            codec, number = stream.codec_context.name, stream.index
             container.close()
             decode = fallback.decode_with_decord if name == "decord" else fallback.decode_with_ffmpeg
-            return decode(path, codec, crop)
+            return decode(path, codec, number, crop)
         except MediaError as error:
             if error.reason != "corrupt":
                 raise

@@ -18,7 +18,9 @@ from fvlm.train.loop import autocast
 
 def add_arguments(parser) -> None:
     parser.add_argument("run", help="a finished foveated run")
-    parser.add_argument("--out", required=True, type=Path, help=".npz with frames, attention maps and captions")
+    parser.add_argument(
+        "--out", required=True, type=Path, help=".npz with frames, attention maps and captions"
+    )
     add_study_arguments(parser)
 
 
@@ -69,7 +71,9 @@ def _caption(steps: Steps, i: int) -> str:
     """What the sample's text says, as one line: the question or prompt, and the answer."""
     place, row = int(steps.order.source[i]), int(steps.order.row[i])
     index = steps.corpus.indices[place]
-    members = read_sample(steps.results / index.shards[index.shard[row]], int(index.offset[row]), int(index.length[row]))
+    members = read_sample(
+        steps.results / index.shards[index.shard[row]], int(index.offset[row]), int(index.length[row])
+    )
     text = sample_text(members, steps.corpus.prompts[place])
     if "messages" in text:
         return " ".join(message["content"] for message in text["messages"])

@@ -7,8 +7,8 @@ import torch
 
 from fvlm.batch import Batch
 from fvlm.data.loader import pack
-from fvlm.data.text import IMAGE_SUFFIXES, encode_prompt, load_tokenizer
-from fvlm.data.video import decode_image, decode_video
+from fvlm.data.text import encode_prompt, load_tokenizer
+from fvlm.data.video import IMAGE_SUFFIXES, decode_image, decode_video
 from fvlm.errors import UserError
 from fvlm.evaluate.load import load_run
 from fvlm.model.generate import generate
@@ -17,16 +17,22 @@ from fvlm.train.loop import autocast
 
 def add_arguments(parser) -> None:
     parser.add_argument("files", nargs="+", type=Path, help="videos or images")
-    parser.add_argument("--run", required=True, type=Path, help="folder of a finished run, for example results/runs/stage3")
+    parser.add_argument(
+        "--run", required=True, type=Path, help="folder of a finished run, for example results/runs/stage3"
+    )
     parser.add_argument("--question", default="Say what happens in the video.", help="what to ask")
     parser.add_argument("--tokens", type=int, default=60, help="longest answer, in tokens")
-    parser.add_argument("--mode", default=None, help="coarse_only, coarse_fine or autoregressive (default: as at inference)")
+    parser.add_argument(
+        "--mode", default=None, help="coarse_only, coarse_fine or autoregressive (default: as at inference)"
+    )
 
 
 def main(args) -> int:
     run, model, device = load_run(args.run)
     tokenizer = load_tokenizer(args.run.parent.parent / "tokenizer")
-    mode = args.mode or ("autoregressive" if run.model.training_mode == "coarse_fine" else run.model.training_mode)
+    mode = args.mode or (
+        "autoregressive" if run.model.training_mode == "coarse_fine" else run.model.training_mode
+    )
     if mode not in run.model.modes:
         raise UserError(f"run {run.name!r} has no mode {mode!r}; it has {', '.join(run.model.modes)}")
     for file in args.files:
@@ -45,4 +51,15 @@ def prompt_batch(file: Path, ids: np.ndarray, static_frames: int) -> Batch:
         frames = decode_video(file).frames
         positions = len(frames)
     mask = np.zeros(len(ids), dtype=bool)
-    return pack([{"frames": frames, "positions": positions, "ids": ids, "mask": mask, "key": file.name, "source": "yours"}])
+    return pack(
+        [
+            {
+                "frames": frames,
+                "positions": positions,
+                "ids": ids,
+                "mask": mask,
+                "key": file.name,
+                "source": "yours",
+            }
+        ]
+    )

@@ -21,7 +21,9 @@ def load_run(folder: Path | str) -> tuple[Run, VideoLanguageModel, torch.device]
     folder = Path(folder)
     saved = folder / "model" / "run.json"
     if not saved.is_file():
-        raise UserError(f"{folder}: no finished run here ({saved} is missing); train it first: snakemake --cores all {folder}/summary.json")
+        raise UserError(
+            f"{folder}: no finished run here ({saved} is missing); train it first: snakemake --cores all {folder}/summary.json"
+        )
     run = Run.model_validate(json.loads(saved.read_text()))
     # The weights are loaded below, so pretrained ones need not be fetched again.
     unpretrained = run.model.model_copy(update={

@@ -26,7 +26,9 @@ BATCH = 8  # samples per forward pass
 
 def add_arguments(parser) -> None:
     parser.add_argument("run", help="a finished run")
-    parser.add_argument("--out", required=True, type=Path, help="CSV with one row per sample, mode and kind of frames")
+    parser.add_argument(
+        "--out", required=True, type=Path, help="CSV with one row per sample, mode and kind of frames"
+    )
     add_study_arguments(parser)
 
 
@@ -52,7 +54,10 @@ def held_out_by_source(run: Run, study: Study, samples: int) -> Steps:
     corpus = open_held_out(run, study, samples)
     for i, rows in enumerate(corpus.rows):
         corpus.rows[i] = rows[: len(rows) // BATCH * BATCH or len(rows)]
-    spread = [np.concatenate([rows[k :: max(1, len(rows) // BATCH)] for k in range(max(1, len(rows) // BATCH))]) for rows in corpus.rows]
+    spread = [
+        np.concatenate([rows[k :: max(1, len(rows) // BATCH)] for k in range(max(1, len(rows) // BATCH))])
+        for rows in corpus.rows
+    ]
     order = in_file_order(corpus.indices, spread, run.data.static_frames, run.data.max_text_tokens)
     return Steps(corpus, order, run, study, "answers", BATCH)
 

@@ -122,21 +122,24 @@ class VideoLanguageModel(nn.Module):
 
         mode               one of `config.modes`; None: the one the configuration trains in
         with_attention     also return where the queries looked
-        with_coarse_loss   in mode coarse_fine also the loss that the coarse tokens give (costs one more text)
+        with_coarse_loss   in mode coarse_fine also the loss that the coarse tokens give, which costs one more
+                           forward pass over the texts; always given if the objective has it
         raises             UserError for a mode that this architecture does not have
         """
         mode = self.check_mode(mode)
         plan = self.plan(batch)
         text_SE = self.llm.embed(batch.token_ids)
-        coarse_loss = mode == "coarse_fine" and (with_coarse_loss or self.config.lambda_coarse > 0)
         visual_PE, coarse_PE, fine, coarse = self.visual_tokens(batch, plan, mode, with_attention)
         loss_B = self._score(visual_PE, text_SE, batch, plan)
         output = Output(loss_B, plan.count_B, loss_B, None, fine, coarse)
+        weight = self.config.lambda_coarse
         if mode == "coarse_only":
             output.coarse_sum_B = loss_B
-        elif coarse_loss:
-            output.coarse_sum_B = self._score(coarse_PE, text_SE, batch, plan)
-            output.objective_B = loss_B + self.config.lambda_coarse * output.coarse_sum_B
+        elif mode == "coarse_fine" and (weight > 0 or with_coarse_loss):
+            with nullcontext() if weight > 0 else torch.no_grad():  # merely watched, it needs no graph
+                output.coarse_sum_B = self._score(coarse_PE, text_SE, batch, plan)
+            if weight > 0:
+                output.objective_B = loss_B + weight * output.coarse_sum_B
         return output
 
     def plan(self, batch: Batch) -> Plan:

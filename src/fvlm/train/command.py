@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_model, save_model
 
+import fvlm
 from fvlm.config import add_study_arguments, study_from_files
 from fvlm.data.loader import Corpus, Steps, held_out_steps, open_training
 from fvlm.data.order import Order, cut_to_flops, cut_to_samples, draw_order
@@ -24,7 +25,7 @@ from fvlm.files import write_beside, write_json
 from fvlm.flops import parameters, training_flops
 from fvlm.model.build import build_model
 from fvlm.schema import Run, Study
-from fvlm.train.loop import Trainer
+from fvlm.train.loop import Trainer, precision_on
 from fvlm.train.state import RunLock, write_csv
 
 
@@ -89,7 +90,14 @@ def identity(run: Run, study: Study, folder: Path) -> str:
 
 def planned_order(run: Run, corpus: Corpus) -> tuple[Order, np.ndarray]:
     """The run's samples in training order, and the training FLOPs of each."""
-    order = draw_order(corpus.indices, corpus.rows, run.data.share, run.data.static_frames, run.data.max_text_tokens, run.train.seed)
+    order = draw_order(
+        corpus.indices,
+        corpus.rows,
+        run.data.share,
+        run.data.static_frames,
+        run.data.max_text_tokens,
+        run.train.seed,
+    )
     flops = sample_flops(run, corpus, order)
     if run.train.samples is not None:
         order = cut_to_samples(order, run.train.samples, run.name)
@@ -109,7 +117,9 @@ def sample_flops(run: Run, corpus: Corpus, order: Order) -> np.ndarray:
     if run.data.loss == "all":
         scored = order.text_tokens - 1
     scored = np.minimum(scored, order.text_tokens - 1)
-    return training_flops(run.model, run.optim.freeze, order.positions, order.text_tokens, scored, encoded_frames=distinct)
+    return training_flops(
+        run.model, run.optim.freeze, order.positions, order.text_tokens, scored, encoded_frames=distinct
+    )
 
 
 def _summary(trainer: Trainer, order: Order, flops: np.ndarray, started: float) -> dict:
@@ -117,7 +127,12 @@ def _summary(trainer: Trainer, order: Order, flops: np.ndarray, started: float) 
     counts = parameters(model)
     last_loss = trainer.metrics.records()[-1]["train_loss"]
     at_step = {r["step"]: r["train_loss"] for r in trainer.metrics.records()}
-    final = trainer.final or {"step": trainer.step, "samples": len(order), "flops": float(flops.sum()), "val_loss": None}
+    final = trainer.final or {
+        "step": trainer.step,
+        "samples": len(order),
+        "flops": float(flops.sum()),
+        "val_loss": None,
+    }
     best = trainer.best or final
     return {
         "run": run.name, "family": run.family, "digest": run.digest, "seed": run.train.seed, "parent": run.parent,
@@ -131,7 +146,7 @@ def _summary(trainer: Trainer, order: Order, flops: np.ndarray, started: float) 
         "train_s": round(trainer.train_seconds, 3), "wall_s": round(time.time() - started, 3),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)), "git": git_state(),
         "device": torch.cuda.get_device_name() if trainer.device.type == "cuda" else platform.processor() or platform.machine(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "numpy", "fvlm")},
+        "precision": precision_on(run, trainer.device), "versions": {"fvlm": fvlm.__version__} | {name: version(name) for name in ("torch", "transformers", "numpy")},
         "config": run.model_dump(mode="json"),
     }  # fmt: skip
 
@@ -139,7 +154,12 @@ def _summary(trainer: Trainer, order: Order, flops: np.ndarray, started: float) 
 def git_state() -> str:
     """The commit, with `-dirty` where the working tree differs; empty outside a checkout."""
     try:
-        said = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], capture_output=True, text=True, timeout=10)
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return said.stdout.strip()

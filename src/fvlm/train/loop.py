@@ -20,13 +20,19 @@ from fvlm.train.optim import make_optimizer, rates_at, set_rates
 from fvlm.train.progress import Progress
 from fvlm.train.state import MetricsLog, clear, load_checkpoint, save_checkpoint
 
-INFINITE = math.inf
+
+def precision_on(run: Run, device: torch.device) -> str:
+    """The precision that a run really has here: bfloat16 falls back to float32 on a CPU that can only emulate it."""
+    if run.train.precision == "bfloat16" and device.type == "cpu":
+        can = torch.cpu.get_capabilities()
+        if not any(can.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")):
+            return "float32"
+    return run.train.precision
 
 
 def autocast(run: Run, device: torch.device):
-    """The run's precision: bfloat16 autocast, or float32 with exact or faster matrix products."""
-    torch.set_float32_matmul_precision("medium" if run.train.precision == "medium" else "highest")
-    if run.train.precision == "bfloat16":
+    """Context of a forward pass in the run's precision; weights and loss stay float32."""
+    if precision_on(run, device) == "bfloat16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
 
@@ -40,7 +46,17 @@ class Trainer:
     identity    of configuration, data and parent: a checkpoint of another one is not continued
     """
 
-    def __init__(self, run: Run, model: nn.Module, steps: Steps, validation: Steps | None, flops, state: Path, identity: str, device: torch.device):
+    def __init__(
+        self,
+        run: Run,
+        model: nn.Module,
+        steps: Steps,
+        validation: Steps | None,
+        flops,
+        state: Path,
+        identity: str,
+        device: torch.device,
+    ):
         self.run, self.model, self.steps, self.validation, self.flops = run, model, steps, validation, flops
         self.state, self.identity, self.device, self.total = state, identity, device, len(steps)
         self.optimizer = make_optimizer(model.parameter_groups(), run.optim)
@@ -68,7 +84,9 @@ class Trainer:
             started = time.perf_counter()
             record = self._update(batches, context)
             record["samples_per_s"] = sum(len(b) for b in batches) / (time.perf_counter() - started)
-            record["memory_gb"] = torch.cuda.max_memory_allocated() / 2**30 if self.device.type == "cuda" else None
+            record["memory_gb"] = (
+                torch.cuda.max_memory_allocated() / 2**30 if self.device.type == "cuda" else None
+            )
             self.train_seconds += time.perf_counter() - started
             self.metrics.append(record)
             if self.step in self.evaluate_after:
@@ -136,12 +154,17 @@ class Trainer:
                 with context:
                     output = self.model(batch.to(self.device), self.run.model.training_mode,
                                         with_coarse_loss=two_passes, with_attention=foveated)  # fmt: skip
-                for name, loss, count in zip(batch.sources, output.loss_sum_B.tolist(), output.count_B.tolist(), strict=True):
+                for name, loss, count in zip(
+                    batch.sources, output.loss_sum_B.tolist(), output.count_B.tolist(), strict=True
+                ):
                     total = sums.setdefault(name, [0.0, 0.0])
                     total[0], total[1] = total[0] + loss, total[1] + count
                 coarse += output.coarse_sum_B.sum().item() if two_passes else 0.0
                 if output.entropy_P is not None:
-                    entropy, positions = entropy + output.entropy_P.sum().item(), positions + len(output.entropy_P)
+                    entropy, positions = (
+                        entropy + output.entropy_P.sum().item(),
+                        positions + len(output.entropy_P),
+                    )
         self.model.train()
         tokens = sum(count for _, count in sums.values())
         loss = sum(total for total, _ in sums.values()) / tokens
@@ -158,7 +181,7 @@ class Trainer:
 
     def _keep_if_best(self, record: dict) -> None:
         self.final = {key: record[key] for key in ("step", "samples", "flops", "val_loss")}
-        if self.step and record["val_loss"] < (self.best["val_loss"] if self.best else INFINITE):
+        if self.step and record["val_loss"] < (self.best["val_loss"] if self.best else math.inf):
             self.best = self.final
             write_beside(self.best_path, lambda beside: save_model(self.model, str(beside)))
 

@@ -37,7 +37,11 @@ class RunLock:
                 if not waited:
                     self.file.seek(0)
                     holder = self.file.read().strip() or "another process"
-                    print(f"{self.path}: {holder} is training this run; waiting until it ends", file=sys.stderr, flush=True)
+                    print(
+                        f"{self.path}: {holder} is training this run; waiting until it ends",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                     waited = True
                 time.sleep(0.2)
         self.file.truncate(0)
@@ -66,7 +70,10 @@ def load_checkpoint(state: Path, identity: str) -> dict | None:
             continue
         if content["identity"] == identity:
             return content
-        print(f"{path}: made by another configuration, other data or another parent; starting over", file=sys.stderr)
+        print(
+            f"{path}: made by another configuration, other data or another parent; starting over",
+            file=sys.stderr,
+        )
         return None
     return None
 

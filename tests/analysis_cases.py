@@ -1,0 +1,337 @@
+"""A synthetic study in the artefact formats.
+
+The grid follows L(N, D) = E + A N^-a + B D^-b with known constants; the ablations have known offsets.
+"""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fvlm.__main__ import main
+from fvlm.analysis.catalog import TABLES
+
+LAW = {"E": 0.9, "A": 400.0, "a": 0.35, "B": 30.0, "b": 0.38}
+PENALTY = {"F": 1.02, "B": 1.0}  # the foveated loss is 2 % worse at equal N and D
+SIZES = {"135M": (1.57e8, 1.70e8), "360M": (3.8e8, 4.1e8), "1.7B": (1.75e9, 1.85e9)}  # N foveated, baseline
+BUDGETS = {"C1": 1.6e16, "C2": 5.6e16, "C3": 1.6e17, "C4": 3.1e17}
+OFFSETS = {
+    "baseline": 0.0,
+    "F1": 0.64,
+    "F2": 0.58,
+    "LR2": -0.028,
+    "LR3": -0.009,
+    "LR4": -0.006,
+    "A1": -0.011,
+    "A6": 0.008,
+    "A7": 0.013,
+    "A8a": 1.5,
+    "A8b": 1.52,
+    "B1": -0.03,
+    "B2": 0.2,
+    "D1": -0.05,
+}
+QUESTIONS = {
+    "F1": "is the connector alone enough?",
+    "A6": "what does looking twice buy?",
+    "B1": "one against sixteen?",
+}
+SOURCES = {"webvid": "video", "vript_long": "video", "cauldron": "image", "smoltalk": "text"}
+
+
+def law(n, d, letter="B"):
+    return PENALTY[letter] * (LAW["E"] + LAW["A"] * n ** -LAW["a"] + LAW["B"] * d ** -LAW["b"])
+
+
+def summary(
+    run,
+    family,
+    loss,
+    *,
+    samples=300_000.0,
+    flops=5e16,
+    architecture="foveated",
+    deep=True,
+    fine=True,
+    n=1.57e8,
+    tokens=1,
+    seed=42,
+    size="",
+    budget="",
+    letter="",
+    share=None,
+    question="",
+):
+    best = {
+        "step": 9000,
+        "samples": samples * 0.9,
+        "flops": flops * 0.9,
+        "val_loss": loss,
+        "train_loss": loss - 0.1,
+    }
+    return {
+        "run": run,
+        "family": family,
+        "digest": "0" * 16,
+        "seed": seed,
+        "parent": None,
+        "architecture": architecture,
+        "deep_query": deep,
+        "fine_pass": fine,
+        "visual_tokens": tokens,
+        "encoder": "dinov2-small",
+        "language": "SmolLM2-135M",
+        "size": size,
+        "budget": budget,
+        "letter": letter,
+        "frozen": [],
+        "params_total": n,
+        "samples": samples,
+        "steps": 9370,
+        "flops": flops,
+        "flops_budget": BUDGETS.get(budget),
+        "text_tokens": samples * 90,
+        "frames": samples * 8,
+        "final": best | {"step": 9370, "val_loss": loss + 0.004},
+        "best": best,
+        "wall_s": 6000.0,
+        "versions": {"torch": "2.13"},
+        "config": {
+            "question": question,
+            "model": {"encoder": {"image": 224, "patch": 14}},
+            "data": {
+                "sources": list(SOURCES),
+                "share": share or {"video": 0.6, "image": 0.26, "text": 0.14},
+                "static_frames": 8,
+                "loss": "all",
+            },
+        },
+    }
+
+
+def study_summaries(seeds=(42,), noise=0.0005):
+    rng = np.random.default_rng(1)
+    found = [
+        summary(f"stage{i}", "stage", loss, samples=1e6 / i, flops=2e17 / i)
+        for i, loss in ((1, 1.35), (2, 0.9), (3, 0.8))
+    ]
+    images = {"image": 0.86, "text": 0.14}
+    for name, offset in OFFSETS.items():
+        kind = {"B1": "multi_token", "B2": "pixel_shuffle"}.get(name, "foveated")
+        for seed in seeds:
+            found.append(
+                summary(
+                    name if seed == 42 else f"{name}-s{seed}",
+                    "ablation",
+                    1.36 + offset + 0.003 * rng.normal() * (len(seeds) > 1),
+                    architecture=kind,
+                    deep=name not in ("A1", "A7"),
+                    fine=name not in ("A6", "A7"),
+                    seed=seed,
+                    tokens={"B1": 16, "B2": 49}.get(name, 1),
+                    flops={"B1": 6e16, "B2": 9e16, "A6": 3.5e16}.get(name, 5e16),
+                    question=QUESTIONS.get(name, ""),
+                    share=images
+                    if name in ("A8a", "A8b", "B2")
+                    else {"video": 0.55, "image": 0.3, "text": 0.15}
+                    if name == "D1"
+                    else None,
+                )
+            )
+    for size, counts in SIZES.items():
+        for budget, flops in BUDGETS.items():
+            for letter, n in zip("FB", counts, strict=True):
+                d = flops / (n * (1500 if letter == "F" else 2200))
+                loss = law(n, d, letter) * float(np.exp(noise * rng.normal()))
+                row = summary(
+                    f"{size}-{budget}-{letter}",
+                    "grid",
+                    loss - 0.004,
+                    samples=d,
+                    flops=flops,
+                    n=n,
+                    size=size,
+                    budget=budget,
+                    letter=letter,
+                    architecture="foveated" if letter == "F" else "multi_token",
+                    tokens=1 if letter == "F" else 16,
+                )
+                found.append(row)
+    return found
+
+
+def curve(found, rng):
+    """validation.csv and metrics.csv of one run."""
+    share = np.linspace(0, 1, 21)
+    final, fine = found["final"]["val_loss"], found["architecture"] == "foveated" and found["fine_pass"]
+    loss = final + 1.2 * np.exp(-6 * share) - 1.2 * np.exp(-6) + 0.004 * rng.normal(size=21) * (share < 1)
+    loss[0] = 7.0
+    table = pd.DataFrame(
+        {
+            "step": (share * found["steps"]).astype(int),
+            "samples": share * found["samples"],
+            "flops": share * found["flops"],
+            "val_loss": loss,
+            "loss_fine": loss if fine else np.nan,
+            "loss_coarse": loss * (1 + 0.01 * share) if fine else np.nan,
+            "attention_entropy": 4.6 - 1.2 * share if fine else np.nan,
+        }
+    )
+    for source in SOURCES:
+        table[f"loss:{source}"] = loss
+    x = np.linspace(0.001, 1, 900)
+    train = final - 0.1 + 1.2 * np.exp(-6 * x) + 0.1 * rng.normal(size=900)
+    metrics = pd.DataFrame(
+        {
+            "step": (x * found["steps"]).astype(int),
+            "samples": x * found["samples"],
+            "flops": x * found["flops"],
+            "train_loss": train,
+            "loss_fine": train if fine else np.nan,
+            "loss_coarse": train * 1.01 if fine else np.nan,
+            "fine_coarse_ratio": 0.99 if fine else np.nan,
+        }
+    )
+    return table, metrics
+
+
+def evaluated(found, difficulty):
+    """evaluation/{run}.csv; the `difficulty` of a sample is common to all runs."""
+    if found["architecture"] != "foveated":
+        modes = {("direct", "own"): 1.0}
+    else:
+        modes = {("coarse_only", "own"): 1.012, ("coarse_fine", "own"): 1.0, ("autoregressive", "own"): 1.004}
+    trained = "direct" if len(modes) == 1 else "coarse_fine" if found["fine_pass"] else "coarse_only"
+    modes |= {(trained, "other"): 1.25, ("blind", "none"): 1.18}
+    rng = np.random.default_rng(zlib.crc32(found["run"].encode()))
+    parts = []
+    for (mode, frames), factor in modes.items():
+        per_token = (found["best"]["val_loss"] + difficulty["shift"]) * factor + 0.02 * rng.normal(
+            size=len(difficulty)
+        )
+        parts.append(
+            difficulty[["source", "kind", "key", "tokens"]].assign(
+                run=found["run"],
+                mode=mode,
+                frames=frames,
+                loss_sum=per_token * difficulty["tokens"],
+                entropy=3.4 if mode != "blind" and trained != "direct" else np.nan,
+            )
+        )
+    return pd.concat(parts)[
+        ["run", "mode", "frames", "source", "kind", "key", "loss_sum", "tokens", "entropy"]
+    ]
+
+
+def attention_file(path, videos=3, frames=8):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "keys": np.array([f"webvid-{k:07d}" for k in range(videos)]),
+        "sources": np.array(["webvid"] * videos),
+        "captions": np.array(
+            ["A red square moves over a grey field while a blue circle stays where it is."] * videos
+        ),
+    }
+    rows, columns = np.mgrid[:16, :16]
+    for k in range(videos):
+        picture = rng.integers(0, 255, size=(frames, 14, 14, 3), dtype=np.uint8).repeat(16, 1).repeat(16, 2)
+        fine = (
+            np.array([np.exp(-((rows - 2 * t) ** 2 + (columns - 8) ** 2) / 20) for t in range(frames)]) + 0.05
+        )
+        coarse = np.broadcast_to(np.exp(-((rows - 8) ** 2 + (columns - 8) ** 2) / 60) + 0.05, fine.shape)
+        arrays |= {
+            f"frames_{k}": picture,
+            f"entropy_fine_{k}": np.full(frames, 3.4, np.float32),
+            f"fine_{k}": (fine / fine.sum((1, 2), keepdims=True)).astype(np.float32),
+            f"coarse_{k}": (coarse / coarse.sum((1, 2), keepdims=True)).astype(np.float32),
+        }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **arrays)
+
+
+def write_study(root: Path, found: list[dict], per_source: int = 40) -> None:
+    """All artefacts of the given runs, below root."""
+    rng = np.random.default_rng(2)
+    difficulty = pd.DataFrame(
+        [
+            {
+                "source": source,
+                "kind": kind,
+                "key": f"{source}-{i:07d}",
+                "shift": 0.5 * rng.normal(),
+                "tokens": int(rng.integers(20, 120)),
+            }
+            for source, kind in SOURCES.items()
+            for i in range(per_source)
+        ]
+    )
+    (root / "evaluation").mkdir(parents=True)
+    for one in found:
+        folder = root / "runs" / one["run"]
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text(json.dumps(one))
+        for table, name in zip(curve(one, rng), ("validation", "metrics"), strict=True):
+            table.to_csv(folder / f"{name}.csv", index=False)
+        evaluated(one, difficulty).to_csv(root / "evaluation" / f"{one['run']}.csv", index=False)
+    attention_file(root / "attention" / "stage3.npz")
+
+
+def collect(root: Path, found: list[dict]) -> None:
+    """The collecting commands, as the rules call them."""
+    tables, names = str(root / "tables"), [one["run"] for one in found]
+    runs = [str(root / "runs" / name) for name in names]
+    assert (
+        main(["collect", "runs", *[f"{run}/summary.json" for run in runs], "--out", f"{tables}/runs.csv"])
+        == 0
+    )
+    for kind, file, points in (("validation", "validation", "0"), ("training", "metrics", "400")):
+        assert (
+            main(
+                [
+                    "collect",
+                    "curves",
+                    *[f"{run}/{file}.csv" for run in runs],
+                    "--points",
+                    points,
+                    "--out",
+                    f"{tables}/{kind}_curves.csv",
+                ]
+            )
+            == 0
+        )
+    evaluations = [str(root / "evaluation" / f"{name}.csv") for name in names]
+    assert (
+        main(
+            [
+                "collect",
+                "evaluation",
+                *evaluations,
+                "--replicates",
+                "200",
+                "--out",
+                f"{tables}/evaluation.csv",
+                "--bootstrap",
+                f"{tables}/bootstrap.csv",
+            ]
+        )
+        == 0
+    )
+
+
+def derive(root: Path) -> None:
+    for name in TABLES:
+        assert (
+            main(
+                [
+                    "table",
+                    name,
+                    "--tables",
+                    str(root / "tables"),
+                    "--out",
+                    str(root / "tables" / f"{name}.csv"),
+                ]
+            )
+            == 0
+        )

@@ -1,0 +1,149 @@
+"""Collecting: uneven runs, whole files only, and sums that can be checked by hand."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fvlm.__main__ import main
+from fvlm.analysis.catalog import RUN
+from fvlm.analysis.collect import collect_curves, collect_evaluation, collect_runs
+from fvlm.analysis.files import read_table, whole
+from fvlm.errors import UserError
+
+
+def summaries(folder, *contents):
+    paths = []
+    for content in contents:
+        path = folder / content["run"] / "summary.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps(content))
+        paths.append(path)
+    return paths
+
+
+def test_a_field_that_one_run_lacks_is_an_empty_cell(tmp_path):
+    one = {"run": "one", "final": {"val_loss": 1.5}, "deep_query": True, "frozen": ["llm"]}
+    two = {"run": "two", "returncode": 0, "config": {"data": {"share": {"video": 0.6}}}, "flops_budget": None}
+    out = tmp_path / "runs.csv"
+    assert main(["collect", "runs", *map(str, summaries(tmp_path, one, two)), "--out", str(out)]) == 0
+    table = read_table(tmp_path, "runs").set_index("run")
+    assert list(pd.read_csv(out).columns[: len(RUN)]) == list(RUN)
+    assert table.loc["two", "returncode"] == 0 and np.isnan(table.loc["one", "returncode"])
+    assert table.loc["one", "final.val_loss"] == 1.5 and np.isnan(table.loc["two", "final.val_loss"])
+    assert table.loc["one", "frozen"] == '["llm"]' and table.loc["two", "config.data.share.video"] == 0.6
+    assert table["deep_query"].tolist() == [True, False]
+
+
+def test_a_list_of_files_can_come_from_a_file(tmp_path):
+    paths = summaries(tmp_path, {"run": "one"}, {"run": "two"})
+    (tmp_path / "list").write_text("".join(f"{path}\n" for path in paths))
+    assert main(["collect", "runs", f"@{tmp_path / 'list'}", "--out", str(tmp_path / "runs.csv")]) == 0
+    assert len(pd.read_csv(tmp_path / "runs.csv")) == 2
+
+
+def test_a_failure_leaves_the_old_table_and_no_half_one(tmp_path):
+    out = tmp_path / "table.csv"
+    out.write_text("old")
+    with pytest.raises(RuntimeError), whole(out) as beside:
+        beside.write_text("ha")
+        raise RuntimeError
+    assert out.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"family": "stage"}', None])
+def test_a_broken_summary_is_named(tmp_path, content):
+    path = tmp_path / "summary.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=r"summary\.json"):
+        collect_runs([path])
+
+
+def test_a_run_given_twice_is_refused(tmp_path):
+    (path,) = summaries(tmp_path, {"run": "one"})
+    with pytest.raises(UserError, match="one were given twice"):
+        collect_runs([path, path])
+
+
+def test_curves_are_thinned_by_averaging(tmp_path):
+    path = tmp_path / "run" / "metrics.csv"
+    path.parent.mkdir()
+    x = np.arange(1001.0)
+    pd.DataFrame({"step": x, "samples": 8 * x, "flops": x, "train_loss": x, "loss_fine": np.nan}).to_csv(
+        path, index=False
+    )
+    table = collect_curves([path], points=100)
+    assert len(table) == 100 and (table["run"] == "run").all()
+    assert table["train_loss"].is_monotonic_increasing
+    assert table["samples"].to_numpy() == pytest.approx(8 * table["train_loss"].to_numpy())
+    assert np.average(table["train_loss"]) == pytest.approx(500, rel=0.01)
+    assert "attention_entropy" in table.columns  # promised by the catalog, even if no run has it
+
+
+def test_curves_keep_the_sources_that_only_some_runs_have(tmp_path):
+    paths = []
+    for name in ("a", "b"):
+        path = tmp_path / name / "validation.csv"
+        path.parent.mkdir()
+        path.write_text(f"step,samples,flops,val_loss,loss:{name}\n0,0,0,2,2\n1,8,9,1,1\n")
+        paths.append(path)
+    table = collect_curves(paths)
+    assert len(table) == 4 and {"loss:a", "loss:b"} <= set(table.columns)
+    assert table["loss:b"].isna().sum() == 2
+
+
+def evaluation(path, run, losses, tokens, source="s", kind="video"):
+    pd.DataFrame(
+        {"run": run, "mode": "direct", "frames": "own", "source": source, "kind": kind,
+         "key": [f"{source}-{i}" for i in range(len(losses))], "loss_sum": losses, "tokens": tokens}
+    ).to_csv(path, index=False)  # fmt: skip
+    return path
+
+
+def test_losses_are_weighted_by_tokens_and_add_up_over_sources(tmp_path):
+    one = evaluation(tmp_path / "1.csv", "r", [10.0, 30.0], [10, 20])
+    two = evaluation(tmp_path / "2.csv", "r", [5.0], [10], source="t", kind="image")
+    losses, _ = collect_evaluation([one, two], replicates=10)
+    losses = losses.set_index(["source", "kind"])
+    assert losses.loc[("s", "video"), "loss"] == pytest.approx(40 / 30)
+    assert losses.loc[("all", "all"), "loss"] == pytest.approx(45 / 40)
+    assert losses.loc[("all", "image"), "loss"] == pytest.approx(0.5)
+    assert losses.loc[("all", "all"), "samples"] == 3
+    assert np.isnan(losses.loc[("t", "image"), "low"])  # one sample has no spread
+
+
+def test_the_bootstrap_is_paired(tmp_path):
+    """Two runs that differ by the same 0.1 nats on every sample differ by that in every replicate, too."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(5, 50, size=60)
+    base = rng.uniform(1, 3, size=60) * tokens
+    paths = [
+        evaluation(tmp_path / f"{name}.csv", name, base + shift * tokens, tokens)
+        for name, shift in (("a", 0), ("b", 0.1))
+    ]
+    losses, draws = collect_evaluation(paths, replicates=50)
+    values = (
+        draws[(draws["source"] == "all") & (draws["kind"] == "all")]
+        .set_index("run")
+        .drop(columns=["mode", "frames", "source", "kind"])
+    )
+    assert (values.loc["b"] - values.loc["a"]).to_numpy(float) == pytest.approx(np.full(50, 0.1))
+    assert values.loc["a"].std() > 0.01
+    spread = losses[(losses["source"] == "s") & (losses["run"] == "a")]["standard_error"].item()
+    mean = base.sum() / tokens.sum()
+    delta_method = np.sqrt(np.sum((base - mean * tokens) ** 2)) / tokens.sum()
+    assert spread == pytest.approx(delta_method, rel=0.3)
+
+
+def test_a_sample_evaluated_twice_is_refused(tmp_path):
+    path = evaluation(tmp_path / "1.csv", "r", [1.0], [1])
+    with pytest.raises(UserError, match="occurs twice"):
+        collect_evaluation([path, path])
+
+
+def test_no_evaluation_gives_tables_without_rows():
+    losses, draws = collect_evaluation([])
+    assert losses.empty and draws.empty and "loss" in losses.columns

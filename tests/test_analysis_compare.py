@@ -1,0 +1,187 @@
+"""Comparisons: ranking, factorial, gap, modes. Numbers that can be worked out by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fvlm.analysis.bootstrap import OVER_SAMPLES, OVER_SEEDS, t_interval
+from fvlm.analysis.catalog import COLUMNS
+from fvlm.analysis.collect import collect_evaluation, flatten
+from fvlm.analysis.factorial import CELLS, EFFECTS, contrast, factorial
+from fvlm.analysis.gap import corrected, gap, read_off
+from fvlm.analysis.modes import modes, token_efficiency
+from fvlm.analysis.ranking import ablations
+from tests.analysis_cases import study_summaries, summary
+from tests.test_analysis_fits import REFERENCE
+
+NOTHING = pd.DataFrame(columns=COLUMNS["evaluation"]), pd.DataFrame(columns=COLUMNS["bootstrap"])
+
+
+def runs_of(found):
+    return pd.DataFrame([flatten(one) for one in found])
+
+
+def evaluation_of(tmp_path, losses):
+    """losses: (run, mode, frames) -> mean loss; the same 50 samples everywhere, half video, half image."""
+    rng = np.random.default_rng(0)
+    shift, tokens = rng.normal(scale=0.3, size=50), rng.integers(10, 40, size=50)
+    path = tmp_path / "evaluation.csv"
+    pd.concat([
+        pd.DataFrame({"run": run, "mode": mode, "frames": frames, "source": ["v"] * 25 + ["i"] * 25,
+                      "kind": ["video"] * 25 + ["image"] * 25, "key": [f"k{i}" for i in range(50)],
+                      "loss_sum": (loss + shift + 0.01 * rng.normal(size=50)) * tokens, "tokens": tokens})
+        for (run, mode, frames), loss in losses.items()
+    ]).to_csv(path, index=False)  # fmt: skip
+    return collect_evaluation([path], replicates=300)
+
+
+def test_factorial_arithmetic():
+    """The reported cells: deep+fine, shallow+fine, deep+coarse, shallow+coarse at the best validation."""
+    cells = np.array([1.3605, 1.3491, 1.3686, 1.3732])
+    depth, fine, interaction = (contrast(cells, weights) for weights in EFFECTS.values())
+    assert (depth, fine, interaction) == pytest.approx((0.0034, -0.0161, 0.0160), abs=1e-9)
+
+
+@pytest.mark.skipif(not REFERENCE.is_dir(), reason="no reference data (FVLM_TEST_REFERENCE)")
+def test_factorial_of_the_reference_runs():
+    table = pd.read_csv(REFERENCE / "derived" / "runs_table.csv").set_index("run_id")
+    names = ["baseline", "A1_deep_query_off", "A6_coarse_only", "A7_shallow_coarse_only"]
+    interaction = list(EFFECTS.values())[2]
+    assert contrast(table.loc[names, "best_val_loss"].to_numpy(), interaction) == pytest.approx(
+        0.0160, abs=5e-5
+    )
+    assert contrast(table.loc[names, "last_val_loss"].to_numpy(), interaction) == pytest.approx(
+        0.0176, abs=5e-5
+    )
+
+
+def test_factorial_interval_is_paired_over_samples(tmp_path):
+    found = [one for one in study_summaries() if one["run"] in CELLS.values()]
+    mode = {"A6": "coarse_only", "A7": "coarse_only"}
+    level = {"baseline": 1.30, "A1": 1.28, "A6": 1.36, "A7": 1.40}
+    tables = evaluation_of(
+        tmp_path, {(run, mode.get(run, "coarse_fine"), "own"): loss for run, loss in level.items()}
+    )
+    table = factorial(runs_of(found), *tables)
+    own = table[table["measure"] == "evaluation"].set_index("effect")
+    assert own["estimate"].to_numpy() == pytest.approx([-0.01, -0.09, 0.06], abs=0.01)
+    assert (own["interval"] == OVER_SAMPLES).all()
+    assert (own["high"] - own["low"] < 0.02).all()  # samples differ by 0.3 nats, which cancels
+    assert table[table["measure"] == "best"]["low"].isna().all()  # one seed
+
+
+def test_factorial_needs_all_four_cells():
+    found = [one for one in study_summaries() if one["run"] in ("baseline", "A1", "A6")]
+    assert factorial(runs_of(found), *NOTHING).empty
+
+
+def test_seeds_give_a_t_interval_of_paired_differences():
+    table = ablations(runs_of(study_summaries(seeds=(42, 43, 44))), *NOTHING).set_index("run")
+    assert (table["n_seeds"] == 3).all()
+    row = table.loc["LR2"]
+    runs = runs_of(study_summaries(seeds=(42, 43, 44))).set_index("run")["best.val_loss"]
+    pairs = np.array([runs[f"LR2{seed}"] - runs[f"baseline{seed}"] for seed in ("", "-s43", "-s44")])
+    assert row["difference"] == pytest.approx(pairs.mean())
+    assert (row["low"], row["high"]) == pytest.approx(t_interval(pairs))
+    assert row["interval"] == OVER_SEEDS
+
+
+def test_t_interval_by_hand():
+    assert t_interval(np.array([1.0, 2.0, 3.0])) == pytest.approx(
+        (2 - 4.3027 / np.sqrt(3), 2 + 4.3027 / np.sqrt(3)), rel=1e-4
+    )
+    assert np.isnan(t_interval(np.array([1.0]))).all()
+
+
+def test_runs_are_compared_with_what_they_may_be_compared_with():
+    table = ablations(runs_of(study_summaries()), *NOTHING).set_index("run")
+    assert table.loc["A8b", "compared_with"] == "A8a"
+    assert table.loc["A8b", "best_difference"] == pytest.approx(0.02)
+    assert np.isnan(table.loc["B2", "best_difference"])  # its validation data are not the baseline's
+    assert table.loc["D1", "data_differs"] == "mixture" and table.loc["LR2", "data_differs"] == ""
+    assert (table["n_seeds"] == 1).all() and table["low"].isna().all()
+
+
+def test_images_only_is_compared_on_images(tmp_path):
+    found = [one for one in study_summaries() if one["run"] in ("baseline", "B2")]
+    tables = evaluation_of(tmp_path, {("baseline", "coarse_fine", "own"): 1.3, ("B2", "direct", "own"): 1.5})
+    losses = tables[0].set_index(["run", "source", "kind"])["loss"]
+    row = ablations(runs_of(found), *tables).set_index("run").loc["B2"]
+    expected = losses["B2", "all", "image"] - losses["baseline", "all", "image"]
+    assert row["difference"] == pytest.approx(expected)
+    assert row["low"] < expected < row["high"]
+
+
+def test_read_off_is_linear_in_log_n_and_says_where_it_extrapolates():
+    n, loss = np.array([1e8, 1e9]), np.array([3.0, 2.0])
+    assert read_off(n, loss, np.sqrt(1e17)) == (pytest.approx(2.5), 0)
+    assert read_off(n, loss, 1e10) == (pytest.approx(1.0), 1)
+    assert read_off(n, loss, 1e7) == (pytest.approx(4.0), -1)
+
+
+def test_parallel_curves_have_the_same_gap_in_both_directions():
+    """Lines in log N, the foveated one 2 % above; with fewer parameters, its raw gap is larger."""
+    one, two = np.array([1e8, 3e8, 1e9]), np.array([1.2e8, 3.3e8, 1.1e9])
+    line = lambda n: 5 - 0.15 * np.log(n)  # noqa: E731
+    found = [corrected(one, 1.02 * line(one), two, line(two), pair) for pair in range(3)]
+    for gaps in found:
+        assert gaps["at_foveated"] == pytest.approx(2) and gaps["at_baseline"] == pytest.approx(2)
+        assert gaps["raw"] > 2
+    assert [gaps["at_foveated_extrapolates"] for gaps in found] == [-1, 0, 0]
+    assert [gaps["at_baseline_extrapolates"] for gaps in found] == [0, 0, 1]
+
+
+@pytest.mark.skipif(not REFERENCE.is_dir(), reason="no reference data (FVLM_TEST_REFERENCE)")
+@pytest.mark.parametrize(
+    ("frames", "expected"), [(8, [[2.24, 1.86], [2.21, 1.83]]), (64, [[2.33, 3.38], [2.42, 3.46]])]
+)
+def test_gap_of_the_reference_pairs(frames, expected):
+    table = pd.read_csv(REFERENCE / "derived" / "comprehensive_scaling.csv")
+    table = table[(table["frames"] == frames) & table["config"].isin(["S-S", "M-S"])].sort_values("params_M")
+    sides = [table[table["arch"] == arch] for arch in ("fov", "bas")]
+    values = [side[name].to_numpy(float) for side in sides for name in ("params_M", "loss_train")]
+    gaps = [corrected(*values, pair) for pair in range(2)]
+    found = [[gap[name] for gap in gaps] for name in ("at_foveated", "at_baseline")]
+    assert np.sort(found, axis=0) == pytest.approx(np.sort(expected, axis=0), abs=0.006)
+
+
+def test_gap_table_has_a_raw_row_for_the_ablation_pair():
+    table = gap(runs_of(study_summaries()), *NOTHING)
+    assert len(table) == 12 + 1
+    pair = table[table["family"] == "ablation"].iloc[0]
+    assert pair["raw_percent"] == pytest.approx(100 * (1.364 / 1.334 - 1))
+    assert "one size" in pair["note"] and np.isnan(pair["at_foveated_percent"])
+    assert table["note"].str.contains("the baseline's curve below its smallest size").sum() == 4
+
+
+def test_modes_are_relative_to_the_trained_one(tmp_path):
+    losses = {
+        ("stage1", "coarse_fine", "own"): 2.0,
+        ("stage1", "autoregressive", "own"): 2.01,
+        ("stage1", "coarse_fine", "other"): 3.0,
+        ("stage1", "blind", "none"): 2.8,
+    }
+    table = modes(runs_of(study_summaries()[:1]), *evaluation_of(tmp_path, losses)).set_index(
+        ["mode", "frames"]
+    )
+    assert table.loc[("autoregressive", "own"), "gap_percent"] == pytest.approx(0.5, abs=0.2)
+    assert table.loc[("blind", "none"), "gap_percent"] == pytest.approx(40, abs=3)
+    assert np.isnan(table.loc[("coarse_fine", "own"), "gap_percent"])
+    assert table.loc[("blind", "none"), "gap_low"] > 0
+
+
+def test_tokens_per_frame_start_with_the_blind_evaluation(tmp_path):
+    found = [one for one in study_summaries() if one["run"] in ("baseline", "B1")]
+    found.append(summary("P4", "ablation", 1.35, architecture="multi_token", tokens=4))
+    losses = {
+        ("baseline", "coarse_fine", "own"): 1.3,
+        ("baseline", "blind", "none"): 1.9,
+        ("B1", "direct", "own"): 1.2,
+        ("P4", "direct", "own"): 1.25,
+    }
+    table = token_efficiency(runs_of(found), *evaluation_of(tmp_path, losses))
+    assert table["tokens_per_frame"].tolist() == [0, 1, 4, 16]
+    assert table["flops_per_sample"].isna().tolist() == [True, False, False, False]
+    without = token_efficiency(runs_of(found), *NOTHING)
+    assert without["tokens_per_frame"].tolist() == [1, 4, 16]
+    assert (without["measure"] == "best validation loss").all()

@@ -1,0 +1,274 @@
+"""What surrounds the code: documents, pins, schemas, and habits that hold for every file."""
+
+import ast
+import json
+import re
+import runpy
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from fvlm.__main__ import COMMANDS
+from fvlm.config import read_yaml, study_from_files
+from fvlm.schema import Source
+
+ROOT = Path(__file__).resolve().parents[1]
+SCHEMAS = ROOT / "workflow/schemas"
+MADE = {".git", ".venv", ".snakemake", ".pytest_cache", ".ruff_cache", ".hypothesis", "__pycache__"}
+ENVIRONMENTS = {  # environment -> what runs in it
+    "decode": [path for path in sorted((ROOT / "src/fvlm/data").glob("*.py")) if path.name != "loader.py"],
+    "train": [
+        path
+        for room in ("data", "model", "train", "evaluate")
+        for path in sorted((ROOT / "src/fvlm" / room).glob("*.py"))
+    ],
+    "analysis": sorted((ROOT / "src/fvlm/analysis").glob("*.py")),
+}
+
+
+def files() -> list[Path]:
+    """Every file of the project; nothing that is made from it."""
+    found = []
+    for path in sorted(ROOT.rglob("*")):
+        parts = path.relative_to(ROOT).parts
+        made = MADE.intersection(parts) or any(part.endswith(".egg-info") for part in parts)
+        if path.is_file() and not made and (parts[0] != "results" or parts[1:] == ("README.md",)):
+            found.append(path)
+    return found
+
+
+def texts() -> dict[str, str]:
+    binary = {".png", ".pdf", ".jpg", ".mp4", ".npz", ".safetensors"}
+    return {str(path.relative_to(ROOT)): path.read_text() for path in files() if path.suffix not in binary}
+
+
+def pins() -> dict[str, Requirement]:
+    lines = [line.strip() for line in (ROOT / "requirements.lock").read_text().splitlines()]
+    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(requirement.name): requirement for requirement in found}
+
+
+# --- documents ---
+
+
+def commands(text: str) -> list[str]:
+    """The lines of all code blocks that start with a command."""
+    blocks = re.findall(r"```(?:bash|sh|console)?\n(.*?)```", text, re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if re.match(r"(\w+=\S+ )*(make|snakemake|fvlm|python)\b", line)]
+
+
+def documents() -> list[str]:
+    return [name for name in texts() if name.endswith(".md")]
+
+
+@pytest.mark.parametrize("document", documents())
+def test_the_commands_of_a_document_exist(document):
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for line in commands(texts()[document]):
+        words = [word for word in line.split() if "=" not in word]
+        if words[0] == "make":
+            assert set(words[1:]) <= set(targets), line
+        elif words[0] == "fvlm":
+            assert words[1] in COMMANDS, line
+
+
+@pytest.mark.parametrize("document", documents())
+def test_the_links_of_a_document_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", texts()[document]):
+        if "://" not in target:
+            assert ((ROOT / document).parent / target).exists(), f"{document}: {target}"
+
+
+def test_the_readme_gives_the_two_commands_and_fits_its_limit():
+    readme = (ROOT / "README.md").read_text()
+    assert "make demo" in commands(readme) and "make test" in commands(readme)
+    assert len(readme.splitlines()) <= 120
+
+
+def test_the_readme_shows_the_tree_that_there_is():
+    tree = re.search(r"```\n(Snakefile.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert tree, "README.md shows no tree that starts with Snakefile"
+    folder = ""
+    for line in tree.group(1).splitlines():
+        name = line.split()[0]
+        path = folder + name if line.startswith(" ") else name
+        folder = name if line[0] != " " and name.endswith("/") else folder if line.startswith(" ") else ""
+        assert (ROOT / path).exists(), f"README.md names {path}"
+
+
+def test_the_licence_is_the_whole_apache_licence():
+    licence = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in licence and "END OF TERMS AND CONDITIONS" in licence and len(licence) > 11_000
+
+
+def test_the_citation_and_the_package_have_one_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE).group(1)
+    assert str(citation["version"]) == version and citation["license"] == "Apache-2.0"
+
+
+def test_the_example_of_own_videos_resolves(tmp_path):
+    """The source and the study of docs/your-own-videos.md, as they stand there."""
+    page = (ROOT / "docs/your-own-videos.md").read_text()
+    entry, study = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[:2]
+    for name in ("models", "baseline", "stages", "ablations", "scaling", "config"):
+        (tmp_path / f"{name}.yaml").write_text((ROOT / f"config/{name}.yaml").read_text())
+    (tmp_path / "sources.yaml").write_text((ROOT / "config/sources.yaml").read_text() + entry)
+    (tmp_path / "mine.yaml").write_text(study)
+    resolved = study_from_files([str(tmp_path / "mine.yaml")], folder=tmp_path)
+    assert "mine" in resolved.runs["stage3"].data.sources
+    check(SCHEMAS / "study.schema.json", yaml.safe_load(study))
+
+
+# --- pins ---
+
+
+def test_the_lock_pins_all_that_the_package_needs():
+    project = (ROOT / "pyproject.toml").read_text()
+    listed = re.findall(r'^    "([^"]+)",$|^dev = \[(.+)\]$', project, re.MULTILINE)
+    wanted = [name for name, _ in listed if name] + re.findall(r'"([^"]+)"', listed[-1][1])
+    assert len(wanted) > 15
+    for text in wanted:
+        requirement = Requirement(text)
+        pin = pins().get(canonicalize_name(requirement.name))
+        assert pin is not None, f"{requirement.name} is not in requirements.lock; run make lock"
+        version = str(pin.specifier).removeprefix("==")
+        assert requirement.specifier.contains(version), f"{text}, but requirements.lock has {version}"
+
+
+def test_the_lock_pins_exact_public_versions_and_no_gpu_packages():
+    for name, pin in pins().items():
+        assert re.fullmatch(r"==[0-9][0-9a-z.]*", str(pin.specifier)), (
+            f"{pin}: pin one version without a build suffix"
+        )
+        assert not re.match(r"nvidia|cuda|triton|fvlm", name), f"{name}: torch brings it where it is needed"
+
+
+def environment(name: str) -> dict[str, Requirement]:
+    content = yaml.safe_load((ROOT / f"envs/{name}.yaml").read_text())
+    listed = next(part["pip"] for part in content["dependencies"] if isinstance(part, dict))
+    return {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, listed)}
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_an_environment_has_the_pins_of_the_lock(name):
+    for package, requirement in environment(name).items():
+        assert str(requirement) == str(pins()[package]), (
+            f"envs/{name}.yaml: {requirement}; the lock: {pins()[package]}"
+        )
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_an_environment_has_all_that_its_code_imports(name):
+    shared = [path for path in (ROOT / "src/fvlm").glob("*.py") if path.name != "batch.py"]
+    imported = {module for path in [*ENVIRONMENTS[name], *shared] for module in imports(path)}
+    known = packages_distributions()
+    packages = {canonicalize_name(known[module][0]) for module in imported if module in known} - {"fvlm"}
+    assert packages <= set(environment(name)), f"envs/{name}.yaml lacks {packages - set(environment(name))}"
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found - set(sys.stdlib_module_names)
+
+
+def test_every_rule_names_an_environment_that_exists():
+    for path in sorted((ROOT / "rules").glob("*.smk")):
+        for name in re.findall(r'"\.\./envs/(\w+)\.yaml"', path.read_text()):
+            assert name in ENVIRONMENTS, f"{path.name}: envs/{name}.yaml"
+
+
+# --- schemas ---
+
+
+def check(schema: Path, content: object) -> None:
+    jsonschema.validate(content, json.loads(schema.read_text()), jsonschema.Draft202012Validator)
+
+
+def test_the_schemas_are_those_of_the_classes():
+    generate = runpy.run_path(str(SCHEMAS / "generate.py"))
+    for name, schema in generate["schemas"]().items():
+        stored = json.loads((SCHEMAS / name).read_text())
+        assert stored == schema, f"workflow/schemas/{name} is older than src/fvlm/schema.py; run make schemas"
+
+
+@pytest.mark.parametrize("study", ["config.yaml", "paper.yaml", "smoke.yaml"])
+def test_the_configuration_fits_its_schemas(study):
+    check(SCHEMAS / "study.schema.json", read_yaml(ROOT / "config" / study))
+    for run in study_from_files([str(ROOT / "config" / study)], folder=ROOT / "config").runs.values():
+        check(SCHEMAS / "run.schema.json", run.model_dump(mode="json"))
+
+
+def test_the_sources_fit_their_schema():
+    check(SCHEMAS / "sources.schema.json", read_yaml(ROOT / "config/sources.yaml"))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"stages": {"stage1": {"optim.lrs": 1}}}, {"baselines": {}}, {"results": 3}]
+)
+def test_the_schema_of_a_study_refuses_mistakes(wrong):
+    with pytest.raises(jsonschema.ValidationError):
+        check(SCHEMAS / "study.schema.json", {"study": "x", **wrong})
+
+
+def test_the_page_of_the_configuration_names_every_key_of_a_source():
+    page = (ROOT / "config/README.md").read_text()
+    missing = [name for name in Source.model_fields if name != "name" and f"`{name}`" not in page]
+    assert missing == []
+
+
+# --- habits ---
+
+
+def test_a_source_file_has_fewer_than_400_lines():
+    for name, text in texts().items():
+        if name.startswith("src/") and name.endswith(".py"):
+            assert len(text.splitlines()) < 400, name
+
+
+def test_no_file_names_a_machine_or_a_package_index():
+    """No absolute path of somebody's machine and no host of an index: they belong to the user's settings."""
+    folders = "|".join(("home", "root", "Users", "workspace", "work", "mnt", "scratch", "opt"))
+    hosts = "|".join(
+        ("pypi" + r"\.org", "pythonhosted" + r"\.org", "download" + r"\.pytorch", "anaconda" + r"\.org")
+    )
+    pattern = re.compile(rf"(?<![\w.~}}/*-])/({folders})/\w+|({hosts})")
+    for name, text in texts().items():
+        found = pattern.search(text)
+        assert not found, f"{name}: {found.group()}"
+
+
+def test_only_one_kind_of_line_end_and_no_trailing_space():
+    for name, text in texts().items():
+        assert "\r" not in text, name
+        assert not re.search(r"[ \t]+$", text, re.MULTILINE), name
+        assert text.endswith("\n") or not text, name
+
+
+def test_rules_call_commands_and_hold_no_code():
+    for path in [ROOT / "Snakefile", *sorted((ROOT / "rules").glob("*.smk"))]:
+        text = path.read_text()
+        assert not re.search(r"^    (script|run|notebook):", text, re.MULTILINE), path.name
+        assert len(text.splitlines()) < 250, path.name
+        for command in re.findall(r"python -m fvlm (\w+)", text):
+            assert command in COMMANDS, f"{path.name}: fvlm {command}"
+
+
+def test_the_profiles_are_found_and_retrain_nothing_by_accident():
+    assert (ROOT / "profiles").resolve() == (ROOT / "workflow/profiles").resolve()
+    for path in sorted((ROOT / "workflow/profiles").glob("*/config.yaml")):
+        profile = yaml.safe_load(path.read_text())
+        assert set(profile["rerun-triggers"]) == {"mtime", "params", "input"}, path
+        assert profile["rerun-incomplete"] is True and "keep-incomplete" not in profile, path
