@@ -28,6 +28,24 @@ rule all:
         FIGURES,
 
 
+localrules:
+    all,
+    plan,
+
+
+rule plan:
+    output:
+        f"{R}/plan.txt",
+    log:
+        f"{R}/logs/plan.log",
+    conda:
+        "envs/analysis.yaml"
+    params:
+        runs=digest_of_runs(),
+    shell:
+        "python -m fvlm plan > {output} 2> {log}"
+
+
 include: "rules/data.smk"
 include: "rules/train.smk"
 include: "rules/evaluate.smk"

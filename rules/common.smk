@@ -1,7 +1,9 @@
 # The study, resolved and checked before the first job; what the rules look up in it.
 
 import fcntl
+import hashlib
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -10,12 +12,12 @@ from fvlm.analysis import catalog
 from fvlm.config import load_study
 from fvlm.data.sources import source_folder, source_table, tars_of
 from fvlm.errors import UserError
-from fvlm.plan import check_data, plan_text
-
+from fvlm.plan import check_data, check_memory, plan_text
 
 try:
     STUDY = load_study(config)
     check_data(STUDY)
+    check_memory(STUDY)
 except UserError as error:
     raise WorkflowError(str(error))
 
@@ -27,23 +29,26 @@ ATTENTION_RUN = STAGES[-1:]
 MADE_SOURCES = [s for s in STUDY.used_sources if STUDY.sources[s].reader != "shards"]
 
 TABLES = [f"{R}/tables/{name}.csv" for name in (*catalog.COLLECTED, *catalog.TABLES)]
-FIGURES = [f"{R}/figures/{name}.{kind}" for name in catalog.FIGURES for kind in ("png", "pdf")]
+FIGURES = [
+    f"{R}/figures/{name}.{kind}" for name in catalog.FIGURES for kind in ("png", "pdf")
+]
 
-# Every job resolves the study again from the same files and --config changes.
-STUDY_ARGUMENTS = "--study " + " ".join(shlex.quote(str(path)) for path in workflow.configfiles)
-if workflow.config_settings.config:
-    STUDY_ARGUMENTS += " --set " + shlex.quote(json.dumps(dict(workflow.config_settings.config)))
+# Every job resolves the study again from the same files and --config changes. They travel in the environment, not in
+# params: a study file named by another path must not run anything again; the digests see to real changes.
+os.environ.update(
+    FVLM_STUDY=json.dumps(
+        {
+            "files": [str(path) for path in workflow.configfiles],
+            "changes": dict(workflow.config_settings.config),
+        }
+    )
+)
 
 
 wildcard_constraints:
     source="|".join(STUDY.sources),
     run="|".join(RUNS),
     shard=r"\d{5}",
-
-
-localrules:
-    all,
-    plan,
 
 
 def present(paths, source):
@@ -56,28 +61,46 @@ def present(paths, source):
 
 def tokenizer_choice():
     choice = STUDY.tokenizer
-    return f"--weights {choice.weights}" if choice.weights else f"--vocabulary {choice.vocabulary}"
+    return (
+        f"--weights {choice.weights}"
+        if choice.weights
+        else f"--vocabulary {choice.vocabulary}"
+    )
 
 
 def tokenizer_tables(wildcards):
     if STUDY.tokenizer.weights:
         return []
-    return [str(source_table(STUDY.sources[s], R)) for s in STUDY.training_sources if STUDY.sources[s].reader != "shards"]
+    return [
+        str(source_table(STUDY.sources[s], R))
+        for s in STUDY.training_sources
+        if STUDY.sources[s].reader != "shards"
+    ]
 
 
 def ledgers_of_study(wildcards):
-    return [tar.replace(".tar", ".ledger.jsonl") for s in MADE_SOURCES for tar in tars_of(STUDY.sources[s], STUDY)]
+    return [
+        tar.replace(".tar", ".ledger.jsonl")
+        for s in MADE_SOURCES
+        for tar in tars_of(STUDY.sources[s], STUDY)
+    ]
 
 
 def held_out_indices(run):
     partners = [STUDY.sources[s].held_out for s in run.data.sources]
-    return [f"{R}/index/{p if isinstance(p, str) else s}.npz" for s, p in zip(run.data.sources, partners)]
+    return [
+        f"{R}/index/{p if isinstance(p, str) else s}.npz"
+        for s, p in zip(run.data.sources, partners)
+    ]
 
 
 def training_inputs(wildcards):
     run = RUNS[wildcards.run]
     indices = [f"{R}/index/{s}.npz" for s in run.data.sources]
-    inputs = {"indices": list(dict.fromkeys(indices + held_out_indices(run))), "tokenizer": f"{R}/tokenizer/tokenizer.json"}
+    inputs = {
+        "indices": list(dict.fromkeys(indices + held_out_indices(run))),
+        "tokenizer": f"{R}/tokenizer/tokenizer.json",
+    }
     if run.parent:
         inputs["parent"] = f"{R}/runs/{run.parent}/model/best.safetensors"
     return inputs
@@ -94,15 +117,10 @@ def evaluation_inputs(wildcards):
     }
 
 
-rule plan:
-    output:
-        f"{R}/plan.txt",
-    log:
-        f"{R}/logs/plan.log",
-    conda:
-        "../envs/analysis.yaml"
-    shell:
-        "python -m fvlm plan {STUDY_ARGUMENTS} > {output} 2> {log}"
+def digest_of_runs():
+    return hashlib.sha256(
+        " ".join(run.digest for run in RUNS.values()).encode()
+    ).hexdigest()
 
 
 def announce(stream):
@@ -116,10 +134,19 @@ def make_report():
     made = [Path(path) for path in [*TABLES, *FIGURES] if Path(path).exists()]
     if len(made) < len(TABLES) + len(FIGURES):
         return  # a part of the study was asked for
-    if not page.exists() or any(path.stat().st_mtime > page.stat().st_mtime for path in made):
+    if not page.exists() or any(
+        path.stat().st_mtime > page.stat().st_mtime for path in made
+    ):
         files = " ".join(shlex.quote(str(path)) for path in workflow.configfiles)
-        shell(f"snakemake --report {page} --configfile {files} --cores 1 --nolock > {R}/logs/report.log 2>&1")
-    print(f"\nreport   {page}", *(f"figure   {R}/figures/{name}.png" for name in catalog.HEADLINE), sep="\n", file=sys.stderr)
+        shell(
+            f"snakemake --report {page} --configfile {files} --cores 1 --nolock > {R}/logs/report.log 2>&1"
+        )
+    print(
+        f"\nreport   {page}",
+        *(f"figure   {R}/figures/{name}.png" for name in catalog.HEADLINE),
+        sep="\n",
+        file=sys.stderr,
+    )
 
 
 def drop_stale_locks():

@@ -4,16 +4,16 @@
 rule corpus:
     output:
         f"{R}/corpus/{{source}}/samples.jsonl",
-    params:
-        family=lambda w: STUDY.sources[w.source].demo_family or w.source,
-        samples=lambda w: STUDY.sources[w.source].samples,
-        seed=lambda w: STUDY.sources[w.source].demo_seed,
-        broken=lambda w: STUDY.sources[w.source].broken,
     log:
         f"{R}/logs/corpus/{{source}}.log",
     conda:
         "../envs/decode.yaml"
     threads: workflow.cores
+    params:
+        family=lambda w: STUDY.sources[w.source].demo_family or w.source,
+        samples=lambda w: STUDY.sources[w.source].samples,
+        seed=lambda w: STUDY.sources[w.source].demo_seed,
+        broken=lambda w: STUDY.sources[w.source].broken,
     shell:
         "python -m fvlm corpus {params.family} --out $(dirname {output}) --samples {params.samples}"
         " --seed {params.seed} --broken {params.broken} --processes {threads} 2> {log}"
@@ -23,24 +23,30 @@ rule tokenizer:
     input:
         tokenizer_tables,
     output:
-        f"{R}/tokenizer/tokenizer.json",
-        f"{R}/tokenizer/tokenizer_config.json",
-    params:
-        choice=lambda w: tokenizer_choice(),
+        tokenizer=f"{R}/tokenizer/tokenizer.json",
+        settings=f"{R}/tokenizer/tokenizer_config.json",
     log:
         f"{R}/logs/tokenizer.log",
     conda:
         "../envs/train.yaml"
+    params:
+        choice=lambda w: tokenizer_choice(),
     shell:
-        "python -m fvlm tokenizer {input} {params.choice} --out $(dirname {output[0]}) 2> {log}"
+        "python -m fvlm tokenizer {input} {params.choice} --out $(dirname {output.tokenizer}) 2> {log}"
 
 
 rule shard:
     input:
-        lambda w: present([source_table(STUDY.sources[w.source], R)], STUDY.sources[w.source]),
+        lambda w: present(
+            [source_table(STUDY.sources[w.source], R)], STUDY.sources[w.source]
+        ),
     output:
         tar=ensure(f"{R}/shards/{{source}}/{{shard}}.tar", non_empty=True),
         ledger=f"{R}/shards/{{source}}/{{shard}}.ledger.jsonl",
+    log:
+        f"{R}/logs/shard/{{source}}/{{shard}}.log",
+    conda:
+        "../envs/decode.yaml"
     params:
         folder=lambda w: str(source_folder(STUDY.sources[w.source], R)),
         table=lambda w: STUDY.sources[w.source].table,
@@ -49,10 +55,6 @@ rule shard:
         max_reject=lambda w: STUDY.sources[w.source].max_reject,
         samples=STUDY.shards.samples,
         number=lambda w: int(w.shard),  # without the zeros in front
-    log:
-        f"{R}/logs/shard/{{source}}/{{shard}}.log",
-    conda:
-        "../envs/decode.yaml"
     shell:
         "python -m fvlm shard {params.folder:q} --table {params.table:q} --name {wildcards.source}"
         " --kind {params.kind} --prompt {params.prompt:q} --max-reject {params.max_reject}"
@@ -62,18 +64,20 @@ rule shard:
 
 rule index:
     input:
-        tars=lambda w: present(tars_of(STUDY.sources[w.source], STUDY), STUDY.sources[w.source]),
+        tars=lambda w: present(
+            tars_of(STUDY.sources[w.source], STUDY), STUDY.sources[w.source]
+        ),
         tokenizer=f"{R}/tokenizer/tokenizer.json",
     output:
         f"{R}/index/{{source}}.npz",
-    params:
-        prompt=lambda w: STUDY.sources[w.source].prompt,
     log:
         f"{R}/logs/index/{{source}}.log",
     conda:
         "../envs/decode.yaml"
+    params:
+        prompt=lambda w: STUDY.sources[w.source].prompt,
     shell:
-        "python -m fvlm index {wildcards.source} {STUDY_ARGUMENTS} 2> {log}"
+        "python -m fvlm index {wildcards.source} 2> {log}"
 
 
 rule ledger:

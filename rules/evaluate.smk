@@ -6,8 +6,6 @@ rule evaluate:
         unpack(evaluation_inputs),
     output:
         f"{R}/evaluation/{{run}}.csv",
-    params:
-        samples=STUDY.evaluation.samples,
     log:
         f"{R}/logs/evaluate/{{run}}.log",
     conda:
@@ -15,8 +13,10 @@ rule evaluate:
     threads: lambda w: RUNS[w.run].operation.threads
     resources:
         gpu=lambda w: RUNS[w.run].operation.gpus,
+    params:
+        samples=STUDY.evaluation.samples,
     shell:
-        "python -m fvlm evaluate {wildcards.run} --out {output} {STUDY_ARGUMENTS} 2> {log}"
+        "python -m fvlm evaluate {wildcards.run} --out {output} 2> {log}"
 
 
 rule attention:
@@ -24,8 +24,6 @@ rule attention:
         unpack(evaluation_inputs),
     output:
         f"{R}/attention/{{run}}.npz",
-    params:
-        videos=STUDY.evaluation.attention_videos,
     log:
         f"{R}/logs/attention/{{run}}.log",
     conda:
@@ -33,5 +31,7 @@ rule attention:
     threads: lambda w: RUNS[w.run].operation.threads
     resources:
         gpu=lambda w: RUNS[w.run].operation.gpus,
+    params:
+        videos=STUDY.evaluation.attention_videos,
     shell:
-        "python -m fvlm attention {wildcards.run} --out {output} {STUDY_ARGUMENTS} 2> {log}"
+        "python -m fvlm attention {wildcards.run} --out {output} 2> {log}"

@@ -12,8 +12,6 @@ rule train:
         best=ensure(f"{R}/runs/{{run}}/model/best.safetensors", non_empty=True),
         final=ensure(f"{R}/runs/{{run}}/model/final.safetensors", non_empty=True),
         run=f"{R}/runs/{{run}}/model/run.json",
-    params:
-        digest=lambda w: RUNS[w.run].digest,
     log:
         f"{R}/logs/train/{{run}}.log",
     conda:
@@ -21,8 +19,10 @@ rule train:
     threads: lambda w: RUNS[w.run].operation.threads
     resources:
         gpu=lambda w: RUNS[w.run].operation.gpus,
+    params:
+        digest=lambda w: RUNS[w.run].digest,
     shell:
-        "python -m fvlm train {wildcards.run} {STUDY_ARGUMENTS} --digest {params.digest} 2>&1 | tee {log}"
+        "python -m fvlm train {wildcards.run} --digest {params.digest} 2>&1 | tee {log}"
 
 
 # The stages wait for each other, so they start first.

@@ -208,9 +208,7 @@ def evaluated(found, difficulty):
     rng = np.random.default_rng(zlib.crc32(found["run"].encode()))
     parts = []
     for (mode, frames), factor in modes.items():
-        per_token = (found["best"]["val_loss"] + difficulty["shift"]) * factor + 0.02 * rng.normal(
-            size=len(difficulty)
-        )
+        per_token = (found["best"]["val_loss"] + difficulty["shift"]) * factor + 0.02 * rng.normal(size=len(difficulty))
         parts.append(
             difficulty[["source", "kind", "key", "tokens"]].assign(
                 run=found["run"],
@@ -220,9 +218,7 @@ def evaluated(found, difficulty):
                 entropy=3.4 if mode != "blind" and trained != "direct" else np.nan,
             )
         )
-    return pd.concat(parts)[
-        ["run", "mode", "frames", "source", "kind", "key", "loss_sum", "tokens", "entropy"]
-    ]
+    return pd.concat(parts)[["run", "mode", "frames", "source", "kind", "key", "loss_sum", "tokens", "entropy"]]
 
 
 def attention_file(path, videos=3, frames=8):
@@ -230,16 +226,12 @@ def attention_file(path, videos=3, frames=8):
     arrays = {
         "keys": np.array([f"webvid-{k:07d}" for k in range(videos)]),
         "sources": np.array(["webvid"] * videos),
-        "captions": np.array(
-            ["A red square moves over a grey field while a blue circle stays where it is."] * videos
-        ),
+        "captions": np.array(["A red square moves over a grey field while a blue circle stays where it is."] * videos),
     }
     rows, columns = np.mgrid[:16, :16]
     for k in range(videos):
         picture = rng.integers(0, 255, size=(frames, 14, 14, 3), dtype=np.uint8).repeat(16, 1).repeat(16, 2)
-        fine = (
-            np.array([np.exp(-((rows - 2 * t) ** 2 + (columns - 8) ** 2) / 20) for t in range(frames)]) + 0.05
-        )
+        fine = np.array([np.exp(-((rows - 2 * t) ** 2 + (columns - 8) ** 2) / 20) for t in range(frames)]) + 0.05
         coarse = np.broadcast_to(np.exp(-((rows - 8) ** 2 + (columns - 8) ** 2) / 60) + 0.05, fine.shape)
         arrays |= {
             f"frames_{k}": picture,
@@ -282,10 +274,7 @@ def collect(root: Path, found: list[dict]) -> None:
     """The collecting commands, as the rules call them."""
     tables, names = str(root / "tables"), [one["run"] for one in found]
     runs = [str(root / "runs" / name) for name in names]
-    assert (
-        main(["collect", "runs", *[f"{run}/summary.json" for run in runs], "--out", f"{tables}/runs.csv"])
-        == 0
-    )
+    assert main(["collect", "runs", *[f"{run}/summary.json" for run in runs], "--out", f"{tables}/runs.csv"]) == 0
     for kind, file, points in (("validation", "validation", "0"), ("training", "metrics", "400")):
         assert (
             main(

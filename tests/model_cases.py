@@ -66,9 +66,7 @@ def joined(samples: list[Batch]) -> Batch:
         total += len(part.frames)
     return Batch(
         frames=torch.cat([part.frames for part in samples]),
-        frame_index=torch.cat(
-            [part.frame_index + start for part, start in zip(samples, starts, strict=True)]
-        ),
+        frame_index=torch.cat([part.frame_index + start for part, start in zip(samples, starts, strict=True)]),
         frame_counts=torch.cat([part.frame_counts for part in samples]),
         token_ids=torch.cat([part.token_ids for part in samples]),
         token_counts=torch.cat([part.token_counts for part in samples]),

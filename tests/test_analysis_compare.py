@@ -47,21 +47,15 @@ def test_factorial_of_the_reference_runs():
     table = pd.read_csv(REFERENCE / "derived" / "runs_table.csv").set_index("run_id")
     names = ["baseline", "A1_deep_query_off", "A6_coarse_only", "A7_shallow_coarse_only"]
     interaction = list(EFFECTS.values())[2]
-    assert contrast(table.loc[names, "best_val_loss"].to_numpy(), interaction) == pytest.approx(
-        0.0160, abs=5e-5
-    )
-    assert contrast(table.loc[names, "last_val_loss"].to_numpy(), interaction) == pytest.approx(
-        0.0176, abs=5e-5
-    )
+    assert contrast(table.loc[names, "best_val_loss"].to_numpy(), interaction) == pytest.approx(0.0160, abs=5e-5)
+    assert contrast(table.loc[names, "last_val_loss"].to_numpy(), interaction) == pytest.approx(0.0176, abs=5e-5)
 
 
 def test_factorial_interval_is_paired_over_samples(tmp_path):
     found = [one for one in study_summaries() if one["run"] in CELLS.values()]
     mode = {"A6": "coarse_only", "A7": "coarse_only"}
     level = {"baseline": 1.30, "A1": 1.28, "A6": 1.36, "A7": 1.40}
-    tables = evaluation_of(
-        tmp_path, {(run, mode.get(run, "coarse_fine"), "own"): loss for run, loss in level.items()}
-    )
+    tables = evaluation_of(tmp_path, {(run, mode.get(run, "coarse_fine"), "own"): loss for run, loss in level.items()})
     table = factorial(runs_of(found), *tables)
     own = table[table["measure"] == "evaluation"].set_index("effect")
     assert own["estimate"].to_numpy() == pytest.approx([-0.01, -0.09, 0.06], abs=0.01)
@@ -161,9 +155,7 @@ def test_modes_are_relative_to_the_trained_one(tmp_path):
         ("stage1", "coarse_fine", "other"): 3.0,
         ("stage1", "blind", "none"): 2.8,
     }
-    table = modes(runs_of(study_summaries()[:1]), *evaluation_of(tmp_path, losses)).set_index(
-        ["mode", "frames"]
-    )
+    table = modes(runs_of(study_summaries()[:1]), *evaluation_of(tmp_path, losses)).set_index(["mode", "frames"])
     assert table.loc[("autoregressive", "own"), "gap_percent"] == pytest.approx(0.5, abs=0.2)
     assert table.loc[("blind", "none"), "gap_percent"] == pytest.approx(40, abs=3)
     assert np.isnan(table.loc[("coarse_fine", "own"), "gap_percent"])

@@ -178,9 +178,7 @@ class TestReference:
 
     def test_360m_is_not_identified(self):
         own = self.points().query("run_id == '360M-scaling'")
-        _, found = estimates(
-            own["samples_seen"].to_numpy(float), own["val_loss"].to_numpy(), ("D",), block=10
-        )
+        _, found = estimates(own["samples_seen"].to_numpy(float), own["val_loss"].to_numpy(), ("D",), block=10)
         assert all("too wide" in one.reason for one in found)
 
     def test_two_sizes_cannot_give_the_joint_fit(self):

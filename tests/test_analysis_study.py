@@ -54,18 +54,14 @@ def test_a_figure_is_the_same_bytes_twice(study):
     draw(study, "factorial")
     first = [(study / "figures" / f"factorial{suffix}").read_bytes() for suffix in (".png", ".pdf", ".csv")]
     draw(study, "factorial")
-    assert first == [
-        (study / "figures" / f"factorial{suffix}").read_bytes() for suffix in (".png", ".pdf", ".csv")
-    ]
+    assert first == [(study / "figures" / f"factorial{suffix}").read_bytes() for suffix in (".png", ".pdf", ".csv")]
 
 
 def test_a_study_of_one_run_makes_everything_too(tmp_path):
     """Nothing to compare, no grid, no evaluation: tables have no rows, figures say so in words."""
     found = study_summaries()[:1]
     write_study(tmp_path, found)
-    (tmp_path / "evaluation" / "stage1.csv").write_text(
-        "run,mode,frames,source,kind,key,loss_sum,tokens,entropy\n"
-    )
+    (tmp_path / "evaluation" / "stage1.csv").write_text("run,mode,frames,source,kind,key,loss_sum,tokens,entropy\n")
     collect(tmp_path, found)
     derive(tmp_path)
     for name in FIGURES:

@@ -71,8 +71,7 @@ def test_every_study_has_enough_data(study):
 def test_every_ablation_differs_from_the_baseline_and_from_every_other(study):
     runs = [run for run in load(CONFIG, study).runs.values() if run.family == "ablation"]
     contents = {
-        run.name: json.dumps(run.model_dump(mode="json", exclude={"name", "question"}), sort_keys=True)
-        for run in runs
+        run.name: json.dumps(run.model_dump(mode="json", exclude={"name", "question"}), sort_keys=True) for run in runs
     }
     assert len(set(contents.values())) == len(runs)
 
@@ -381,9 +380,7 @@ def test_the_digest_is_the_same_in_every_process():
         "print(*(run.digest for run in study_from_files(['config/config.yaml']).runs.values()))"
     )
     said = [
-        subprocess.run(
-            [sys.executable, "-c", code], cwd=CONFIG.parent, capture_output=True, text=True, check=True
-        )
+        subprocess.run([sys.executable, "-c", code], cwd=CONFIG.parent, capture_output=True, text=True, check=True)
         for _ in range(2)
     ]
     assert said[0].stdout == said[1].stdout and len(set(said[0].stdout.split())) == 41
@@ -416,9 +413,7 @@ def test_every_field_of_the_baseline_has_a_comment():
 
 
 def test_every_ablation_asks_a_question():
-    lines = [
-        line for line in (CONFIG / "ablations.yaml").read_text().splitlines() if line[:1] not in ("#", "")
-    ]
+    lines = [line for line in (CONFIG / "ablations.yaml").read_text().splitlines() if line[:1] not in ("#", "")]
     assert len(lines) == len(ABLATIONS)
     for line in lines:
         assert re.search(r"\}\s+# \S", line), f"say what it is for: {line}"

@@ -52,9 +52,7 @@ def test_scenes_look_as_their_captions_say(source, tmp_path):
     for row in read_rows(tmp_path / source, "samples.jsonl"):
         clip = decode_video(tmp_path / source / row.file)
         if source == "grid":
-            seen = [
-                colour_at(clip.frames[-1], x, y) for y in (1 / 6, 0.5, 5 / 6) for x in (1 / 6, 0.5, 5 / 6)
-            ]
+            seen = [colour_at(clip.frames[-1], x, y) for y in (1 / 6, 0.5, 5 / 6) for x in (1 / 6, 0.5, 5 / 6)]
             assert " ".join(seen) == row.text["caption"]
         elif source == "questions" and row.text["user"].startswith("When"):
             second, colour = int(row.text["assistant"].split()[-1]), row.text["user"].split()[3]

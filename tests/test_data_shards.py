@@ -31,9 +31,7 @@ def root(tmp_path_factory):
     rows = read_rows(root / "corpus", "samples.jsonl")
     for number, start in enumerate((0, 10)):
         tar, ledger = shard_paths(root, number)
-        make_shard(
-            rows, start, start + 10, root / "corpus", "questions", "video", "?", tar, ledger, processes=2
-        )
+        make_shard(rows, start, start + 10, root / "corpus", "questions", "video", "?", tar, ledger, processes=2)
     train_tokenizer([text for row in rows for text in row.text.values()], 300, root / "tokenizer")
     return root
 
@@ -98,9 +96,7 @@ def test_index_reads_what_webdataset_reads(root, tmp_path):
 def write_tar(path: Path, samples: list[dict]) -> Path:
     with path.open("wb") as file, open_tar(file) as writer:
         for sample in samples:
-            writer.write(
-                {name: json.dumps(v).encode() if name == "json" else v for name, v in sample.items()}
-            )
+            writer.write({name: json.dumps(v).encode() if name == "json" else v for name, v in sample.items()})
     return path
 
 
@@ -176,9 +172,7 @@ def test_too_many_rejects_fail_the_shard(tmp_path):
     assert not tar.exists()
     assert not ledger.exists()
     assert len((tmp_path / "0.ledger.jsonl.rejected").read_text().splitlines()) == 6
-    counts = make_shard(
-        rows, 0, 6, tmp_path / "corpus", "pictures", "image", "Say.", tar, ledger, max_reject=0.9
-    )
+    counts = make_shard(rows, 0, 6, tmp_path / "corpus", "pictures", "image", "Say.", tar, ledger, max_reject=0.9)
     assert counts["kept"] == 2
 
 

@@ -40,10 +40,7 @@ def tokenizer(folder):
 def spoken(tokenizer, ids, mask) -> list[str]:
     """The stretches of scored tokens, as text."""
     edges = np.flatnonzero(np.diff(np.r_[False, mask, False]))
-    return [
-        tokenizer.decode(ids[a:b], skip_special_tokens=False)
-        for a, b in zip(edges[::2], edges[1::2], strict=True)
-    ]
+    return [tokenizer.decode(ids[a:b], skip_special_tokens=False) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def test_only_answers_and_their_ends_are_scored(tokenizer):
@@ -60,9 +57,7 @@ def test_equals_the_chat_template_of_transformers(folder, tokenizer):
     messages = [{"role": "system", "content": SYSTEM_PROMPT}, *TALK["messages"]]
     ids, _ = encode_chat(tokenizer, TALK)
     assert ids.tolist() == auto.apply_chat_template(messages, tokenize=True, return_dict=False)
-    prompt = auto.apply_chat_template(
-        messages[:2], add_generation_prompt=True, tokenize=True, return_dict=False
-    )
+    prompt = auto.apply_chat_template(messages[:2], add_generation_prompt=True, tokenize=True, return_dict=False)
     assert encode_prompt(tokenizer, "What colour is it?").tolist() == prompt
     assert auto.eos_token_id == tokenizer.token_to_id(END)
 

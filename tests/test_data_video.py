@@ -57,9 +57,7 @@ def full_decode(path: Path) -> tuple[np.ndarray, np.ndarray]:
     count = 1
     while count < duration_s - 1e-6:
         count += 1
-    wanted_s = (
-        [float(t) for t in range(count)] if duration_s <= 64 else [i * duration_s / 64 for i in range(64)]
-    )
+    wanted_s = [float(t) for t in range(count)] if duration_s <= 64 else [i * duration_s / 64 for i in range(64)]
     chosen = [max(i for i, t in enumerate(times_s) if t <= wanted + 1e-6) for wanted in wanted_s]
     return np.stack([pyav.to_square(frames[i]) for i in chosen]), np.array(wanted_s)
 
@@ -225,9 +223,7 @@ def _truth_folder() -> Path:
     return Path(os.environ.get("FVLM_TEST_VIDEOS", beside))
 
 
-@pytest.mark.skipif(
-    not (_truth_folder() / "manifest.csv").exists(), reason="set FVLM_TEST_VIDEOS to a folder"
-)
+@pytest.mark.skipif(not (_truth_folder() / "manifest.csv").exists(), reason="set FVLM_TEST_VIDEOS to a folder")
 def test_real_videos_against_their_ground_truth():
     """Against block means of a full decode made by other means; a wrong frame is far above the limit."""
     root = _truth_folder()
@@ -241,7 +237,5 @@ def test_real_videos_against_their_ground_truth():
         assert clip.duration_s == pytest.approx(truth["duration"], abs=2e-3), path.name
         means = block_means(clip.frames)
         if len(means) != len(blocks):  # the ground truth lists a frame that is shown twice once
-            means = np.stack(
-                [m for i, m in enumerate(means) if i == 0 or not np.array_equal(m, means[i - 1])]
-            )
+            means = np.stack([m for i, m in enumerate(means) if i == 0 or not np.array_equal(m, means[i - 1])])
         assert np.abs(means - blocks).mean((1, 2, 3)).max() < 4, path.name

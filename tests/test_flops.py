@@ -11,9 +11,7 @@ from fvlm.model.build import build_model
 
 TINY = {
     "encoder": schema.EncoderSize(name="tiny", width=64, layers=3, heads=4, patch=32),
-    "language": schema.LanguageSize(
-        name="tiny", width=96, ffn=256, layers=2, heads=4, kv_heads=2, vocabulary=768
-    ),
+    "language": schema.LanguageSize(name="tiny", width=96, ffn=256, layers=2, heads=4, kv_heads=2, vocabulary=768),
     "query_dim": 48,
 }
 SMALL = {
@@ -53,9 +51,7 @@ def one_sample(frames: int, text: int, scored: int, encoded: int | None = None) 
     )
 
 
-def measured(
-    model: schema.Model, batch: Batch, freeze: tuple = (), mode: str | None = None
-) -> tuple[int, int]:
+def measured(model: schema.Model, batch: Batch, freeze: tuple = (), mode: str | None = None) -> tuple[int, int]:
     """FLOPs forward, and forward and backward, as torch counts them."""
     with torch.device("meta"):
         network = build_model(model, seed=0)
@@ -104,9 +100,7 @@ def test_flops_published_sizes(architecture, frames):
     [("dino",), ("llm",), ("connector",), ("dino", "llm"), ("connector", "dino"), ("connector", "llm"),
      ("connector", "dino", "llm")],
 )  # fmt: skip
-@pytest.mark.parametrize(
-    "architecture, deep", [("foveated", True), ("foveated", False), ("multi_token", True)]
-)
+@pytest.mark.parametrize("architecture, deep", [("foveated", True), ("foveated", False), ("multi_token", True)])
 @pytest.mark.parametrize("frames", [0, 5])
 def test_flops_of_frozen_parts(freeze, architecture, deep, frames):
     model = model_of(TINY, architecture, deep_query=deep)
@@ -132,9 +126,7 @@ def test_flops_of_arrays_are_those_of_each_sample():
 
 
 @pytest.mark.parametrize("sizes", [TINY, SMALL])
-@pytest.mark.parametrize(
-    "architecture, tokens", [("foveated", 16), ("multi_token", 16), ("pixel_shuffle", 49)]
-)
+@pytest.mark.parametrize("architecture, tokens", [("foveated", 16), ("multi_token", 16), ("pixel_shuffle", 49)])
 def test_parameters_are_those_of_the_model(sizes, architecture, tokens):
     model = model_of(sizes, architecture, tokens)
     with torch.device("meta"):

@@ -145,9 +145,7 @@ def test_the_lock_pins_all_that_the_package_needs():
 
 def test_the_lock_pins_exact_public_versions_and_no_gpu_packages():
     for name, pin in pins().items():
-        assert re.fullmatch(r"==[0-9][0-9a-z.]*", str(pin.specifier)), (
-            f"{pin}: pin one version without a build suffix"
-        )
+        assert re.fullmatch(r"==[0-9][0-9a-z.]*", str(pin.specifier)), f"{pin}: pin one version without a build suffix"
         assert not re.match(r"nvidia|cuda|triton|fvlm", name), f"{name}: torch brings it where it is needed"
 
 
@@ -160,9 +158,7 @@ def environment(name: str) -> dict[str, Requirement]:
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_an_environment_has_the_pins_of_the_lock(name):
     for package, requirement in environment(name).items():
-        assert str(requirement) == str(pins()[package]), (
-            f"envs/{name}.yaml: {requirement}; the lock: {pins()[package]}"
-        )
+        assert str(requirement) == str(pins()[package]), f"envs/{name}.yaml: {requirement}; the lock: {pins()[package]}"
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
@@ -215,9 +211,7 @@ def test_the_sources_fit_their_schema():
     check(SCHEMAS / "sources.schema.json", read_yaml(ROOT / "config/sources.yaml"))
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"stages": {"stage1": {"optim.lrs": 1}}}, {"baselines": {}}, {"results": 3}]
-)
+@pytest.mark.parametrize("wrong", [{"stages": {"stage1": {"optim.lrs": 1}}}, {"baselines": {}}, {"results": 3}])
 def test_the_schema_of_a_study_refuses_mistakes(wrong):
     with pytest.raises(jsonschema.ValidationError):
         check(SCHEMAS / "study.schema.json", {"study": "x", **wrong})
@@ -241,9 +235,7 @@ def test_a_source_file_has_fewer_than_400_lines():
 def test_no_file_names_a_machine_or_a_package_index():
     """No absolute path of somebody's machine and no host of an index: they belong to the user's settings."""
     folders = "|".join(("home", "root", "Users", "workspace", "work", "mnt", "scratch", "opt"))
-    hosts = "|".join(
-        ("pypi" + r"\.org", "pythonhosted" + r"\.org", "download" + r"\.pytorch", "anaconda" + r"\.org")
-    )
+    hosts = "|".join(("pypi" + r"\.org", "pythonhosted" + r"\.org", "download" + r"\.pytorch", "anaconda" + r"\.org"))
     pattern = re.compile(rf"(?<![\w.~}}/*-])/({folders})/\w+|({hosts})")
     for name, text in texts().items():
         found = pattern.search(text)

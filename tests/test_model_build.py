@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tests.model_cases import configuration, joined, mixed, sample, tiny
 from safetensors.torch import load_file, save_file
 from transformers import Dinov2Model, LlamaForCausalLM
 
 from fvlm import schema
 from fvlm.errors import UserError
 from fvlm.model.build import build_model, encoder_config, language_config
+from tests.model_cases import configuration, joined, mixed, sample, tiny
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +156,7 @@ def test_tokens_per_frame_is_what_the_language_model_sees(architecture, tokens):
     assert len(model.visual_tokens(batch, model.plan(batch), "direct")[0]) == 3 * tokens
 
 
-@pytest.mark.parametrize(
-    "architecture, tokens", [("multi_token", 5), ("multi_token", 25), ("pixel_shuffle", 16)]
-)
+@pytest.mark.parametrize("architecture, tokens", [("multi_token", 5), ("multi_token", 25), ("pixel_shuffle", 16)])
 def test_impossible_tokens_per_frame_are_refused(architecture, tokens):
     with pytest.raises(UserError, match=f"tokens_per_frame is {tokens}"):
         tiny(architecture, tokens_per_frame=tokens)

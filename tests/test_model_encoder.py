@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from tests.model_cases import IMAGE, configuration, sample, tiny
 
 from fvlm.model.build import build_model
 from fvlm.model.encoder import PIXEL_MEAN, PIXEL_STD, Visits
+from tests.model_cases import IMAGE, configuration, sample, tiny
 
 
 def pixels_of(frames: torch.Tensor) -> torch.Tensor:

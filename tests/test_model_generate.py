@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tests.model_cases import EVERY, joined, sample, tiny
 
 from fvlm.model.generate import generate
+from tests.model_cases import EVERY, joined, sample, tiny
 
 
 def by_whole_passes(model, batch, count: int, mode: str) -> list[int]:

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.model_cases import EVERY, SEEING, VOCABULARY, configuration, joined, mixed, sample, tiny
 from test_model_encoder import read_by_mask
 from torch.nn import functional as F
 
 from fvlm.errors import UserError
 from fvlm.model.build import build_model
 from fvlm.model.packing import pack
+from tests.model_cases import EVERY, SEEING, VOCABULARY, configuration, joined, mixed, sample, tiny
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 
@@ -72,9 +72,7 @@ def test_a_later_frame_changes_no_earlier_token(architecture, mode):
     frames[3] = 255 - frames[3]
     changed = replace(batch, frames=frames)
     with torch.no_grad():
-        before, after = (
-            model.visual_tokens(b, model.plan(b), mode)[0].unflatten(0, (5, -1)) for b in (batch, changed)
-        )
+        before, after = (model.visual_tokens(b, model.plan(b), mode)[0].unflatten(0, (5, -1)) for b in (batch, changed))
     assert torch.equal(before[:3], after[:3])
     assert not torch.allclose(before[3], after[3])
     assert torch.allclose(before[4], after[4]) == (mode in ("coarse_only", "direct"))
@@ -96,9 +94,7 @@ def test_autoregressive_and_fine_agree_on_first_frames():
     torch.testing.assert_close(fine[plan.first_P], turn[plan.first_P])
     assert not torch.allclose(fine[~plan.first_P], turn[~plan.first_P])
     one = sample(1, 9, seed=8)
-    torch.testing.assert_close(
-        model(one, "coarse_fine").loss_sum_B, model(one, "autoregressive").loss_sum_B, **CLOSE
-    )
+    torch.testing.assert_close(model(one, "coarse_fine").loss_sum_B, model(one, "autoregressive").loss_sum_B, **CLOSE)
 
 
 @pytest.mark.parametrize("deep", [True, False])
@@ -106,11 +102,7 @@ def test_autoregressive_attention_comes_in_the_order_of_the_batch(deep):
     model, samples = tiny(deep_query=deep), mixed()
     with torch.no_grad():
         together = model(joined(samples), "autoregressive", with_attention=True).fine
-        alone = [
-            model(part, "autoregressive", with_attention=True).fine
-            for part in samples
-            if part.frame_counts.sum()
-        ]
+        alone = [model(part, "autoregressive", with_attention=True).fine for part in samples if part.frame_counts.sum()]
     torch.testing.assert_close(together.patches, torch.cat([a.patches for a in alone]))
     torch.testing.assert_close(together.entropy, torch.cat([a.entropy for a in alone]))
 

@@ -1,4 +1,5 @@
-"""The order of training samples: a pure function of the seed, each sample at most once, the mixture exact everywhere."""
+"""The order of training samples: a pure function of the seed, each sample at most once, the mixture "
+"exact everywhere."""
 
 import numpy as np
 import pytest

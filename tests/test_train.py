@@ -91,9 +91,7 @@ def prepared(tmp_path_factory):
 
 
 def study_in(results, **changes) -> Study:
-    content = merged(
-        read_yaml(ROOT / "config/smoke.yaml"), merged(CHANGES, {"results": str(results), **changes})
-    )
+    content = merged(read_yaml(ROOT / "config/smoke.yaml"), merged(CHANGES, {"results": str(results), **changes}))
     return load_study(content, ROOT / "config")
 
 
@@ -134,14 +132,13 @@ def test_batch_size_changes_the_step(prepared, tmp_path):
 def test_accumulation_changes_nothing(prepared, tmp_path):
     """A step is the same in one forward pass or several: every scored token weighs the same."""
     whole = trained(prepared, tmp_path / "1", baseline={"train.precision": "float32"})
-    split = trained(
-        prepared, tmp_path / "2", baseline={"train.precision": "float32", "operation.micro_frames": 4}
-    )
+    split = trained(prepared, tmp_path / "2", baseline={"train.precision": "float32", "operation.micro_frames": 4})
     assert [r["train_loss"] for r in whole[0]] == pytest.approx([r["train_loss"] for r in split[0]], rel=2e-4)
 
 
 def test_interrupted_between_any_two_checkpoints(prepared, tmp_path):
-    """Stop after the second checkpoint, with later metrics already logged, and go on: nothing differs, nothing is twice."""
+    """Stop after the second checkpoint, with later metrics already logged, and go on: nothing differs, "
+    "nothing is twice."""
     whole = trained(prepared, tmp_path / "whole")
     state = tmp_path / "cut" / "baseline" / "state"
     trained(prepared, tmp_path / "cut")
@@ -182,9 +179,7 @@ def _rewind(study, prepared, state) -> None:
 
 def test_a_truncated_checkpoint_is_passed_over(tmp_path, capsys):
     for step in (1, 2):
-        save_checkpoint(
-            tmp_path, step, {"identity": "x", "step": step, "model": {"w": torch.ones(100)}}, keep=2
-        )
+        save_checkpoint(tmp_path, step, {"identity": "x", "step": step, "model": {"w": torch.ones(100)}}, keep=2)
     path = tmp_path / "step_00000002.pt"
     path.write_bytes(path.read_bytes()[:300])
     assert load_checkpoint(tmp_path, "x")["step"] == 1
@@ -216,9 +211,7 @@ def test_other_data_or_parent_starts_over(prepared, tmp_path):
 
 def test_frozen_parts_do_not_move(prepared, tmp_path):
     study = study_in(prepared)
-    start = {
-        key: value.clone() for key, value in build_model(study.runs["F1"].model, 42).state_dict().items()
-    }
+    start = {key: value.clone() for key, value in build_model(study.runs["F1"].model, 42).state_dict().items()}
     _, weights, _ = trained(prepared, tmp_path, "F1")
     moved = {key.split(".")[0] for key in weights if not np.array_equal(weights[key], start[key].numpy())}
     assert moved == {"connector"}
@@ -294,9 +287,7 @@ def test_decay_spares_norms_biases_and_embeddings(prepared):
     study = study_in(prepared)
     model = build_model(study.runs["baseline"].model, 0)
     optimizer = make_optimizer(model.parameter_groups(), study.runs["baseline"].optim)
-    spared = {
-        id(p) for group in optimizer.param_groups if group["weight_decay"] == 0 for p in group["params"]
-    }
+    spared = {id(p) for group in optimizer.param_groups if group["weight_decay"] == 0 for p in group["params"]}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert (id(parameter) in spared) == (parameter.ndim < 2 or "embed" in name), name

@@ -127,12 +127,7 @@ def test_a_killed_training_goes_on_to_the_same_end(smoke, orphan):
     target = ("--configfile", f"config/{name}.yaml", f"results/{name}/runs/stage1/summary.json")
     first = smoke.start(*target, start_new_session=True)
     state = results / name / "runs/stage1/state"
-    _wait(
-        lambda: (
-            len(list(state.glob("step_*.pt"))) >= 2
-            and max(state.glob("step_*.pt")) > state / "step_00000030.pt"
-        )
-    )
+    _wait(lambda: len(list(state.glob("step_*.pt"))) >= 2 and max(state.glob("step_*.pt")) > state / "step_00000030.pt")
     if orphan:
         os.kill(first.pid, signal.SIGKILL)
     else:
@@ -167,10 +162,7 @@ def _wait(condition, seconds: float = 90) -> None:
 
 def _without_speed(path: Path) -> list[dict]:
     rows = list(csv.DictReader(open(path)))
-    return [
-        {key: value for key, value in row.items() if key not in ("samples_per_s", "memory_gb")}
-        for row in rows
-    ]
+    return [{key: value for key, value in row.items() if key not in ("samples_per_s", "memory_gb")} for row in rows]
 
 
 @pytest.mark.workflow

@@ -33,9 +33,7 @@ class Batch:
         wanted = (int(self.frame_counts.sum()), int(self.token_counts.sum()), int(self.token_counts.sum()),
                   len(self.keys))  # fmt: skip
         if found != wanted:
-            raise ValueError(
-                f"batch: positions, tokens, loss mask and samples are {found}, counts say {wanted}"
-            )
+            raise ValueError(f"batch: positions, tokens, loss mask and samples are {found}, counts say {wanted}")
         if self.loss_mask.dtype != torch.bool or self.frames.dtype != torch.uint8:
             raise ValueError(f"batch: loss mask is {self.loss_mask.dtype}, frames are {self.frames.dtype}")
 

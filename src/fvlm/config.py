@@ -5,8 +5,11 @@ then the study's overrides of that line. Overrides name a field by its dotted pa
 No torch, no pandas: this is imported while Snakemake parses the Snakefile.
 """
 
+import argparse
 import copy
 import difflib
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +46,7 @@ def load_study(config: dict, folder: Path | str = "config") -> Study:
     files = {name: read_yaml(folder / f"{name}.yaml") for name in FILES}
     where = f"study {config.get('study', '?')!r}"
     settings = {
-        key: config[key]
-        for key in config
-        if key not in ("baseline", "stages", "ablations", "scaling", "based_on")
+        key: config[key] for key in config if key not in ("baseline", "stages", "ablations", "scaling", "based_on")
     }
     settings["sources"] = _sources(files["sources"], config.get("sources", {}), where)
     build = _Builder(files, config, where)
@@ -63,14 +64,16 @@ def study_from_files(paths: list[str], changes: dict | None = None, folder: Path
     return load_study(merged(config, changes or {}), folder)
 
 
-def add_study_arguments(parser) -> None:
-    """`--study FILE [FILE ...] [--set JSON]`, as every rule passes them."""
-    parser.add_argument(
-        "--study", nargs="+", default=["config/config.yaml"], help="study files, later ones win"
-    )
-    parser.add_argument(
-        "--set", default="{}", dest="changes", help="JSON of changes on top of the study files"
-    )
+def add_study_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--study", nargs="+", help="study files, later ones win (default: config/config.yaml)")
+
+
+def study_of(args: argparse.Namespace) -> Study:
+    """The study of a command: the named files, or what Snakemake resolved for the job, or the default."""
+    job = json.loads(os.environ.get("FVLM_STUDY", "{}"))
+    if args.study:
+        return study_from_files(args.study)
+    return study_from_files(job.get("files", ["config/config.yaml"]), job.get("changes"))
 
 
 def merged(below: dict, above: dict) -> dict:
@@ -103,13 +106,9 @@ def _validated(schema: type[BaseModel], content: dict, where: str) -> Any:
         path = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             known = _known_at(schema, first["loc"][:-1])
-            raise UserError(
-                f"{where}: unknown key {path!r}, {_suggest(str(first['loc'][-1]), known)}"
-            ) from error
+            raise UserError(f"{where}: unknown key {path!r}, {_suggest(str(first['loc'][-1]), known)}") from error
         if first["type"] == "missing":
-            raise UserError(
-                f"{where}: {path!r} is missing; every {schema.__name__.lower()} needs it"
-            ) from error
+            raise UserError(f"{where}: {path!r} is missing; every {schema.__name__.lower()} needs it") from error
         found = "" if isinstance(first["input"], dict) else f", found {first['input']!r}"
         raise UserError(f"{where}: {path!r}: {first['msg']}{found}") from error
 
@@ -117,9 +116,7 @@ def _validated(schema: type[BaseModel], content: dict, where: str) -> Any:
 def _known_at(schema: type[BaseModel], loc: tuple) -> list[str]:
     for part in loc:
         field = schema.model_fields.get(part) if isinstance(part, str) else None
-        if field is None or not (
-            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        ):
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
             break
         schema = field.annotation
     return list(schema.model_fields)
@@ -208,9 +205,7 @@ class _Builder:
             self._override(content, overrides, where)
         where = lines[-1][0]
         content["model"]["encoder"] = self._size("encoders", EncoderSize, content["model"]["encoder"], where)
-        content["model"]["language"] = self._size(
-            "languages", LanguageSize, content["model"]["language"], where
-        )
+        content["model"]["language"] = self._size("languages", LanguageSize, content["model"]["language"], where)
         run = _validated(Run, {"name": name, "family": family, "labels": labels or {}, **content}, where)
         _check_run(run, where)
         return run
@@ -226,9 +221,7 @@ class _Builder:
 
     def _override(self, content: dict, overrides: dict, where: str) -> None:
         if not isinstance(overrides, dict):
-            raise UserError(
-                f"{where}: expected overrides such as {{optim.lr.connector: 1.0e-3}}, found {overrides!r}"
-            )
+            raise UserError(f"{where}: expected overrides such as {{optim.lr.connector: 1.0e-3}}, found {overrides!r}")
         for path, value in overrides.items():
             *branch, leaf = str(path).split(".")
             place = content
@@ -259,7 +252,8 @@ def _check_run(run: Run, where: str) -> None:
         raise UserError(f"{where}: set exactly one of train.samples and train.flops, the other to null")
     if (run.optim.schedule == "converging") != (run.optim.final_lr is not None):
         raise UserError(
-            f"{where}: optim.final_lr belongs to schedule 'converging' and only to it; the schedule is {run.optim.schedule!r}"
+            f"{where}: optim.final_lr belongs to schedule 'converging' and only to it; the schedule is "
+            f"{run.optim.schedule!r}"
         )
     side = int(run.model.tokens_per_frame**0.5)
     if run.model.architecture == "multi_token" and side * side != run.model.tokens_per_frame:
@@ -275,13 +269,15 @@ def _check_sources(study: Study) -> None:
         for name in run.data.sources:
             if name not in study.sources:
                 raise UserError(
-                    f"{where}: data.sources names {name!r}, which config/sources.yaml lacks; {_suggest(name, list(study.sources))}"
+                    f"{where}: data.sources names {name!r}, which config/sources.yaml lacks; "
+                    f"{_suggest(name, list(study.sources))}"
                 )
         kinds = {study.sources[name].kind for name in run.data.sources}
         for kind, share in run.data.share.items():
             if share > 0 and kind not in kinds:
                 raise UserError(
-                    f"{where}: data.share wants {share:.0%} {kind}, but none of its sources ({', '.join(run.data.sources)}) is of that kind"
+                    f"{where}: data.share wants {share:.0%} {kind}, but none of its sources "
+                    f"({', '.join(run.data.sources)}) is of that kind"
                 )
         if run.parent is not None and run.parent not in study.runs:
             raise UserError(
@@ -290,5 +286,6 @@ def _check_sources(study: Study) -> None:
     for source in study.sources.values():
         if isinstance(source.held_out, str) and source.held_out not in study.sources:
             raise UserError(
-                f"config/sources.yaml: source {source.name!r}: held_out names {source.held_out!r}, which is no source; give a source or a share such as 0.1"
+                f"config/sources.yaml: source {source.name!r}: held_out names {source.held_out!r}, which is no "
+                f"source; give a source or a share such as 0.1"
             )

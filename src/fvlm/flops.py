@@ -172,9 +172,7 @@ def _encode(model: schema.Model, trained: Trained, frames: Number) -> Number:
     return patches + size.layers * kept + (size.layers - deep) * rest
 
 
-def _read(
-    model: schema.Model, trained: Trained, queries: Number, frames: Number, has_gradient: int
-) -> Number:
+def _read(model: schema.Model, trained: Trained, queries: Number, frames: Number, has_gradient: int) -> Number:
     """Phase 2 and the way into the language model; `has_gradient`: of the queries."""
     size, width, dino = model.encoder, model.encoder.width, trained.dino
     pairs = queries * (size.patches + 1)
@@ -186,9 +184,7 @@ def _read(
     else:
         total = total + _attention(pairs, width, has_gradient, dino)
     total = total + _product(queries, width, width, trained.connector, inner)
-    return total + _product(
-        queries, width, model.language.width, trained.connector, max(inner, trained.connector)
-    )
+    return total + _product(queries, width, model.language.width, trained.connector, max(inner, trained.connector))
 
 
 def _pool(model: schema.Model, trained: Trained, frames: Number) -> Number:
@@ -214,9 +210,7 @@ def _language(
     return size.layers * (products + _attention(pairs, size.width, inner, inner))
 
 
-def _score(
-    size: schema.LanguageSize, trained: Trained, tokens: Number, scored: Number, has_gradient: Number
-) -> Number:
+def _score(size: schema.LanguageSize, trained: Trained, tokens: Number, scored: Number, has_gradient: Number) -> Number:
     """All layers over visual and text tokens, and the logits at scored positions."""
     inner = np.maximum(has_gradient, trained.llm)
     logits = _product(scored, size.width, size.vocabulary, trained.llm, inner)

@@ -1,14 +1,15 @@
 """What a study will do, before it does it: runs, parameters, samples, FLOPs, and whether the data suffice.
 
-`fvlm plan` prints it; the Snakefile calls `check_data` while it is parsed.
+`fvlm plan` prints it; the Snakefile calls `check_data` and `check_memory` while it is parsed.
 """
 
-import json
+import math
 
-from fvlm.config import add_study_arguments, study_from_files
+from fvlm.config import add_study_arguments, study_of
 from fvlm.data.sources import sample_count, training_count
 from fvlm.errors import UserError
 from fvlm.flops import parameters, training_flops
+from fvlm.memory import GB, operation_that_fits, predicted_bytes
 from fvlm.schema import Kind, Run, Study
 
 
@@ -77,6 +78,23 @@ def check_data(study: Study) -> None:
                 )
 
 
+def check_memory(study: Study) -> None:
+    """Every run that trains on a GPU fits the study's; the sentence is about the one that needs the most."""
+    runs = [run for run in study.runs.values() if run.operation.gpus]
+    if study.gpu is None or not runs:
+        return
+    run = max(runs, key=predicted_bytes)
+    needed, has = predicted_bytes(run) / GB, study.gpu.memory_gb
+    if needed <= has:
+        return
+    lower = operation_that_fits(run, has * GB)
+    remedy = " and ".join(f"operation.{name} to {value}" for name, value in lower.items())
+    raise UserError(
+        f"run {run.name!r}: training needs up to {needed:.1f} GB of GPU memory, but {study.gpu.name} has {has:g} GB; "
+        f"{f'lower {remedy}, or ' if lower else ''}use a GPU with at least {math.ceil(needed)} GB (gpu: in the study)"
+    )
+
+
 def plan_rows(study: Study) -> list[dict]:
     rows = []
     for run in study.runs.values():
@@ -85,6 +103,7 @@ def plan_rows(study: Study) -> list[dict]:
             "run": run.name, "family": run.family, "parent": run.parent or "", "N": parameters(run.model)["total"],
             "samples": samples, "steps": -(-samples // run.optim.batch_size),
             "flops": run.train.flops or samples * flops_per_sample(run, study),
+            "memory_gb": predicted_bytes(run) / GB if run.operation.gpus else None,
         })  # fmt: skip
     return rows
 
@@ -93,10 +112,11 @@ def plan_text(study: Study) -> str:
     """The plan as aligned text, one line per run and a total."""
     rows = plan_rows(study)
     lines = [
-        f"{'run':<16}{'family':<10}{'parent':<9}{'parameters':>15}{'samples':>12}{'steps':>9}{'FLOPs':>11}"
+        f"{'run':<16}{'family':<10}{'parent':<9}{'parameters':>15}{'samples':>12}{'steps':>9}{'FLOPs':>11}{'GPU GB':>8}"
     ]
     lines += [
         f"{r['run']:<16}{r['family']:<10}{r['parent']:<9}{r['N']:>15,}{r['samples']:>12,}{r['steps']:>9,}{r['flops']:>11.3g}"
+        + (f"{r['memory_gb']:>8.1f}" if r["memory_gb"] else f"{'-':>8}")
         for r in rows
     ]
     total = sum(r["flops"] for r in rows)
@@ -113,7 +133,8 @@ def add_arguments(parser) -> None:
 
 
 def main(args) -> int:
-    study = study_from_files(args.study, json.loads(args.changes))
+    study = study_of(args)
     print(plan_text(study))
     check_data(study)
+    check_memory(study)
     return 0

@@ -26,9 +26,7 @@ class EncoderSize(Strict):
     mlp_ratio: int = 4
     patch: int = 14
     image: int = 224  # pixels; side of a frame
-    position_side: int | None = (
-        None  # patches per side of the stored position embeddings; null: image / patch
-    )
+    position_side: int | None = None  # patches per side of the stored position embeddings; null: image / patch
     weights: str | None = None
 
     @property
@@ -191,6 +189,13 @@ class Evaluation(Strict):
     attention_videos: int = Field(gt=0)
 
 
+class Gpu(Strict):
+    """What trainings run on; a run that does not fit is refused before anything starts."""
+
+    name: str
+    memory_gb: float = Field(gt=0)  # 2^30 bytes, as in its name: 24, 32, 80
+
+
 class Study(Strict):
     """Everything a study builds: what `load_study` returns."""
 
@@ -201,6 +206,7 @@ class Study(Strict):
     evaluation: Evaluation
     sources: dict[str, Source]
     runs: dict[str, Run]
+    gpu: Gpu | None = None  # null: memory is not checked
     only: dict[Literal["stages", "ablations"], list[str]] = {}
     prepare: list[str] = []  # sources to shard and index though no run trains on them yet
 

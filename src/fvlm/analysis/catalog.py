@@ -202,15 +202,11 @@ class Figure:
 COLLECTED = ("runs", "validation_curves", "training_curves", "evaluation", "bootstrap")
 
 TABLES = {
-    "ablations": Table(
-        "Ablations, ranked", "Ablations", ("runs", "evaluation", "bootstrap"), "ranking:ablations"
-    ),
+    "ablations": Table("Ablations, ranked", "Ablations", ("runs", "evaluation", "bootstrap"), "ranking:ablations"),
     "factorial": Table(
         "Query depth x fine pass", "Ablations", ("runs", "evaluation", "bootstrap"), "factorial:factorial"
     ),
-    "modes": Table(
-        "Losses by evaluation mode", "Evaluation", ("runs", "evaluation", "bootstrap"), "modes:modes"
-    ),
+    "modes": Table("Losses by evaluation mode", "Evaluation", ("runs", "evaluation", "bootstrap"), "modes:modes"),
     "token_efficiency": Table(
         "Loss against visual tokens per frame",
         "Baselines",
@@ -223,13 +219,9 @@ TABLES = {
 }
 
 FIGURES = {
-    "ablation_ranking": Figure(
-        "Ablations against the baseline", "Ablations", ("ablations",), "plots_ablation:ranking"
-    ),
+    "ablation_ranking": Figure("Ablations against the baseline", "Ablations", ("ablations",), "plots_ablation:ranking"),
     "factorial": Figure("Query depth x fine pass", "Ablations", ("factorial",), "plots_ablation:factorial"),
-    "freezing": Figure(
-        "What must be trained", "Ablations", ("runs", "validation_curves"), "plots_training:freezing"
-    ),
+    "freezing": Figure("What must be trained", "Ablations", ("runs", "validation_curves"), "plots_training:freezing"),
     "foveated_vs_alternatives": Figure(
         "Foveated reading against its alternatives",
         "Baselines",
@@ -242,12 +234,8 @@ FIGURES = {
         ("token_efficiency",),
         "plots_evaluation:token_efficiency",
     ),
-    "three_modes": Figure(
-        "The three evaluation modes", "Evaluation", ("modes",), "plots_evaluation:three_modes"
-    ),
-    "attention_heatmaps": Figure(
-        "Where the model looks", "Attention", (), "plots_attention:heatmaps", attention=True
-    ),
+    "three_modes": Figure("The three evaluation modes", "Evaluation", ("modes",), "plots_evaluation:three_modes"),
+    "attention_heatmaps": Figure("Where the model looks", "Attention", (), "plots_attention:heatmaps", attention=True),
     "attention_entropy": Figure(
         "Attention entropy over training",
         "Attention",

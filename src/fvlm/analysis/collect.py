@@ -29,9 +29,7 @@ def add_arguments(parser) -> None:
         "@FILE reads further arguments from FILE, one per line",
     )
     parser.add_argument("--out", required=True, help="the table to write")
-    parser.add_argument(
-        "--points", type=int, default=0, help="curves: at most this many per run, by averaging; 0: all"
-    )
+    parser.add_argument("--points", type=int, default=0, help="curves: at most this many per run, by averaging; 0: all")
     parser.add_argument("--bootstrap", help="evaluation: where to write the replicates")
     parser.add_argument("--replicates", type=int, default=1000, help="evaluation: resamples of the samples")
 
@@ -140,9 +138,7 @@ def collect_evaluation(paths: list[Path], replicates: int = 1000) -> tuple[pd.Da
     sums["all", "all"] = _added([value for key, value in sums.items() if key[0] != "all"])
     losses = pd.concat([_loss_rows(groups, *key, *value) for key, value in sums.items()], ignore_index=True)
     draws = [_draw_rows(groups, *key, *value[:2]) for key, value in sums.items()]
-    return losses.sort_values([*GROUP, "source", "kind"], ignore_index=True), pd.concat(
-        draws, ignore_index=True
-    )
+    return losses.sort_values([*GROUP, "source", "kind"], ignore_index=True), pd.concat(draws, ignore_index=True)
 
 
 def _resampled_sums(part: pd.DataFrame, groups: int, replicates: int, seed: int) -> tuple[np.ndarray, ...]:
@@ -171,9 +167,7 @@ def _loss_rows(groups: pd.DataFrame, source: str, kind: str, loss, tokens, sampl
     values, frame = values[seen], groups[seen].reset_index(drop=True)
     enough = np.isfinite(values[:, 1:]).all(axis=1) & (samples[seen] > 1)  # one sample has no spread
     low, high = (
-        np.quantile(values[:, 1:], [0.025, 0.975], axis=1)
-        if values.shape[1] > 1
-        else np.full((2, len(frame)), np.nan)
+        np.quantile(values[:, 1:], [0.025, 0.975], axis=1) if values.shape[1] > 1 else np.full((2, len(frame)), np.nan)
     )
     frame = frame.assign(
         source=source,

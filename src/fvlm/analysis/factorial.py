@@ -32,9 +32,7 @@ def factorial(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFr
     if not all(seeds):
         return pd.DataFrame(columns=COLUMNS["factorial"])
     common = sorted(set.intersection(*(set(cell) for cell in seeds)))
-    tuples = [[cell[seed] for cell in seeds] for seed in common] or [
-        [next(iter(cell.values())) for cell in seeds]
-    ]
+    tuples = [[cell[seed] for cell in seeds] for seed in common] or [[next(iter(cell.values())) for cell in seeds]]
     rows = []
     for measure in ("best", "final", "evaluation"):
         cells = np.array([[_loss(study, run, measure) for run in runs_] for runs_ in tuples]).T  # (4, seeds)

@@ -45,9 +45,7 @@ def read_csv(path: Path | str, columns: tuple[str, ...]) -> pd.DataFrame:
             dtype={"key": str, "run": str, "source": str},
         )
     except FileNotFoundError as error:
-        raise UserError(
-            f"{path}: no such file; expected a table with {', '.join(columns[:4])}, ..."
-        ) from error
+        raise UserError(f"{path}: no such file; expected a table with {', '.join(columns[:4])}, ...") from error
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: this is no CSV table ({error}); delete it and make it again") from error
     missing = [name for name in columns if name not in frame.columns]

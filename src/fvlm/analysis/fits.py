@@ -96,9 +96,7 @@ def bootstrap(fit: PowerLaws, x: np.ndarray, draws: int = 400, block: int = 1, s
     first = rng.integers(0, n - block + 1, size=(draws, -(-n // block)))
     rows = (first[:, :, None] + np.arange(block)).reshape(draws, -1)[:, :n]
     log_loss = np.log(_model(fit.theta[None], z, fit.floor)) + scale * fit.residuals[rows]
-    return _descend(np.repeat(fit.theta[None], draws, axis=0), z, log_loss, fit.floor, DELTA, tolerance=1e-9)[
-        0
-    ]
+    return _descend(np.repeat(fit.theta[None], draws, axis=0), z, log_loss, fit.floor, DELTA, tolerance=1e-9)[0]
 
 
 def _starts(z: np.ndarray, loss: np.ndarray, floor: bool) -> np.ndarray:
@@ -184,9 +182,7 @@ def _step(theta, z, residuals, damping, floor, delta, bounds) -> np.ndarray:
     terms, powers = _parts(theta, z, floor)
     predicted = (theta[:, :1] if floor else 0.0) + terms.sum(axis=2)
     columns = [np.ones((*predicted.shape, 1))] if floor else []
-    jacobian = (
-        np.concatenate([*columns, powers, -terms * z], axis=2) / np.maximum(predicted, 1e-300)[..., None]
-    )
+    jacobian = np.concatenate([*columns, powers, -terms * z], axis=2) / np.maximum(predicted, 1e-300)[..., None]
     weight = 1 / np.maximum(1, np.abs(residuals) / delta)  # of Huber's loss, as reweighted least squares
     gradient = np.einsum("rnp,rn->rp", jacobian, weight * residuals)
     hessian = np.einsum("rnp,rn,rnq->rpq", jacobian, weight, jacobian)
@@ -223,9 +219,7 @@ def estimates(
     n, p = len(loss), 2 * len(names) + int(floor)
     if n <= p:
         reason = f"{n} points cannot carry {p} parameters and an error"
-        return None, [
-            Estimate(name, np.nan, np.nan, np.nan, reason) for name in parameter_names(names, floor)
-        ]
+        return None, [Estimate(name, np.nan, np.nan, np.nan, reason) for name in parameter_names(names, floor)]
     fit = fit_power_laws(x, loss, floor)
     draws = bootstrap(fit, x, block=block)
     reasons = [_exponent_reason(fit, x, draws, k, name) for k, name in enumerate(names)]

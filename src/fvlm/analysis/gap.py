@@ -78,27 +78,21 @@ def _rows_at_budget(study: Study, points: pd.DataFrame) -> list[dict]:
     sides = [side.loc[common] for side in sides]
     budget = points["budget"].iloc[0]
     n = [side["N"].to_numpy(float) for side in sides]
-    rows = _pairs(
-        "grid", budget, common, "validation", n, [side["loss"].to_numpy(float) for side in sides], None
-    )
+    rows = _pairs("grid", budget, common, "validation", n, [side["loss"].to_numpy(float) for side in sides], None)
     names = [
         [_grid_runs(study, side.iloc[i]["architecture"], common[i], budget) for i in range(len(common))]
         for side in sides
     ]
     losses = [np.array([np.mean([study.loss(run) for run in cell]) for cell in side]) for side in names]
     if np.isfinite(np.concatenate(losses)).all():
-        rows += _pairs(
-            "grid", budget, common, "evaluation", n, losses, [_draws(study, side) for side in names]
-        )
+        rows += _pairs("grid", budget, common, "evaluation", n, losses, [_draws(study, side) for side in names])
     return rows
 
 
 def _grid_runs(study: Study, architecture: str, size: str, budget: str) -> list[str]:
     grid = study.of_family("grid")
     return list(
-        grid[(grid["architecture"] == architecture) & (grid["size"] == size) & (grid["budget"] == budget)][
-            "run"
-        ]
+        grid[(grid["architecture"] == architecture) & (grid["size"] == size) & (grid["budget"] == budget)]["run"]
     )
 
 
@@ -143,9 +137,7 @@ def _pairs(
     return rows
 
 
-def _corrected_row(
-    n: list[np.ndarray], losses: list[np.ndarray], draws: list[np.ndarray] | None, pair: int
-) -> dict:
+def _corrected_row(n: list[np.ndarray], losses: list[np.ndarray], draws: list[np.ndarray] | None, pair: int) -> dict:
     gaps = corrected(n[0], losses[0], n[1], losses[1], pair)
     spread = corrected(n[0], draws[0], n[1], draws[1], pair) if draws else {}
     row: dict = {}
@@ -158,9 +150,7 @@ def _corrected_row(
         side = gaps[f"{name}_extrapolates"]
         row[f"{name}_extrapolates"] = bool(side)
         if side:
-            beyond.append(
-                f"the {curve} curve {'below its smallest' if side < 0 else 'above its largest'} size"
-            )
+            beyond.append(f"the {curve} curve {'below its smallest' if side < 0 else 'above its largest'} size")
     row["note"] = f"extrapolates {' and '.join(beyond)}" if beyond else ""
     return row
 
@@ -168,8 +158,7 @@ def _corrected_row(
 def _ablation_rows(study: Study) -> list[dict]:
     """The pair of ablations, at equal samples: baseline against B1, raw."""
     cells = [
-        [run for run in study.of_family("ablation")["run"] if base_name(run) == base]
-        for base in ("baseline", "B1")
+        [run for run in study.of_family("ablation")["run"] if base_name(run) == base] for base in ("baseline", "B1")
     ]
     n = [np.array([study.runs.loc[cell, "params_total"].mean()]) for cell in cells]
     final = [np.array([study.runs.loc[cell, "final.val_loss"].mean()]) for cell in cells]

@@ -10,9 +10,7 @@ def grid_points(runs: pd.DataFrame) -> pd.DataFrame:
     (training FLOPs spent, two per multiply-add), loss (final validation, nats per token), tokens (text and
     visual tokens seen), runs."""
     grid = runs[(runs["family"] == "grid") & runs["final.val_loss"].notna()]
-    tokens = grid["text_tokens"].astype(float) + grid["frames"].astype(float) * grid["visual_tokens"].astype(
-        float
-    )
+    tokens = grid["text_tokens"].astype(float) + grid["frames"].astype(float) * grid["visual_tokens"].astype(float)
     columns = {
         "N": "params_total",
         "D": "samples",

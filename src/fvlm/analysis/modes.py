@@ -16,9 +16,7 @@ def modes(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame)
     replicates = Replicates(bootstrap)
     families = runs.set_index("run")
     rows = evaluation[
-        (evaluation["source"] == "all")
-        & (evaluation["kind"] == "all")
-        & evaluation["run"].isin(families.index)
+        (evaluation["source"] == "all") & (evaluation["kind"] == "all") & evaluation["run"].isin(families.index)
     ]
     table = []
     for run, own in rows.groupby("run", sort=False):
@@ -58,9 +56,7 @@ def token_efficiency(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd
     study = Study(runs, evaluation, bootstrap)
     own = study.of_family("ablation")
     chosen = own[
-        own["base"].isin(("baseline", "A6"))
-        | (own["architecture"] != "foveated")
-        | (own["visual_tokens"] == 0)
+        own["base"].isin(("baseline", "A6")) | (own["architecture"] != "foveated") | (own["visual_tokens"] == 0)
     ]
     evaluated = all(np.isfinite(study.loss(run)) for run in chosen["run"])
     reference = next(iter(study.seeds("baseline").values()), None)

@@ -21,9 +21,7 @@ def ranking(ablations: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     if shown.empty:
         raise NothingToDraw("no ablation here has a run to be compared with")
     groups = list(shown["group"].drop_duplicates())
-    shown = shown.assign(order=shown["group"].map(groups.index)).sort_values(
-        ["order", "difference"], ignore_index=True
-    )
+    shown = shown.assign(order=shown["group"].map(groups.index)).sort_values(["order", "difference"], ignore_index=True)
     shown["y"] = np.arange(len(shown)) + shown.pop("order") * 0.9
     figure, (ax,) = panels(1, height=1.5 + 0.24 * len(shown) + 0.25 * len(groups))
     ax.axvline(0, color=GREY, lw=1)
@@ -52,9 +50,7 @@ def ranking(ablations: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         x=1.0,
         ha="right",
     )
-    heading(
-        figure, f"Ablations: difference to the run each is compared with ({seed_words(shown['n_seeds'])})"
-    )
+    heading(figure, f"Ablations: difference to the run each is compared with ({seed_words(shown['n_seeds'])})")
     return figure, shown.drop(columns="y")
 
 

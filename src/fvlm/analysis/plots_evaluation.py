@@ -19,9 +19,7 @@ ALTERNATIVES = {  # run: name and colour
 }
 
 
-def alternatives(
-    runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame
-) -> tuple[Figure, pd.DataFrame]:
+def alternatives(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Evaluation loss of the default model and its alternatives by source, and the paired differences to
     the default."""
     chosen = runs[runs["run"].isin(ALTERNATIVES)]
@@ -68,9 +66,7 @@ def _with_differences(own: pd.DataFrame, modes: dict[str, str], replicates: Repl
     own = own.assign(difference=own["loss"] - own["source"].map(baseline))
     ends = []
     for run, kind, source in own[["run", "kind", "source"]].itertuples(index=False, name=None):
-        one, two = (
-            replicates.loss(name, modes.get(name, ""), "own", kind, source) for name in (run, "baseline")
-        )
+        one, two = (replicates.loss(name, modes.get(name, ""), "own", kind, source) for name in (run, "baseline"))
         ends.append(interval(None if one is None or two is None else one - two))
     own[["difference_low", "difference_high"]] = np.array(ends).reshape(-1, 2)
     return own

@@ -28,9 +28,7 @@ def _markers(points: pd.DataFrame) -> dict[str, str]:
 def _legend(ax: Axes, points: pd.DataFrame, fits: dict[str, str] | None = None, **options) -> None:
     """Colours for architectures, markers for sizes."""
     for name in points["architecture"].drop_duplicates():
-        ax.plot(
-            [], [], color=style.ARCHITECTURE[name], lw=2, label=style.NAMES[name] + (fits or {}).get(name, "")
-        )
+        ax.plot([], [], color=style.ARCHITECTURE[name], lw=2, label=style.NAMES[name] + (fits or {}).get(name, ""))
     for size, marker in _markers(points).items():
         ax.plot([], [], color=GREY, marker=marker, ls="", label=size)
     ax.legend(**options)
@@ -59,9 +57,7 @@ def loss_vs_flops(
     _legend(ax, points, fits, loc="upper right", ncols=2)
     ax.set_xlabel("training FLOPs (two per multiply-add); dashed: extrapolated\n" + "\n".join(notes))
     ax.set_ylabel(f"final validation {LOSS}")
-    perplexity = ax.secondary_yaxis(
-        "right", functions=(np.exp, lambda value: np.log(np.maximum(value, 1e-9)))
-    )
+    perplexity = ax.secondary_yaxis("right", functions=(np.exp, lambda value: np.log(np.maximum(value, 1e-9))))
     perplexity.set_ylabel("perplexity")
     made = all(fits.values()) and not notes
     heading(figure, "Loss against training FLOPs" + ("" if made else ": the data do not identify every fit"))
@@ -71,9 +67,7 @@ def loss_vs_flops(
 def _scatter(ax: Axes, points: pd.DataFrame, column: str) -> None:
     markers = _markers(points)
     for (name, size), own in points.groupby(["architecture", "size"], sort=False):
-        ax.plot(
-            own[column], own["loss"], marker=markers[size], color=style.ARCHITECTURE[name], ls="", zorder=3
-        )
+        ax.plot(own[column], own["loss"], marker=markers[size], color=style.ARCHITECTURE[name], ls="", zorder=3)
 
 
 def _draw_fit(ax: Axes, architecture: str, best: pd.DataFrame, fits: pd.DataFrame) -> tuple[str, str, float]:
@@ -208,9 +202,7 @@ def chinchilla_ratio(runs: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     budgets = points.groupby("budget")["nominal"].mean().sort_values()
     ax.set_xticks(budgets, [f"{name}\n{flops:.2g}" for name, flops in budgets.items()])
     ax.minorticks_off()
-    ax.set_ylim(
-        shown["tokens_per_parameter"].min() / 2, max(STARVED, shown["tokens_per_parameter"].max()) * 2
-    )
+    ax.set_ylim(shown["tokens_per_parameter"].min() / 2, max(STARVED, shown["tokens_per_parameter"].max()) * 2)
     starved = int((shown["tokens_per_parameter"] < STARVED).sum())
     ax.set_title(f"{starved} of {len(shown)} grid runs saw fewer than 20 tokens per parameter")
     ax.set_xlabel("training FLOPs (two per multiply-add)")
@@ -228,9 +220,7 @@ GAPS = {
 
 def gap(gap: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Raw and corrected gap of every pair, by budget; hollow where the correction extrapolates."""
-    measure = (
-        "evaluation" if ((gap["measure"] == "evaluation") & (gap["family"] == "grid")).any() else "validation"
-    )
+    measure = "evaluation" if ((gap["measure"] == "evaluation") & (gap["family"] == "grid")).any() else "validation"
     table = gap[(gap["measure"] == measure) & gap["raw_percent"].notna()].reset_index(drop=True)
     if table.empty:
         raise NothingToDraw("no foveated run has a partner among the pooled-token runs")

@@ -71,18 +71,14 @@ def training_curves(
     """Validation loss against samples, one panel per family; the train loss is faint."""
     known = validation_curves["run"].isin(runs["run"])
     validation = _without_start(validation_curves[known & validation_curves["val_loss"].notna()])
-    present = [
-        family for family in FAMILIES if (runs[runs["run"].isin(validation["run"])]["family"] == family).any()
-    ]
+    present = [family for family in FAMILIES if (runs[runs["run"].isin(validation["run"])]["family"] == family).any()]
     if not present:
         raise NothingToDraw("no run has been validated")
     figure, axes = panels(len(present), height=4.2, width=3.2 * len(present) + 0.6)
     for ax, family in zip(axes, present, strict=True):
         names = runs[runs["family"] == family]
         own = validation[validation["run"].isin(names["run"])]
-        train = training_curves[
-            training_curves["run"].isin(names["run"]) & training_curves["train_loss"].notna()
-        ]
+        train = training_curves[training_curves["run"].isin(names["run"]) & training_curves["train_loss"].notna()]
         _family(ax, names, own, train)
         ax.set_title(FAMILIES[family])
         ax.set_xlabel("samples seen")

@@ -63,9 +63,7 @@ def _row(study: Study, base: str) -> dict:
     return row | differences(study, base, reference, kind, same_validation=group != IMAGES)
 
 
-def differences(
-    study: Study, base: str, reference: str, kind: str = "all", same_validation: bool = True
-) -> dict:
+def differences(study: Study, base: str, reference: str, kind: str = "all", same_validation: bool = True) -> dict:
     """Differences to `reference` (negative: better), and the one to quote with its interval.
 
     With two or more common seeds: best validation loss, t interval over the per-seed differences.
@@ -74,9 +72,7 @@ def differences(
     """
     one, two = study.seeds(base), study.seeds(reference)
     common = sorted(one.keys() & two.keys())
-    pairs = [(one[seed], two[seed]) for seed in common] or [
-        (next(iter(one.values())), next(iter(two.values())))
-    ]
+    pairs = [(one[seed], two[seed]) for seed in common] or [(next(iter(one.values())), next(iter(two.values())))]
     result: dict = {"n_seeds": max(len(common), 1)}
     columns = {
         name: np.array(

@@ -49,9 +49,7 @@ def _rows(
     return [_row(fit, FORMS[form], architecture, points, estimate, rmse) for estimate in judged]
 
 
-def _row(
-    fit: str, form: str, architecture: str, points: pd.DataFrame, estimate: Estimate, rmse: float
-) -> dict:
+def _row(fit: str, form: str, architecture: str, points: pd.DataFrame, estimate: Estimate, rmse: float) -> dict:
     tokens_per_parameter = (points["tokens"] / points["N"]).max()
     return {
         "fit": fit,

@@ -45,8 +45,7 @@ class Study:
         """Seed -> run, for all runs with this base name."""
         chosen = self.runs[self.runs["base"] == base]
         return {
-            int(seed) if pd.notna(seed) else 0: run
-            for run, seed in zip(chosen["run"], chosen["seed"], strict=True)
+            int(seed) if pd.notna(seed) else 0: run for run, seed in zip(chosen["run"], chosen["seed"], strict=True)
         }
 
     def loss(self, run: str, kind: str = "all") -> float:

@@ -152,9 +152,7 @@ def label_ends(ax: Axes, ends: list[tuple[float, float, str, str]], gap: float =
     ordered = sorted(ends, key=lambda end: end[1])
     places = [float(np.clip(to_axes.transform((x, np.clip(y, low, high)))[1], 0, 1)) for x, y, *_ in ordered]
     steps = gap * np.arange(len(places))
-    places = (
-        np.minimum(isotonic_regression(np.array(places) - steps).x, 1 - steps[-1]) + steps if places else []
-    )
+    places = np.minimum(isotonic_regression(np.array(places) - steps).x, 1 - steps[-1]) + steps if places else []
     for (x, y, text, colour), place in zip(ordered, places, strict=True):
         ax.annotate(
             text,

@@ -42,9 +42,11 @@ def make_item(item: int, source: str, seed: int, folder: Path) -> list[dict]:
         shape = choose_shape(rng)
         scene = SCENES[source](rng, shape.seconds)
         canvas = background(rng, shape.width, shape.height)
-        drawn = {id(things): draw(canvas, things) for things in scene.seconds}
+        # Equal frames would give equal coarse tokens, hence equal queries: a grid shimmers, so that looks can differ.
+        canvases = [background(rng, shape.width, shape.height) if source == "grid" else canvas for _ in scene.seconds]
+        drawn = [draw(canvas, things) for canvas, things in zip(canvases, scene.seconds, strict=True)]
         path = folder / "media" / f"{item:06d}.{shape.container}"
-        encode([drawn[id(things)] for things in scene.ticks(shape.ticks)], shape, path)
+        encode([drawn[second] for second in scene.second_of(shape.ticks)], shape, path)
     else:
         scene = SCENES[source](rng, 1)
         width, height = SIZES[int(rng.integers(len(SIZES)))]
@@ -90,9 +92,7 @@ def make_corpus(source: str, out: Path, samples: int, seed: int, broken: int = 0
     if source not in SOURCES:
         raise UserError(f"corpus source {source!r} is unknown; choose one of {', '.join(SOURCES)}")
     if not 0 <= broken <= samples or samples < 1:
-        raise UserError(
-            f"{samples} samples, {broken} broken: expected at least 1 sample and at most all broken"
-        )
+        raise UserError(f"{samples} samples, {broken} broken: expected at least 1 sample and at most all broken")
     making = out.with_name(out.name + ".making")
     shutil.rmtree(making, ignore_errors=True)
     (making / "media").mkdir(parents=True)

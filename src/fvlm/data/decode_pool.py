@@ -92,9 +92,7 @@ class _Worker:
             answer = self.connection.recv()
         except (EOFError, ConnectionError) as error:
             self.process.join(10)
-            raise MediaError(
-                "crashed", f"{path}: decoder ended with status {self.process.exitcode}"
-            ) from error
+            raise MediaError("crashed", f"{path}: decoder ended with status {self.process.exitcode}") from error
         if isinstance(answer, tuple):
             raise MediaError(*answer)
         return answer

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from fvlm.config import add_study_arguments, study_from_files
+from fvlm.config import add_study_arguments, study_of
 from fvlm.data.media import SIDE
 from fvlm.data.sources import tars_of
 from fvlm.data.text import encode_chat, load_tokenizer
@@ -93,9 +93,7 @@ def members_of(data: mmap.mmap | bytes, file: str, start: int = 0) -> Iterator[t
                 yield (named and named[0]) or _short_name(header), first, content, size
             named = None
         offset = following
-    raise UserError(
-        f"{file}: ends at byte {len(data)} without the mark that ends a tar; make or copy it again"
-    )
+    raise UserError(f"{file}: ends at byte {len(data)} without the mark that ends a tar; make or copy it again")
 
 
 def _number(field: bytes) -> int:
@@ -144,9 +142,7 @@ def samples_of(data: mmap.mmap | bytes, file: str) -> Iterator[Entry]:
             if key is not None:
                 yield Entry(key, start, end - start, members)
             if found in seen:
-                raise UserError(
-                    f"{file}: key {found!r} comes back at byte {first}; sort the tar's members by key"
-                )
+                raise UserError(f"{file}: key {found!r} comes back at byte {first}; sort the tar's members by key")
             seen.add(found)
             key, start, members = found, first, {}
         members[suffix] = (content, size)
@@ -241,9 +237,7 @@ def write_index(
     return index
 
 
-def _describe(
-    data: mmap.mmap, entry: Entry, tokenizer, prompt: str, kind: str
-) -> tuple[int, int, int, int] | str:
+def _describe(data: mmap.mmap, entry: Entry, tokenizer, prompt: str, kind: str) -> tuple[int, int, int, int] | str:
     """frames, text tokens, answer tokens, group of a sample; or why it cannot be used."""
     images = sum(1 for suffix in entry.members if IMAGE.fullmatch(suffix))
     texts = {s: data[at : at + size] for s, (at, size) in entry.members.items() if s in ("json", "txt")}
@@ -280,7 +274,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    study = study_from_files(args.study, json.loads(args.changes))
+    study = study_of(args)
     source, root = study.sources[args.source], Path(study.results)
     shards = [Path(tar) for tar in tars_of(source, study)]
     missing = [str(tar) for tar in shards if not tar.is_file()]

@@ -29,13 +29,9 @@ def add_up(ledgers: list[Path], out: Path, table: Path) -> list[dict]:
                     identity = (entry["source"], entry["row"])
                     amounts = (1, entry["frames"], entry["duration_s"] / 3600)
                 except (json.JSONDecodeError, KeyError, TypeError) as error:
-                    raise UserError(
-                        f"{ledger}: line {number} is no entry ({error}); make it again"
-                    ) from error
+                    raise UserError(f"{ledger}: line {number} is no entry ({error}); make it again") from error
                 if identity in seen:
-                    raise UserError(
-                        f"{ledger}: line {number}: row {identity[1]} of {identity[0]!r} is twice there"
-                    )
+                    raise UserError(f"{ledger}: line {number}: row {identity[1]} of {identity[0]!r} is twice there")
                 seen.add(identity)
                 totals[group] = [a + b for a, b in zip(totals[group], amounts, strict=True)]
                 merged.write(line + "\n")

@@ -104,7 +104,8 @@ class Steps(Dataset):
         frames = decode_frames(members)
         if len(frames) != index.frames[row] or frames.shape[1:] != (IMAGE, IMAGE, 3):
             raise UserError(
-                f"{file}: sample {key!r} has frames {frames.shape}, its index says {index.frames[row]} of {IMAGE} x {IMAGE}; "
+                f"{file}: sample {key!r} has frames {frames.shape}, its index says {index.frames[row]} of {IMAGE} x "
+                f"{IMAGE}; "
                 f"delete the index of source {name!r} so that it is made again"
             )
         return {

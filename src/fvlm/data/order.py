@@ -48,7 +48,8 @@ def draw_order(
     for kind, (source, _) in pools.items():
         if not len(source):
             raise UserError(
-                f"data.share wants {share[kind]:.0%} {kind} samples, but the run's sources hold none; check their ledgers"
+                f"data.share wants {share[kind]:.0%} {kind} samples, but the run's sources hold none; check their "
+                f"ledgers"
             )
     length = int(min(len(source) / share[kind] for kind, (source, _) in pools.items()))
     place, source, row = [], [], []
@@ -97,31 +98,33 @@ def cut_to_samples(order: Order, samples: int, run: str) -> Order:
     """The first `samples` of an order; UserError if that is more than one epoch."""
     if samples > len(order):
         raise UserError(
-            f"run {run!r}: train.samples is {samples:,}, but its sources hold only {len(order):,} samples in the wanted "
+            f"run {run!r}: train.samples is {samples:,}, but its sources hold only {len(order):,} samples in the "
+            f"wanted "
             "shares, and no sample is trained on twice; lower train.samples, change data.share, or add sources"
         )
     return order.first(samples)
 
 
 def cut_to_flops(order: Order, flops_of_each: np.ndarray, budget: float, run: str) -> Order:
-    """The longest start of an order whose training FLOPs stay within the budget; UserError if that exceeds one epoch."""
+    """The longest start of an order whose training FLOPs stay within the budget; UserError if that "
+    "exceeds one epoch."""
     spent = np.cumsum(flops_of_each)
     if spent[-1] < budget:
         raise UserError(
-            f"run {run!r}: its sources hold {len(order):,} samples = {spent[-1]:.3g} training FLOPs, fewer than the budget of "
+            f"run {run!r}: its sources hold {len(order):,} samples = {spent[-1]:.3g} training FLOPs, fewer than "
+            f"the budget of "
             f"{budget:.3g}, and no sample is trained on twice; lower the budget or add sources"
         )
     count = int(np.searchsorted(spent, budget, side="right"))
     if count == 0:
         raise UserError(
-            f"run {run!r}: one sample costs {spent[0]:.3g} training FLOPs, more than the budget of {budget:.3g}; raise the budget"
+            f"run {run!r}: one sample costs {spent[0]:.3g} training FLOPs, more than the budget of {budget:.3g}; "
+            f"raise the budget"
         )
     return order.first(count)
 
 
-def micro_batches(
-    positions: np.ndarray, tokens: np.ndarray, most_positions: int, most_tokens: int
-) -> list[list[int]]:
+def micro_batches(positions: np.ndarray, tokens: np.ndarray, most_positions: int, most_tokens: int) -> list[list[int]]:
     """Split a step's samples, in order, into groups within a budget of visual positions and text tokens.
 
     A sample that exceeds the budget alone forms a group of its own.

@@ -115,9 +115,7 @@ def _demux(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet
             yield packet
 
 
-def _read_packets(
-    container: InputContainer, stream: VideoStream, keep: bool
-) -> tuple[Packets, list[av.Packet] | None]:
+def _read_packets(container: InputContainer, stream: VideoStream, keep: bool) -> tuple[Packets, list[av.Packet] | None]:
     held: list[av.Packet] | None = [] if keep else None
     pts, keyframe, shown, lengths, damaged = [], [], [], [], False
     for packet in _demux(container, stream):

@@ -81,9 +81,7 @@ def _read_csv(path: Path) -> Iterator[dict]:
         try:
             yield from reader
         except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{path}: after line {reader.line_num}: {error}; expected CSV in UTF-8"
-            ) from error
+            raise UserError(f"{path}: after line {reader.line_num}: {error}; expected CSV in UTF-8") from error
 
 
 def _read_jsonl(path: Path) -> Iterator[dict]:

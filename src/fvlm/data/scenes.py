@@ -49,10 +49,10 @@ class Scene:
     seconds: list[list[Thing]]
     rows: list[dict[str, str]] = field(default_factory=list)
 
-    def ticks(self, count: int) -> list[list[Thing]]:
-        """The things shown at each of `count` ticks."""
-        second_of = [(tick + 2) // TICKS_PER_S for tick in range(count)]  # + 2 ticks: 0.4 s early
-        return [self.seconds[min(second, len(self.seconds) - 1)] for second in second_of]
+    def second_of(self, count: int) -> list[int]:
+        """Which of `seconds` is shown at each of `count` ticks."""
+        # + 2 ticks: 0.4 s early
+        return [min((tick + 2) // TICKS_PER_S, len(self.seconds) - 1) for tick in range(count)]
 
 
 def pick(rng: np.random.Generator, options) -> str:
@@ -111,11 +111,8 @@ def where(place: str) -> str:
 def grid_scene(rng: np.random.Generator, seconds: int) -> Scene:
     """Nine squares that stay; the caption reads their colours row by row."""
     colours = [pick(rng, COLOURS) for _ in range(9)]
-    things = [
-        Thing(colour, "square", (i % 3 + 0.5) / 3, (i // 3 + 0.5) / 3, 0.27)
-        for i, colour in enumerate(colours)
-    ]
-    return Scene([things], [{"caption": " ".join(colours)}])
+    things = [Thing(colour, "square", (i % 3 + 0.5) / 3, (i // 3 + 0.5) / 3, 0.27) for i, colour in enumerate(colours)]
+    return Scene([things] * max(1, seconds), [{"caption": " ".join(colours)}])
 
 
 def moves_scene(rng: np.random.Generator, seconds: int) -> Scene:
@@ -153,10 +150,7 @@ def questions_scene(rng: np.random.Generator, seconds: int) -> Scene:
     """Three to five shapes, one of which comes late or changes colour; questions ask for details."""
     count = int(rng.integers(3, 6))  # fewer than there are colours, so that one is left to turn to
     places, colours = some(rng, PLACES, count), some(rng, COLOURS, count)
-    things = {
-        place: at(place, colour, pick(rng, SHAPES), 0.24)
-        for place, colour in zip(places, colours, strict=True)
-    }
+    things = {place: at(place, colour, pick(rng, SHAPES), 0.24) for place, colour in zip(places, colours, strict=True)}
     rows, states = [], [list(things.values())] * seconds
     if seconds > 1:
         place, moment = places[0], int(rng.integers(1, min(seconds, 8)))

@@ -184,14 +184,10 @@ class Progress:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="folder with the media files and their table")
     parser.add_argument("--table", default="samples.jsonl", help="CSV or JSONL inside the folder")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder for 00000.tar, 00000.ledger.jsonl, ..."
-    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for 00000.tar, 00000.ledger.jsonl, ...")
     parser.add_argument("--name", help="name of the source (default: the folder's)")
     parser.add_argument("--kind", choices=("video", "image", "text", "preference"), default="video")
-    parser.add_argument(
-        "--prompt", default="Describe the video.", help="asked where a row has only a caption"
-    )
+    parser.add_argument("--prompt", default="Describe the video.", help="asked where a row has only a caption")
     parser.add_argument("--samples-per-shard", type=int, default=1000)
     parser.add_argument("--shard", type=int, help="only this one, counted from 0")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)

@@ -44,12 +44,14 @@ def sample_count(source: Source, results: str) -> int:
         return source.samples
     if source.reader != "folder":
         raise UserError(
-            f"config/sources.yaml: source {source.name!r}: reader {source.reader!r} needs `samples:`, how many there are"
+            f"config/sources.yaml: source {source.name!r}: reader {source.reader!r} needs `samples:`, how many "
+            f"there are"
         )
     folder = source_folder(source, results)
     if not folder.is_dir():
         raise UserError(
-            f"config/sources.yaml: source {source.name!r}: path: no folder {str(folder)!r}; correct the path, or declare `samples:` if the files come later"
+            f"config/sources.yaml: source {source.name!r}: path: no folder {str(folder)!r}; correct the path, or "
+            f"declare `samples:` if the files come later"
         )
     return len(rows_of(source, results))
 
@@ -65,15 +67,13 @@ def foreign_tars(source: Source) -> list[str]:
     match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if match:
         first, last = match.groups()
-        return [
-            pattern.replace(match.group(0), str(i).zfill(len(first)))
-            for i in range(int(first), int(last) + 1)
-        ]
+        return [pattern.replace(match.group(0), str(i).zfill(len(first))) for i in range(int(first), int(last) + 1)]
     path = Path(pattern)
     found = sorted(str(p) for p in path.parent.glob(path.name)) if pattern else []
     if not found:
         raise UserError(
-            f"config/sources.yaml: source {source.name!r}: path {pattern!r} names no tar; expected one such as data/x/{{00000..00009}}.tar"
+            f"config/sources.yaml: source {source.name!r}: path {pattern!r} names no tar; expected one such as "
+            f"data/x/{{00000..00009}}.tar"
         )
     return found
 

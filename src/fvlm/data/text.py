@@ -32,9 +32,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, out: Path) -> Tokeniz
     raises      UserError for a vocabulary below 259: 256 bytes and 3 special tokens
     """
     if vocabulary < 259:
-        raise UserError(
-            f"vocabulary {vocabulary} is too small: 256 bytes and 3 special tokens need at least 259"
-        )
+        raise UserError(f"vocabulary {vocabulary} is too small: 256 bytes and 3 special tokens need at least 259")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -99,9 +97,7 @@ def load_tokenizer(folder_or_name: Path | str) -> Tokenizer:
             raise UserError(f"no tokenizer {str(folder_or_name)!r}: {str(error).splitlines()[0]}") from error
     missing = [token for token in (START, END) if tokenizer.token_to_id(token) is None]
     if missing:
-        raise UserError(
-            f"tokenizer {folder_or_name} lacks {' and '.join(missing)}; use one with ChatML tokens"
-        )
+        raise UserError(f"tokenizer {folder_or_name} lacks {' and '.join(missing)}; use one with ChatML tokens")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     # Text that spells a special token stays text: nobody ends the user's turn from within it.
@@ -179,9 +175,7 @@ def texts_of(row: Row, prompt: str) -> Iterator[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "tables", nargs="*", type=Path, help="tables (CSV, JSONL) whose texts are learnt from"
-    )
+    parser.add_argument("tables", nargs="*", type=Path, help="tables (CSV, JSONL) whose texts are learnt from")
     parser.add_argument("--vocabulary", type=int, help="entries of a tokenizer trained on the tables")
     parser.add_argument("--weights", help="copy this pretrained tokenizer instead (hub name or folder)")
     parser.add_argument("--prompt", default="Describe the video.")
@@ -194,9 +188,7 @@ def main(args: argparse.Namespace) -> None:
     if args.weights is not None:
         copy_tokenizer(args.weights, args.out)
         return
-    rows = [
-        row for table in args.tables for row in read_rows(table.parent, table.name) if row.problem is None
-    ]
+    rows = [row for table in args.tables for row in read_rows(table.parent, table.name) if row.problem is None]
     texts = [text for row in rows for text in texts_of(row, args.prompt)]
     fixed = [f"{role}\n" for role in ("system", "user", "assistant")] + [SYSTEM_PROMPT]
     tokenizer = train_tokenizer(fixed + texts, args.vocabulary, args.out)

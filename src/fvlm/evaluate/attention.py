@@ -1,12 +1,11 @@
 """`fvlm attention RUN`: where the queries look in a few fixed held-out videos, as arrays."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from fvlm.config import add_study_arguments, study_from_files
+from fvlm.config import add_study_arguments, study_of
 from fvlm.data.index import read_sample, sample_text
 from fvlm.data.loader import Steps, open_held_out
 from fvlm.data.order import in_file_order
@@ -18,14 +17,12 @@ from fvlm.train.loop import autocast
 
 def add_arguments(parser) -> None:
     parser.add_argument("run", help="a finished foveated run")
-    parser.add_argument(
-        "--out", required=True, type=Path, help=".npz with frames, attention maps and captions"
-    )
+    parser.add_argument("--out", required=True, type=Path, help=".npz with frames, attention maps and captions")
     add_study_arguments(parser)
 
 
 def main(args) -> int:
-    study = study_from_files(args.study, json.loads(args.changes))
+    study = study_of(args)
     run, model, device = load_run(Path(study.results) / "runs" / args.run)
     steps = fixed_videos(run, study)
     arrays: dict[str, np.ndarray] = {}

@@ -22,7 +22,8 @@ def load_run(folder: Path | str) -> tuple[Run, VideoLanguageModel, torch.device]
     saved = folder / "model" / "run.json"
     if not saved.is_file():
         raise UserError(
-            f"{folder}: no finished run here ({saved} is missing); train it first: snakemake --cores all {folder}/summary.json"
+            f"{folder}: no finished run here ({saved} is missing); train it first: snakemake --cores all "
+            f"{folder}/summary.json"
         )
     run = Run.model_validate(json.loads(saved.read_text()))
     # The weights are loaded below, so pretrained ones need not be fetched again.

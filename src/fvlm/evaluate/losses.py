@@ -5,7 +5,6 @@ a model whose own-frames loss is clearly the lowest of the three has learnt to s
 runs that were trained on all text, so that runs can be compared.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 
 from fvlm.batch import Batch
-from fvlm.config import add_study_arguments, study_from_files
+from fvlm.config import add_study_arguments, study_of
 from fvlm.data.loader import Steps, load_steps, open_held_out
 from fvlm.data.order import in_file_order
 from fvlm.evaluate.load import load_run
@@ -26,14 +25,12 @@ BATCH = 8  # samples per forward pass
 
 def add_arguments(parser) -> None:
     parser.add_argument("run", help="a finished run")
-    parser.add_argument(
-        "--out", required=True, type=Path, help="CSV with one row per sample, mode and kind of frames"
-    )
+    parser.add_argument("--out", required=True, type=Path, help="CSV with one row per sample, mode and kind of frames")
     add_study_arguments(parser)
 
 
 def main(args) -> int:
-    study = study_from_files(args.study, json.loads(args.changes))
+    study = study_of(args)
     run, model, device = load_run(Path(study.results) / "runs" / args.run)
     steps = held_out_by_source(run, study, study.evaluation.samples)
     rows = []
@@ -63,7 +60,8 @@ def held_out_by_source(run: Run, study: Study, samples: int) -> Steps:
 
 
 def score(run: Run, model, batch: Batch, study: Study) -> list[dict]:
-    """One row per sample for each mode and kind of frames: summed loss in nats, scored tokens, attention entropy in nats."""
+    """One row per sample for each mode and kind of frames: summed loss in nats, scored tokens, "
+    "attention entropy in nats."""
     rows = []
     looks = [(mode, "own", batch) for mode in run.model.modes]
     looks.append(("blind", "none", batch.without_frames()))

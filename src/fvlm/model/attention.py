@@ -22,9 +22,7 @@ def attend(
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
         return _attend_plainly(query, key, value, mask, causal)
     grouped = query.shape[1] != key.shape[1]
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped
-    )
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
 
 def _attend_plainly(query, key, value, mask, causal):

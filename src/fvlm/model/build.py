@@ -133,18 +133,14 @@ def load_pretrained(
     return model.eval()
 
 
-def _compare(
-    found: PreTrainedConfig, wanted: PreTrainedConfig, name: str, part: str, fields: tuple[str, ...]
-) -> None:
+def _compare(found: PreTrainedConfig, wanted: PreTrainedConfig, name: str, part: str, fields: tuple[str, ...]) -> None:
     different = [
         f"{field} is {getattr(found, field)!r}, declared {getattr(wanted, field)!r}"
         for field in fields
         if getattr(found, field) != getattr(wanted, field)
     ]
     if different:
-        raise UserError(
-            f"model.{part}: the config of {name!r} differs: {'; '.join(different)}; correct the size"
-        )
+        raise UserError(f"model.{part}: the config of {name!r} differs: {'; '.join(different)}; correct the size")
 
 
 @torch.no_grad()

@@ -243,9 +243,7 @@ class VideoLanguageModel(nn.Module):
         entropy = torch.cat([attention.entropy for attention in looked])[back]
         return torch.cat(tokens)[back], Attention(entropy, torch.cat([a.patches for a in looked])[back])
 
-    def _score(
-        self, visual_PE: torch.Tensor, text_SE: torch.Tensor, batch: Batch, plan: Plan
-    ) -> torch.Tensor:
+    def _score(self, visual_PE: torch.Tensor, text_SE: torch.Tensor, batch: Batch, plan: Plan) -> torch.Tensor:
         """Summed cross-entropy (B,) of each sample's scored tokens behind its visual tokens."""
         hidden = self.hidden(visual_PE, text_SE, plan)
         cells = plan.rows.cells[len(visual_PE) :]
@@ -261,9 +259,7 @@ class VideoLanguageModel(nn.Module):
     def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
         """Parameters by group, connector, dino and llm, under their full names; together all there are."""
         groups = {
-            group: {
-                f"{group}.{name}": parameter for name, parameter in getattr(self, group).named_parameters()
-            }
+            group: {f"{group}.{name}": parameter for name, parameter in getattr(self, group).named_parameters()}
             for group in ("connector", "dino", "llm")
         }
         if sum(map(len, groups.values())) != len(list(self.parameters())):

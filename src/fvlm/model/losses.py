@@ -7,9 +7,7 @@ from torch.nn import functional as F
 CHUNK = 2**26  # logits computed at a time; bounds the temporaries of a large vocabulary
 
 
-def scored_cross_entropy(
-    language: nn.Module, hidden_XE: torch.Tensor, targets_X: torch.Tensor
-) -> torch.Tensor:
+def scored_cross_entropy(language: nn.Module, hidden_XE: torch.Tensor, targets_X: torch.Tensor) -> torch.Tensor:
     """Nats of each target (X,), float32 or finer, from the hidden state before it."""
     size = max(1, CHUNK // language.llama.config.vocab_size)
     pieces = []

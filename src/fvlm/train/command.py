@@ -5,7 +5,6 @@ failed or killed job keeps them: state/ with checkpoints, metrics logs and the l
 """
 
 import hashlib
-import json
 import platform
 import subprocess
 import time
@@ -17,7 +16,7 @@ import torch
 from safetensors.torch import load_model, save_model
 
 import fvlm
-from fvlm.config import add_study_arguments, study_from_files
+from fvlm.config import add_study_arguments, study_of
 from fvlm.data.loader import Corpus, Steps, held_out_steps, open_training
 from fvlm.data.order import Order, cut_to_flops, cut_to_samples, draw_order
 from fvlm.errors import UserError
@@ -36,7 +35,7 @@ def add_arguments(parser) -> None:
 
 
 def main(args) -> int:
-    study = study_from_files(args.study, json.loads(args.changes))
+    study = study_of(args)
     if args.run not in study.runs:
         raise UserError(f"no run {args.run!r} in study {study.study!r}; `fvlm plan` lists them")
     run = study.runs[args.run]

@@ -84,9 +84,7 @@ class Trainer:
             started = time.perf_counter()
             record = self._update(batches, context)
             record["samples_per_s"] = sum(len(b) for b in batches) / (time.perf_counter() - started)
-            record["memory_gb"] = (
-                torch.cuda.max_memory_allocated() / 2**30 if self.device.type == "cuda" else None
-            )
+            record["memory_gb"] = torch.cuda.max_memory_allocated() / 2**30 if self.device.type == "cuda" else None
             self.train_seconds += time.perf_counter() - started
             self.metrics.append(record)
             if self.step in self.evaluate_after:
@@ -135,7 +133,8 @@ class Trainer:
     def _refuse(self, loss: float, batches: list[Batch]) -> None:
         names = ", ".join(key for batch in batches for key in batch.keys)
         raise UserError(
-            f"run {self.run.name!r}: the loss is {loss} at step {self.step + 1}, samples {names}; the last checkpoint is "
+            f"run {self.run.name!r}: the loss is {loss} at step {self.step + 1}, samples {names}; the last "
+            f"checkpoint is "
             "intact; look at these samples or lower optim.lr"
         )
 
@@ -187,7 +186,8 @@ class Trainer:
 
     @property
     def best_path(self) -> Path:
-        """The best weights, under the step's own name: the checkpoint says which step, so a resumed run finds its own."""
+        """The best weights, under the step's own name: the checkpoint says which step, so a resumed run "
+        "finds its own."""
         return self.state / f"best_{self.best['step']:08d}.safetensors"
 
     def load_best(self) -> None:

@@ -1,0 +1,190 @@
+"""Peak GPU memory of a training, predicted from its configuration before anything runs. No torch here.
+
+The peak is reached as the backward pass of a micro-batch begins. Then there are the weights with their gradients and
+AdamW moments, all float32; the tensors that the forward pass saved for the backward pass, counted here layer by layer
+as `fvlm.model` saves them; and the temporaries of the logits. Every choice is the larger one: the fullest
+micro-batch, rows packed as badly as first fit can, every text token scored. Attention is that of a fused kernel,
+which keeps no scores.
+
+Letters: D encoder width, E language width. `item`: bytes of a number in matrix products.
+"""
+
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from fvlm import schema
+from fvlm.data.media import MAX_FRAMES
+from fvlm.flops import Trained, parameters, shuffle_block
+
+GB = 2**30  # bytes, as drivers and metrics.csv count
+STATE = 16  # bytes of a trained parameter: weight, gradient and AdamW's two moments in float32
+RESERVE = 2 * GB  # the driver, CUDA's context and the workspaces of its libraries
+FRAGMENTS = 0.05  # of all that a step allocates and frees: what the allocator cannot reuse
+CHUNK = 2**26  # logits computed at a time, as in fvlm.model.losses
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one forward pass is given, and the room it takes.
+
+    frames, positions, text_tokens   distinct frames, visual positions and text tokens of all samples
+    query_cells                      rows of the fine pass's attention: frames x most positions at one frame
+    visual_cells, cells              rows x width of the packed visual tokens, and of visual and text tokens
+    width                            cells of a row of the latter; 0 if no two samples share a row (then no mask)
+    """
+
+    frames: int
+    positions: int
+    text_tokens: int
+    query_cells: int
+    visual_cells: int
+    cells: int
+    width: int
+
+
+def largest_load(run: schema.Run) -> Load:
+    """The fullest micro-batch that `operation` allows. A sample beyond the limits is a micro-batch of its own."""
+    samples, visual, text = run.optim.batch_size, run.model.visual_tokens, run.data.max_text_tokens
+    positions = max(MAX_FRAMES, min(run.operation.micro_frames, samples * MAX_FRAMES))
+    text_tokens = max(text, min(run.operation.micro_tokens, samples * text))
+    # first fit leaves no two rows that would fit into one, so that more than half of all cells are filled
+    longest = MAX_FRAMES * visual + text
+    return Load(
+        frames=positions,
+        positions=positions,
+        text_tokens=text_tokens,
+        query_cells=positions * run.data.static_frames,
+        visual_cells=min(2 * positions * visual, samples * MAX_FRAMES * visual),
+        cells=max(longest, min(2 * (positions * visual + text_tokens), samples * longest)),
+        width=longest,
+    )
+
+
+def predicted_bytes(run: schema.Run) -> int:
+    """Peak memory of a run's training on a GPU, with the reserve."""
+    load, item = largest_load(run), item_bytes(run)
+    counts = parameters(run.model)
+    trained = Trained.all_but(run.optim.freeze)
+    weights = sum(counts[part] * (STATE if getattr(trained, part) else 4) for part in ("connector", "dino", "llm"))
+    pixels = load.frames * 3 * run.model.encoder.image**2
+    language = run.model.language
+    # of one chunk's logits and of the embeddings: a gradient in `item` bytes and two in float32
+    logits = min(CHUNK, load.text_tokens * language.vocabulary) + language.vocabulary * language.width
+    step = saved_bytes(run.model, trained, item, load) + pixels + (8 + item) * logits
+    return round(weights + (1 + FRAGMENTS) * step) + RESERVE
+
+
+def operation_that_fits(run: schema.Run, most: float) -> dict[str, int]:
+    """The largest limits of a micro-batch that keep a run within `most` bytes; empty if none do.
+
+    micro_frames alone is lowered where that is enough; below the longest sample's frames it changes nothing.
+    """
+    frames = range(MAX_FRAMES, max(MAX_FRAMES, run.operation.micro_frames) + 1)
+    tokens = own = run.operation.micro_tokens
+    while True:
+        fitting = bisect_right(frames, most, key=lambda count, tokens=tokens: _bytes_with(run, count, tokens))
+        if fitting:
+            return {"micro_frames": frames[fitting - 1], **({} if tokens == own else {"micro_tokens": tokens})}
+        if tokens <= run.data.max_text_tokens:
+            return {}
+        tokens = max(run.data.max_text_tokens, tokens // 2)
+
+
+def _bytes_with(run: schema.Run, frames: int, tokens: int) -> int:
+    operation = run.operation.model_copy(update={"micro_frames": frames, "micro_tokens": tokens})
+    return predicted_bytes(run.model_copy(update={"operation": operation}))
+
+
+def item_bytes(run: schema.Run) -> int:
+    return 2 if run.train.precision == "bfloat16" else 4
+
+
+def saved_bytes(model: schema.Model, trained: Trained, item: int, load: Load) -> int:
+    """Bytes that a forward pass in the model's training mode keeps for the backward pass, weights apart."""
+    if not trained.any:
+        return 0
+    mode = model.training_mode
+    reads = {"direct": 0, "coarse_only": 1, "coarse_fine": 2}[mode]
+    scores = 2 if mode == "coarse_fine" and model.lambda_coarse > 0 else 1
+    total = _encode(model, trained, item, load)
+    if mode == "direct":
+        total += _pool(model, item, load)
+    if reads:
+        total += _read(model, trained, item, load.frames, load.frames)
+    if reads == 2:
+        total += _read(model, trained, item, load.positions, load.query_cells)
+        width = MAX_FRAMES if load.width else 0
+        total += _language(model.language, trained, item, load.visual_cells, width)
+    one_score = _language(model.language, trained, item, load.cells, load.width)
+    one_score += load.text_tokens * (item * model.language.width + 4 * model.language.vocabulary)  # logits
+    total += scores * one_score
+    passes = scores + (reads == 2)
+    return total + (_weight_copies(model, trained, reads, passes, load.text_tokens) if item == 2 else 0)
+
+
+def _weight_copies(model: schema.Model, trained: Trained, reads: int, passes: int, text_tokens: int) -> int:
+    """Autocast's bfloat16 weights: made once if they are trained, at every use if they are frozen."""
+    counts, language = parameters(model), model.language
+    chunks = -(-text_tokens * language.vocabulary // CHUNK)
+    embeddings = language.vocabulary * language.width
+    layers = counts["llm"] - embeddings
+    llm = layers + embeddings if trained.llm else passes * layers + chunks * embeddings
+    dino = counts["dino"] * (1 if trained.dino else reads * model.deep_query)
+    return 2 * (llm + dino + counts["connector"])
+
+
+def _encoder_token(size: schema.EncoderSize, item: int, trained: int) -> int:
+    """A query token in one layer. Trained weights need their inputs, frozen ones only pass gradients through."""
+    norms = 2 * (4 * size.width + 8)  # inputs in float32, mean and deviation
+    attention = 2 * item * size.width + 4 * size.heads  # query, what it saw, log of the softmax's sum
+    hidden = item * size.mlp_ratio * size.width  # input of GELU
+    # inputs of the query's and output projection and of the MLP's two, and of the two layer scales; what the output
+    # projection reads is what the query saw
+    inputs = 4 * item * size.width + hidden
+    return norms + attention + hidden + trained * inputs
+
+
+def _encode(model: schema.Model, trained: Trained, item: int, load: Load) -> int:
+    size = model.encoder
+    tokens, width = load.frames * (size.patches + 1), size.width
+    key_value = 2 * item * width
+    deep = model.architecture == "foveated" and model.deep_query
+    if not trained.dino:  # no graph; what is read is kept
+        return tokens * (size.layers * key_value if deep else 4 * width)
+    layers = size.layers * tokens * (_encoder_token(size, item, 1) + key_value)
+    if deep:  # the last layer ends with its keys and values
+        layers -= tokens * (_encoder_token(size, item, 1) - 4 * width - item * width)
+    else:
+        layers += tokens * 4 * width  # input of the final norm
+    return layers + load.frames * size.patches * 3 * size.patch**2 * item  # and the patches' pixels
+
+
+def _pool(model: schema.Model, item: int, load: Load) -> int:
+    side = model.encoder.image // model.encoder.patch
+    block = shuffle_block(side) if model.architecture == "pixel_shuffle" else 1
+    return load.frames * model.visual_tokens * item * block**2 * model.encoder.width
+
+
+def _read(model: schema.Model, trained: Trained, item: int, queries: int, cells: int) -> int:
+    """One reading with `queries` queries that take `cells` rows of the attention."""
+    size, width = model.encoder, model.encoder.width
+    # the query and its projection, both sides of the connector's layers, the hidden state that predicts
+    ends = queries * (4 * width + item * (model.query_dim + 3 * width + model.language.width))
+    if model.deep_query:
+        spread = (cells - queries) * (2 * item * width + 4 * size.heads)
+        spread += queries * item * width if cells > queries else 0  # gathered again
+        return ends + size.layers * (queries * _encoder_token(size, item, trained.dino) + spread)
+    features = 4 if item == 2 else 0  # cast once as keys and once as values
+    return ends + cells * 2 * item * width + queries * (size.patches + 1) * features * width
+
+
+def _language(size: schema.LanguageSize, trained: Trained, item: int, cells: int, width: int) -> int:
+    """All layers over `cells` cells in rows of `width` with a mask, 0: without."""
+    head = size.width // size.heads
+    keys = head * size.kv_heads
+    norm = 4 * size.width * (1 + trained.llm) + 4  # input and, for its weight, the normed one; float32
+    attention = item * (2 * size.width + 2 * keys + 2 * head + width) + 4 * size.heads  # with cos, sin and the mask
+    mlp = 3 * item * size.ffn
+    inputs = item * (2 * size.width + size.ffn)  # of the projections; the output projection reads what is kept
+    layer = 2 * norm + attention + mlp + trained.llm * inputs
+    return cells * (size.layers * layer + norm + 4 * size.width)
