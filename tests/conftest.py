@@ -1,5 +1,4 @@
-"""A copy of the workflow in a folder of its own, and one finished smoke study in it, shared by the "
-"tests that only look."""
+"""A copy of the workflow in a folder of its own, and a finished smoke study shared by the tests that only look."""
 
 import os
 import re

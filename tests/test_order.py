@@ -1,5 +1,4 @@
-"""The order of training samples: a pure function of the seed, each sample at most once, the mixture "
-"exact everywhere."""
+"""The order of training samples: a function of the seed, each sample at most once, the mixture exact everywhere."""
 
 import numpy as np
 import pytest
@@ -19,7 +18,8 @@ def index(kind: str, count: int, seed: int = 0) -> Index:
         "text": np.zeros(count, int),
     }[kind]
     return Index(
-        shards=np.array(["a.tar"]), shard=np.zeros(count, np.int32), offset=np.arange(count), length=np.ones(count, int),
+        shards=np.array(["a.tar"]), shard=np.zeros(count, np.int32),
+        offset=np.arange(count), length=np.ones(count, int),
         frames=frames, text_tokens=rng.integers(5, 400, count), answer_tokens=np.full(count, 3),
         group=rng.integers(0, 2**62, count), keys=np.array([f"{kind}-{i}" for i in range(count)]),
         kind=kind, source=kind, rejected=0,

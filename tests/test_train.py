@@ -137,8 +137,7 @@ def test_accumulation_changes_nothing(prepared, tmp_path):
 
 
 def test_interrupted_between_any_two_checkpoints(prepared, tmp_path):
-    """Stop after the second checkpoint, with later metrics already logged, and go on: nothing differs, "
-    "nothing is twice."""
+    """Stop after the second checkpoint, later metrics already logged, and go on: nothing differs, nothing is twice."""
     whole = trained(prepared, tmp_path / "whole")
     state = tmp_path / "cut" / "baseline" / "state"
     trained(prepared, tmp_path / "cut")
@@ -270,7 +269,8 @@ def test_flops_of_samples_add_up_to_the_summary(prepared, tmp_path):
 
 
 def test_schedules():
-    base = {"batch_size": 1, "lr": {"connector": 1e-3, "dino": 1e-5, "llm": 1e-5}, "final_lr": None, "schedule": "cosine",
+    base = {"batch_size": 1, "lr": {"connector": 1e-3, "dino": 1e-5, "llm": 1e-5},
+            "final_lr": None, "schedule": "cosine",
             "warmup": 0.1, "weight_decay": 0.0, "clip": 1.0, "betas": (0.9, 0.999), "freeze": ()}  # fmt: skip
     cosine = Optim(**base)
     assert rates_at(cosine, 0, 100)["connector"] == pytest.approx(1e-4)

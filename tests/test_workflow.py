@@ -42,7 +42,7 @@ def test_every_run_reports_itself(smoke):
     assert len(names) == 3 + 7 + 3 * 2 * 2
     for name in names:
         summary = json.loads((runs / name / "summary.json").read_text())
-        metrics = list(csv.DictReader(open(runs / name / "metrics.csv")))
+        metrics = list(csv.DictReader((runs / name / "metrics.csv").read_text().splitlines()))
         assert [int(row["step"]) for row in metrics] == list(range(1, summary["steps"] + 1)), name
         assert summary["samples"] == int(metrics[-1]["samples"])
         if summary["flops_budget"]:
@@ -52,7 +52,7 @@ def test_every_run_reports_itself(smoke):
 @pytest.mark.workflow
 def test_every_input_is_in_a_shard_or_in_the_ledger(smoke):
     results = smoke.folder / "results/smoke"
-    entries = [json.loads(line) for line in open(results / "ledger.jsonl")]
+    entries = [json.loads(line) for line in (results / "ledger.jsonl").read_text().splitlines()]
     inputs = sum(len(path.read_text().splitlines()) for path in results.glob("corpus/*/samples.jsonl"))
     assert len(entries) == inputs
     rejected = [entry for entry in entries if entry["status"] == "rejected"]
@@ -145,7 +145,10 @@ def test_a_killed_training_goes_on_to_the_same_end(smoke, orphan):
 
 def _slow_study(smoke, name: str) -> None:
     """A study like smoke, on the same shards, whose first stage takes long enough to be killed in its middle."""
-    text = f"study: {name}\nresults: results/{name}\nbased_on: smoke.yaml\nstages:\n  stage1: {{optim.batch_size: 1, train.samples: 160}}\n"
+    text = (
+        f"study: {name}\nresults: results/{name}\nbased_on: smoke.yaml\n"
+        "stages:\n  stage1: {optim.batch_size: 1, train.samples: 160}\n"
+    )
     (smoke.folder / f"config/{name}.yaml").write_text(text)
     folder = smoke.folder / "results" / name
     folder.mkdir(parents=True)
@@ -161,7 +164,7 @@ def _wait(condition, seconds: float = 90) -> None:
 
 
 def _without_speed(path: Path) -> list[dict]:
-    rows = list(csv.DictReader(open(path)))
+    rows = list(csv.DictReader(path.read_text().splitlines()))
     return [{key: value for key, value in row.items() if key not in ("samples_per_s", "memory_gb")} for row in rows]
 
 

@@ -106,8 +106,7 @@ def cut_to_samples(order: Order, samples: int, run: str) -> Order:
 
 
 def cut_to_flops(order: Order, flops_of_each: np.ndarray, budget: float, run: str) -> Order:
-    """The longest start of an order whose training FLOPs stay within the budget; UserError if that "
-    "exceeds one epoch."""
+    """The longest start of an order within a budget of training FLOPs; UserError if that exceeds one epoch."""
     spent = np.cumsum(flops_of_each)
     if spent[-1] < budget:
         raise UserError(

@@ -60,8 +60,7 @@ def held_out_by_source(run: Run, study: Study, samples: int) -> Steps:
 
 
 def score(run: Run, model, batch: Batch, study: Study) -> list[dict]:
-    """One row per sample for each mode and kind of frames: summed loss in nats, scored tokens, "
-    "attention entropy in nats."""
+    """One row per sample, mode and kind of frames: summed loss in nats, scored tokens, attention entropy in nats."""
     rows = []
     looks = [(mode, "own", batch) for mode in run.model.modes]
     looks.append(("blind", "none", batch.without_frames()))
@@ -76,6 +75,7 @@ def score(run: Run, model, batch: Batch, study: Study) -> list[dict]:
         for i, (key, name) in enumerate(zip(batch.keys, batch.sources, strict=True)):
             rows.append({
                 "run": run.name, "mode": mode, "frames": frames, "source": name, "kind": study.sources[name].kind,
-                "key": key, "loss_sum": output.loss_sum_B[i].item(), "tokens": int(output.count_B[i]), "entropy": entropies[i],
+                "key": key, "loss_sum": output.loss_sum_B[i].item(), "tokens": int(output.count_B[i]),
+                "entropy": entropies[i],
             })  # fmt: skip
     return rows

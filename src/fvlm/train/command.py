@@ -140,12 +140,14 @@ def _summary(trainer: Trainer, order: Order, flops: np.ndarray, started: float) 
         "language": model.language.name, **{key: run.labels.get(key, "") for key in ("size", "budget", "letter")},
         "frozen": list(run.optim.freeze), **{f"params_{key}": value for key, value in counts.items()},
         "samples": len(order), "samples_planned": run.train.samples, "steps": trainer.step, "flops": float(flops.sum()),
-        "flops_budget": run.train.flops, "text_tokens": int(order.text_tokens.sum()), "frames": int(order.positions.sum()),
+        "flops_budget": run.train.flops, "text_tokens": int(order.text_tokens.sum()),
+        "frames": int(order.positions.sum()),
         "final": {**final, "train_loss": last_loss}, "best": {**best, "train_loss": at_step.get(best["step"])},
         "train_s": round(trainer.train_seconds, 3), "wall_s": round(time.time() - started, 3),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)), "git": git_state(),
-        "device": torch.cuda.get_device_name() if trainer.device.type == "cuda" else platform.processor() or platform.machine(),
-        "precision": precision_on(run, trainer.device), "versions": {"fvlm": fvlm.__version__} | {name: version(name) for name in ("torch", "transformers", "numpy")},
+        "device": torch.cuda.get_device_name() if trainer.device.type == "cuda" else platform.machine(),
+        "precision": precision_on(run, trainer.device),
+        "versions": {"fvlm": fvlm.__version__} | {name: version(name) for name in ("torch", "transformers", "numpy")},
         "config": run.model_dump(mode="json"),
     }  # fmt: skip
 

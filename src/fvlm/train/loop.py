@@ -186,8 +186,7 @@ class Trainer:
 
     @property
     def best_path(self) -> Path:
-        """The best weights, under the step's own name: the checkpoint says which step, so a resumed run "
-        "finds its own."""
+        """The best weights, under their step's name: the checkpoint says which, so a resumed run finds its own."""
         return self.state / f"best_{self.best['step']:08d}.safetensors"
 
     def load_best(self) -> None:

@@ -101,7 +101,7 @@ class MetricsLog:
                     break
                 kept.append(line)
         write_beside(path, lambda beside: beside.write_text("".join(line + "\n" for line in kept)))
-        self.file = open(path, "a")
+        self.file = open(path, "a")  # noqa: SIM115 - open as long as the run
 
     def append(self, record: dict) -> None:
         self.file.write(json.dumps(record) + "\n")
