@@ -79,9 +79,9 @@ def kept_bytes(model, batch, precision: str) -> int:
             storages[storage.data_ptr()] = storage  # kept, so that no address is used twice
         return tensor
 
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        with torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext():
-            output = model(batch)
+    lower = torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
+    with lower, saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(batch)
     assert output.objective_B.requires_grad  # so that the graph is still there
     return sum(storage.nbytes() for storage in storages.values())
 

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from fvlm.config import load_study, merged, read_yaml
 from fvlm.data.corpus import main as make_corpus
 from fvlm.data.index import write_index
-from fvlm.data.loader import Steps, load_steps, open_training
+from fvlm.data.loader import Steps, load_steps, open_held_out, open_training
 from fvlm.data.readers import read_rows
 from fvlm.data.shards import make_shard
 from fvlm.data.text import texts_of, train_tokenizer
@@ -256,6 +256,19 @@ def test_steps_are_the_same_with_workers(prepared):
     late = [batch.keys for batches in load_steps(steps, 2, 2) for batch in batches]
     assert alone == helped and sum(len(keys) for keys in alone) == len(order)
     assert late == alone[len(alone) - len(late) :]
+
+
+def test_every_source_is_held_against_its_own_unseen_samples(prepared):
+    """Validation data unlike the training data once reversed a conclusion."""
+    study = study_in(prepared)
+    run = study.runs["baseline"]
+    seen, held = open_training(run, study), open_held_out(run, study, 100)
+    assert held.names == seen.names
+    keys = [
+        {str(index.keys[row]) for index, rows in zip(corpus.indices, corpus.rows, strict=True) for row in rows}
+        for corpus in (seen, held)
+    ]
+    assert keys[0] and keys[1] and not keys[0] & keys[1]
 
 
 def test_flops_of_samples_add_up_to_the_summary(prepared, tmp_path):

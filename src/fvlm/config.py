@@ -10,6 +10,7 @@ import copy
 import difflib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def load_study(config: dict, folder: Path | str = "config") -> Study:
         key: config[key] for key in config if key not in ("baseline", "stages", "ablations", "scaling", "based_on")
     }
     settings["sources"] = _sources(files["sources"], config.get("sources", {}), where)
-    build = _Builder(files, config, where)
+    build = _Builder(files, config, where, _questions(folder / "ablations.yaml"))
     settings["runs"] = {run.name: run for run in build.runs()}
     study = _validated(Study, settings, where)
     _check_sources(study)
@@ -83,6 +84,11 @@ def merged(below: dict, above: dict) -> dict:
         old = result.get(key)
         result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return result
+
+
+def _questions(path: Path) -> dict[str, str]:
+    """The comment behind each line of ablations.yaml: the question that the ablation answers, for tables and figures."""
+    return dict(re.findall(r"^(\w+):.*\s#\s*(.+)$", path.read_text(), re.MULTILINE))
 
 
 def _with_base(config: dict, folder: Path) -> dict:
@@ -137,8 +143,8 @@ def _sources(entries: dict, changes: dict, where: str) -> dict[str, Source]:
 class _Builder:
     """Expands the runs of one study from the files and the study's own changes."""
 
-    def __init__(self, files: dict, config: dict, where: str):
-        self.files, self.config, self.where = files, config, where
+    def __init__(self, files: dict, config: dict, where: str, questions: dict[str, str]):
+        self.files, self.config, self.where, self.questions = files, config, where, questions
         self.base = {"parent": None, **copy.deepcopy(files["baseline"])}
         self._override(self.base, config.get("baseline", {}), f"{where}: baseline")
 
@@ -206,7 +212,8 @@ class _Builder:
         where = lines[-1][0]
         content["model"]["encoder"] = self._size("encoders", EncoderSize, content["model"]["encoder"], where)
         content["model"]["language"] = self._size("languages", LanguageSize, content["model"]["language"], where)
-        run = _validated(Run, {"name": name, "family": family, "labels": labels or {}, **content}, where)
+        described = {"name": name, "family": family, "question": self.questions.get(name, ""), "labels": labels or {}}
+        run = _validated(Run, {**described, **content}, where)
         _check_run(run, where)
         return run
 
@@ -228,9 +235,7 @@ class _Builder:
             for part in branch:
                 place = place.get(part) if isinstance(place, dict) else None
             if not isinstance(place, dict) or leaf not in place:
-                raise UserError(
-                    f"{where}: unknown field {path!r}, {_suggest(str(path), _paths(self.files['baseline']))}"
-                )
+                raise UserError(f"{where}: unknown field {path!r}, {_suggest(str(path), _paths(self.base))}")
             place[leaf] = copy.deepcopy(value)
 
 

@@ -6,7 +6,7 @@ as `fvlm.model` saves them; and the temporaries of the logits. Every choice is t
 micro-batch, rows packed as badly as first fit can, every text token scored. Attention is that of a fused kernel,
 which keeps no scores.
 
-Letters: D encoder width, E language width. `item`: bytes of a number in matrix products.
+`item`: bytes of a number in matrix products, 2 under autocast to bfloat16, else 4.
 """
 
 from bisect import bisect_right
