@@ -87,7 +87,8 @@ def merged(below: dict, above: dict) -> dict:
 
 
 def _questions(path: Path) -> dict[str, str]:
-    """The comment behind each line of ablations.yaml: the question that the ablation answers, for tables and figures."""
+    """The comment behind each line of ablations.yaml: the question that the ablation answers, for "
+    "tables and figures."""
     return dict(re.findall(r"^(\w+):.*\s#\s*(.+)$", path.read_text(), re.MULTILINE))
 
 

@@ -14,7 +14,7 @@ from fvlm.schema import Kind, Run, Study
 
 
 def mean_lengths(run: Run, study: Study) -> dict[Kind, tuple[float, float, float]]:
-    """Expected (visual positions, distinct frames, text tokens) of a sample, by kind, from the sources' declared means."""
+    """Expected (visual positions, distinct frames, text tokens) of a sample by kind, from the declared means."""
     result = {}
     for kind, sources in _by_kind(run, study).items():
         counts = [training_count(source, study.results) for source in sources]
@@ -22,8 +22,7 @@ def mean_lengths(run: Run, study: Study) -> dict[Kind, tuple[float, float, float
         frames = sum(c * min(source.frames, 64) for c, source in zip(counts, sources, strict=True)) / total
         tokens = (
             sum(
-                c * min(source.text_tokens, run.data.max_text_tokens)
-                for c, source in zip(counts, sources, strict=True)
+                c * min(source.text_tokens, run.data.max_text_tokens) for c, source in zip(counts, sources, strict=True)
             )
             / total
         )
@@ -73,8 +72,10 @@ def check_data(study: Study) -> None:
                     else f"train.flops {run.train.flops:.3g} = about {samples:,} samples"
                 )
                 raise UserError(
-                    f"run {run.name!r}: {what} needs {needed:,.0f} {kind} samples, but {', '.join(s.name for s in sources)} "
-                    f"hold {found:,.0f}, and no sample is trained on twice; lower it, lower data.share.{kind}, or add sources"
+                    f"run {run.name!r}: {what} needs {needed:,.0f} {kind} samples, but "
+                    f"{', '.join(s.name for s in sources)} "
+                    f"hold {found:,.0f}, and no sample is trained on twice; lower it, lower data.share.{kind}, or add "
+                    f"sources"
                 )
 
 
@@ -123,7 +124,8 @@ def plan_text(study: Study) -> str:
     samples = sum(r["samples"] for r in rows)
     corpus = sum(sample_count(study.sources[name], study.results) for name in study.used_sources)
     lines.append(
-        f"{len(rows)} runs, {samples:,} samples, {total:.3g} training FLOPs (two per multiply-add); {corpus:,} samples in {len(study.used_sources)} sources"
+        f"{len(rows)} runs, {samples:,} samples, {total:.3g} training FLOPs (two per multiply-add); "
+        f"{corpus:,} samples in {len(study.used_sources)} sources"
     )
     return "\n".join(lines)
 

@@ -54,7 +54,7 @@ def study_schema() -> dict:
     parts["$defs"]["overrides"] = overrides(parts["$defs"])
     scaling = {
         "sizes": named,
-        "budgets": {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}},
+        "budgets": {"type": "object", "additionalProperties": {"type": ["number", "null"], "exclusiveMinimum": 0}},
         "architectures": named,
         "base": {"$ref": "#/$defs/overrides"},
     }
