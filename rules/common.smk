@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -166,7 +167,17 @@ def drop_stale_locks():
     return file
 
 
-if workflow.is_main_process and workflow.dryrun:
+def dry_run_asked():
+    """Snakemake does not yet know, while it parses, whether it will run anything."""
+    short = [word for word in sys.argv[1:] if re.fullmatch("-[a-zA-Z]+", word)]
+    return (
+        "--dry-run" in sys.argv
+        or "--dryrun" in sys.argv
+        or any("n" in word for word in short)
+    )
+
+
+if workflow.is_main_process and dry_run_asked():
     announce(sys.stderr)
 elif workflow.is_main_process:
     ALIVE = drop_stale_locks()
