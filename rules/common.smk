@@ -25,8 +25,8 @@ except UserError as error:
 R = STUDY.results
 RUNS = STUDY.runs
 STAGES = [name for name, run in RUNS.items() if run.family == "stage"]
-EVALUATED = [name for name, run in RUNS.items() if run.family in ("stage", "ablation")]
-ATTENTION_RUN = STAGES[-1:]
+EVALUATED = [name for name, run in RUNS.items() if run.family in STUDY.evaluation.families]
+ATTENTION_RUN = [name for name in STAGES[-1:] if RUNS[name].model.architecture == "foveated"]
 MADE_SOURCES = [s for s in STUDY.used_sources if STUDY.sources[s].reader != "shards"]
 
 TABLES = [f"{R}/tables/{name}.csv" for name in (*catalog.COLLECTED, *catalog.TABLES)]
@@ -74,7 +74,7 @@ def tokenizer_tables(wildcards):
         return []
     return [
         str(source_table(STUDY.sources[s], R))
-        for s in STUDY.training_sources
+        for s in STUDY.tokenizer_sources
         if STUDY.sources[s].reader != "shards"
     ]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fvlm.analysis.bootstrap import OVER_SAMPLES, OVER_SEEDS, t_interval
+from fvlm.analysis.bootstrap import OVER_VIDEOS, OVER_SEEDS, t_interval
 from fvlm.analysis.catalog import COLUMNS
 from fvlm.analysis.collect import collect_evaluation, flatten
 from fvlm.analysis.factorial import CELLS, EFFECTS, contrast, factorial
@@ -59,7 +59,7 @@ def test_factorial_interval_is_paired_over_samples(tmp_path):
     table = factorial(runs_of(found), *tables)
     own = table[table["measure"] == "evaluation"].set_index("effect")
     assert own["estimate"].to_numpy() == pytest.approx([-0.01, -0.09, 0.06], abs=0.01)
-    assert (own["interval"] == OVER_SAMPLES).all()
+    assert (own["interval"] == OVER_VIDEOS).all()
     assert (own["high"] - own["low"] < 0.02).all()  # samples differ by 0.3 nats, which cancels
     assert table[table["measure"] == "best"]["low"].isna().all()  # one seed
 

@@ -118,7 +118,7 @@ def test_the_same_files_and_changes_give_the_same_study():
     changes = {"baseline": {"train.seed": 7}}
     study = study_from_files([str(CONFIG / "config.yaml")], changes, CONFIG)
     assert study == load(CONFIG, baseline={"train.seed": 7})
-    assert all(run.train.seed == 7 for run in study.runs.values())
+    assert all(run.train.seed == 7 for run in study.runs.values() if run.family != "stage")
 
 
 # --- a mistake is one sentence that names the file, the field and the remedy ---
@@ -239,6 +239,51 @@ MISTAKES = {
         "B1: {model.architecture: multi_token, model.tokens_per_frame: 12}",
         ("config/ablations.yaml", "B1", "model.tokens_per_frame", "12", "square"),
     ),
+    "tokens that are not 49": (
+        "ablations.yaml",
+        "model.tokens_per_frame: 49",
+        "model.tokens_per_frame: 16",
+        ("config/ablations.yaml", "B2", "model.tokens_per_frame", "16", "49"),
+    ),
+    "prepared source": ("config.yaml", "prepare: [preferences]", "prepare: [preference]", ("prepare", "'preferences'")),
+    "held out: trained on": (
+        "sources.yaml",
+        "held_out: grid_held_out",
+        "held_out: moves",
+        ("'grid'", "held_out", "'moves'", "trains on"),
+    ),
+    "held out: another kind": (
+        "sources.yaml",
+        "held_out: grid_held_out",
+        "held_out: chat_held_out",
+        ("'grid'", "held_out", "'chat_held_out'", "kind text", "video"),
+    ),
+    "another model than the parent's": (
+        "stages.yaml",
+        "  parent: stage1\n",
+        "  parent: stage1\n  model.architecture: multi_token\n",
+        ("'stage2'", "model.architecture", "'stage1'"),
+    ),
+    "a stage and an ablation of one name": ("ablations.yaml", "A6: {", "stage1: {", ("'stage1'", "two runs", "rename")),
+    "a list for a mapping": ("config.yaml", "ablations:\n", "only: [A1]\nablations:\n", ("'demo'", "only", "mapping")),
+    "only what is not there": (
+        "config.yaml",
+        "ablations:\n",
+        "only: {ablations: [basline]}\nablations:\n",
+        ("only", "'basline'", "'baseline'"),
+    ),
+    "two tokenizers": (
+        "config.yaml",
+        "tokenizer: {vocabulary: 512}",
+        "tokenizer: {vocabulary: 512, weights: x}",
+        ("tokenizer", "either `weights` or `vocabulary`"),
+    ),
+    "more words than the model has": (
+        "config.yaml",
+        "tokenizer: {vocabulary: 512}",
+        "tokenizer: {vocabulary: 1024}",
+        ("'stage1'", "1024", "512", "tokenizer.vocabulary"),
+    ),
     "broken YAML": ("ablations.yaml", "baseline: {}", "baseline: {", ("ablations.yaml", "not valid YAML")),
 }
 
@@ -346,6 +391,13 @@ def test_the_size_of_a_model_is_in_the_digest(folder):
         "dinov2-small: {width: 384, layers: 11",
     )
     assert changed(before, digests(folder)) == set(before)
+
+
+def test_another_split_or_prompt_changes_the_runs_that_use_it(folder):
+    before = digests(folder)
+    edit(folder / "sources.yaml", "held_out: 0.01, frames: 14", "held_out: 0.02, frames: 14")  # webvid
+    assert {"stage1", "baseline", "135M-C1-F"} <= changed(before, digests(folder))
+    assert not {"stage2", "stage3"} & changed(before, digests(folder))
 
 
 def test_editing_one_ablation_changes_that_run_alone(folder):

@@ -7,7 +7,7 @@ import torch
 
 @dataclass
 class Batch:
-    """`B` samples packed end to end.
+    """`B` samples packed end to end. Frames and token ids may be on a GPU; all else is always in host memory.
 
     frames          (U, 224, 224, 3) uint8, the distinct frames
     frame_index     (P,) int64, which frame each visual position shows, sample after sample; an image that is
@@ -41,11 +41,16 @@ class Batch:
         return len(self.keys)
 
     def to(self, device: torch.device | str) -> "Batch":
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("frames", "frame_index", "frame_counts", "token_ids", "token_counts", "loss_mask")
-        }
-        return replace(self, **moved)
+        """Frames and token ids on a device. The rest stays in host memory, where the model plans with it."""
+        return replace(
+            self,
+            frames=self.frames.to(device, non_blocking=True),
+            token_ids=self.token_ids.to(device, non_blocking=True),
+        )
+
+    def pin_memory(self) -> "Batch":
+        """Frames and token ids in pinned memory, so that `to` need not wait; a DataLoader calls this by its name."""
+        return replace(self, frames=self.frames.pin_memory(), token_ids=self.token_ids.pin_memory())
 
     def without_frames(self) -> "Batch":
         """The same texts, blind: no sample has a frame."""
@@ -56,13 +61,18 @@ class Batch:
             frame_counts=torch.zeros_like(self.frame_counts),
         )
 
-    def with_frames_of_neighbour(self) -> "Batch":
-        """Each sample with frames sees those of the next one that has some (the control for 'does it see?')."""
+    def with_frames_of_neighbour(self) -> "Batch | None":
+        """Each sample with frames sees those of the next one that has some (the control for 'does it see?').
+
+        None if fewer than two samples have frames: there is no other sample's frame to show.
+        """
         counts = self.frame_counts.tolist()
-        pieces = list(self.frame_index.split(counts))
         seeing = [i for i, count in enumerate(counts) if count]
+        if len(seeing) < 2:
+            return None
+        pieces = self.frame_index.split(counts)
         swapped = list(range(len(counts)))
         for i, j in zip(seeing, seeing[1:] + seeing[:1], strict=True):
             swapped[i] = j
-        index = torch.cat([pieces[j] for j in swapped]) if pieces else self.frame_index
+        index = torch.cat([pieces[j] for j in swapped])
         return replace(self, frame_index=index, frame_counts=self.frame_counts[swapped])

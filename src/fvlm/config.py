@@ -7,7 +7,7 @@ No torch, no pandas: this is imported while Snakemake parses the Snakefile.
 
 import argparse
 import copy
-import difflib
+import hashlib
 import json
 import os
 import re
@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from fvlm.checks import check_run, check_study, suggest
 from fvlm.errors import UserError
 from fvlm.schema import EncoderSize, LanguageSize, Run, Source, Study
 
@@ -44,16 +45,21 @@ def load_study(config: dict, folder: Path | str = "config") -> Study:
     """
     folder = Path(folder)
     config = _with_base(config, folder)
+    for section in ("baseline", "stages", "ablations", "scaling", "sources", "only"):
+        if not isinstance(config.get(section, {}), dict):
+            raise UserError(
+                f"study {config.get('study', '?')!r}: {section}: expected a mapping, found {config[section]!r}"
+            )
     files = {name: read_yaml(folder / f"{name}.yaml") for name in FILES}
     where = f"study {config.get('study', '?')!r}"
     settings = {
         key: config[key] for key in config if key not in ("baseline", "stages", "ablations", "scaling", "based_on")
     }
     settings["sources"] = _sources(files["sources"], config.get("sources", {}), where)
-    build = _Builder(files, config, where, _questions(folder / "ablations.yaml"))
-    settings["runs"] = {run.name: run for run in build.runs()}
+    build = _Builder(files, config, where, _questions(folder / "ablations.yaml"), settings["sources"])
+    settings["runs"] = _named(build.runs(), where)
     study = _validated(Study, settings, where)
-    _check_sources(study)
+    check_study(study)
     return study
 
 
@@ -86,6 +92,17 @@ def merged(below: dict, above: dict) -> dict:
     return result
 
 
+def _named(runs: list[Run], where: str) -> dict[str, Run]:
+    result: dict[str, Run] = {}
+    for run in runs:
+        if run.name in result:
+            raise UserError(
+                f"{where}: two runs are called {run.name!r}, a {result[run.name].family} and a {run.family}; rename one"
+            )
+        result[run.name] = run
+    return result
+
+
 def _questions(path: Path) -> dict[str, str]:
     """The comment behind each line of ablations.yaml: the question that the ablation answers, for "
     "tables and figures."""
@@ -98,11 +115,6 @@ def _with_base(config: dict, folder: Path) -> dict:
     return merged(_with_base(read_yaml(folder / config["based_on"]), folder), config)
 
 
-def _suggest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
-
-
 def _validated(schema: type[BaseModel], content: dict, where: str) -> Any:
     """Build `schema`, or one sentence about the first field that is wrong."""
     try:
@@ -113,7 +125,7 @@ def _validated(schema: type[BaseModel], content: dict, where: str) -> Any:
         path = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             known = _known_at(schema, first["loc"][:-1])
-            raise UserError(f"{where}: unknown key {path!r}, {_suggest(str(first['loc'][-1]), known)}") from error
+            raise UserError(f"{where}: unknown key {path!r}, {suggest(str(first['loc'][-1]), known)}") from error
         if first["type"] == "missing":
             raise UserError(f"{where}: {path!r} is missing; every {schema.__name__.lower()} needs it") from error
         found = "" if isinstance(first["input"], dict) else f", found {first['input']!r}"
@@ -144,8 +156,9 @@ def _sources(entries: dict, changes: dict, where: str) -> dict[str, Source]:
 class _Builder:
     """Expands the runs of one study from the files and the study's own changes."""
 
-    def __init__(self, files: dict, config: dict, where: str, questions: dict[str, str]):
+    def __init__(self, files: dict, config: dict, where: str, questions: dict[str, str], sources: dict[str, Source]):
         self.files, self.config, self.where, self.questions = files, config, where, questions
+        self.sources = sources
         self.base = {"parent": None, **copy.deepcopy(files["baseline"])}
         self._override(self.base, config.get("baseline", {}), f"{where}: baseline")
 
@@ -165,6 +178,10 @@ class _Builder:
         changes = self.config.get(section, {}) or {}
         entries = self.files[section]
         wanted = self.config.get("only", {}).get(section)
+        for name in wanted or ():
+            if name not in entries and name not in changes:
+                known = suggest(str(name), [*entries, *changes])
+                raise UserError(f"{self.where}: only: {section}: no entry {name!r} in config/{section}.yaml, {known}")
         result = []
         for name, entry in entries.items():
             if wanted is not None and name not in wanted:
@@ -184,9 +201,12 @@ class _Builder:
         unknown = set(axes) - {"sizes", "budgets", "architectures", "base"}
         if unknown:
             name = sorted(unknown)[0]
-            hint = _suggest(name, ["sizes", "budgets", "architectures", "base"])
+            hint = suggest(name, ["sizes", "budgets", "architectures", "base"])
             raise UserError(f"config/scaling.yaml: unknown key {name!r}, {hint}")
         runs = []
+        for axis, entries in axes.items():
+            if not isinstance(entries, dict):
+                raise UserError(f"config/scaling.yaml: {axis}: expected a mapping of names, found {entries!r}")
         for size, size_line in axes["sizes"].items():
             if size_line is None:
                 continue
@@ -215,15 +235,22 @@ class _Builder:
         content["model"]["language"] = self._size("languages", LanguageSize, content["model"]["language"], where)
         described = {"name": name, "family": family, "question": self.questions.get(name, ""), "labels": labels or {}}
         run = _validated(Run, {**described, **content}, where)
-        _check_run(run, where)
-        return run
+        check_run(run, where)
+        return run.model_copy(update={"sources_digest": self._sources_digest(run)})
+
+    def _sources_digest(self, run: Run) -> str:
+        """Of what decides which samples a run sees and what they say, beyond the files: splits, prompts, kinds."""
+        sources = [self.sources.get(name) for name in run.data.sources]
+        partners = [self.sources.get(s.held_out) for s in sources if s and isinstance(s.held_out, str)]
+        said = [(s.name, s.kind, s.prompt, s.held_out) for s in [*sources, *partners] if s]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
     def _size(self, section: str, schema: type[BaseModel], name: Any, where: str) -> BaseModel:
         sizes = self.files["models"].get(section, {})
         if name not in sizes:
             field = "model." + section[:-1]
             raise UserError(
-                f"{where}: {field}: no size {name!r} in config/models.yaml, {_suggest(str(name), list(sizes))}"
+                f"{where}: {field}: no size {name!r} in config/models.yaml, {suggest(str(name), list(sizes))}"
             )
         return _validated(schema, {"name": name, **sizes[name]}, f"config/models.yaml: {name}")
 
@@ -236,7 +263,7 @@ class _Builder:
             for part in branch:
                 place = place.get(part) if isinstance(place, dict) else None
             if not isinstance(place, dict) or leaf not in place:
-                raise UserError(f"{where}: unknown field {path!r}, {_suggest(str(path), _paths(self.base))}")
+                raise UserError(f"{where}: unknown field {path!r}, {suggest(str(path), _paths(self.base))}")
             place[leaf] = copy.deepcopy(value)
 
 
@@ -247,51 +274,3 @@ def _paths(content: dict, prefix: str = "") -> list[str]:
         if isinstance(value, dict):
             result += _paths(value, f"{prefix}{key}.")
     return result
-
-
-def _check_run(run: Run, where: str) -> None:
-    """What types cannot say about one run."""
-    total = sum(run.data.share.values())
-    if abs(total - 1) > 1e-6 or min(run.data.share.values()) < 0:
-        raise UserError(f"{where}: data.share adds up to {total:g}; the shares of the kinds must add up to 1")
-    if (run.train.samples is None) == (run.train.flops is None):
-        raise UserError(f"{where}: set exactly one of train.samples and train.flops, the other to null")
-    if (run.optim.schedule == "converging") != (run.optim.final_lr is not None):
-        raise UserError(
-            f"{where}: optim.final_lr belongs to schedule 'converging' and only to it; the schedule is "
-            f"{run.optim.schedule!r}"
-        )
-    side = int(run.model.tokens_per_frame**0.5)
-    if run.model.architecture == "multi_token" and side * side != run.model.tokens_per_frame:
-        raise UserError(
-            f"{where}: model.tokens_per_frame is {run.model.tokens_per_frame}; pooling needs a square: 1, 4, 9 or 16"
-        )
-
-
-def _check_sources(study: Study) -> None:
-    """Every run's sources exist, are of a kind it has a share for, and its parent exists."""
-    for run in study.runs.values():
-        where = f"run {run.name!r}"
-        for name in run.data.sources:
-            if name not in study.sources:
-                raise UserError(
-                    f"{where}: data.sources names {name!r}, which config/sources.yaml lacks; "
-                    f"{_suggest(name, list(study.sources))}"
-                )
-        kinds = {study.sources[name].kind for name in run.data.sources}
-        for kind, share in run.data.share.items():
-            if share > 0 and kind not in kinds:
-                raise UserError(
-                    f"{where}: data.share wants {share:.0%} {kind}, but none of its sources "
-                    f"({', '.join(run.data.sources)}) is of that kind"
-                )
-        if run.parent is not None and run.parent not in study.runs:
-            raise UserError(
-                f"{where}: its parent {run.parent!r} is no run of this study; {_suggest(run.parent, list(study.runs))}"
-            )
-    for source in study.sources.values():
-        if isinstance(source.held_out, str) and source.held_out not in study.sources:
-            raise UserError(
-                f"config/sources.yaml: source {source.name!r}: held_out names {source.held_out!r}, which is no "
-                f"source; give a source or a share such as 0.1"
-            )

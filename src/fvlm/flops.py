@@ -121,7 +121,11 @@ def forward_flops(
     encoded_frames: Number | None = None,
     mode: str | None = None,
 ) -> Number:
-    """FLOPs of scoring samples in a mode; None: the one that the model trains in. Arguments as above."""
+    """FLOPs of scoring samples in a mode; None: the one that the model trains in. Arguments as above.
+
+    No training is planned with it. It makes every mode, also the autoregressive one that is never trained, comparable
+    with what torch counts in a forward pass of the model, which the tests do.
+    """
     mode = mode or model.training_mode
     return _flops(model, mode, Trained(), frames, text_tokens, scored_tokens, encoded_frames)
 

@@ -181,7 +181,8 @@ def _read(model: schema.Model, trained: Trained, item: int, queries: int, cells:
 def _language(size: schema.LanguageSize, trained: Trained, item: int, cells: int, width: int) -> int:
     """All layers over `cells` cells in rows of `width` with a mask, 0: without."""
     head = size.width // size.heads
-    keys = head * size.kv_heads
+    flash = not width and item == 2  # else the keys and values are copied for every head
+    keys = head * size.kv_heads if flash else size.width
     norm = 4 * size.width * (1 + trained.llm) + 4  # input and, for its weight, the normed one; float32
     attention = item * (2 * size.width + 2 * keys + 2 * head + width) + 4 * size.heads  # with cos, sin and the mask
     mlp = 3 * item * size.ffn

@@ -7,7 +7,7 @@ import hashlib
 import json
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Kind = Literal["video", "image", "text", "preference"]
 
@@ -129,7 +129,6 @@ class Operation(Strict):
     threads: int = Field(gt=0)  # CPU threads of torch
     gpus: int = Field(ge=0, le=1)  # asked of the scheduler
     log_seconds: float = Field(gt=0)
-    wandb: Literal["disabled", "offline", "online"]
 
 
 class Run(Strict):
@@ -145,6 +144,7 @@ class Run(Strict):
     train: Train
     operation: Operation
     labels: dict[str, str] = {}  # of the grid: size, budget, letter of the architecture
+    sources_digest: str = ""  # of what the sources' entries say about splits and prompts
 
     @property
     def digest(self) -> str:
@@ -179,6 +179,12 @@ class TokenizerChoice(Strict):
     weights: str | None = None
     vocabulary: int | None = Field(default=None, ge=260)
 
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "TokenizerChoice":
+        if (self.weights is None) == (self.vocabulary is None):
+            raise ValueError("give either `weights` or `vocabulary`")
+        return self
+
 
 class Shards(Strict):
     samples: int = Field(gt=0)  # per shard
@@ -187,6 +193,7 @@ class Shards(Strict):
 class Evaluation(Strict):
     samples: int = Field(gt=0)  # held-out samples per source
     attention_videos: int = Field(gt=0)
+    families: tuple[Literal["stage", "ablation", "grid"], ...] = ("stage", "ablation", "grid")
 
 
 class Gpu(Strict):
@@ -219,6 +226,8 @@ class Study(Strict):
         return [name for name in self.sources if name in used | partners]
 
     @property
-    def training_sources(self) -> list[str]:
-        used = {name for run in self.runs.values() for name in run.data.sources}
+    def tokenizer_sources(self) -> list[str]:
+        """Sources whose texts a tokenizer is trained on: those of the stages, so that no ablation changes it."""
+        runs = [run for run in self.runs.values() if run.family == "stage"] or list(self.runs.values())
+        used = {name for run in runs for name in run.data.sources}
         return [name for name in self.sources if name in used]

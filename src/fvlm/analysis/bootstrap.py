@@ -6,7 +6,7 @@ from scipy.special import stdtrit
 
 LEVEL = 0.95
 NO_INTERVAL = "none"
-OVER_SAMPLES = "paired bootstrap over evaluation samples"
+OVER_VIDEOS = "paired bootstrap over evaluation videos"
 OVER_SEEDS = "t over seeds"
 
 

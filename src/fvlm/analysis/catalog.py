@@ -45,6 +45,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "high",
         "tokens",
         "samples",
+        "groups",
     ),
     "bootstrap": ("run", "mode", "frames", "source", "kind"),  # then one column per replicate
     "ablations": (

@@ -16,7 +16,7 @@ from fvlm.analysis.files import read_csv, write_table
 from fvlm.errors import UserError
 
 EVALUATION = ("run", "mode", "frames", "source", "kind", "key", "loss_sum", "tokens")
-GROUP = ["run", "mode", "frames"]
+CELL = ["run", "mode", "frames"]
 
 
 def add_arguments(parser) -> None:
@@ -31,7 +31,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--out", required=True, help="the table to write")
     parser.add_argument("--points", type=int, default=0, help="curves: at most this many per run, by averaging; 0: all")
     parser.add_argument("--bootstrap", help="evaluation: where to write the replicates")
-    parser.add_argument("--replicates", type=int, default=1000, help="evaluation: resamples of the samples")
+    parser.add_argument("--replicates", type=int, default=1000, help="evaluation: resamples of the videos")
 
 
 def main(args) -> None:
@@ -110,47 +110,52 @@ def collect_curves(paths: list[Path], points: int = 0) -> pd.DataFrame:
 def collect_evaluation(paths: list[Path], replicates: int = 1000) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Losses by run, mode, frames and source, and bootstrap replicates of the losses over all sources.
 
-    A group's loss is sum(loss_sum) / sum(tokens), in nats per scored token. The samples of each source are
-    resampled with replacement, with the *same* draws for every run and mode, so that a difference of two
-    rows of the replicates is a paired bootstrap of that difference. Rows with source "all" sum over
-    sources: of one kind, or of kind "all".
+    A loss is sum(loss_sum) / sum(tokens), in nats per scored token. The groups of each source are resampled
+    with replacement: samples with one `group` show the same video and are drawn together; without that
+    column every sample is its own group. The draws are the *same* for every run and mode, so that a
+    difference of two rows of the replicates is a paired bootstrap of that difference. Rows with source
+    "all" sum over sources: of one kind, or of kind "all".
 
     returns  losses (columns of the catalog) and replicates (the same keys, then r0 ... in nats per token)
     """
-    parts = [read_csv(path, EVALUATION)[list(EVALUATION)] for path in paths]
+    parts = [read_csv(path, EVALUATION).reindex(columns=[*EVALUATION, "group"]) for path in paths]
     rows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=EVALUATION)
     if rows.empty:
         return pd.DataFrame(columns=COLUMNS["evaluation"]), pd.DataFrame(columns=COLUMNS["bootstrap"])
-    if rows.duplicated([*GROUP, "source", "key"]).any():
-        first = rows[rows.duplicated([*GROUP, "source", "key"])].iloc[0]
+    if rows.duplicated([*CELL, "source", "key"]).any():
+        first = rows[rows.duplicated([*CELL, "source", "key"])].iloc[0]
         raise UserError(
             f"evaluation of run {first['run']}: sample {first['key']} occurs twice in mode {first['mode']}; "
             "evaluate the run again"
         )
-    groups = rows[GROUP].drop_duplicates().reset_index(drop=True)
-    rows["group"] = rows.merge(groups.reset_index(names="group"), on=GROUP)["group"].to_numpy()
-    # (source, kind) -> per group: loss, tokens (the plain sum first, then the replicates'), samples
-    sums = {}
+    # one group for a sample in all runs, or their draws would differ
+    rows["group"] = rows.groupby(["source", "key"])["group"].transform("first").fillna(rows["key"])
+    cells = rows[CELL].drop_duplicates().reset_index(drop=True)
+    rows["cell"] = rows.merge(cells.reset_index(names="cell"), on=CELL)["cell"].to_numpy()
+    sums = {}  # (source, kind) -> what _resampled_sums returns
     for (source, kind), part in rows.groupby(["source", "kind"], sort=True):
-        sums[source, kind] = _resampled_sums(part, len(groups), replicates, seed=zlib.crc32(source.encode()))
+        sums[source, kind] = _resampled_sums(part, len(cells), replicates, seed=zlib.crc32(source.encode()))
     for kind in sorted({kind for _, kind in sums}):
         sums["all", kind] = _added([sums[key] for key in list(sums) if key[1] == kind and key[0] != "all"])
     sums["all", "all"] = _added([value for key, value in sums.items() if key[0] != "all"])
-    losses = pd.concat([_loss_rows(groups, *key, *value) for key, value in sums.items()], ignore_index=True)
-    draws = [_draw_rows(groups, *key, *value[:2]) for key, value in sums.items()]
-    return losses.sort_values([*GROUP, "source", "kind"], ignore_index=True), pd.concat(draws, ignore_index=True)
+    losses = pd.concat([_loss_rows(cells, *key, *value) for key, value in sums.items()], ignore_index=True)
+    draws = [_draw_rows(cells, *key, *value[:2]) for key, value in sums.items()]
+    return losses.sort_values([*CELL, "source", "kind"], ignore_index=True), pd.concat(draws, ignore_index=True)
 
 
-def _resampled_sums(part: pd.DataFrame, groups: int, replicates: int, seed: int) -> tuple[np.ndarray, ...]:
-    """Sums of one source: loss (groups, 1 + replicates), tokens (same), samples (groups,)."""
-    keys, column = np.unique(part["key"].to_numpy(str), return_inverse=True)
-    n = len(keys)
+def _resampled_sums(part: pd.DataFrame, cells: int, replicates: int, seed: int) -> tuple[np.ndarray, ...]:
+    """Sums of one source in each cell, a run in one mode with one kind of frames.
+
+    returns  loss (cells, 1 + replicates), the plain sum first; tokens (same); samples (cells,); groups (cells,)
+    """
+    groups, column = np.unique(part["group"].to_numpy(str), return_inverse=True)
+    n = len(groups)
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=replicates)
     weights = np.vstack([np.ones((1, n)), counts]).T
-    loss, tokens = np.zeros((groups, n)), np.zeros((groups, n))
-    loss[part["group"], column] = part["loss_sum"]
-    tokens[part["group"], column] = part["tokens"]
-    return loss @ weights, tokens @ weights, np.bincount(part["group"], minlength=groups)
+    loss, tokens, samples = (np.zeros((cells, n)) for _ in range(3))
+    for total, values in ((loss, part["loss_sum"]), (tokens, part["tokens"]), (samples, 1)):
+        np.add.at(total, (part["cell"].to_numpy(), column), values)
+    return loss @ weights, tokens @ weights, samples.sum(1).astype(int), (samples > 0).sum(1)
 
 
 def _added(parts: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
@@ -161,11 +166,11 @@ def _losses(loss: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return np.divide(loss, tokens, out=np.full_like(loss, np.nan), where=tokens > 0)
 
 
-def _loss_rows(groups: pd.DataFrame, source: str, kind: str, loss, tokens, samples) -> pd.DataFrame:
+def _loss_rows(cells: pd.DataFrame, source: str, kind: str, loss, tokens, samples, groups) -> pd.DataFrame:
     values = _losses(loss, tokens)
     seen = samples > 0
-    values, frame = values[seen], groups[seen].reset_index(drop=True)
-    enough = np.isfinite(values[:, 1:]).all(axis=1) & (samples[seen] > 1)  # one sample has no spread
+    values, frame = values[seen], cells[seen].reset_index(drop=True)
+    enough = np.isfinite(values[:, 1:]).all(axis=1) & (groups[seen] > 1)  # one video has no spread
     low, high = (
         np.quantile(values[:, 1:], [0.025, 0.975], axis=1) if values.shape[1] > 1 else np.full((2, len(frame)), np.nan)
     )
@@ -178,11 +183,12 @@ def _loss_rows(groups: pd.DataFrame, source: str, kind: str, loss, tokens, sampl
         high=high,
         tokens=tokens[seen, 0].astype(int),
         samples=samples[seen],
+        groups=groups[seen],
     )
     frame.loc[~enough, ["standard_error", "low", "high"]] = np.nan
     return frame
 
 
-def _draw_rows(groups: pd.DataFrame, source: str, kind: str, loss, tokens) -> pd.DataFrame:
+def _draw_rows(cells: pd.DataFrame, source: str, kind: str, loss, tokens) -> pd.DataFrame:
     draws = pd.DataFrame(_losses(loss, tokens)[:, 1:]).add_prefix("r")
-    return pd.concat([groups.assign(source=source, kind=kind), draws], axis=1)[tokens[:, 0] > 0]
+    return pd.concat([cells.assign(source=source, kind=kind), draws], axis=1)[tokens[:, 0] > 0]

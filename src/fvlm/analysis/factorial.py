@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.bootstrap import NO_INTERVAL, OVER_SAMPLES, OVER_SEEDS, interval, t_interval
+from fvlm.analysis.bootstrap import NO_INTERVAL, OVER_VIDEOS, OVER_SEEDS, interval, t_interval
 from fvlm.analysis.catalog import COLUMNS
 from fvlm.analysis.study import Study
 
@@ -25,7 +25,7 @@ def factorial(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFr
     is missing.
 
     With two or more seeds common to the cells the interval is a t interval over seeds. With one, only the
-    evaluation has an interval, and it covers the noise of the evaluation samples, not that of the seed.
+    evaluation has an interval, and it covers the noise of the evaluation videos, not that of the seed.
     """
     study = Study(runs, evaluation, bootstrap)
     seeds = [study.seeds(base) for base in CELLS.values()]
@@ -52,7 +52,7 @@ def _effect(measure: str, name: str, weights, cells: np.ndarray, sampled: np.nda
     if len(values) > 1:
         (low, high), how = t_interval(values), OVER_SEEDS
     elif sampled is not None:
-        (low, high), how = interval(contrast(sampled, weights)), OVER_SAMPLES
+        (low, high), how = interval(contrast(sampled, weights)), OVER_VIDEOS
     return {
         "measure": measure,
         "effect": name,

@@ -42,7 +42,7 @@ def read_csv(path: Path | str, columns: tuple[str, ...]) -> pd.DataFrame:
             keep_default_na=False,
             na_values=[""],
             low_memory=False,
-            dtype={"key": str, "run": str, "source": str},
+            dtype={"key": str, "group": str, "run": str, "source": str},
         )
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; expected a table with {', '.join(columns[:4])}, ...") from error

@@ -56,7 +56,7 @@ def gap(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -
     baseline.
 
     measure "validation" is the final validation loss (no interval); "evaluation" the held-out loss, with a
-    paired bootstrap over evaluation samples.
+    paired bootstrap over evaluation videos.
     """
     study = Study(runs, evaluation, bootstrap)
     rows = []

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.bootstrap import NO_INTERVAL, OVER_SAMPLES, Replicates, interval
+from fvlm.analysis.bootstrap import NO_INTERVAL, OVER_VIDEOS, Replicates, interval
 from fvlm.analysis.catalog import COLUMNS
 from fvlm.analysis.gap import percent
 from fvlm.analysis.study import Study, base_name, trained_mode
@@ -12,8 +12,9 @@ from fvlm.analysis.study import Study, base_name, trained_mode
 def modes(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -> pd.DataFrame:
     """One row per run, mode and frames, over all sources; gap_percent is relative to the run's own frames
     in the mode it was trained in (for the default model: coarse_fine), with a paired bootstrap over
-    evaluation samples."""
+    evaluation videos. The scaling grid's many runs are left out."""
     replicates = Replicates(bootstrap)
+    runs = runs[runs["family"] != "grid"]
     families = runs.set_index("run")
     rows = evaluation[
         (evaluation["source"] == "all") & (evaluation["kind"] == "all") & evaluation["run"].isin(families.index)
@@ -77,7 +78,7 @@ def _efficiency_row(study: Study, run: pd.Series, evaluated: bool, reference: st
         "loss": study.loss(run["run"]) if evaluated else run["best.val_loss"],
         "low": low,
         "high": high,
-        "interval": NO_INTERVAL if np.isnan(low) else OVER_SAMPLES.removeprefix("paired "),
+        "interval": NO_INTERVAL if np.isnan(low) else OVER_VIDEOS.removeprefix("paired "),
         "measure": "evaluation loss" if evaluated else "best validation loss",
         "flops_per_sample": run["flops"] / run["samples"],
         "samples": run["samples"],
@@ -108,7 +109,7 @@ def _blind_row(study: Study, reference: str) -> list[dict]:
             "loss": loss,
             "low": low,
             "high": high,
-            "interval": NO_INTERVAL if np.isnan(low) else OVER_SAMPLES.removeprefix("paired "),
+            "interval": NO_INTERVAL if np.isnan(low) else OVER_VIDEOS.removeprefix("paired "),
             "measure": "evaluation loss",
         }
     ]

@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from fvlm.analysis.bootstrap import OVER_SAMPLES, OVER_SEEDS
+from fvlm.analysis.bootstrap import OVER_VIDEOS, OVER_SEEDS
 from fvlm.analysis.style import BLUE, GREY, ORANGE, RED, NothingToDraw, dots, heading, panels
 
-EXPLAINED = {OVER_SAMPLES: "noise of the evaluation samples, not of the seed", OVER_SEEDS: "over seeds"}
+EXPLAINED = {OVER_VIDEOS: "noise of the evaluation videos, not of the seed", OVER_SEEDS: "over seeds"}
 MEASURES = {"best": "best validation loss", "final": "final validation loss", "evaluation": "evaluation loss"}
 
 

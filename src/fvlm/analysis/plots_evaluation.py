@@ -55,7 +55,7 @@ def alternatives(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.Dat
             ax.axhline(line, color="#cccccc", lw=0.6)
     left.set_xlabel(f"held-out {style.LOSS}")
     right.set_xlabel("difference to the baseline (nats per token)")
-    heading(figure, "Foveated reading against its alternatives; bars: 95 % bootstrap over samples")
+    heading(figure, "Foveated reading against its alternatives; bars: 95 % bootstrap over videos")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure, own
 
@@ -109,8 +109,8 @@ def token_efficiency(token_efficiency: pd.DataFrame) -> tuple[Figure, pd.DataFra
 def three_modes(modes: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Left: loss by mode, with another sample's frames, and blind. Right: gap to the trained mode."""
     if modes.empty:
-        raise NothingToDraw("no run has been evaluated")
-    order = {"stage": 0, "ablation": 1, "grid": 2}
+        raise NothingToDraw("no stage or ablation has been evaluated")
+    order = {"stage": 0, "ablation": 1}
     table = modes.assign(
         shown=np.where(modes["frames"] == "other", "other", modes["mode"]), order=modes["family"].map(order)
     ).sort_values("order", kind="stable", ignore_index=True)
@@ -132,7 +132,7 @@ def three_modes(modes: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     left.set_ylim(len(runs) - 0.4, -0.6)
     left.set_xlabel(f"held-out {style.LOSS}")
     right.set_xlabel("above the mode trained in (%)")
-    heading(figure, "Evaluation modes; bars: 95 % bootstrap over samples (right: paired)")
+    heading(figure, "Evaluation modes; bars: 95 % bootstrap over videos (right: paired)")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure, table.drop(columns=["shown", "order"])
 

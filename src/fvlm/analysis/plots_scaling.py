@@ -243,7 +243,7 @@ def gap(gap: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     ax.axvline(0, color=GREY, lw=1)
     ax.set_yticks(range(len(table)), (table["size"] + " " + table["budget"]).str.strip())
     ax.set_ylim(len(table) - 0.5, -0.5)
-    sure = "\nbars: 95 % paired bootstrap over samples" if measure == "evaluation" else "; no interval"
+    sure = "\nbars: 95 % paired bootstrap over videos" if measure == "evaluation" else "; no interval"
     ax.set_xlabel(f"{measure} loss of the foveated model above the baseline's (%; right: worse){sure}")
     heading(figure, "Gap to the pooled-token baseline, raw and at equal parameters")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)

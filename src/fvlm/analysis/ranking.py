@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.bootstrap import NO_INTERVAL, OVER_SAMPLES, OVER_SEEDS, interval, t_interval
+from fvlm.analysis.bootstrap import NO_INTERVAL, OVER_VIDEOS, OVER_SEEDS, interval, t_interval
 from fvlm.analysis.catalog import COLUMNS
 from fvlm.analysis.study import Study
 
@@ -104,7 +104,7 @@ def differences(study: Study, base: str, reference: str, kind: str = "all", same
             "difference": evaluated.mean(),
             "low": low,
             "high": high,
-            "interval": OVER_SAMPLES,
+            "interval": OVER_VIDEOS,
             "measure": "evaluation loss",
         }
     return result | {

@@ -1,5 +1,6 @@
 """From a run's order to ready batches: seek in the shards, decode JPEGs, tokenize, pack. No padding anywhere."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,18 +71,27 @@ def _open(source: Source, study: Study) -> Index:
 
 
 class Steps(Dataset):
-    """Item i is step i of an order: its micro-batches, ready for the model."""
+    """Item i is step i of an order: its micro-batches, ready for the model; in one piece if `whole`."""
 
-    def __init__(self, corpus: Corpus, order: Order, run: Run, study: Study, loss: str, batch_size: int):
+    def __init__(
+        self, corpus: Corpus, order: Order, run: Run, study: Study, loss: str, batch_size: int, whole: bool = False
+    ):
         self.corpus, self.order, self.batch_size, self.loss = corpus, order, batch_size, loss
         self.max_tokens, self.results = run.data.max_text_tokens, Path(study.results)
-        self.most_positions, self.most_tokens = run.operation.micro_frames, run.operation.micro_tokens
+        limits = (run.operation.micro_frames, run.operation.micro_tokens)
+        self.most_positions, self.most_tokens = (math.inf, math.inf) if whole else limits
         self.tokenizer = load_tokenizer(self.results / "tokenizer")
 
     def __len__(self) -> int:
         return -(-len(self.order) // self.batch_size)
 
-    def __getitem__(self, step: int) -> list[Batch]:
+    def __getitem__(self, step: int) -> list[Batch] | UserError:
+        try:
+            return self.batches(step)
+        except UserError as error:  # handed on whole: a worker process would turn it into a traceback
+            return error
+
+    def batches(self, step: int) -> list[Batch]:
         low = step * self.batch_size
         here = slice(low, min(low + self.batch_size, len(self.order)))
         samples = [self.sample(i) for i in range(here.start, here.stop)]
@@ -101,7 +111,12 @@ class Steps(Dataset):
         ids, answer = encode_chat(self.tokenizer, text, self.max_tokens)
         mask = answer.copy() if self.loss == "answers" else np.ones(len(ids), dtype=bool)
         mask[0] = False  # nothing stands before it in a text-only sample, so it is scored in none
-        frames = decode_frames(members)
+        try:
+            frames = decode_frames(members)
+        except ValueError as error:
+            raise UserError(
+                f"{file}: sample {key!r}: a frame cannot be decoded ({error}); make the shard again"
+            ) from error
         if len(frames) != index.frames[row] or frames.shape[1:] != (IMAGE, IMAGE, 3):
             raise UserError(
                 f"{file}: sample {key!r} has frames {frames.shape}, its index says {index.frames[row]} of {IMAGE} x "
@@ -139,7 +154,10 @@ def pack(samples: list[dict]) -> Batch:
 
 def load_steps(steps: Steps, first: int = 0, workers: int = 0) -> Iterator[list[Batch]]:
     """Steps `first`, `first` + 1, ... in order, read ahead by `workers` processes (0: read here)."""
-    return iter(DataLoader(steps, batch_size=None, sampler=range(first, len(steps)), num_workers=workers))
+    for batches in DataLoader(steps, batch_size=None, sampler=range(first, len(steps)), num_workers=workers):
+        if isinstance(batches, UserError):
+            raise batches
+        yield batches
 
 
 def held_out_steps(run: Run, study: Study, samples: int, loss: str, batch_size: int = 8) -> Steps | None:

@@ -7,7 +7,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from fvlm.data.readers import Row, read_rows
+from fvlm.data.readers import count_rows
 from fvlm.errors import UserError
 from fvlm.schema import Source, Study
 
@@ -26,13 +26,7 @@ def source_table(source: Source, results: str) -> Path:
     return source_folder(source, results) / source.table
 
 
-def rows_of(source: Source, results: str) -> list[Row]:
-    return _rows(source_folder(source, results), source.table)
-
-
-@cache
-def _rows(folder: Path, table: str) -> list[Row]:
-    return read_rows(folder, table)
+_counted = cache(count_rows)
 
 
 def sample_count(source: Source, results: str) -> int:
@@ -53,7 +47,7 @@ def sample_count(source: Source, results: str) -> int:
             f"config/sources.yaml: source {source.name!r}: path: no folder {str(folder)!r}; correct the path, or "
             f"declare `samples:` if the files come later"
         )
-    return len(rows_of(source, results))
+    return _counted(folder, source.table)
 
 
 def shard_count(source: Source, study: Study) -> int:

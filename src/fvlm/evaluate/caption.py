@@ -7,6 +7,7 @@ import torch
 
 from fvlm.batch import Batch
 from fvlm.data.loader import pack
+from fvlm.data.media import MediaError
 from fvlm.data.text import encode_prompt, load_tokenizer
 from fvlm.data.video import IMAGE_SUFFIXES, decode_image, decode_video
 from fvlm.errors import UserError
@@ -43,11 +44,12 @@ def main(args) -> int:
 
 def prompt_batch(file: Path, ids: np.ndarray, static_frames: int) -> Batch:
     """A batch of one sample: the file's frames and the prompt."""
-    if file.suffix.lower() in IMAGE_SUFFIXES:
-        frames, positions = decode_image(file).frames, static_frames
-    else:
-        frames = decode_video(file).frames
-        positions = len(frames)
+    still = file.suffix.lower() in IMAGE_SUFFIXES
+    try:
+        frames = (decode_image(file) if still else decode_video(file)).frames
+    except MediaError as error:
+        raise UserError(f"{file} cannot be shown ({error.reason}: {error}); expected a video or an image") from error
+    positions = static_frames if still else len(frames)
     mask = np.zeros(len(ids), dtype=bool)
     return pack(
         [

@@ -10,6 +10,7 @@ from fvlm.errors import UserError
 from fvlm.model.build import build_model
 from fvlm.model.foveated import VideoLanguageModel
 from fvlm.schema import Run
+from fvlm.train.loop import device_of
 
 
 def load_run(folder: Path | str) -> tuple[Run, VideoLanguageModel, torch.device]:
@@ -25,7 +26,12 @@ def load_run(folder: Path | str) -> tuple[Run, VideoLanguageModel, torch.device]
             f"{folder}: no finished run here ({saved} is missing); train it first: snakemake --cores all "
             f"{folder}/summary.json"
         )
-    run = Run.model_validate(json.loads(saved.read_text()))
+    try:
+        run = Run.model_validate(json.loads(saved.read_text()))
+    except ValueError as error:
+        raise UserError(
+            f"{saved}: not a run of this version ({' '.join(str(error).split())[:200]}); train it again"
+        ) from error
     # The weights are loaded below, so pretrained ones need not be fetched again.
     unpretrained = run.model.model_copy(update={
         part: getattr(run.model, part).model_copy(update={"weights": None}) for part in ("encoder", "language")
@@ -33,5 +39,5 @@ def load_run(folder: Path | str) -> tuple[Run, VideoLanguageModel, torch.device]
     model = build_model(unpretrained, run.train.seed)
     load_model(model, str(folder / "model" / "best.safetensors"))
     torch.set_num_threads(run.operation.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of(run)
     return run, model.to(device).eval(), device

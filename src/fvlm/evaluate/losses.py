@@ -56,7 +56,7 @@ def held_out_by_source(run: Run, study: Study, samples: int) -> Steps:
         for rows in corpus.rows
     ]
     order = in_file_order(corpus.indices, spread, run.data.static_frames, run.data.max_text_tokens)
-    return Steps(corpus, order, run, study, "answers", BATCH)
+    return Steps(corpus, order, run, study, "answers", BATCH, whole=True)
 
 
 def score(run: Run, model, batch: Batch, study: Study) -> list[dict]:

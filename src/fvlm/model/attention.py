@@ -21,15 +21,32 @@ def attend(
     """
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
         return _attend_plainly(query, key, value, mask, causal)
+    return _attend_fused(query, key, value, mask, causal, on_gpu=query.device.type == "cuda")
+
+
+def _attend_fused(query, key, value, mask, causal, on_gpu):
+    """The same from torch's kernels that keep no scores.
+
+    On GPUs only the flash kernel takes grouped keys, and it takes neither a mask nor float32; the memory-efficient
+    one takes both, but wants a key for every head. Left to itself torch would fall back to plain products.
+    """
+    if on_gpu and (mask is not None or query.dtype == torch.float32):
+        key, value = _for_every_head(query, key, value)
     grouped = query.shape[1] != key.shape[1]
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
 
+def _for_every_head(query, key, value):
+    """Keys and values (B, H, L, width), copied within their groups."""
+    groups = query.shape[1] // key.shape[1]
+    if groups == 1:
+        return key, value
+    return key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+
+
 def _attend_plainly(query, key, value, mask, causal):
     """The same from plain matrix products: on CPUs in bfloat16 faster than torch's fused kernel."""
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    key, value = _for_every_head(query, key, value)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()

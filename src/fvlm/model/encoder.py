@@ -59,7 +59,7 @@ class Visits:
         turn = torch.empty_like(frame_index)  # how many earlier positions looked at the same frame
         turn[order] = torch.arange(len(frame_index)) - starts[frame_index[order]]
         most = int(counts.max())
-        return cls((frame_index * most + turn).to(device), most)
+        return cls((frame_index * most + turn).to(device, non_blocking=True), most)
 
     def spread(self, query_PD: torch.Tensor, frames: int) -> torch.Tensor:
         """(P, D) -> (U, most, D), empty cells zero."""

@@ -50,18 +50,21 @@ class Output:
 
 
 class Plan:
-    """Where everything of a batch stands; worked out in host memory, so that a GPU is never waited for."""
+    """Where everything of a batch stands, worked out in host memory.
+
+    A GPU is never waited for: nothing is read back from it, and a non-blocking copy to it returns at once.
+    """
 
     def __init__(self, batch: Batch, visual_tokens: int, device: torch.device):
         self.device = device
-        self.frame_counts = batch.frame_counts.cpu().numpy()
+        self.frame_counts = batch.frame_counts.numpy()
         self.visual_B = self.frame_counts * visual_tokens
-        self.text_B = batch.token_counts.cpu().numpy()
-        self.frame_index = batch.frame_index.cpu()
+        self.text_B = batch.token_counts.numpy()
+        self.frame_index = batch.frame_index
         self.frames = len(batch.frames)
         # a token with nothing before it cannot be predicted
         place = count_up(self.text_B) + np.repeat(self.visual_B, self.text_B)
-        scored = batch.loss_mask.cpu().numpy() & (place > 0)
+        scored = batch.loss_mask.numpy() & (place > 0)
         self.scored = torch.from_numpy(np.flatnonzero(scored))
         sample = np.repeat(np.arange(len(batch)), self.text_B)
         self.count_B = torch.from_numpy(np.bincount(sample[scored], minlength=len(batch)))
@@ -83,12 +86,15 @@ class Plan:
     @cached_property
     def shown(self) -> torch.Tensor | None:
         """The frame of each position; None if position i shows frame i."""
-        return None if self.visits.cells is None else self.frame_index.to(self.device)
+        return None if self.visits.cells is None else self.on_device(self.frame_index)
 
     @cached_property
     def first_P(self) -> torch.Tensor:
         """True at each sample's first frame."""
-        return torch.from_numpy(count_up(self.frame_counts) == 0).to(self.device)
+        return self.on_device(torch.from_numpy(count_up(self.frame_counts) == 0))
+
+    def on_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.device, non_blocking=True)
 
 
 class VideoLanguageModel(nn.Module):
@@ -228,7 +234,7 @@ class VideoLanguageModel(nn.Module):
         for time in range(counts.max()):
             rows = int((counts > time).sum())
             positions = torch.from_numpy(starts[:rows] + time)
-            seen = states.select(plan.frame_index[positions].to(plan.device))
+            seen = states.select(plan.on_device(plan.frame_index[positions]))
             if query is None:
                 query = self.connector.q_init.expand(rows, -1)
             token, attention = self.read(query[:rows], seen, Visits(None, 1), with_attention)
@@ -237,7 +243,7 @@ class VideoLanguageModel(nn.Module):
             looked.append(attention)
             cache.keep(rows)
             query = self.connector.llm_to_query(self.llm.run_next(token[:, None], time, cache)[:, 0])
-        back = torch.cat(order).argsort().to(plan.device)
+        back = plan.on_device(torch.cat(order).argsort())
         if not with_attention:
             return torch.cat(tokens)[back], None
         entropy = torch.cat([attention.entropy for attention in looked])[back]
@@ -247,10 +253,10 @@ class VideoLanguageModel(nn.Module):
         """Summed cross-entropy (B,) of each sample's scored tokens behind its visual tokens."""
         hidden = self.hidden(visual_PE, text_SE, plan)
         cells = plan.rows.cells[len(visual_PE) :]
-        scored = plan.scored.to(plan.device)
+        scored = plan.on_device(plan.scored)
         # the token before stands in the cell before: a sample's tokens are neighbours
         values = scored_cross_entropy(self.llm, hidden[cells[scored] - 1], batch.token_ids[scored])
-        return sum_per_sample(values, plan.count_B.to(plan.device))
+        return sum_per_sample(values, plan.on_device(plan.count_B))
 
     def hidden(self, visual_PE: torch.Tensor, text_SE: torch.Tensor, plan: Plan) -> torch.Tensor:
         """Hidden states of [visual tokens, text tokens] in the cells of `plan.rows`."""

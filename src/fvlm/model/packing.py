@@ -67,10 +67,15 @@ def pack(visual_B: np.ndarray, text_B: np.ndarray, device: torch.device) -> Rows
     return Rows(
         count,
         width,
-        torch.from_numpy(np.concatenate([visual, text])).to(device),
-        torch.from_numpy(positions).to(device).view(count, width),
-        None if alone else _block_causal(torch.from_numpy(owner).to(device).view(count, width)),
+        _sent(np.concatenate([visual, text]), device),
+        _sent(positions, device).view(count, width),
+        None if alone else _block_causal(_sent(owner, device).view(count, width)),
     )
+
+
+def _sent(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A copy on a device that is not waited for."""
+    return torch.from_numpy(values).to(device, non_blocking=True)
 
 
 def _block_causal(owner_RW: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ from fvlm.files import write_beside, write_json
 from fvlm.flops import parameters, training_flops
 from fvlm.model.build import build_model
 from fvlm.schema import Run, Study
-from fvlm.train.loop import Trainer, precision_on
+from fvlm.train.loop import Trainer, device_of, precision_on
 from fvlm.train.state import RunLock, write_csv
 
 
@@ -54,7 +54,7 @@ def main(args) -> int:
 def train(run: Run, study: Study, folder: Path) -> None:
     """Train `run` from its last checkpoint to the end and write its artefacts into `folder`."""
     started = time.time()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of(run)
     torch.manual_seed(run.train.seed)
     corpus = open_training(run, study)
     order, flops = planned_order(run, corpus)

@@ -21,6 +21,11 @@ from fvlm.train.progress import Progress
 from fvlm.train.state import MetricsLog, clear, load_checkpoint, save_checkpoint
 
 
+def device_of(run: Run) -> torch.device:
+    """The GPU, if the run asks for one and there is one."""
+    return torch.device("cuda" if run.operation.gpus and torch.cuda.is_available() else "cpu")
+
+
 def precision_on(run: Run, device: torch.device) -> str:
     """The precision that a run really has here: bfloat16 falls back to float32 on a CPU that can only emulate it."""
     if run.train.precision == "bfloat16" and device.type == "cpu":
@@ -68,7 +73,7 @@ class Trainer:
             clear(state)
         else:
             self._restore(saved)
-        resume = self.step if saved else None
+        self.fresh, resume = saved is None, None if saved is None else self.step
         self.metrics = MetricsLog(state / "metrics.jsonl", resume)
         self.validations = MetricsLog(state / "validation.jsonl", resume)
 
@@ -76,7 +81,7 @@ class Trainer:
         """From the last checkpoint to the end, validating and saving on the way."""
         progress = Progress(self.run, self.step, self.total)
         context = autocast(self.run, self.device)
-        if self.step == 0:
+        if self.fresh:
             self._validate(context)
             self._save()
         gc.disable()  # a collection in the middle of a step costs more than it frees

@@ -1,0 +1,118 @@
+"""What types cannot say about a configuration: each check is one sentence with the place and the remedy."""
+
+import difflib
+
+from fvlm.errors import UserError
+from fvlm.schema import Run, Source, Study
+
+
+def suggest(word: str, known: list[str]) -> str:
+    """What was probably meant, or all that is known."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
+
+
+def check_run(run: Run, where: str) -> None:
+    """One run for itself; raises UserError."""
+    total = sum(run.data.share.values())
+    if abs(total - 1) > 1e-6 or min(run.data.share.values()) < 0:
+        raise UserError(f"{where}: data.share adds up to {total:g}; the shares of the kinds must add up to 1")
+    if (run.train.samples is None) == (run.train.flops is None):
+        raise UserError(f"{where}: set exactly one of train.samples and train.flops, the other to null")
+    if (run.optim.schedule == "converging") != (run.optim.final_lr is not None):
+        raise UserError(
+            f"{where}: optim.final_lr belongs to schedule 'converging' and only to it; "
+            f"the schedule is {run.optim.schedule!r}"
+        )
+    _check_tokens(run, where)
+
+
+def _check_tokens(run: Run, where: str) -> None:
+    tokens, patches = run.model.tokens_per_frame, run.model.encoder.patches
+    if run.model.architecture == "multi_token" and (round(tokens**0.5) ** 2 != tokens or tokens > patches):
+        raise UserError(
+            f"{where}: model.tokens_per_frame is {tokens}; pooling {patches} patches needs a square of at most "
+            f"that many: "
+            "1, 4, 9 or 16"
+        )
+    if run.model.architecture == "pixel_shuffle" and tokens != 49:
+        raise UserError(f"{where}: model.tokens_per_frame is {tokens}; pixel_shuffle always gives 49")
+
+
+def check_study(study: Study) -> None:
+    """Runs, sources and tokenizer together; raises UserError."""
+    for name in study.prepare:
+        _known_source(name, study, f"study {study.study!r}: prepare")
+    for source in study.sources.values():
+        _check_held_out(source, study)
+    for run in study.runs.values():
+        for name in run.data.sources:
+            _known_source(name, study, f"run {run.name!r}: data.sources")
+        _check_kinds(run, study)
+        _check_parent(run, study)
+        words = run.model.language.vocabulary
+        if study.tokenizer.vocabulary and study.tokenizer.vocabulary > words:
+            raise UserError(
+                f"run {run.name!r}: its language model {run.model.language.name} has {words} words, the tokenizer "
+                f"{study.tokenizer.vocabulary}; lower tokenizer.vocabulary or choose another model.language"
+            )
+
+
+def _known_source(name: str, study: Study, where: str) -> None:
+    if name not in study.sources:
+        raise UserError(
+            f"{where} names {name!r}, which config/sources.yaml lacks; {suggest(name, list(study.sources))}"
+        )
+
+
+def _check_held_out(source: Source, study: Study) -> None:
+    """A partner exists, is of the same kind, and no run trains on it."""
+    partner = source.held_out
+    where = f"config/sources.yaml: source {source.name!r}: held_out names {partner!r}"
+    if isinstance(partner, float) and not 0 < partner < 1:
+        raise UserError(
+            f"config/sources.yaml: source {source.name!r}: held_out is {partner:g}; a share lies between 0 and 1"
+        )
+    if not isinstance(partner, str):
+        return
+    if partner not in study.sources:
+        raise UserError(f"{where}, which is no source; give a source or a share such as 0.1")
+    if study.sources[partner].kind != source.kind:
+        raise UserError(
+            f"{where} of kind {study.sources[partner].kind}; it must be {source.kind} like the source itself"
+        )
+    for run in study.runs.values():
+        if partner in run.data.sources:
+            raise UserError(f"{where}, which run {run.name!r} trains on; hold out what no run trains on")
+
+
+def _check_kinds(run: Run, study: Study) -> None:
+    sources = [study.sources[name] for name in run.data.sources]
+    kinds = {source.kind for source in sources}
+    for kind, share in run.data.share.items():
+        if share > 0 and kind not in kinds:
+            raise UserError(
+                f"run {run.name!r}: data.share wants {share:.0%} {kind}, but none of its sources "
+                f"({', '.join(run.data.sources)}) is of that kind"
+            )
+    if not any(source.held_out for source in sources if run.data.share.get(source.kind, 0) > 0):
+        raise UserError(
+            f"run {run.name!r}: none of its sources ({', '.join(run.data.sources)}) holds anything out, so it "
+            f"could not "
+            "be evaluated; give one `held_out: 0.1` in config/sources.yaml"
+        )
+
+
+def _check_parent(run: Run, study: Study) -> None:
+    if run.parent is None:
+        return
+    if run.parent not in study.runs:
+        known = suggest(run.parent, list(study.runs))
+        raise UserError(f"run {run.name!r}: its parent {run.parent!r} is no run of this study; {known}")
+    parent, same = study.runs[run.parent], ("architecture", "encoder", "language", "query_dim", "tokens_per_frame")
+    for field in same:
+        if getattr(parent.model, field) != getattr(run.model, field):
+            raise UserError(
+                f"run {run.name!r}: model.{field} differs from that of its parent {run.parent!r}, whose weights it "
+                "starts from; make them equal"
+            )
