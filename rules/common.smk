@@ -25,9 +25,12 @@ except UserError as error:
 R = STUDY.results
 RUNS = STUDY.runs
 STAGES = [name for name, run in RUNS.items() if run.family == "stage"]
-EVALUATED = [name for name, run in RUNS.items() if run.family in STUDY.evaluation.families]
-ATTENTION_RUN = [name for name in STAGES[-1:] if RUNS[name].model.architecture == "foveated"]
-MADE_SOURCES = [s for s in STUDY.used_sources if STUDY.sources[s].reader != "shards"]
+EVALUATED = [
+    name for name, run in RUNS.items() if run.family in STUDY.evaluation.families
+]
+ATTENTION_RUN = [
+    name for name in STAGES[-1:] if RUNS[name].model.architecture == "foveated"
+]
 
 TABLES = [f"{R}/tables/{name}.csv" for name in (*catalog.COLLECTED, *catalog.TABLES)]
 FIGURES = [
@@ -80,10 +83,11 @@ def tokenizer_tables(wildcards):
 
 
 def ledgers_of_study(wildcards):
-    return [
-        tar.replace(".tar", ".ledger.jsonl")
-        for s in MADE_SOURCES
-        for tar in tars_of(STUDY.sources[s], STUDY)
+    """First what became of each input file, then what the indices rejected or, of finished shards, found."""
+    made = [s for s in STUDY.used_sources if STUDY.sources[s].reader != "shards"]
+    shards = [tar for s in made for tar in tars_of(STUDY.sources[s], STUDY)]
+    return [tar.replace(".tar", ".ledger.jsonl") for tar in shards] + [
+        f"{R}/index/{s}.ledger.jsonl" for s in STUDY.used_sources
     ]
 
 

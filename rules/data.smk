@@ -69,7 +69,8 @@ rule index:
         ),
         tokenizer=f"{R}/tokenizer/tokenizer.json",
     output:
-        f"{R}/index/{{source}}.npz",
+        index=f"{R}/index/{{source}}.npz",
+        ledger=f"{R}/index/{{source}}.ledger.jsonl",
     log:
         f"{R}/logs/index/{{source}}.log",
     conda:
@@ -88,8 +89,8 @@ rule ledger:
         table=report(
             f"{R}/tables/data.csv",
             caption="../workflow/report/data.rst",
-            category="1 Data",
-            labels={"table": "inputs kept and rejected"},
+            category="Data",
+            labels={"what": "Inputs kept and rejected", "form": "table"},
         ),
     log:
         f"{R}/logs/ledger.log",

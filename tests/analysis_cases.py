@@ -210,7 +210,7 @@ def evaluated(found, difficulty):
     for (mode, frames), factor in modes.items():
         per_token = (found["best"]["val_loss"] + difficulty["shift"]) * factor + 0.02 * rng.normal(size=len(difficulty))
         parts.append(
-            difficulty[["source", "kind", "key", "tokens"]].assign(
+            difficulty[["source", "kind", "key", "group", "tokens"]].assign(
                 run=found["run"],
                 mode=mode,
                 frames=frames,
@@ -218,7 +218,8 @@ def evaluated(found, difficulty):
                 entropy=3.4 if mode != "blind" and trained != "direct" else np.nan,
             )
         )
-    return pd.concat(parts)[["run", "mode", "frames", "source", "kind", "key", "loss_sum", "tokens", "entropy"]]
+    columns = ["run", "mode", "frames", "source", "kind", "key", "group", "loss_sum", "tokens", "entropy"]
+    return pd.concat(parts)[columns]
 
 
 def attention_file(path, videos=3, frames=8):
@@ -252,6 +253,7 @@ def write_study(root: Path, found: list[dict], per_source: int = 40) -> None:
                 "source": source,
                 "kind": kind,
                 "key": f"{source}-{i:07d}",
+                "group": i // 2,
                 "shift": 0.5 * rng.normal(),
                 "tokens": int(rng.integers(20, 120)),
             }

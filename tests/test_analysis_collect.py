@@ -95,10 +95,10 @@ def test_curves_keep_the_sources_that_only_some_runs_have(tmp_path):
     assert table["loss:b"].isna().sum() == 2
 
 
-def evaluation(path, run, losses, tokens, source="s", kind="video"):
+def evaluation(path, run, losses, tokens, source="s", kind="video", **more):
     pd.DataFrame(
         {"run": run, "mode": "direct", "frames": "own", "source": source, "kind": kind,
-         "key": [f"{source}-{i}" for i in range(len(losses))], "loss_sum": losses, "tokens": tokens}
+         "key": [f"{source}-{i}" for i in range(len(losses))], **more, "loss_sum": losses, "tokens": tokens}
     ).to_csv(path, index=False)  # fmt: skip
     return path
 
@@ -136,6 +136,46 @@ def test_the_bootstrap_is_paired(tmp_path):
     mean = base.sum() / tokens.sum()
     delta_method = np.sqrt(np.sum((base - mean * tokens) ** 2)) / tokens.sum()
     assert spread == pytest.approx(delta_method, rel=0.3)
+
+
+def test_samples_of_one_video_are_drawn_together(tmp_path):
+    """Ten captions of each video that all cost the same carry no more information than one of them."""
+    rng = np.random.default_rng(0)
+    tokens, per_video = np.full(300, 20), rng.uniform(1, 3, size=30)
+    loss, video = np.repeat(per_video, 10) * tokens, np.repeat(np.arange(30), 10)
+    alone = evaluation(tmp_path / "alone.csv", "r", per_video * 20, np.full(30, 20))
+    many = evaluation(tmp_path / "many.csv", "r", loss, tokens, group=video)
+    blind = evaluation(tmp_path / "blind.csv", "r", loss, tokens)
+    (one, _), (clustered, _), (samples, _) = (
+        collect_evaluation([path], replicates=400) for path in (alone, many, blind)
+    )
+    expected = per_video.std() / np.sqrt(30)
+    assert one["standard_error"][0] == pytest.approx(expected, rel=0.15)
+    assert clustered["standard_error"][0] == pytest.approx(expected, rel=0.15)
+    assert samples["standard_error"][0] == pytest.approx(expected / np.sqrt(10), rel=0.15)
+    assert clustered.loc[0, ["samples", "groups"]].tolist() == [300, 30]
+    assert samples.loc[0, ["samples", "groups"]].tolist() == [300, 300]
+    assert clustered["loss"][0] == pytest.approx(samples["loss"][0])
+
+
+def test_a_difference_is_drawn_over_the_videos_of_both_runs(tmp_path):
+    """The second run's table does not say which video a sample shows; the first one's does."""
+    rng = np.random.default_rng(0)
+    tokens, video = np.full(40, 10), np.arange(40) // 4
+    base, shift = rng.uniform(1, 3, size=40), np.repeat(rng.normal(0.1, 0.05, size=10), 4)
+    paths = [
+        evaluation(tmp_path / "a.csv", "a", base * tokens, tokens, group=[f"v{i}" for i in video]),
+        evaluation(tmp_path / "b.csv", "b", (base + shift) * tokens, tokens),
+    ]
+    losses, draws = collect_evaluation(paths, replicates=400)
+    values = draws[(draws["source"] == "s")].set_index("run").filter(regex=r"^r\d+$")
+    assert (losses["groups"] == 10).all()
+    assert (values.loc["b"] - values.loc["a"]).std() == pytest.approx(shift.std() / np.sqrt(10), rel=0.15)
+
+
+def test_one_video_has_no_interval(tmp_path):
+    losses, _ = collect_evaluation([evaluation(tmp_path / "1.csv", "r", [1.0, 2.0], [1, 1], group=7)], replicates=10)
+    assert losses[["standard_error", "low", "high"]].isna().all(axis=None) and (losses["samples"] == 2).all()
 
 
 def test_a_sample_evaluated_twice_is_refused(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fvlm.analysis.bootstrap import OVER_VIDEOS, OVER_SEEDS, t_interval
+from fvlm.analysis.bootstrap import OVER_SEEDS, OVER_VIDEOS, t_interval
 from fvlm.analysis.catalog import COLUMNS
 from fvlm.analysis.collect import collect_evaluation, flatten
 from fvlm.analysis.factorial import CELLS, EFFECTS, contrast, factorial

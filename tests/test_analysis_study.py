@@ -7,7 +7,7 @@ import pytest
 
 from fvlm.__main__ import main
 from fvlm.analysis.catalog import COLLECTED, COLUMNS, FIGURES, HEADLINE, TABLES
-from tests.analysis_cases import collect, derive, study_summaries, write_study
+from tests.analysis_cases import BUDGETS, SIZES, collect, derive, study_summaries, write_study
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,38 @@ def test_a_figure_is_the_same_bytes_twice(study):
     first = [(study / "figures" / f"factorial{suffix}").read_bytes() for suffix in (".png", ".pdf", ".csv")]
     draw(study, "factorial")
     assert first == [(study / "figures" / f"factorial{suffix}").read_bytes() for suffix in (".png", ".pdf", ".csv")]
+
+
+def test_the_grid_is_compared_by_its_evaluation(study):
+    table = pd.read_csv(study / "tables" / "gap.csv")
+    own = table[(table["family"] == "grid") & (table["measure"] == "evaluation")]
+    assert len(own) == len(SIZES) * len(BUDGETS)
+    losses = pd.read_csv(study / "tables" / "evaluation.csv").set_index(["run", "mode", "frames", "source", "kind"])
+    for row in own.to_dict("records"):
+        for letter, mode, side in (("F", "coarse_fine", "foveated"), ("B", "direct", "baseline")):
+            cell = losses.loc[(f"{row['size']}-{row['budget']}-{letter}", mode, "own", "all", "all")]
+            assert row[f"loss_{side}"] == pytest.approx(cell["loss"], rel=1e-6)
+        for gap in ("raw", "at_foveated", "at_baseline"):
+            assert row[f"{gap}_low"] < row[f"{gap}_percent"] < row[f"{gap}_high"]
+            # the videos' difficulty is common to both runs and cancels
+            assert row[f"{gap}_high"] - row[f"{gap}_low"] < 100 * (cell["high"] - cell["low"]) / cell["loss"]
+    assert draw(study, "gap") == 0
+    shown = pd.read_csv(study / "figures" / "gap.csv")
+    assert (shown["measure"] == "evaluation").all() and (shown["family"] == "grid").sum() == len(own)
+
+
+def test_no_list_of_runs_is_flooded_by_the_grid(study):
+    runs = pd.read_csv(study / "tables" / "runs.csv")
+    grid = set(runs[runs["family"] == "grid"]["run"])
+    assert grid <= set(pd.read_csv(study / "tables" / "evaluation.csv")["run"])
+    for name in ("modes", "ablations", "token_efficiency"):
+        assert not grid & set(pd.read_csv(study / "tables" / f"{name}.csv")["run"]), name
+    for name in ("three_modes", "foveated_vs_alternatives", "ablation_ranking", "token_efficiency"):
+        draw(study, name)
+        shown = pd.read_csv(study / "figures" / f"{name}.csv")
+        assert len(shown) and not grid & set(shown["run"]), name
+    families = pd.read_csv(study / "figures" / "three_modes.csv")["family"]
+    assert set(families) == {"stage", "ablation"}
 
 
 def test_a_study_of_one_run_makes_everything_too(tmp_path):

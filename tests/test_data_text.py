@@ -92,8 +92,9 @@ def test_text_cannot_forge_a_turn(tokenizer):
 def test_samples_that_are_tokenized_already(tokenizer):
     ids, mask = encode_chat(tokenizer, {"token_ids": [5, 6, 7, 8], "loss_mask": [0, 0, 1, 1]}, 3)
     assert (ids.tolist(), mask.tolist()) == ([5, 6, 7], [False, False, True])
-    with pytest.raises(UserError, match="loss_mask of 1"):
-        encode_chat(tokenizer, {"token_ids": [5, 6], "loss_mask": [1]})
+    for wrong in ({"token_ids": [5, 6], "loss_mask": [1]}, {"token_ids": [[5, 6]]}):
+        with pytest.raises(ValueError, match="token_ids of shape"):
+            encode_chat(tokenizer, wrong)
 
 
 def test_training_is_deterministic_and_checks_its_size(folder, tmp_path):

@@ -2,13 +2,13 @@
 
 import re
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn import functional as F
 
 from fvlm import memory
 from fvlm.config import load_study, merged, read_yaml
@@ -59,13 +59,10 @@ CASES = {
 
 @pytest.fixture
 def fused(monkeypatch):
-    """On CPUs the model avoids the fused kernel in bfloat16 for its speed; GPUs use one, so here it is used as well."""
-
-    def attend(query, key, value, mask, causal):
-        grouped = query.shape[1] != key.shape[1]
-        return F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, enable_gqa=grouped)
-
+    """What GPUs run: on CPUs the model avoids the fused kernel in bfloat16, and grouped keys need no copies there."""
+    attend = partial(attention._attend_fused, on_gpu=True)
     monkeypatch.setattr(attention, "_attend_plainly", attend)
+    monkeypatch.setattr(attention, "_attend_fused", lambda *arguments, on_gpu: attend(*arguments))
 
 
 def kept_bytes(model, batch, precision: str) -> int:

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_model_encoder import read_by_mask
 from torch.nn import functional as F
 
 from fvlm.errors import UserError
 from fvlm.model.build import build_model
 from fvlm.model.packing import pack
 from tests.model_cases import EVERY, SEEING, VOCABULARY, configuration, joined, mixed, sample, tiny
+from tests.test_model_encoder import read_by_mask
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from fvlm.data.readers import read_rows
 from fvlm.data.sources import foreign_tars, sample_count, tars_of, training_count
 from fvlm.errors import UserError
 from fvlm.schema import Source
@@ -49,3 +50,9 @@ def test_shards_of_a_made_source_follow_from_its_samples(tmp_path):
     study = study_from_files([str(ROOT / "config/smoke.yaml")], folder=ROOT / "config")
     grid = study.sources["grid"]
     assert len(tars_of(grid, study)) == -(-grid.samples // study.shards.samples)
+
+
+def test_a_caption_with_a_bare_comma_is_not_cut_in_silence(tmp_path):
+    (tmp_path / "captions.csv").write_text('file,caption\na.mp4,one, two\nb.mp4,"one, two"\n')
+    cut, whole = read_rows(tmp_path, "captions.csv")
+    assert "quotes" in cut.problem and whole.problem is None and whole.text == {"caption": "one, two"}

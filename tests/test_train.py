@@ -69,8 +69,6 @@ def prepared(tmp_path_factory):
         source = study.sources[name]
         make_shard(
             table,
-            0,
-            len(table),
             results / "corpus" / name,
             name,
             source.kind,

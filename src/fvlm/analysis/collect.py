@@ -129,7 +129,8 @@ def collect_evaluation(paths: list[Path], replicates: int = 1000) -> tuple[pd.Da
             "evaluate the run again"
         )
     # one group for a sample in all runs, or their draws would differ
-    rows["group"] = rows.groupby(["source", "key"])["group"].transform("first").fillna(rows["key"])
+    known = rows.astype({"group": object}).groupby(["source", "key"])["group"].transform("first")
+    rows["group"] = known.where(known.notna(), rows["key"])
     cells = rows[CELL].drop_duplicates().reset_index(drop=True)
     rows["cell"] = rows.merge(cells.reset_index(names="cell"), on=CELL)["cell"].to_numpy()
     sums = {}  # (source, kind) -> what _resampled_sums returns

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.bootstrap import NO_INTERVAL, OVER_VIDEOS, OVER_SEEDS, interval, t_interval
+from fvlm.analysis.bootstrap import NO_INTERVAL, OVER_SEEDS, OVER_VIDEOS, interval, t_interval
 from fvlm.analysis.catalog import COLUMNS
 from fvlm.analysis.study import Study
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from fvlm.analysis.bootstrap import OVER_VIDEOS, OVER_SEEDS
+from fvlm.analysis.bootstrap import OVER_SEEDS, OVER_VIDEOS
 from fvlm.analysis.style import BLUE, GREY, ORANGE, RED, NothingToDraw, dots, heading, panels
 
 EXPLAINED = {OVER_VIDEOS: "noise of the evaluation videos, not of the seed", OVER_SEEDS: "over seeds"}

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.bootstrap import NO_INTERVAL, OVER_VIDEOS, OVER_SEEDS, interval, t_interval
+from fvlm.analysis.bootstrap import NO_INTERVAL, OVER_SEEDS, OVER_VIDEOS, interval, t_interval
 from fvlm.analysis.catalog import COLUMNS
 from fvlm.analysis.study import Study
 
@@ -68,7 +68,7 @@ def differences(study: Study, base: str, reference: str, kind: str = "all", same
 
     With two or more common seeds: best validation loss, t interval over the per-seed differences.
     Otherwise the loss of the evaluation with its paired bootstrap, which knows the noise of the evaluation
-    samples and nothing of the seed's.
+    videos and nothing of the seed's.
     """
     one, two = study.seeds(base), study.seeds(reference)
     common = sorted(one.keys() & two.keys())

@@ -1,7 +1,8 @@
 """Index WebDataset tars: where each sample lies, how many frames and text tokens it has.
 
 Works on the shards of this package and on finished ones from elsewhere; a sample is the raw bytes of its
-members, so a loader reads it with one seek.
+members, so a loader reads it with one seek. A ledger beside the index lists what was left out, and all samples of
+shards from elsewhere, which no other ledger knows.
 """
 
 import argparse
@@ -13,22 +14,27 @@ import re
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import simplejpeg
+from PIL import Image, UnidentifiedImageError
 
 from fvlm.config import add_study_arguments, study_of
-from fvlm.data.media import SIDE
+from fvlm.data.ledger import ledger_line
+from fvlm.data.media import MAX_FRAMES, MAX_PIXELS, SIDE, MediaError
 from fvlm.data.sources import tars_of
 from fvlm.data.text import encode_chat, load_tokenizer
-from fvlm.data.video import square_image
+from fvlm.data.video import IMAGE_FORMATS, square_image
 from fvlm.errors import UserError
+from fvlm.files import write_beside
 
 BLOCK = 512
-IMAGE = re.compile(r"(?:\d+\.)?(?:jpg|jpeg|png|webp)")
+IMAGE = re.compile(r"(?:(\d+)\.)?(?:jpg|jpeg|png|webp)")
+JPEG_START, JPEG_END, PNG_START, PNG_END = b"\xff\xd8", b"\xff\xd9", b"\x89PNG", b"IEND"
+TAIL = 1024  # bytes in which an image's end mark is looked for: some cameras write a little after it
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,8 @@ class Index:
     frames          int32, images; 0 for text
     text_tokens     int32, of the whole chat, before any cut; of a preference pair with the chosen answer
     answer_tokens   int32, of these the ones the assistant says
-    group           int64, the same for samples of the same original file, evenly spread over [0, 2^63)
+    group           int64, the same for samples of the same original file (of the same first image, where no file is
+                    named), evenly spread over [0, 2^63)
     keys            names, unique within the source
     kind, source    one name each
     rejected        samples that were left out
@@ -166,7 +173,7 @@ def sample_text(members: dict[str, bytes], prompt: str) -> dict:
     """What is said in a sample, in a form that `encode_chat` takes, and `file` where it is known.
 
     prompt      what the user asks where there is only a caption
-    raises      ValueError if there is no text
+    raises      ValueError if there is no text, or it is no JSON object in UTF-8
     """
     described = json.loads(members["json"]) if "json" in members else {}
     if not isinstance(described, dict):
@@ -181,80 +188,154 @@ def sample_text(members: dict[str, bytes], prompt: str) -> dict:
     return {**described, "user": prompt, "assistant": caption}
 
 
+def image_suffixes(members: Iterable[str]) -> list[str]:
+    """The images among a sample's members by their numbers: 2.jpg stands before 10.jpg."""
+    numbered = [(int(match[1] or 0), match[0]) for match in map(IMAGE.fullmatch, members) if match]
+    return [suffix for _, suffix in sorted(numbered)]
+
+
 def decode_frames(members: dict[str, bytes]) -> np.ndarray:
-    """Images of a sample in the order of their names, (T, 224, 224, 3) uint8; T = 0 for text."""
-    frames = [_decode(members[suffix]) for suffix in sorted(members) if IMAGE.fullmatch(suffix)]
+    """Images of a sample in the order of their numbers, (T, 224, 224, 3) uint8; T = 0 for text.
+
+    raises      ValueError naming the image that cannot be decoded
+    """
+    frames = []
+    for suffix in image_suffixes(members):
+        try:
+            frames.append(_decode(members[suffix]))
+        except (OSError, SyntaxError, ValueError, MediaError, Image.DecompressionBombError) as error:  # as Pillow does
+            raise ValueError(f"{suffix}: {error}") from error
     return np.stack(frames) if frames else np.zeros((0, SIDE, SIDE, 3), np.uint8)
 
 
 def _decode(content: bytes) -> np.ndarray:
-    if content[:2] == b"\xff\xd8" and simplejpeg.decode_jpeg_header(content)[:2] == (SIDE, SIDE):
+    if content.startswith(JPEG_START) and simplejpeg.decode_jpeg_header(content)[:2] == (SIDE, SIDE):
         return simplejpeg.decode_jpeg(content, "RGB")
     return square_image(io.BytesIO(content))[0]
+
+
+def check_image(suffix: str, content: bytes) -> None:
+    """Refuse an image whose header or end is missing; damage between them shows only when it is decoded.
+
+    raises      MediaError empty, not_media, corrupt, too_large
+    """
+    if not content:
+        raise MediaError("empty", f"{suffix}: 0 bytes")
+    try:
+        if content.startswith(JPEG_START):
+            height, width, *_ = simplejpeg.decode_jpeg_header(content)
+        else:
+            with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
+                width, height = image.size
+    except Image.DecompressionBombError as error:
+        raise MediaError("too_large", f"{suffix}: {error}") from error
+    except UnidentifiedImageError as error:
+        raise MediaError("not_media", f"{suffix}: no image format that is read here") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise MediaError("corrupt", f"{suffix}: {error}") from error
+    if width * height > MAX_PIXELS:
+        raise MediaError("too_large", f"{suffix}: {width} x {height} pixels")
+    for start, end in ((JPEG_START, JPEG_END), (PNG_START, PNG_END)):
+        if content.startswith(start) and end not in content[-TAIL:]:
+            raise MediaError("corrupt", f"{suffix}: cut before its end, at {len(content)} bytes")
 
 
 def write_index(
     shards: list[Path], out: Path, source: str, kind: str, tokenizer_folder: Path, prompt: str, root: Path
 ) -> Index:
-    """Index the tars of a source and write `out` (npz), beside and then renamed.
+    """Index the tars of a source into `out` (npz) and, beside it, a ledger named `{source}.ledger.jsonl`.
+
+    The ledger lists every sample that was left out. Shards outside of `root` are foreign: their images are checked, and
+    the ledger lists their kept samples too. Those inside have ledgers that do so already.
 
     prompt      as in `sample_text`
-    root        results folder; a shard inside it is stored relative to it, another one absolute
+    root        results folder; a shard inside it is stored relative to it, a foreign one absolute
     raises      UserError for a damaged tar or a key that occurs twice
     """
     tokenizer = load_tokenizer(tokenizer_folder)
-    rows, rejected = [], Counter()
+    names, rows, lines, rejected = [], [], [], Counter()
     for number, shard in enumerate(shards):
         if not shard.is_file() or not shard.stat().st_size:
             raise UserError(f"{shard}: missing or 0 bytes; make or copy the shard again")
+        path, home = shard.resolve(), root.resolve()
+        foreign = not path.is_relative_to(home)
+        names.append(str(path if foreign else path.relative_to(home)))
+        about = {"source": source, "kind": kind, "shard": names[-1] if foreign else shard.name}
         with open(shard, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             for entry in samples_of(data, str(shard)):
-                row = _describe(data, entry, tokenizer, prompt, kind)
-                if isinstance(row, str):
-                    rejected[row] += 1
-                else:
-                    rows.append((number, entry.offset, entry.length, *row, entry.key))
-    keys = [row[-1] for row in rows]
-    if len(set(keys)) < len(keys):
-        twice = Counter(keys).most_common(1)[0][0]
+                original, found = _describe(data, entry, tokenizer, prompt, kind, foreign)
+                about |= {"row": len(rows) + rejected.total(), "file": original, "key": entry.key}
+                if isinstance(found, MediaError):
+                    rejected[found.reason] += 1
+                    lines.append(ledger_line(**about, reason=found.reason, message=str(found)))
+                    continue
+                rows.append((number, entry.offset, entry.length, *found, entry.key))
+                if foreign:
+                    lines.append(ledger_line(**about, frames=found[0]))
+    index = Index(np.array(names, np.str_), *_columns(rows), kind=kind, source=source, rejected=rejected.total())
+    keys, counts = np.unique(index.keys, return_counts=True)
+    if len(keys) < len(index):
+        twice = str(keys[counts.argmax()])
         raise UserError(f"source {source!r}: key {twice!r} is in its shards more than once; make keys unique")
-    for reason, count in rejected.most_common():
-        print(f"index {source}: {count} samples rejected: {reason}", file=sys.stderr)
-    columns = list(zip(*rows, strict=True)) or [()] * 8
-    types = (np.int32, np.int64, np.int64, np.int32, np.int32, np.int32, np.int64, np.str_)
-    arrays = [np.array(column, dtype) for column, dtype in zip(columns, types, strict=True)]
-    inside = [shard.resolve().is_relative_to(root.resolve()) for shard in shards]
-    names = [
-        str(shard.resolve().relative_to(root.resolve()) if here else shard.resolve())
-        for shard, here in zip(shards, inside, strict=True)
-    ]
-    index = Index(np.array(names, np.str_), *arrays, kind=kind, source=source, rejected=rejected.total())
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    with part.open("wb") as file:
-        np.savez(file, **{field.name: getattr(index, field.name) for field in fields(Index)})
-    part.replace(out)
+    write_beside(ledger_of(out), lambda beside: beside.write_text("".join(lines), encoding="utf-8"))
+    write_beside(out, lambda beside: _save(index, beside))
     return index
 
 
-def _describe(data: mmap.mmap, entry: Entry, tokenizer, prompt: str, kind: str) -> tuple[int, int, int, int] | str:
-    """frames, text tokens, answer tokens, group of a sample; or why it cannot be used."""
-    images = sum(1 for suffix in entry.members if IMAGE.fullmatch(suffix))
-    texts = {s: data[at : at + size] for s, (at, size) in entry.members.items() if s in ("json", "txt")}
+def ledger_of(index: Path) -> Path:
+    return index.with_suffix(".ledger.jsonl")
+
+
+def _columns(rows: list[tuple]) -> list[np.ndarray]:
+    types = (np.int32, np.int64, np.int64, np.int32, np.int32, np.int32, np.int64, np.str_)
+    columns = list(zip(*rows, strict=True)) or [()] * len(types)
+    return [np.array(column, dtype) for column, dtype in zip(columns, types, strict=True)]
+
+
+def _save(index: Index, path: Path) -> None:
+    with path.open("wb") as file:  # given a path, savez would change its suffix
+        np.savez(file, **{field.name: getattr(index, field.name) for field in fields(Index)})
+
+
+def _describe(
+    data: mmap.mmap, entry: Entry, tokenizer, prompt: str, kind: str, foreign: bool
+) -> tuple[str | None, tuple[int, int, int, int] | MediaError]:
+    """Original file of a sample, if named; and its frames, text tokens, answer tokens, group, or what is wrong."""
     try:
-        sample = sample_text(texts, prompt)
+        sample = sample_text({s: _content(data, entry, s) for s in ("json", "txt") if s in entry.members}, prompt)
         ids, answer = encode_chat(tokenizer, sample)
-    except (ValueError, KeyError, TypeError) as error:
-        return f"no usable text ({error})"
-    if sample.get("frame_count", images) != images:
-        return "another number of images than frame_count says"
-    if kind != "text" and images == 0:
+        original = str(sample.get("file") or "")
+        name = original.encode()
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        return None, MediaError("bad_sample", f"no usable text ({type(error).__name__}: {error})")
+    images = image_suffixes(entry.members)
+    problem = _problem(images, sample.get("frame_count", len(images)), answer, kind)
+    if problem is not None:
+        return original or None, MediaError("bad_sample", problem)
+    try:
+        for suffix in images if foreign else ():
+            check_image(suffix, _content(data, entry, suffix))
+    except MediaError as error:
+        return original or None, error
+    if not name:  # samples of the same video begin with the same image
+        name = _content(data, entry, images[0]) if images else entry.key.encode()
+    group = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
+    return original or None, (len(images), len(ids), int(answer.sum()), group)
+
+
+def _content(data: mmap.mmap, entry: Entry, suffix: str) -> bytes:
+    offset, size = entry.members[suffix]
+    return data[offset : offset + size]
+
+
+def _problem(images: list[str], frame_count: object, answer: np.ndarray, kind: str) -> str | None:
+    if frame_count != len(images):
+        return f"{len(images)} images, but frame_count says {frame_count}"
+    if len(images) > MAX_FRAMES:
+        return f"{len(images)} images, more than {MAX_FRAMES} frames"
+    if kind != "text" and not images:
         return "no image"
-    if not answer.any():
-        return "no answer"
-    name = str(sample.get("file") or entry.key)
-    group = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
-    return images, len(ids), int(answer.sum()), group
+    return None if answer.any() else "no answer"
 
 
 def load_index(path: Path | str) -> Index:
@@ -285,4 +366,5 @@ def main(args: argparse.Namespace) -> None:
         )
     out, tokenizer = root / "index" / f"{source.name}.npz", root / "tokenizer"
     index = write_index(shards, out, source.name, source.kind, tokenizer, source.prompt, root)
-    print(f"index {source.name}: {len(index)} samples, {index.rejected} rejected", file=sys.stderr)
+    listed = f", listed in {ledger_of(out)}" if index.rejected else ""
+    print(f"index {source.name}: {len(index)} samples, {index.rejected} rejected{listed}", file=sys.stderr)

@@ -154,7 +154,9 @@ def pack(samples: list[dict]) -> Batch:
 
 def load_steps(steps: Steps, first: int = 0, workers: int = 0) -> Iterator[list[Batch]]:
     """Steps `first`, `first` + 1, ... in order, read ahead by `workers` processes (0: read here)."""
-    for batches in DataLoader(steps, batch_size=None, sampler=range(first, len(steps)), num_workers=workers):
+    pinned = torch.cuda.is_available()
+    rest = range(first, len(steps))
+    for batches in DataLoader(steps, batch_size=None, sampler=rest, num_workers=workers, pin_memory=pinned):
         if isinstance(batches, UserError):
             raise batches
         yield batches

@@ -22,6 +22,7 @@ REASONS = {
     "timeout": "decoding took longer than the deadline of one file",
     "crashed": "the decoder ended its process",
     "bad_row": "the row of the table lacks a text it needs",
+    "bad_sample": "the sample of a shard lacks its text or images, has too many, or they contradict each other",
 }
 
 

@@ -7,13 +7,16 @@ source's prompt in a row. Imported while Snakemake parses the Snakefile: standar
 import csv
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 from fvlm.errors import UserError
 
 FORMS = (("messages",), ("question", "chosen", "rejected"), ("question", "answer"), ("caption",))
+SURPLUS = ""  # where values of a CSV row stand that no column is left for
 FORMS_TEXT = "`caption`, or `question` and `answer`, or `question`, `chosen` and `rejected`, or `messages`"
 
 
@@ -21,7 +24,7 @@ FORMS_TEXT = "`caption`, or `question` and `answer`, or `question`, `chosen` and
 class Row:
     """One sample of a table.
 
-    number      position in the table, from 0, blank lines not counted
+    number      position in the whole table, from 0, blank lines not counted
     file        as the table says, or None
     text        one of {"caption"}, {"user", "assistant"}, {"user", "chosen", "rejected"}, {"messages"}
     prompt      this row's own prompt, or None
@@ -35,21 +38,21 @@ class Row:
     problem: str | None
 
 
-def read_rows(folder: Path | str, table: str, stop: int | None = None) -> list[Row]:
-    """All rows of a table, or the first `stop`; a row that lacks something is kept with its `problem`.
+def read_rows(folder: Path | str, table: str, start: int = 0, stop: int | None = None) -> list[Row]:
+    """Rows [start, stop) of a table, or all; a row that lacks something is kept with its `problem`.
 
-    raises      UserError if the folder, the table or a column is missing, or a line is no JSON object
+    raises      UserError if the folder, the table or a column is missing, or a line of these is no JSON object
     """
-    return [_row(number, record) for number, record in _records(Path(folder), table, stop)]
+    rows, parse = _open(Path(folder), table)
+    return [_row(number, parse(row)) for number, row in islice(enumerate(rows), start, stop)]
 
 
 def count_rows(folder: Path | str, table: str) -> int:
-    """How many rows `read_rows` gives, without looking into them where the format allows."""
-    path = _find(Path(folder), table)
-    if path.suffix == ".csv":
-        return sum(1 for _ in _records(Path(folder), table, None))
-    with path.open("rb") as file:
-        return sum(1 for line in file if not line.isspace())
+    """How many rows `read_rows` gives; only the columns are looked at.
+
+    raises      UserError if the folder, the table or a column is missing
+    """
+    return sum(1 for _ in _open(Path(folder), table)[0])
 
 
 def _find(folder: Path, table: str) -> Path:
@@ -63,61 +66,80 @@ def _find(folder: Path, table: str) -> Path:
     return path
 
 
-def _records(folder: Path, table: str, stop: int | None) -> Iterator[tuple[int, dict]]:
+def _open(folder: Path, table: str) -> tuple[Iterator, Callable[..., dict]]:
+    """The rows as they stand in the file, and what makes a dict of one: costly, so only for rows that are asked for."""
     path = _find(folder, table)
-    read = _read_csv if path.suffix == ".csv" else _read_jsonl
-    for number, record in enumerate(read(path)):
-        if number == 0:
-            _check_columns(path, record)
-        if number == stop:
-            return
-        yield number, record
+    rows = _csv_rows(path) if path.suffix == ".csv" else _jsonl_lines(path)
+    first = next(rows, None)
+    if first is None:
+        return iter(()), dict
+    if path.suffix == ".csv":
+        _check_columns(path, first)
+        return rows, lambda row: {**dict(zip(first, row, strict=False)), SURPLUS: row[len(first) :]}
+    _check_columns(path, list(_parse(path, first)))
+    return chain([first], rows), partial(_parse, path)
 
 
-def _read_csv(path: Path) -> Iterator[dict]:
+def _csv_rows(path: Path) -> Iterator[list[str]]:
+    """The header, then the rows, without blank lines."""
     csv.field_size_limit(sys.maxsize)
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, strict=True)
+        reader = csv.reader(file, strict=True)
         try:
-            yield from reader
+            yield from filter(None, reader)
         except (csv.Error, UnicodeDecodeError) as error:
             raise UserError(f"{path}: after line {reader.line_num}: {error}; expected CSV in UTF-8") from error
 
 
-def _read_jsonl(path: Path) -> Iterator[dict]:
+def _jsonl_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers from 1, without blank ones."""
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.isspace():
-                continue
-            try:
-                record = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise UserError(f"{path}: line {number} is no JSON ({error}); mend or delete it") from error
-            if not isinstance(record, dict):
-                raise UserError(f"{path}: line {number} is no JSON object; expected {{...}}")
-            yield record
+        yield from ((number, line) for number, line in enumerate(file, 1) if not line.isspace())
 
 
-def _check_columns(path: Path, record: dict) -> None:
-    """The first row shows which columns there are; a later row that lacks one is a bad row."""
-    if not any(all(column in record for column in form) for form in FORMS):
-        found = ", ".join(str(column) for column in record)
+def _parse(path: Path, numbered: tuple[int, bytes]) -> dict:
+    number, line = numbered
+    try:
+        record = json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: line {number} is no JSON ({error}); mend or delete it") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: line {number} is no JSON object; expected {{...}}")
+    return record
+
+
+def _check_columns(path: Path, columns: list[str]) -> None:
+    """The header, or the first row, shows which columns there are; a later row that lacks one is a bad row."""
+    found = ", ".join(columns)
+    if not any(all(column in columns for column in form) for form in FORMS):
         raise UserError(f"{path}: columns are {found}; expected {FORMS_TEXT}; rename or add a column")
-    if "file" not in record and "messages" not in record and "answer" not in record:
-        found = ", ".join(str(column) for column in record)
+    if not {"file", "messages", "answer"}.intersection(columns):
         raise UserError(f"{path}: no column `file` in {found}; add it, with paths relative to the folder")
 
 
 def _row(number: int, record: dict) -> Row:
     file, prompt = record.get("file") or None, record.get("prompt") or None
     problem, text = None, {}
-    if file is not None and not isinstance(file, str):
+    if not _has_bytes(record):
+        problem, file, prompt = "half a character, which UTF-8 cannot hold", None, None
+    elif record.get(SURPLUS):
+        problem = "more values than columns; put a text that holds a comma in quotes"
+    elif file is not None and not isinstance(file, str):
         problem, file = "`file` is no text", None
     elif prompt is not None and not isinstance(prompt, str):
         problem = "`prompt` is no text"
     else:
         text, problem = _text(record)
     return Row(number, file, text, prompt, problem)
+
+
+def _has_bytes(record: dict) -> bool:
+    """Whether it can be written as UTF-8: a JSON text may escape one half of a surrogate pair."""
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _text(record: dict) -> tuple[dict, str | None]:

@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 
 from fvlm.data.decode_pool import Decoded, DecodePool, decode_to_jpegs
+from fvlm.data.ledger import ledger_line
 from fvlm.data.media import MediaError
-from fvlm.data.readers import Row, read_rows
+from fvlm.data.readers import Row, count_rows, read_rows
 from fvlm.errors import UserError
 
 READ_AHEAD = 8  # files per process that may be decoded before the row that is written
@@ -21,8 +22,6 @@ READ_AHEAD = 8  # files per process that may be decoded before the row that is w
 
 def make_shard(
     rows: list[Row],
-    start: int,
-    stop: int,
     folder: Path,
     source_name: str,
     kind: str,
@@ -34,55 +33,51 @@ def make_shard(
     max_reject: float = 0.5,
     backend: str = "pyav",
 ) -> Counter:
-    """Decode rows [start, stop) of a source and write the shard and its ledger, both beside and then renamed.
+    """Decode some rows of a source and write the shard and its ledger, both beside and then renamed.
 
-    rows        the source's whole table
+    rows        what goes into this shard, at least one; their numbers are those of the source's whole table
     kind        "video", "image", "text" or "preference"
     prompt      what the user asks where a row has only a caption
     max_reject  a larger share of rejected rows fails the shard; its ledger is then `{out_ledger}.rejected`
     returns     how many rows by reason; "kept" counts the kept ones
     raises      UserError when too much was rejected
     """
-    slice_ = rows[start:stop]
-    if not slice_:
-        raise UserError(f"source {source_name!r}: no rows {start} to {stop} in a table of {len(rows)}")
     out_tar.parent.mkdir(parents=True, exist_ok=True)
     out_ledger.parent.mkdir(parents=True, exist_ok=True)
     tar, ledger = out_tar.with_name(out_tar.name + ".part"), out_ledger.with_name(out_ledger.name + ".part")
     counts: Counter = Counter()
     decode = partial(decode_to_jpegs, kind=kind, backend=backend)
-    progress = Progress(f"shard {source_name}/{out_tar.stem}", len(slice_))
+    progress = Progress(f"shard {source_name}/{out_tar.stem}", len(rows))
     with (
         DecodePool(decode, processes, deadline_s) as pool,
         tar.open("wb") as tar_file,
         ledger.open("w", encoding="utf-8") as ledger_file,
         open_tar(tar_file) as writer,
     ):
-        for row, result in _decoded(pool, slice_, folder, kind, READ_AHEAD * processes):
+        for row, result in _decoded(pool, rows, folder, kind, READ_AHEAD * processes):
             key = f"{source_name}-{row.number:07d}"
-            entry = {"file": row.file, "row": row.number, "status": "kept", "reason": None, "message": None}
-            entry |= {"key": key, "shard": out_tar.name, "frames": 0, "duration_s": 0.0, "codec": None}
-            entry |= {"source": source_name, "kind": kind}
+            about = {"source": source_name, "kind": kind, "row": row.number, "file": row.file}
             if isinstance(result, MediaError):
                 message = str(result).replace(f"{folder}{os.sep}", "")  # the same wherever the folder stands
-                entry |= {"status": "rejected", "reason": result.reason, "message": message, "key": None}
-                entry["shard"] = None
+                line = ledger_line(**about, reason=result.reason, message=message)
+                counts[result.reason] += 1
             else:
                 writer.write(_members(row, result, key, source_name, kind, prompt))
-                entry |= {"frames": len(result.jpegs), "duration_s": result.duration_s, "codec": result.codec}
-            counts[entry["reason"] or "kept"] += 1
-            ledger_file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                made = {"frames": len(result.jpegs), "duration_s": result.duration_s, "codec": result.codec}
+                line = ledger_line(**about, key=key, shard=out_tar.name, **made)
+                counts["kept"] += 1
+            ledger_file.write(line)
             progress.step(f"{counts.total() - counts['kept']} rejected")
-    if counts.total() != len(slice_):
-        raise RuntimeError(f"{out_tar}: {len(slice_)} rows, {counts.total()} in the ledger")
+    if counts.total() != len(rows):
+        raise RuntimeError(f"{out_tar}: {len(rows)} rows, {counts.total()} in the ledger")
     rejected = counts.total() - counts["kept"]
-    if rejected > max_reject * len(slice_):
+    if rejected > max_reject * len(rows):
         kept_ledger = out_ledger.with_name(out_ledger.name + ".rejected")
         ledger.replace(kept_ledger)
         tar.unlink()
         common = ", ".join(f"{reason} {count}" for reason, count in _rejections(counts).most_common(5))
         raise UserError(
-            f"source {source_name!r}: {rejected} of {len(slice_)} rows rejected ({common}), at most "
+            f"source {source_name!r}: {rejected} of {len(rows)} rows rejected ({common}), at most "
             f"{max_reject:.0%} may be; read {kept_ledger}, mend the files or raise `max_reject`"
         )
     tar.replace(out_tar)
@@ -197,17 +192,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Shard a whole folder; a shard that is there already with its ledger is kept."""
-    rows = read_rows(args.folder, args.table)
-    name = args.name or args.folder.resolve().name
-    starts = list(enumerate(range(0, len(rows), args.samples_per_shard)))
-    for number, start in starts if args.shard is None else starts[args.shard : args.shard + 1]:
+    """Shard a whole folder, or make one shard of it; a shard that is there already with its ledger is kept."""
+    name, size = args.name or args.folder.resolve().name, args.samples_per_shard
+    table = read_rows(args.folder, args.table) if args.shard is None else []
+    for number in range(-(-len(table) // size)) if args.shard is None else [args.shard]:
         tar, ledger = args.out / f"{number:05d}.tar", args.out / f"{number:05d}.ledger.jsonl"
         if tar.exists() and ledger.exists():
             print(f"{tar} is there", file=sys.stderr)
             continue
-        stop = start + args.samples_per_shard
+        here = table[number * size : (number + 1) * size]
+        rows = here or rows_of_shard(args.folder, args.table, number, size)
         make_shard(
-            rows, start, stop, args.folder, name, args.kind, args.prompt, tar, ledger,
+            rows, args.folder, name, args.kind, args.prompt, tar, ledger,
             args.processes, args.deadline, args.max_reject, args.backend,
         )  # fmt: skip
+
+
+def rows_of_shard(folder: Path, table: str, number: int, size: int) -> list[Row]:
+    """Rows of shard `number` alone; raises UserError if the table has none for it."""
+    start = number * size
+    rows = read_rows(folder, table, start, start + size) if start >= 0 else []
+    if not rows:
+        count = count_rows(folder, table)
+        raise UserError(
+            f"{folder / table}: shard {number} starts at row {start} (counted from 0), but the table has {count} rows; "
+            f"if `samples:` in config/sources.yaml says more than {count}, lower or remove it"
+        )
+    return rows

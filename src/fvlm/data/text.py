@@ -114,12 +114,13 @@ def encode_chat(
     max_tokens  a longer text is cut at its end; where that would leave no answer token, the first turns are
                 shortened instead so that half of the tokens are answer
     returns     ids (S,) int32 and answer mask (S,) bool, True on what the assistant says and its <|im_end|>
+    raises      ValueError, KeyError, TypeError or OverflowError for a sample that is none of these
     """
     if "token_ids" in sample:
         ids = np.asarray(sample["token_ids"], np.int32)
         mask = np.asarray(sample.get("loss_mask", np.ones(len(ids))), bool)
-        if len(ids) != len(mask):
-            raise UserError(f"a tokenized sample has {len(ids)} token_ids and a loss_mask of {len(mask)}")
+        if ids.ndim != 1 or ids.shape != mask.shape:
+            raise ValueError(f"token_ids of shape {ids.shape} and a loss_mask of shape {mask.shape}")
     else:
         ids, mask = _encode_messages(tokenizer, _messages(sample, system_prompt))
     if max_tokens is None or len(ids) <= max_tokens:

@@ -33,10 +33,11 @@ def main(args) -> int:
     study = study_of(args)
     run, model, device = load_run(Path(study.results) / "runs" / args.run)
     steps = held_out_by_source(run, study, study.evaluation.samples)
+    groups = videos_of(steps)
     rows = []
     with torch.no_grad(), autocast(run, device):
         for i, batches in enumerate(load_steps(steps)):
-            rows += [row for batch in batches for row in score(run, model, batch.to(device), study)]
+            rows += [row for batch in batches for row in score(run, model, batch.to(device), study, groups)]
             print(f"{run.name}: batch {i + 1} of {len(steps)} scored", file=sys.stderr, flush=True)
     write_csv(args.out, rows)
     return 0
@@ -59,13 +60,22 @@ def held_out_by_source(run: Run, study: Study, samples: int) -> Steps:
     return Steps(corpus, order, run, study, "answers", BATCH, whole=True)
 
 
-def score(run: Run, model, batch: Batch, study: Study) -> list[dict]:
+def videos_of(steps: Steps) -> dict[str, int]:
+    """Key of each sample -> its original file, as a number: samples of one file are not independent."""
+    places = zip(steps.order.source.tolist(), steps.order.row.tolist(), strict=True)
+    indices = steps.corpus.indices
+    return {str(indices[place].keys[row]): int(indices[place].group[row]) for place, row in places}
+
+
+def score(run: Run, model, batch: Batch, study: Study, groups: dict[str, int]) -> list[dict]:
     """One row per sample, mode and kind of frames: summed loss in nats, scored tokens, attention entropy in nats."""
     rows = []
     looks = [(mode, "own", batch) for mode in run.model.modes]
     looks.append(("blind", "none", batch.without_frames()))
     looks.append((run.model.training_mode, "other", batch.with_frames_of_neighbour()))
     for mode, frames, seen in looks:
+        if seen is None:
+            continue  # a batch in which a single sample has frames: there is no other's
         attended = frames == "own" and run.model.architecture == "foveated"
         output = model(seen, run.model.training_mode if mode == "blind" else mode, with_attention=attended)
         entropies = [None] * len(seen)
@@ -75,7 +85,8 @@ def score(run: Run, model, batch: Batch, study: Study) -> list[dict]:
         for i, (key, name) in enumerate(zip(batch.keys, batch.sources, strict=True)):
             rows.append({
                 "run": run.name, "mode": mode, "frames": frames, "source": name, "kind": study.sources[name].kind,
-                "key": key, "loss_sum": output.loss_sum_B[i].item(), "tokens": int(output.count_B[i]),
+                "key": key, "group": groups[key], "loss_sum": output.loss_sum_B[i].item(),
+                "tokens": int(output.count_B[i]),
                 "entropy": entropies[i],
             })  # fmt: skip
     return rows
