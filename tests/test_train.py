@@ -214,6 +214,11 @@ def test_frozen_parts_do_not_move(prepared, tmp_path):
     assert moved == {"connector"}
 
 
+def test_texts_alone_train_nothing_where_only_the_connector_is_trained(prepared, tmp_path):
+    rows, _, _ = trained(prepared, tmp_path, "F1", baseline={"operation.micro_tokens": 1})
+    assert all(row["train_loss"] > 0 for row in rows)
+
+
 def test_more_samples_than_there_are_is_refused(prepared, tmp_path):
     with pytest.raises(UserError, match="no sample is trained on twice"):
         trained(prepared, tmp_path, baseline={"train.samples": 10_000})

@@ -72,7 +72,9 @@ def score(run: Run, model, batch: Batch, study: Study, groups: dict[str, int]) -
     rows = []
     looks = [(mode, "own", batch) for mode in run.model.modes]
     looks.append(("blind", "none", batch.without_frames()))
-    looks.append((run.model.training_mode, "other", batch.with_frames_of_neighbour()))
+    # Texts have no frames to exchange; they count as they are, so that every look is taken over the same samples.
+    other = batch.with_frames_of_neighbour() if batch.frame_counts.any() else batch
+    looks.append((run.model.training_mode, "other", other))
     for mode, frames, seen in looks:
         if seen is None:
             continue  # a batch in which a single sample has frames: there is no other's

@@ -110,7 +110,8 @@ class Trainer:
             with context:
                 output = self.model(batch.to(self.device), self.run.model.training_mode)
             loss = output.objective_B.sum() / scored
-            loss.backward()
+            if loss.requires_grad:  # texts alone reach no part that is trained when only the connector is
+                loss.backward()
             objective += loss.item()
             fine += output.loss_sum_B.sum().item() / scored
             coarse += output.coarse_sum_B.sum().item() / scored if output.coarse_sum_B is not None else 0.0
