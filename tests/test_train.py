@@ -265,13 +265,14 @@ def test_every_source_is_held_against_its_own_unseen_samples(prepared):
     """Validation data unlike the training data once reversed a conclusion."""
     study = study_in(prepared)
     run = study.runs["baseline"]
-    seen, held = open_training(run, study), open_held_out(run, study, 100)
-    assert held.names == seen.names
+    seen = open_training(run, study)
+    parts = [open_held_out(run, study, part, 100) for part in ("validation", "evaluation")]
+    assert parts[0].names == parts[1].names == seen.names
     keys = [
         {str(index.keys[row]) for index, rows in zip(corpus.indices, corpus.rows, strict=True) for row in rows}
-        for corpus in (seen, held)
+        for corpus in (seen, *parts)
     ]
-    assert keys[0] and keys[1] and not keys[0] & keys[1]
+    assert all(keys) and not keys[0] & keys[1] and not keys[0] & keys[2] and not keys[1] & keys[2]
 
 
 def test_flops_of_samples_add_up_to_the_summary(prepared, tmp_path):

@@ -40,9 +40,10 @@ def open_training(run: Run, study: Study) -> Corpus:
     return Corpus([s.name for s in sources], indices, rows, [s.prompt for s in sources])
 
 
-def open_held_out(run: Run, study: Study, samples: int, kinds: tuple[str, ...] | None = None) -> Corpus:
+def open_held_out(run: Run, study: Study, part: str, samples: int, kinds: tuple[str, ...] | None = None) -> Corpus:
     """At most `samples` held-out samples for each of the run's sources, always the same ones.
 
+    part    "validation" (while training: the best weights are chosen by it) or "evaluation"; a sample is in one of them
     kinds   only sources of these kinds; None: those the run has a share for
     """
     kinds = kinds or tuple(kind for kind, share in run.data.share.items() if share > 0)
@@ -58,7 +59,9 @@ def open_held_out(run: Run, study: Study, samples: int, kinds: tuple[str, ...] |
         else:
             index = _open(source, study)
             rows, prompt = split_held_out(index, source.held_out)[1], source.prompt
-        chosen = np.random.default_rng(0).permutation(rows)[:samples]
+        shuffled = np.random.default_rng(0).permutation(rows)
+        cut = min(run.train.validation_samples, len(rows) // 2)
+        chosen = (shuffled[:cut] if part == "validation" else shuffled[cut:])[:samples]
         corpus.names.append(name)
         corpus.indices.append(index)
         corpus.rows.append(np.sort(chosen))
@@ -162,10 +165,10 @@ def load_steps(steps: Steps, first: int = 0, workers: int = 0) -> Iterator[list[
         yield batches
 
 
-def held_out_steps(run: Run, study: Study, samples: int, loss: str, batch_size: int = 8) -> Steps | None:
-    """Held-out samples of the run's sources as steps, or None where no source holds anything out."""
-    corpus = open_held_out(run, study, samples)
+def validation_steps(run: Run, study: Study, batch_size: int = 8) -> Steps | None:
+    """The run's validation samples as steps, or None where its sources hold out too few."""
+    corpus = open_held_out(run, study, "validation", run.train.validation_samples)
     if not sum(len(rows) for rows in corpus.rows):
         return None
     order = in_file_order(corpus.indices, corpus.rows, run.data.static_frames, run.data.max_text_tokens)
-    return Steps(corpus, order, run, study, loss, batch_size)
+    return Steps(corpus, order, run, study, run.data.loss, batch_size)

@@ -52,7 +52,7 @@ def main(args) -> int:
 
 def fixed_videos(run: Run, study: Study) -> Steps:
     """The same few held-out videos for every run with these sources: the first of each video source in turn."""
-    corpus = open_held_out(run, study, study.evaluation.samples, kinds=("video",))
+    corpus = open_held_out(run, study, "evaluation", study.evaluation.samples, kinds=("video",))
     wanted = study.evaluation.attention_videos
     for i, (index, rows) in enumerate(zip(corpus.indices, corpus.rows, strict=True)):
         moving = rows[index.frames[rows] > 1]

@@ -15,6 +15,7 @@ from fvlm.batch import Batch
 from fvlm.config import add_study_arguments, study_of
 from fvlm.data.loader import Steps, load_steps, open_held_out
 from fvlm.data.order import in_file_order
+from fvlm.errors import UserError
 from fvlm.evaluate.load import load_run
 from fvlm.schema import Run, Study
 from fvlm.train.loop import autocast
@@ -49,7 +50,12 @@ def held_out_by_source(run: Run, study: Study, samples: int) -> Steps:
     A batch takes rows far apart, because neighbouring rows may ask about the same video, and the frames of 'another
     sample' must be another video's.
     """
-    corpus = open_held_out(run, study, samples)
+    corpus = open_held_out(run, study, "evaluation", samples)
+    if not any(len(rows) for rows in corpus.rows):
+        raise UserError(
+            f"run {run.name!r}: its sources ({', '.join(run.data.sources)}) hold out no sample to evaluate on; raise "
+            "their `held_out` in config/sources.yaml"
+        )
     for i, rows in enumerate(corpus.rows):
         corpus.rows[i] = rows[: len(rows) // BATCH * BATCH or len(rows)]
     spread = [

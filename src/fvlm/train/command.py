@@ -17,7 +17,7 @@ from safetensors.torch import load_model, save_model
 
 import fvlm
 from fvlm.config import add_study_arguments, study_of
-from fvlm.data.loader import Corpus, Steps, held_out_steps, open_training
+from fvlm.data.loader import Corpus, Steps, open_training, validation_steps
 from fvlm.data.order import Order, cut_to_flops, cut_to_samples, draw_order
 from fvlm.errors import UserError
 from fvlm.files import write_beside, write_json
@@ -64,7 +64,7 @@ def train(run: Run, study: Study, folder: Path) -> None:
     model.freeze(run.optim.freeze)
     model.to(device)
     steps = Steps(corpus, order, run, study, run.data.loss, run.optim.batch_size)
-    validation = held_out_steps(run, study, run.train.validation_samples, run.data.loss)
+    validation = validation_steps(run, study)
     trainer = Trainer(run, model, steps, validation, np.cumsum(flops), folder / "state",
                       identity(run, study, folder), device)  # fmt: skip
     trainer.train()
