@@ -143,8 +143,13 @@ def make_report():
         path.stat().st_mtime > page.stat().st_mtime for path in made
     ):
         files = " ".join(shlex.quote(str(path)) for path in workflow.configfiles)
+        changes = " ".join(
+            shlex.quote(f"{key}={json.dumps(value)}")
+            for key, value in workflow.config_settings.config.items()
+        )
+        config_ = f"--config {changes}" if changes else ""
         shell(
-            f"snakemake --report {page} --configfile {files} --cores 1 --nolock > {R}/logs/report.log 2>&1"
+            f"snakemake --report {page} --configfile {files} {config_} --cores 1 --nolock > {R}/logs/report.log 2>&1"
         )
     print(
         f"\nreport   {page}",

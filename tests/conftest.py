@@ -101,3 +101,9 @@ def parse(module: str, arguments: list[str]):
     parser = argparse.ArgumentParser()
     importlib.import_module(module).add_arguments(parser)
     return parser.parse_args(arguments)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A copy of config/."""
+    return Path(shutil.copytree(ROOT / "config", tmp_path / "config"))

@@ -15,6 +15,7 @@ from fvlm.data.readers import read_rows
 from fvlm.data.shards import make_shard
 from fvlm.data.text import texts_of, train_tokenizer
 from fvlm.errors import UserError
+from fvlm.evaluate.losses import batches_by_source, held_out_samples
 from fvlm.model.build import build_model
 from fvlm.schema import Optim, Study
 from fvlm.train.command import planned_order, sample_flops, train
@@ -273,6 +274,18 @@ def test_every_source_is_held_against_its_own_unseen_samples(prepared):
         for corpus in (seen, *parts)
     ]
     assert all(keys) and not keys[0] & keys[1] and not keys[0] & keys[2] and not keys[1] & keys[2]
+
+
+def test_evaluation_batches_hold_every_sample_once_and_no_video_twice(prepared):
+    study = study_in(prepared)
+    steps = held_out_samples(study.runs["baseline"], study)
+    for place, index in enumerate(steps.corpus.indices):  # as if three samples asked about each file
+        index.group[:] = np.arange(len(index)) // 3 + 1000 * place
+    batches = batches_by_source(steps)
+    assert sorted(member for members, _ in batches for member in members) == list(range(len(steps.order)))
+    for members, videos in batches:
+        assert len(set(videos)) == len(members)
+        assert len({int(steps.order.source[member]) for member in members}) == 1
 
 
 def test_flops_of_samples_add_up_to_the_summary(prepared, tmp_path):

@@ -73,9 +73,8 @@ def check_data(study: Study) -> None:
                 )
                 raise UserError(
                     f"run {run.name!r}: {what} needs {needed:,.0f} {kind} samples, but "
-                    f"{', '.join(s.name for s in sources)} "
-                    f"hold {found:,.0f}, and no sample is trained on twice; lower it, lower data.share.{kind}, or add "
-                    f"sources"
+                    f"{', '.join(s.name for s in sources)} hold {found:,.0f}, and no sample is trained on twice; lower "
+                    f"it, lower data.share.{kind}, or add sources"
                 )
 
 

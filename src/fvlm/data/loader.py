@@ -1,6 +1,5 @@
 """From a run's order to ready batches: seek in the shards, decode JPEGs, tokenize, pack. No padding anywhere."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,15 +73,12 @@ def _open(source: Source, study: Study) -> Index:
 
 
 class Steps(Dataset):
-    """Item i is step i of an order: its micro-batches, ready for the model; in one piece if `whole`."""
+    """Item i is step i of an order: its micro-batches, ready for the model."""
 
-    def __init__(
-        self, corpus: Corpus, order: Order, run: Run, study: Study, loss: str, batch_size: int, whole: bool = False
-    ):
+    def __init__(self, corpus: Corpus, order: Order, run: Run, study: Study, loss: str, batch_size: int):
         self.corpus, self.order, self.batch_size, self.loss = corpus, order, batch_size, loss
         self.max_tokens, self.results = run.data.max_text_tokens, Path(study.results)
-        limits = (run.operation.micro_frames, run.operation.micro_tokens)
-        self.most_positions, self.most_tokens = (math.inf, math.inf) if whole else limits
+        self.most_positions, self.most_tokens = run.operation.micro_frames, run.operation.micro_tokens
         self.tokenizer = load_tokenizer(self.results / "tokenizer")
 
     def __len__(self) -> int:
@@ -122,8 +118,8 @@ class Steps(Dataset):
             ) from error
         if len(frames) != index.frames[row] or frames.shape[1:] != (IMAGE, IMAGE, 3):
             raise UserError(
-                f"{file}: sample {key!r} has frames {frames.shape}, its index says {index.frames[row]} of {IMAGE} x "
-                f"{IMAGE}; "
+                f"{file}: sample {key!r} has frames {frames.shape}, its index says {index.frames[row]} of "
+                f"{IMAGE} x {IMAGE}; "
                 f"delete the index of source {name!r} so that it is made again"
             )
         return {

@@ -48,8 +48,8 @@ def draw_order(
     for kind, (source, _) in pools.items():
         if not len(source):
             raise UserError(
-                f"data.share wants {share[kind]:.0%} {kind} samples, but the run's sources hold none; check their "
-                f"ledgers"
+                f"data.share wants {share[kind]:.0%} {kind} samples, but the run's sources hold none; "
+                "check their ledgers"
             )
     length = int(min(len(source) / share[kind] for kind, (source, _) in pools.items()))
     place, source, row = [], [], []
@@ -99,8 +99,7 @@ def cut_to_samples(order: Order, samples: int, run: str) -> Order:
     if samples > len(order):
         raise UserError(
             f"run {run!r}: train.samples is {samples:,}, but its sources hold only {len(order):,} samples in the "
-            f"wanted "
-            "shares, and no sample is trained on twice; lower train.samples, change data.share, or add sources"
+            "wanted shares, and no sample is trained on twice; lower train.samples, change data.share, or add sources"
         )
     return order.first(samples)
 
@@ -111,14 +110,14 @@ def cut_to_flops(order: Order, flops_of_each: np.ndarray, budget: float, run: st
     if spent[-1] < budget:
         raise UserError(
             f"run {run!r}: its sources hold {len(order):,} samples = {spent[-1]:.3g} training FLOPs, fewer than "
-            f"the budget of "
+            "the budget of "
             f"{budget:.3g}, and no sample is trained on twice; lower the budget or add sources"
         )
     count = int(np.searchsorted(spent, budget, side="right"))
     if count == 0:
         raise UserError(
             f"run {run!r}: one sample costs {spent[0]:.3g} training FLOPs, more than the budget of {budget:.3g}; "
-            f"raise the budget"
+            "raise the budget"
         )
     return order.first(count)
 

@@ -9,6 +9,7 @@ from fvlm.config import add_study_arguments, study_of
 from fvlm.data.index import read_sample, sample_text
 from fvlm.data.loader import Steps, open_held_out
 from fvlm.data.order import in_file_order
+from fvlm.errors import UserError
 from fvlm.evaluate.load import load_run
 from fvlm.files import write_beside
 from fvlm.schema import Run, Study
@@ -24,6 +25,8 @@ def add_arguments(parser) -> None:
 def main(args) -> int:
     study = study_of(args)
     run, model, device = load_run(Path(study.results) / "runs" / args.run)
+    if run.model.architecture != "foveated":
+        raise UserError(f"run {run.name!r} has no query ({run.model.architecture}); name a foveated run")
     steps = fixed_videos(run, study)
     arrays: dict[str, np.ndarray] = {}
     keys, sources, captions = [], [], []
@@ -53,6 +56,8 @@ def main(args) -> int:
 def fixed_videos(run: Run, study: Study) -> Steps:
     """The same few held-out videos for every run with these sources: the first of each video source in turn."""
     corpus = open_held_out(run, study, "evaluation", study.evaluation.samples, kinds=("video",))
+    if not corpus.rows:
+        raise UserError(f"run {run.name!r}: none of its video sources holds anything out, so there is no video to show")
     wanted = study.evaluation.attention_videos
     for i, (index, rows) in enumerate(zip(corpus.indices, corpus.rows, strict=True)):
         moving = rows[index.frames[rows] > 1]

@@ -13,7 +13,7 @@ import torch
 
 from fvlm.batch import Batch
 from fvlm.config import add_study_arguments, study_of
-from fvlm.data.loader import Steps, load_steps, open_held_out
+from fvlm.data.loader import Steps, open_held_out, pack
 from fvlm.data.order import in_file_order
 from fvlm.errors import UserError
 from fvlm.evaluate.load import load_run
@@ -33,48 +33,55 @@ def add_arguments(parser) -> None:
 def main(args) -> int:
     study = study_of(args)
     run, model, device = load_run(Path(study.results) / "runs" / args.run)
-    steps = held_out_by_source(run, study, study.evaluation.samples)
-    groups = videos_of(steps)
+    steps = held_out_samples(run, study)
+    samples = batches_by_source(steps)
     rows = []
     with torch.no_grad(), autocast(run, device):
-        for i, batches in enumerate(load_steps(steps)):
-            rows += [row for batch in batches for row in score(run, model, batch.to(device), study, groups)]
-            print(f"{run.name}: batch {i + 1} of {len(steps)} scored", file=sys.stderr, flush=True)
+        for i, (members, videos) in enumerate(samples):
+            batch = pack([steps.sample(member) for member in members]).to(device)
+            rows += score(run, model, batch, study, videos)
+            print(f"{run.name}: batch {i + 1} of {len(samples)} scored", file=sys.stderr, flush=True)
     write_csv(args.out, rows)
     return 0
 
 
-def held_out_by_source(run: Run, study: Study, samples: int) -> Steps:
-    """Held-out samples in batches of one source each.
-
-    A batch takes rows far apart, because neighbouring rows may ask about the same video, and the frames of 'another
-    sample' must be another video's.
-    """
-    corpus = open_held_out(run, study, "evaluation", samples)
+def held_out_samples(run: Run, study: Study) -> Steps:
+    """The run's evaluation samples, source after source; UserError if there is none."""
+    corpus = open_held_out(run, study, "evaluation", study.evaluation.samples)
     if not any(len(rows) for rows in corpus.rows):
         raise UserError(
             f"run {run.name!r}: its sources ({', '.join(run.data.sources)}) hold out no sample to evaluate on; raise "
             "their `held_out` in config/sources.yaml"
         )
-    for i, rows in enumerate(corpus.rows):
-        corpus.rows[i] = rows[: len(rows) // BATCH * BATCH or len(rows)]
-    spread = [
-        np.concatenate([rows[k :: max(1, len(rows) // BATCH)] for k in range(max(1, len(rows) // BATCH))])
-        for rows in corpus.rows
-    ]
-    order = in_file_order(corpus.indices, spread, run.data.static_frames, run.data.max_text_tokens)
-    return Steps(corpus, order, run, study, "answers", BATCH, whole=True)
+    order = in_file_order(corpus.indices, corpus.rows, run.data.static_frames, run.data.max_text_tokens)
+    return Steps(corpus, order, run, study, "answers", BATCH)
 
 
-def videos_of(steps: Steps) -> dict[str, int]:
-    """Key of each sample -> its original file, as a number: samples of one file are not independent."""
-    places = zip(steps.order.source.tolist(), steps.order.row.tolist(), strict=True)
-    indices = steps.corpus.indices
-    return {str(indices[place].keys[row]): int(indices[place].group[row]) for place, row in places}
+def batches_by_source(steps: Steps) -> list[tuple[list[int], list[int]]]:
+    """Every sample in one batch of about `BATCH`, each batch of one source and of different videos.
+
+    Several samples may ask about one video, and the frames of 'another sample' must be another video's: with samples
+    sorted by video and dealt to at least as many batches as a video has samples, no batch gets a video twice.
+
+    returns     per batch the places in `steps.order` and the video of each, as a number
+    """
+    order, result = steps.order, []
+    for place, index in enumerate(steps.corpus.indices):
+        members = np.flatnonzero(order.source == place)
+        videos = index.group[order.row[members]]
+        by_video = np.argsort(videos, kind="stable")
+        members, videos = members[by_video], videos[by_video]
+        most = int(np.unique(videos, return_counts=True)[1].max(initial=1))
+        count = min(max(1, len(members) // BATCH, most), len(members))
+        result += [(members[k::count].tolist(), videos[k::count].tolist()) for k in range(count)]
+    return result
 
 
-def score(run: Run, model, batch: Batch, study: Study, groups: dict[str, int]) -> list[dict]:
-    """One row per sample, mode and kind of frames: summed loss in nats, scored tokens, attention entropy in nats."""
+def score(run: Run, model, batch: Batch, study: Study, videos: list[int]) -> list[dict]:
+    """One row per sample, mode and kind of frames: summed loss in nats, scored tokens, attention entropy in nats.
+
+    videos  which video each sample is of: samples of one video are not independent
+    """
     rows = []
     looks = [(mode, "own", batch) for mode in run.model.modes]
     looks.append(("blind", "none", batch.without_frames()))
@@ -93,7 +100,7 @@ def score(run: Run, model, batch: Batch, study: Study, groups: dict[str, int]) -
         for i, (key, name) in enumerate(zip(batch.keys, batch.sources, strict=True)):
             rows.append({
                 "run": run.name, "mode": mode, "frames": frames, "source": name, "kind": study.sources[name].kind,
-                "key": key, "group": groups[key], "loss_sum": output.loss_sum_B[i].item(),
+                "key": key, "group": videos[i], "loss_sum": output.loss_sum_B[i].item(),
                 "tokens": int(output.count_B[i]),
                 "entropy": entropies[i],
             })  # fmt: skip

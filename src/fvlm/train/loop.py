@@ -140,8 +140,7 @@ class Trainer:
         names = ", ".join(key for batch in batches for key in batch.keys)
         raise UserError(
             f"run {self.run.name!r}: the loss is {loss} at step {self.step + 1}, samples {names}; the last "
-            f"checkpoint is "
-            "intact; look at these samples or lower optim.lr"
+            "checkpoint is intact; look at these samples or lower optim.lr"
         )
 
     @torch.no_grad()

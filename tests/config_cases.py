@@ -1,0 +1,17 @@
+"""A copy of config/ to make mistakes in; the fixture `folder` is in conftest."""
+
+from pathlib import Path
+
+from fvlm.config import load_study, merged, read_yaml
+
+CONFIG = Path(__file__).resolve().parents[1] / "config"
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) >= 1, f"{path.name} no longer holds {old!r}"
+    path.write_text(text.replace(old, new, 1))
+
+
+def load(folder: Path, study: str = "config.yaml", **changes):
+    return load_study(merged(read_yaml(folder / study), changes), folder)

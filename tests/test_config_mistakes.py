@@ -1,0 +1,203 @@
+"""A mistake in the configuration is one sentence that names the file, the field and the remedy."""
+
+import pytest
+
+from fvlm.errors import UserError
+from fvlm.plan import check_data
+from tests.config_cases import edit, load
+
+MISTAKES = {
+    "unknown key of the study": ("config.yaml", "shards: {", "shard: {", ("'demo'", "'shard'", "'shards'")),
+    "unknown field of the study": (
+        "config.yaml",
+        "  train.evaluations:",
+        "  train.evaluatons:",
+        ("'demo'", "baseline", "'train.evaluatons'", "'train.evaluations'"),
+    ),
+    "unknown field of an ablation": (
+        "ablations.yaml",
+        "A6: {model.fine_pass:",
+        "A6: {model.fine_pas:",
+        ("config/ablations.yaml", "A6", "'model.fine_pas'", "'model.fine_pass'"),
+    ),
+    "unknown field of a stage": (
+        "stages.yaml",
+        "  parent: stage1",
+        "  parents: stage1",
+        ("config/stages.yaml", "stage2", "'parents'", "'parent'"),
+    ),
+    "unknown key of the baseline": (
+        "baseline.yaml",
+        "  clip:",
+        "  clips:",
+        ("config/baseline.yaml", "'optim.clips'", "'clip'"),
+    ),
+    "field of the baseline that is missing": (
+        "baseline.yaml",
+        "  clip: 1.0 ",
+        "  # ",
+        ("config/baseline.yaml", "'optim.clip'", "missing"),
+    ),
+    "value of the baseline": (
+        "baseline.yaml",
+        "  clip: 1.0 ",
+        "  clip: -1.0 ",
+        ("config/baseline.yaml", "'optim.clip'", "greater than 0", "-1.0"),
+    ),
+    "unknown key of the grid": (
+        "config.yaml",
+        "  budgets: {C1",
+        "  budget: {C1",
+        ("scaling", "'budget'", "'budgets'"),
+    ),
+    "unknown source": (
+        "config.yaml",
+        "data.sources: [grid, moves, questions,",
+        "data.sources: [grid, moves, question,",
+        ("'baseline'", "data.sources", "'question'", "config/sources.yaml", "'questions'"),
+    ),
+    "unknown key of a source": (
+        "sources.yaml",
+        "held_out: grid_held_out",
+        "heldout: grid_held_out",
+        ("config/sources.yaml", "'grid'", "'heldout'", "'held_out'"),
+    ),
+    "unknown kind of a source": (
+        "sources.yaml",
+        "grid: {kind: video",
+        "grid: {kind: film",
+        ("config/sources.yaml", "'grid'", "kind", "'video'", "'film'"),
+    ),
+    "held out: no such source": (
+        "sources.yaml",
+        "held_out: grid_held_out",
+        "held_out: grid_heldout",
+        ("config/sources.yaml", "'grid'", "held_out", "'grid_heldout'", "0.1"),
+    ),
+    "unknown model size": (
+        "config.yaml",
+        "model.encoder: demo-dino",
+        "model.encoder: demo-dinos",
+        ("model.encoder", "'demo-dinos'", "config/models.yaml", "'demo-dino'"),
+    ),
+    "shares do not add up": (
+        "ablations.yaml",
+        "D1: {data.share: {video: 0.55,",
+        "D1: {data.share: {video: 0.65,",
+        ("config/ablations.yaml", "D1", "data.share", "1.1", "add up to 1"),
+    ),
+    "no parent": (
+        "stages.yaml",
+        "parent: stage2",
+        "parent: stage_2",
+        ("'stage3'", "parent", "'stage_2'", "'stage2'"),
+    ),
+    "no source of a kind": (
+        "config.yaml",
+        "data.sources: [questions, pictures, chat]",
+        "data.sources: [questions, pictures]",
+        ("'stage2'", "data.share", "text", "questions, pictures"),
+    ),
+    "two lengths": (
+        "ablations.yaml",
+        "A6: {model.fine_pass: false}",
+        "A6: {train.flops: 1.0e+9}",
+        ("config/ablations.yaml", "A6", "train.samples", "train.flops", "null"),
+    ),
+    "no number": (
+        "config.yaml",
+        "train.samples: 2000",
+        "train.samples: many",
+        ("train.samples", "'many'", "integer"),
+    ),
+    "a rate that ends nowhere": (
+        "ablations.yaml",
+        "A6: {model.fine_pass: false}",
+        "A6: {optim.schedule: converging}",
+        ("config/ablations.yaml", "A6", "optim.final_lr", "'converging'"),
+    ),
+    "tokens that are no square": (
+        "ablations.yaml",
+        "B1: {model.architecture: multi_token}",
+        "B1: {model.architecture: multi_token, model.tokens_per_frame: 12}",
+        ("config/ablations.yaml", "B1", "model.tokens_per_frame", "12", "square"),
+    ),
+    "tokens that are not 49": (
+        "ablations.yaml",
+        "model.tokens_per_frame: 49",
+        "model.tokens_per_frame: 16",
+        ("config/ablations.yaml", "B2", "model.tokens_per_frame", "16", "49"),
+    ),
+    "prepared source": ("config.yaml", "prepare: [preferences]", "prepare: [preference]", ("prepare", "'preferences'")),
+    "held out: trained on": (
+        "sources.yaml",
+        "held_out: grid_held_out",
+        "held_out: moves",
+        ("'grid'", "held_out", "'moves'", "trains on"),
+    ),
+    "held out: another kind": (
+        "sources.yaml",
+        "held_out: grid_held_out",
+        "held_out: chat_held_out",
+        ("'grid'", "held_out", "'chat_held_out'", "kind text", "video"),
+    ),
+    "another model than the parent's": (
+        "stages.yaml",
+        "  parent: stage1\n",
+        "  parent: stage1\n  model.architecture: multi_token\n",
+        ("'stage2'", "model.architecture", "'stage1'"),
+    ),
+    "a stage and an ablation of one name": ("ablations.yaml", "A6: {", "stage1: {", ("'stage1'", "two runs", "rename")),
+    "a list for a mapping": ("config.yaml", "ablations:\n", "only: [A1]\nablations:\n", ("'demo'", "only", "mapping")),
+    "only what is not there": (
+        "config.yaml",
+        "ablations:\n",
+        "only: {ablations: [basline]}\nablations:\n",
+        ("only", "'basline'", "'baseline'"),
+    ),
+    "two tokenizers": (
+        "config.yaml",
+        "tokenizer: {vocabulary: 512}",
+        "tokenizer: {vocabulary: 512, weights: x}",
+        ("tokenizer", "either `weights` or `vocabulary`"),
+    ),
+    "more words than the model has": (
+        "config.yaml",
+        "tokenizer: {vocabulary: 512}",
+        "tokenizer: {vocabulary: 1024}",
+        ("'stage1'", "1024", "512", "tokenizer.vocabulary"),
+    ),
+    "broken YAML": ("ablations.yaml", "baseline: {}", "baseline: {", ("ablations.yaml", "not valid YAML")),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_with_its_place_and_remedy(folder, mistake):
+    file, old, new, expected = MISTAKES[mistake]
+    edit(folder / file, old, new)
+    with pytest.raises(UserError) as caught:
+        load(folder)
+    sentence = str(caught.value)
+    assert "\n" not in sentence and len(sentence) < 600
+    for part in expected:
+        assert part in sentence, sentence
+
+
+def test_a_missing_file_is_named(folder):
+    (folder / "stages.yaml").unlink()
+    with pytest.raises(UserError, match=r"stages\.yaml: no such file"):
+        load(folder)
+
+
+def test_more_than_one_epoch_is_refused_before_the_first_job(folder):
+    edit(folder / "config.yaml", "train.samples: 2400", "train.samples: 200000")
+    with pytest.raises(UserError) as caught:
+        check_data(load(folder))
+    for part in ("'stage3'", "train.samples 200,000", "grid", "twice", "lower it"):
+        assert part in str(caught.value)
+
+
+def test_a_budget_that_buys_more_than_one_epoch_is_refused(folder):
+    edit(folder / "config.yaml", "C4: 3.2e+11", "C4: 3.2e+15")
+    with pytest.raises(UserError, match=r"'S-C4-F': train\.flops 3\.2e\+15 = about .* twice"):
+        check_data(load(folder))
