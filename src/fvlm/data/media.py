@@ -37,6 +37,26 @@ class MediaError(Exception):
 
 
 @dataclass(frozen=True)
+class Media:
+    """One video or image of a sample, and where its bytes are.
+
+    file        as the ledger names it: relative to the source's folder, or absolute
+    image       False: a video
+    content     the bytes themselves, where a table holds them
+    inside      an uncompressed tar that holds them at [offset, offset + size); relative or absolute like `file`
+    span_s      only this part of the video, (start, end) in seconds after its first shown frame; None: all of it
+    """
+
+    file: str
+    image: bool = False
+    content: bytes | None = None
+    inside: str | None = None
+    offset: int = 0
+    size: int = 0
+    span_s: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
 class Clip:
     """The frames of one video, or of one image (one frame at time 0, duration 0).
 
