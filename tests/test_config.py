@@ -112,12 +112,13 @@ OTHER = {  # another valid value where the one beside it cannot be derived
     "model.language": "SmolLM2-360M",
     "model.tokens_per_frame": 9,
     "data.sources": ["webvid", "openvid", "cauldron", "smoltalk_s1"],
+    "data.weights": {"cauldron": 1.0},
     "data.loss": "answers",
     "optim.schedule": "constant",
     "optim.betas": [0.9, 0.95],
     "optim.freeze": ["llm"],
+    "train.epoch": 1,
     "train.precision": "float32",
-    "operation.wandb": "offline",
 }
 TOGETHER = {  # two fields that only go together
     "data.share.video": {"data.share": {"video": 0.50, "image": 0.36, "text": 0.14}},
@@ -135,7 +136,8 @@ def leaves(content: dict, prefix: str = "") -> dict:
     """Every field of baseline.yaml by dotted path."""
     found = {}
     for key, value in content.items():
-        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        branch = isinstance(value, dict) and value
+        found |= leaves(value, f"{prefix}{key}.") if branch else {prefix + key: value}
     return found
 
 

@@ -86,6 +86,18 @@ MISTAKES = {
         "D1: {data.share: {video: 0.65,",
         ("config/ablations.yaml", "D1", "data.share", "1.1", "add up to 1"),
     ),
+    "weight of a source that the run has not": (
+        "ablations.yaml",
+        "A6: {model.fine_pass: false}",
+        "A6: {data.weights: {gird: 1.0}}",
+        ("'A6'", "data.weights", "'gird'", "'grid'"),
+    ),
+    "weights for a part of a kind": (
+        "ablations.yaml",
+        "A6: {model.fine_pass: false}",
+        "A6: {data.weights: {grid: 1.0}}",
+        ("'A6'", "data.weights", "video", "'moves'", "give it one too"),
+    ),
     "no parent": (
         "stages.yaml",
         "parent: stage2",

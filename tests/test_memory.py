@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from fvlm import memory
 from fvlm.config import load_study, merged, read_yaml
-from fvlm.data.order import micro_batches
+from fvlm.data.batches import micro_batches
 from fvlm.errors import UserError
 from fvlm.flops import Trained
 from fvlm.model import attention

@@ -1,4 +1,4 @@
-"""The order of training samples: a function of the seed, each sample at most once, the mixture exact everywhere."""
+"""The order of training samples: a function of (seed, epoch), each sample at most once, the mixture exact everywhere."""
 
 import numpy as np
 import pytest
@@ -6,61 +6,109 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fvlm.data.index import Index
-from fvlm.data.order import cut_to_flops, cut_to_samples, draw_order, micro_batches, split_held_out
+from fvlm.data.order import cut_to_flops, cut_to_samples, draw_order, interleave, split_held_out
 from fvlm.errors import UserError
 
 
-def index(kind: str, count: int, seed: int = 0) -> Index:
+def index(kind: str, count: int, seed: int = 0, source: str | None = None) -> Index:
     rng = np.random.default_rng(seed)
     frames = {
         "video": rng.integers(1, 65, count),
         "image": np.ones(count, int),
         "text": np.zeros(count, int),
     }[kind]
-    return Index(
-        shards=np.array(["a.tar"]), shard=np.zeros(count, np.int32),
-        offset=np.arange(count), length=np.ones(count, int),
-        frames=frames, text_tokens=rng.integers(5, 400, count), answer_tokens=np.full(count, 3),
-        group=rng.integers(0, 2**62, count), keys=np.array([f"{kind}-{i}" for i in range(count)]),
-        kind=kind, source=kind, rejected=0,
-    )  # fmt: skip
+    columns = {
+        "shards": np.array(["a.tar"]), "shard": np.zeros(count, np.int32),
+        "offset": np.arange(count), "length": np.ones(count, int),
+        "frames": frames, "text_tokens": rng.integers(5, 400, count), "answer_tokens": np.full(count, 3),
+        "group": rng.integers(0, 2**62, count), "keys": np.array([f"{kind}-{i}" for i in range(count)]),
+        "kind": kind, "source": source or kind, "rejected": 0,
+    }  # fmt: skip
+    fields = Index.__dataclass_fields__
+    extra = {"hashes": np.zeros((count, 2), np.uint64), "tokenizer": ""}
+    return Index(**columns | {name: value for name, value in extra.items() if name in fields})
 
 
-INDICES = [index("video", 500), index("image", 300, 1), index("text", 200, 2), index("video", 100, 3)]
+INDICES = [
+    index("video", 500, 0, "long"),
+    index("image", 300, 1, "pictures"),
+    index("text", 200, 2, "chat"),
+    index("video", 100, 3, "short"),
+]
 ROWS = [np.arange(len(one)) for one in INDICES]
 SHARE = {"video": 0.60, "image": 0.26, "text": 0.14}
 
 
-def order(seed=42, share=SHARE, static_frames=8):
-    return draw_order(INDICES, ROWS, share, static_frames, 512, seed)
+def order(seed=42, share=SHARE, static_frames=8, weights=None, epoch=0):
+    return draw_order(INDICES, ROWS, share, weights or {}, static_frames, 512, seed, epoch)
 
 
-@given(seed=st.integers(0, 2**31), parts=st.lists(st.integers(5, 100), min_size=3, max_size=3))
-@settings(max_examples=30, deadline=None)
-def test_no_sample_twice_and_every_window_holds_its_share(seed, parts):
-    share = dict(zip(("video", "image", "text"), np.array(parts) / sum(parts), strict=True))
-    drawn = order(seed, share)
-    assert len(set(zip(drawn.source.tolist(), drawn.row.tolist(), strict=True))) == len(drawn)
-    kinds = np.array([one.kind for one in INDICES])[drawn.source]
-    for start in range(0, len(drawn) - 100, 37):
-        for kind, part in share.items():
-            assert abs((kinds[start : start + 100] == kind).sum() - 100 * part) <= 2
+def kinds_of(drawn):
+    return np.array([one.kind for one in INDICES])[drawn.source]
 
 
-def test_the_order_is_a_function_of_the_seed():
-    same, other = order(), order(seed=43)
-    assert (order().row == same.row).all() and (order().source == same.source).all()
-    assert (same.row[:200] != other.row[:200]).any()
+def names(drawn):
+    return list(zip(drawn.source.tolist(), drawn.row.tolist(), strict=True))
+
+
+percents = st.integers(1, 98).flatmap(
+    lambda video: st.integers(1, 99 - video).map(lambda image: (video, image, 100 - video - image))
+)
+
+
+@given(seed=st.integers(0, 2**31), epoch=st.integers(0, 3), parts=percents)
+@settings(max_examples=40, deadline=None)
+def test_no_sample_twice_and_any_hundred_in_a_row_hold_exactly_their_shares(seed, epoch, parts):
+    share = {kind: part / 100 for kind, part in zip(("video", "image", "text"), parts, strict=True)}
+    drawn = order(seed, share, epoch=epoch)
+    assert len(set(names(drawn))) == len(drawn)
+    kinds = kinds_of(drawn)
+    for kind, part in zip(share, parts, strict=True):
+        upto = np.concatenate([[0], np.cumsum(kinds == kind)])
+        assert (upto[100:] - upto[:-100] == part).all()
+
+
+@given(parts=st.lists(st.floats(0.01, 1), min_size=2, max_size=4), seed=st.integers(0, 9))
+@settings(max_examples=40, deadline=None)
+def test_any_shares_hold_to_one_sample_per_queue_and_stop_when_one_is_empty(parts, seed):
+    counts = np.random.default_rng(seed).integers(0, 300, len(parts)).tolist()
+    drawn = interleave(parts, counts)
+    taken = np.bincount(drawn, minlength=len(parts))
+    assert (taken <= counts).all() and (taken == counts).any()
+    places = np.arange(1, len(drawn) + 1)
+    for queue, part in enumerate(np.array(parts) / sum(parts)):
+        assert (np.abs(np.cumsum(drawn == queue) - places * part) <= len(parts) / 2 + 0.5 + 1e-4 * len(drawn)).all()
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    same = order()
+    assert names(order()) == names(same)
+    for other in (order(seed=43), order(epoch=1), order(seed=43, epoch=1)):
+        assert names(other)[:200] != names(same)[:200]
+        assert (kinds_of(other) == kinds_of(same)).all()
+
+
+def test_weights_decide_between_the_sources_of_a_kind():
+    drawn = order(weights={"long": 3, "short": 1})
+    videos = drawn.source[kinds_of(drawn) == "video"]
+    for start in range(len(videos) - 4):
+        assert (videos[start : start + 4] == 0).sum() == 3
+    assert len(set(names(drawn))) == len(drawn)
+    even = order()
+    videos = even.source[kinds_of(even) == "video"]
+    assert (videos == 0).mean() == pytest.approx(5 / 6, abs=0.05)  # as many as there are: 500 and 100
+    with pytest.raises(UserError, match="no sample is trained on twice"):
+        cut_to_samples(order(weights={"long": 1, "short": 9}), 200, "r")  # 108 of the 100 short ones
 
 
 def test_a_shorter_run_is_the_start_of_a_longer_one():
     whole = order()
-    assert (cut_to_samples(whole, 100, "r").row == whole.row[:100]).all()
+    assert names(cut_to_samples(whole, 100, "r")) == names(whole)[:100]
 
 
 def test_an_image_becomes_static_frames():
     drawn = order(static_frames=16)
-    kinds = np.array([one.kind for one in INDICES])[drawn.source]
+    kinds = kinds_of(drawn)
     assert (drawn.positions[kinds == "image"] == 16).all()
     assert (drawn.positions[kinds == "text"] == 0).all()
 
@@ -70,6 +118,11 @@ def test_more_than_one_epoch_is_refused():
         cut_to_samples(order(), 10**6, "r")
     with pytest.raises(UserError, match="no sample is trained on twice"):
         cut_to_flops(order(), np.ones(len(order())), 1e9, "r")
+
+
+def test_a_kind_without_samples_is_refused():
+    with pytest.raises(UserError, match="hold none; check their ledgers"):
+        draw_order(INDICES, [ROWS[0], ROWS[1], ROWS[2][:0], ROWS[3]], SHARE, {}, 8, 512, 0)
 
 
 def test_a_budget_is_spent_and_not_exceeded():
@@ -82,18 +135,12 @@ def test_a_budget_is_spent_and_not_exceeded():
         cut_to_flops(drawn, cost, cost[0] / 2, "r")
 
 
-@given(st.lists(st.tuples(st.integers(0, 64), st.integers(1, 500)), min_size=1, max_size=40))
-def test_micro_batches_keep_every_sample_within_the_budget(samples):
-    positions, tokens = np.array(samples).T
-    groups = micro_batches(positions, tokens, 100, 800)
-    assert [i for group in groups for i in group] == list(range(len(samples)))
-    for group in groups:
-        assert len(group) == 1 or (positions[group].sum() <= 100 and tokens[group].sum() <= 800)
-
-
-def test_held_out_videos_are_held_out_whole():
-    one = index("video", 5000)
-    one.group[:] = np.repeat(np.random.default_rng(0).integers(0, 2**62, 1000), 5)
-    train, held = split_held_out(one, 0.1)
+@given(seed=st.integers(0, 2**31), clips=st.integers(1, 6), share=st.floats(0.02, 0.5))
+@settings(max_examples=25, deadline=None)
+def test_held_out_videos_are_held_out_whole(seed, clips, share):
+    one = index("video", 3000)
+    one.group[:] = np.repeat(np.random.default_rng(seed).integers(0, 2**62, 3000), clips)[:3000]
+    train, held = split_held_out(one, share)
     assert not set(one.group[train]) & set(one.group[held])
-    assert len(train) + len(held) == 5000 and 300 < len(held) < 700
+    assert sorted([*train, *held]) == list(range(3000))
+    assert abs(len(held) / 3000 - share) < 5 * (share * clips / 3000) ** 0.5

@@ -249,17 +249,34 @@ def test_stage_one_scores_all_text_later_stages_answers(prepared):
     assert counts["all"] == tokens - 8 and 0 < counts["answers"] < counts["all"] / 2
 
 
-def test_steps_are_the_same_with_workers(prepared):
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 8 worker processes")
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_steps_are_the_same_with_workers(prepared, workers):
     study = study_in(prepared)
     run = study.runs["baseline"]
     corpus = open_training(run, study)
     order, _ = planned_order(run, corpus)
     steps = Steps(corpus, order, run, study, "answers", 4)
     alone = [batch.keys for batches in load_steps(steps) for batch in batches]
-    helped = [batch.keys for batches in load_steps(steps, 0, 2) for batch in batches]
-    late = [batch.keys for batches in load_steps(steps, 2, 2) for batch in batches]
+    helped = [batch.keys for batches in load_steps(steps, 0, workers) for batch in batches]
+    late = [batch.keys for batches in load_steps(steps, 2, workers) for batch in batches]
     assert alone == helped and sum(len(keys) for keys in alone) == len(order)
     assert late == alone[len(alone) - len(late) :]
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_steps_are_the_same_whatever_the_number_of_ranks(prepared, ranks):
+    study = study_in(prepared)
+    run = study.runs["baseline"]
+    corpus = open_training(run, study)
+    order, _ = planned_order(run, corpus)
+    alone = Steps(corpus, order, run, study, "answers", 6)
+    shared = [Steps(corpus, order, run, study, "answers", 6, rank, ranks) for rank in range(ranks)]
+    for step in range(len(alone)):
+        keys = [key for batch in alone[step] for key in batch.keys]
+        parts = [[key for batch in steps[step] for key in batch.keys] for steps in shared]
+        assert sorted(keys) == sorted(sum(parts, []))
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_every_source_is_held_against_its_own_unseen_samples(prepared):
@@ -296,6 +313,7 @@ def test_flops_of_samples_add_up_to_the_summary(prepared, tmp_path):
     assert flops.sum() == pytest.approx(sample_flops(run, corpus, order).sum())
     _, _, summary = trained(prepared, tmp_path)
     assert summary["flops"] == pytest.approx(flops.sum())
+    assert 0 < summary["fill"]["rows"] <= 1 and summary["fill"]["spread"] < 0.1
 
 
 def test_schedules():

@@ -95,12 +95,27 @@ def _check_kinds(run: Run, study: Study) -> None:
                 f"run {run.name!r}: data.share wants {share:.0%} {kind}, but none of its sources "
                 f"({', '.join(run.data.sources)}) is of that kind"
             )
+    _check_weights(run, sources)
     if not any(source.held_out for source in sources if run.data.share.get(source.kind, 0) > 0):
         raise UserError(
             f"run {run.name!r}: none of its sources ({', '.join(run.data.sources)}) holds anything out, so it "
             f"could not "
             "be evaluated; give one `held_out: 0.1` in config/sources.yaml"
         )
+
+
+def _check_weights(run: Run, sources: list[Source]) -> None:
+    """Weights are positive, of the run's own sources, and for all sources of a kind or for none of it."""
+    where = f"run {run.name!r}: data.weights"
+    for name, weight in run.data.weights.items():
+        if name not in run.data.sources:
+            raise UserError(f"{where} names {name!r}, which data.sources lacks; {suggest(name, [*run.data.sources])}")
+        if weight <= 0:
+            raise UserError(f"{where}: {name} has {weight:g}; give a number above 0, or take it out of data.sources")
+    weighted = {source.kind for source in sources if source.name in run.data.weights}
+    for source in sources:
+        if source.kind in weighted and source.name not in run.data.weights:
+            raise UserError(f"{where} has other {source.kind} sources, but not {source.name!r}; give it one too")
 
 
 def _check_parent(run: Run, study: Study) -> None:

@@ -4,49 +4,58 @@
 """
 
 import math
+from dataclasses import dataclass
 
 from fvlm.config import add_study_arguments, study_of
 from fvlm.data.sources import sample_count, training_count
 from fvlm.errors import UserError
 from fvlm.flops import parameters, training_flops
 from fvlm.memory import GB, operation_that_fits, predicted_bytes
-from fvlm.schema import Kind, Run, Study
+from fvlm.schema import Kind, Run, Source, Study
 
 
-def mean_lengths(run: Run, study: Study) -> dict[Kind, tuple[float, float, float]]:
-    """Expected (visual positions, distinct frames, text tokens) of a sample by kind, from the declared means."""
-    result = {}
-    for kind, sources in _by_kind(run, study).items():
-        counts = [training_count(source, study.results) for source in sources]
-        total = sum(counts)
-        frames = sum(c * min(source.frames, 64) for c, source in zip(counts, sources, strict=True)) / total
-        tokens = (
-            sum(
-                c * min(source.text_tokens, run.data.max_text_tokens) for c, source in zip(counts, sources, strict=True)
-            )
-            / total
-        )
-        shown = run.data.static_frames if kind in ("image", "preference") else frames
-        result[kind] = (shown, frames, tokens)
+@dataclass(frozen=True)
+class Stream:
+    """A part of a run's mixture: sources of one kind whose samples are drawn evenly, or one source with a weight."""
+
+    kind: Kind
+    share: float  # of the run's samples
+    sources: list[Source]
+
+
+def streams(run: Run, study: Study) -> list[Stream]:
+    """What a run draws from."""
+    result = []
+    for kind, share in run.data.share.items():
+        sources = [study.sources[name] for name in run.data.sources if study.sources[name].kind == kind]
+        weights = run.data.weights
+        total = sum(weights.get(source.name, 0.0) for source in sources)
+        if share and total:
+            result += [Stream(kind, share * weights[source.name] / total, [source]) for source in sources]
+        elif share:
+            result.append(Stream(kind, share, sources))
     return result
 
 
-def _by_kind(run: Run, study: Study) -> dict[Kind, list]:
-    kinds: dict[Kind, list] = {}
-    for name in run.data.sources:
-        source = study.sources[name]
-        if run.data.share.get(source.kind, 0) > 0:
-            kinds.setdefault(source.kind, []).append(source)
-    return kinds
+def mean_lengths(stream: Stream, run: Run, study: Study) -> tuple[float, float, float]:
+    """Expected (visual positions, distinct frames, text tokens) of a stream's sample, from the declared means."""
+    counts = [training_count(source, study.results) for source in stream.sources]
+    parts = [count / sum(counts) for count in counts]
+    longest = run.data.max_text_tokens
+    frames = sum(part * min(source.frames, 64) for part, source in zip(parts, stream.sources, strict=True))
+    tokens = sum(part * min(source.text_tokens, longest) for part, source in zip(parts, stream.sources, strict=True))
+    shown = run.data.static_frames if stream.kind in ("image", "preference") else frames
+    return shown, frames, tokens
 
 
 def flops_per_sample(run: Run, study: Study) -> float:
     """Expected training FLOPs of one sample (two per multiply-add), averaged over the mixture."""
-    return sum(
-        run.data.share[kind]
-        * float(training_flops(run.model, run.optim.freeze, shown, tokens, tokens, encoded_frames=frames))
-        for kind, (shown, frames, tokens) in mean_lengths(run, study).items()
-    )
+    total = 0.0
+    for stream in streams(run, study):
+        shown, frames, tokens = mean_lengths(stream, run, study)
+        flops = training_flops(run.model, run.optim.freeze, shown, tokens, tokens, encoded_frames=frames)
+        total += stream.share * float(flops)
+    return total
 
 
 def planned_samples(run: Run, study: Study) -> int:
@@ -62,20 +71,23 @@ def check_data(study: Study) -> None:
         sample_count(study.sources[name], study.results)
     for run in study.runs.values():
         samples = planned_samples(run, study)
-        for kind, sources in _by_kind(run, study).items():
-            needed = samples * run.data.share[kind]
-            found = sum(training_count(source, study.results) for source in sources)
+        for stream in streams(run, study):
+            needed = samples * stream.share
+            found = sum(training_count(source, study.results) for source in stream.sources)
             if needed > found:
-                what = (
-                    f"train.samples {samples:,}"
-                    if run.train.samples
-                    else f"train.flops {run.train.flops:.3g} = about {samples:,} samples"
-                )
-                raise UserError(
-                    f"run {run.name!r}: {what} needs {needed:,.0f} {kind} samples, but "
-                    f"{', '.join(s.name for s in sources)} hold {found:,.0f}, and no sample is trained on twice; lower "
-                    f"it, lower data.share.{kind}, or add sources"
-                )
+                raise UserError(_too_few(run, stream, samples, needed, found))
+
+
+def _too_few(run: Run, stream: Stream, samples: int, needed: float, found: float) -> str:
+    length = f"train.samples {samples:,}"
+    if run.train.flops:
+        length = f"train.flops {run.train.flops:.3g} = about {samples:,} samples"
+    names = ", ".join(source.name for source in stream.sources)
+    part = f"data.weights.{names}" if names in run.data.weights else f"data.share.{stream.kind}"
+    return (
+        f"run {run.name!r}: {length} needs {needed:,.0f} {stream.kind} samples, but {names} hold {found:,.0f}, and no "
+        f"sample is trained on twice; lower it, lower {part}, or add sources"
+    )
 
 
 def check_memory(study: Study) -> None:

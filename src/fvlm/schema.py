@@ -105,6 +105,7 @@ class Optim(Strict):
 class Data(Strict):
     sources: tuple[str, ...] = Field(min_length=1)
     share: dict[Kind, float]  # share of the samples by kind; sums to 1
+    weights: dict[str, float]  # weight of a source among those of its kind; empty: by their numbers of samples
     static_frames: int = Field(ge=1, le=64)  # an image is repeated to this many frames
     max_text_tokens: int = Field(gt=0)
     loss: Literal["all", "answers"]  # which text tokens are scored
@@ -114,6 +115,7 @@ class Train(Strict):
     samples: int | None = Field(gt=0)  # how long: samples seen ...
     flops: float | None = Field(gt=0)  # ... or training FLOPs spent, whichever is given
     seed: int
+    epoch: int = Field(ge=0)  # a run that sees its parent's sources again takes another one: another order
     precision: Literal["float32", "bfloat16"]
     evaluations: int = Field(gt=0)  # validations over the run, evenly spaced, the last at the end
     validation_samples: int = Field(gt=0)  # per source, at each validation

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from fvlm.batch import Batch
 from fvlm.data.index import Index, decode_frames, load_index, read_sample, sample_text
-from fvlm.data.order import Order, in_file_order, micro_batches, split_held_out
+from fvlm.data.batches import micro_batches, rank_shares
+from fvlm.data.order import Order, in_file_order, split_held_out
 from fvlm.data.text import encode_chat, load_tokenizer
 from fvlm.errors import UserError
 from fvlm.schema import Run, Source, Study
@@ -73,11 +74,26 @@ def _open(source: Source, study: Study) -> Index:
 
 
 class Steps(Dataset):
-    """Item i is step i of an order: its micro-batches, ready for the model."""
+    """Item i is step i of an order: its micro-batches, ready for the model.
 
-    def __init__(self, corpus: Corpus, order: Order, run: Run, study: Study, loss: str, batch_size: int):
+    rank, ranks     which share of every step this process takes, of how many
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        order: Order,
+        run: Run,
+        study: Study,
+        loss: str,
+        batch_size: int,
+        rank: int = 0,
+        ranks: int = 1,
+    ):
+        self.rank, self.ranks = rank, ranks
         self.corpus, self.order, self.batch_size, self.loss = corpus, order, batch_size, loss
         self.max_tokens, self.results = run.data.max_text_tokens, Path(study.results)
+        self.visual_tokens = run.model.visual_tokens
         self.most_positions, self.most_tokens = run.operation.micro_frames, run.operation.micro_tokens
         self.tokenizer = load_tokenizer(self.results / "tokenizer")
 
@@ -91,13 +107,16 @@ class Steps(Dataset):
             return error
 
     def batches(self, step: int) -> list[Batch]:
+        return [pack([self.sample(i) for i in group]) for group in self.groups(step)]
+
+    def groups(self, step: int) -> list[list[int]]:
+        """Places in the order of the samples of each micro-batch of this rank."""
         low = step * self.batch_size
-        here = slice(low, min(low + self.batch_size, len(self.order)))
-        samples = [self.sample(i) for i in range(here.start, here.stop)]
-        groups = micro_batches(
-            self.order.positions[here], self.order.text_tokens[here], self.most_positions, self.most_tokens
-        )
-        return [pack([samples[i] for i in group]) for group in groups]
+        here = self.order.at(slice(low, low + self.batch_size))
+        mine = np.array(rank_shares(here.positions, here.text_tokens, self.ranks)[self.rank], np.int64)
+        here = here.at(mine)
+        groups = micro_batches(here.positions, here.text_tokens, self.most_positions, self.most_tokens)
+        return [(low + mine[group]).tolist() for group in groups]
 
     def sample(self, i: int) -> dict:
         """Sample i of the order: frames (T, 224, 224, 3) uint8, positions, ids, mask, key, source."""

@@ -1,4 +1,4 @@
-"""Which sample is trained on when: a pure function of (seed, position), fixed before the run starts.
+"""Which sample is trained on when: a pure function of (seed, epoch, position), fixed before the run starts.
 
 It does not depend on how many processes read or train, so a run can stop anywhere and go on exactly there.
 """
@@ -11,6 +11,7 @@ from fvlm.data.index import Index
 from fvlm.errors import UserError
 
 KINDS = ("video", "image", "text", "preference")
+PARTS = 10_000  # shares are kept to a hundredth of a percent
 
 
 @dataclass(frozen=True)
@@ -20,69 +21,122 @@ class Order:
     source, row     (n,) int64
     positions       (n,) int64, visual positions of the sample as trained (static frames counted)
     text_tokens     (n,) int64, after the cut at max_text_tokens
+    stream          (n,) int64, which part of the mixture a place belongs to: a kind, or a weighted source of one
     """
 
     source: np.ndarray
     row: np.ndarray
     positions: np.ndarray
     text_tokens: np.ndarray
+    stream: np.ndarray
 
     def __len__(self) -> int:
         return len(self.row)
 
+    def at(self, places: np.ndarray | slice) -> "Order":
+        """The samples at some places, in that order."""
+        return Order(*(getattr(self, name)[places] for name in self.__dataclass_fields__))
+
     def first(self, n: int) -> "Order":
-        return Order(self.source[:n], self.row[:n], self.positions[:n], self.text_tokens[:n])
+        return self.at(slice(n))
 
 
 def draw_order(
-    indices: list[Index], rows: list[np.ndarray], share: dict, static_frames: int, max_tokens: int, seed: int
+    indices: list[Index],
+    rows: list[np.ndarray],
+    share: dict[str, float],
+    weights: dict[str, float],
+    static_frames: int,
+    max_tokens: int,
+    seed: int,
+    epoch: int = 0,
 ) -> Order:
     """The longest order that the mixture allows without showing any sample twice.
 
     indices     one per source
     rows        rows of each index that may be trained on
-    share       kind -> share of the samples; exact to one sample in every window of the order
-    raises      UserError if a kind with a share has no sample
+    share       kind -> share of the samples
+    weights     source -> weight among the sources of its kind; a kind without any draws its samples evenly
+    epoch       another one is another order of the same samples
+    raises      UserError if a kind with a share, or a source with a weight, has no sample
+
+    Both hold in every window: where the shares are whole percents, any 100 samples in a row have exactly theirs.
     """
-    pools = {kind: _pool(kind, indices, rows) for kind in KINDS if share.get(kind, 0) > 0}
-    for kind, (source, _) in pools.items():
+    kinds = [kind for kind in KINDS if share.get(kind, 0) > 0]
+    drawn = [_draw_kind(kind, indices, rows, weights, [seed, epoch]) for kind in kinds]
+    for kind, (source, _, _) in zip(kinds, drawn, strict=True):
         if not len(source):
             raise UserError(
                 f"data.share wants {share[kind]:.0%} {kind} samples, but the run's sources hold none; "
                 "check their ledgers"
             )
-    length = int(min(len(source) / share[kind] for kind, (source, _) in pools.items()))
-    place, source, row = [], [], []
-    for kind, (pool_source, pool_row) in pools.items():
-        shuffled = np.random.default_rng([seed, KINDS.index(kind)]).permutation(len(pool_source))
-        count = min(len(shuffled), round(length * share[kind]))
-        # Sample j of a kind with share s belongs at (j + 1/2) / s: any window then holds its share, to one sample.
-        place.append((np.arange(count) + 0.5) / share[kind])
-        source.append(pool_source[shuffled[:count]])
-        row.append(pool_row[shuffled[:count]])
-    by_place = np.argsort(np.concatenate(place), kind="stable")
-    return _with_lengths(
-        np.concatenate(source)[by_place], np.concatenate(row)[by_place], indices, static_frames, max_tokens
-    )
+    of_kind = interleave([share[kind] for kind in kinds], [len(source) for source, _, _ in drawn])
+    source, row, stream = (np.zeros(len(of_kind), np.int64) for _ in range(3))
+    for k, columns in enumerate(drawn):
+        mine = of_kind == k
+        for to, column in zip((source, row, stream), columns, strict=True):
+            to[mine] = column[: np.count_nonzero(mine)]
+    return _with_lengths(source, row, stream, indices, static_frames, max_tokens)
+
+
+def interleave(shares: list[float], counts: list[int]) -> np.ndarray:
+    """Which of some queues is next, as evenly as can be, until the first one that is next is empty: (n,) int64.
+
+    counts      items of each queue; of queue k at most counts[k] are taken
+
+    Item j of a queue with share s belongs at (j + 1/2) / s. After PARTS items, or fewer where the shares have a
+    common divisor, the pattern repeats; so every window of that length holds exactly its shares.
+    """
+    parts = _whole_parts(shares)
+    # In the period (0, 1): item j of p lies at (2 j + 1) / 2 p; ties go to the earlier queue.
+    place = np.concatenate([(2 * np.arange(p) + 1) / (2 * p) for p in parts])
+    queue = np.repeat(np.arange(len(parts)), parts)
+    pattern = queue[np.lexsort((queue, place.round(12)))]
+    period, length = len(pattern), None
+    for k, (part, count) in enumerate(zip(parts, counts, strict=True)):
+        rounds, rest = divmod(count, part)  # item number `count`, counted from 0, is the first that is missing
+        end = rounds * period + int(np.flatnonzero(pattern == k)[rest])
+        length = end if length is None else min(length, end)
+    return np.resize(pattern, length) if length else np.zeros(0, np.int64)
+
+
+def _whole_parts(shares: list[float]) -> np.ndarray:
+    """Shares as whole numbers without a common divisor, at least 1 each; they add up to PARTS before the division."""
+    exact = np.array(shares) / np.sum(shares) * PARTS
+    parts = np.maximum(1, np.floor(exact + 1e-6).astype(np.int64))
+    for k in np.argsort(parts - exact, kind="stable")[: max(0, PARTS - parts.sum())]:
+        parts[k] += 1
+    return parts // np.gcd.reduce(parts)
+
+
+def _draw_kind(
+    kind: str, indices: list[Index], rows: list[np.ndarray], weights: dict[str, float], seed: list[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Source, row and stream of a kind's samples in the order in which they are drawn."""
+    members = [i for i, index in enumerate(indices) if index.kind == kind]
+    weighted = [weights[indices[i].source] for i in members if indices[i].source in weights]
+    first = KINDS.index(kind)
+    if not weighted:
+        source = np.concatenate([np.zeros(0, np.int64), *(np.full(len(rows[i]), i) for i in members)])
+        row = np.concatenate([np.zeros(0, np.int64), *(rows[i] for i in members)])
+        shuffled = np.random.default_rng([*seed, first]).permutation(len(row))
+        return source[shuffled], row[shuffled], np.full(len(row), first)
+    of_source = interleave(weighted, [len(rows[i]) for i in members])
+    source, row = np.array(members)[of_source], np.zeros(len(of_source), np.int64)
+    for i in members:
+        mine = source == i
+        row[mine] = np.random.default_rng([*seed, first, i]).permutation(rows[i])[: np.count_nonzero(mine)]
+    return source, row, len(KINDS) + source
 
 
 def in_file_order(indices: list[Index], rows: list[np.ndarray], static_frames: int, max_tokens: int) -> Order:
     """The given rows, source after source: for evaluation."""
-    source = np.concatenate([np.full(len(r), i) for i, r in enumerate(rows)])
-    return _with_lengths(
-        source.astype(np.int64), np.concatenate(rows).astype(np.int64), indices, static_frames, max_tokens
-    )
+    source = np.concatenate([np.full(len(r), i) for i, r in enumerate(rows)]).astype(np.int64)
+    row = np.concatenate(rows).astype(np.int64)
+    return _with_lengths(source, row, source, indices, static_frames, max_tokens)
 
 
-def _pool(kind: str, indices: list[Index], rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    members = [i for i, index in enumerate(indices) if index.kind == kind]
-    source = [np.full(len(rows[i]), i, dtype=np.int64) for i in members]
-    row = [np.asarray(rows[i], dtype=np.int64) for i in members]
-    empty = np.zeros(0, dtype=np.int64)
-    return np.concatenate([empty, *source]), np.concatenate([empty, *row])
-
-
-def _with_lengths(source, row, indices, static_frames, max_tokens) -> Order:
+def _with_lengths(source, row, stream, indices, static_frames, max_tokens) -> Order:
     positions = np.zeros(len(row), dtype=np.int64)
     tokens = np.zeros(len(row), dtype=np.int64)
     for i, index in enumerate(indices):
@@ -91,7 +145,7 @@ def _with_lengths(source, row, indices, static_frames, max_tokens) -> Order:
         still = index.kind in ("image", "preference")
         positions[mine] = np.where(frames == 1, static_frames, frames) if still else frames
         tokens[mine] = np.minimum(index.text_tokens[row[mine]], max_tokens)
-    return Order(source, row, positions, tokens)
+    return Order(source, row, positions, tokens, stream)
 
 
 def cut_to_samples(order: Order, samples: int, run: str) -> Order:
@@ -120,22 +174,6 @@ def cut_to_flops(order: Order, flops_of_each: np.ndarray, budget: float, run: st
             "raise the budget"
         )
     return order.first(count)
-
-
-def micro_batches(positions: np.ndarray, tokens: np.ndarray, most_positions: int, most_tokens: int) -> list[list[int]]:
-    """Split a step's samples, in order, into groups within a budget of visual positions and text tokens.
-
-    A sample that exceeds the budget alone forms a group of its own.
-    """
-    groups: list[list[int]] = []
-    used_positions = used_tokens = 0
-    for i, (p, t) in enumerate(zip(positions.tolist(), tokens.tolist(), strict=True)):
-        if not groups or used_positions + p > most_positions or used_tokens + t > most_tokens:
-            groups.append([])
-            used_positions = used_tokens = 0
-        groups[-1].append(i)
-        used_positions, used_tokens = used_positions + p, used_tokens + t
-    return groups
 
 
 def split_held_out(index: Index, share: float) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ failed or killed job keeps them: state/ with checkpoints, metrics logs and the l
 import hashlib
 import platform
 import subprocess
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.torch import load_model, save_model
 
 import fvlm
 from fvlm.config import add_study_arguments, study_of
+from fvlm.data.batches import balanced
 from fvlm.data.loader import Corpus, Steps, open_training, validation_steps
 from fvlm.data.order import Order, cut_to_flops, cut_to_samples, draw_order
 from fvlm.errors import UserError
@@ -24,6 +26,7 @@ from fvlm.files import write_beside, write_json
 from fvlm.flops import parameters, training_flops
 from fvlm.model.build import build_model
 from fvlm.schema import Run, Study
+from fvlm.train.fill import fill_of, said_of
 from fvlm.train.loop import Trainer, device_of, precision_on
 from fvlm.train.state import RunLock, write_csv
 
@@ -64,11 +67,13 @@ def train(run: Run, study: Study, folder: Path) -> None:
     model.freeze(run.optim.freeze)
     model.to(device)
     steps = Steps(corpus, order, run, study, run.data.loss, run.optim.batch_size)
+    fill = fill_of(steps, flops)
+    print(f"{run.name}: {said_of(fill)}", file=sys.stderr, flush=True)
     validation = validation_steps(run, study)
     trainer = Trainer(run, model, steps, validation, np.cumsum(flops), folder / "state",
                       identity(run, study, folder), device)  # fmt: skip
     trainer.train()
-    _write_artefacts(trainer, run, folder, _summary(trainer, order, flops, started))
+    _write_artefacts(trainer, run, folder, _summary(trainer, order, flops, started) | {"fill": fill})
 
 
 def identity(run: Run, study: Study, folder: Path) -> str:
@@ -88,21 +93,24 @@ def identity(run: Run, study: Study, folder: Path) -> str:
 
 
 def planned_order(run: Run, corpus: Corpus) -> tuple[Order, np.ndarray]:
-    """The run's samples in training order, and the training FLOPs of each."""
+    """The run's samples in training order, rearranged so that steps cost the same, and the training FLOPs of each."""
     order = draw_order(
         corpus.indices,
         corpus.rows,
         run.data.share,
+        run.data.weights,
         run.data.static_frames,
         run.data.max_text_tokens,
         run.train.seed,
+        run.train.epoch,
     )
     flops = sample_flops(run, corpus, order)
     if run.train.samples is not None:
         order = cut_to_samples(order, run.train.samples, run.name)
     else:
         order = cut_to_flops(order, flops, run.train.flops, run.name)
-    return order, flops[: len(order)]
+    places = balanced(order, flops[: len(order)], run.optim.batch_size)
+    return order.at(places), flops[places]
 
 
 def sample_flops(run: Run, corpus: Corpus, order: Order) -> np.ndarray:

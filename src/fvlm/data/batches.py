@@ -1,0 +1,86 @@
+"""Steps of equal cost, and the micro-batches of each: planned from lengths alone, before anything is read."""
+
+import numpy as np
+
+from fvlm.data.order import Order
+
+BLOCK_STEPS = 64  # samples move at most within so many steps
+
+
+def balanced(order: Order, cost: np.ndarray, batch_size: int) -> np.ndarray:
+    """Places (n,) of an order, rearranged so that all steps of a block cost about the same.
+
+    cost        (n,) of each sample, in any unit
+
+    A place is given to another sample of its own stream, so the mixture of every window stays as it was drawn, and so
+    does the set of samples of every block of BLOCK_STEPS steps. Within a stream each round gives the dearest samples
+    that are left, one to each step, to the steps that have cost least so far.
+    """
+    places = np.arange(len(order))
+    for start in range(0, len(order), BLOCK_STEPS * batch_size):
+        block = places[start : start + BLOCK_STEPS * batch_size]
+        step = (block - start) // batch_size
+        load = np.zeros(int(step[-1]) + 1)
+        result = block.copy()
+        for stream in _widest_first(order.stream[block], cost[block]):
+            mine = np.flatnonzero(order.stream[block] == stream)
+            dearest = mine[np.argsort(-cost[block[mine]], kind="stable")]
+            taken = 0
+            for slots in _rounds(mine, step[mine]):
+                cheapest = slots[np.argsort(load[step[slots]], kind="stable")]
+                given = block[dearest[taken : taken + len(slots)]]
+                result[cheapest] = given
+                load[step[cheapest]] += cost[given]
+                taken += len(slots)
+        places[start : start + len(block)] = result
+    return places
+
+
+def _widest_first(stream: np.ndarray, cost: np.ndarray) -> list[int]:
+    """Streams by the spread of their costs: what varies little fills the gaps that the others leave."""
+    streams = np.unique(stream)
+    spread = np.array([np.ptp(cost[stream == s]) for s in streams])
+    return streams[np.argsort(-spread, kind="stable")].tolist()
+
+
+def _rounds(slots: np.ndarray, step: np.ndarray) -> list[np.ndarray]:
+    """The first slot of every step, then the second of every step that has one, and so on; `step` ascends."""
+    rank = np.arange(len(step)) - np.searchsorted(step, step)
+    return [slots[rank == r] for r in range(int(rank.max()) + 1)]
+
+
+def rank_shares(positions: np.ndarray, tokens: np.ndarray, ranks: int) -> list[list[int]]:
+    """A step's samples dealt to `ranks` processes: as many for each, to one, and about as costly.
+
+    positions, tokens   (B,) visual positions and text tokens of each sample
+    returns             numbers of samples; together they are the step, whatever the number of ranks
+    """
+    load, shares = np.zeros(ranks), [[] for _ in range(ranks)]
+    cost = positions / max(1, positions.sum()) + tokens / max(1, tokens.sum())
+    for i in np.argsort(-cost, kind="stable").tolist():
+        least = min(len(share) for share in shares)
+        rank = min((r for r in range(ranks) if len(shares[r]) == least), key=lambda r: load[r])
+        shares[rank].append(i)
+        load[rank] += cost[i]
+    return [sorted(share) for share in shares]
+
+
+def micro_batches(positions: np.ndarray, tokens: np.ndarray, most_positions: int, most_tokens: int) -> list[list[int]]:
+    """Samples in groups within a budget of visual positions and text tokens: largest first, each where it first fits.
+
+    A sample that exceeds the budget alone forms a group of its own.
+    """
+    groups: list[list[int]] = []
+    room: list[list[int]] = []
+    size = np.maximum(positions / most_positions, tokens / most_tokens)
+    for i in np.argsort(-size, kind="stable").tolist():
+        p, t = int(positions[i]), int(tokens[i])
+        place = next((g for g, (rp, rt) in enumerate(room) if p <= rp and t <= rt), None)
+        if place is None:
+            place = len(groups)
+            groups.append([])
+            room.append([most_positions, most_tokens])
+        groups[place].append(i)
+        room[place][0] -= p
+        room[place][1] -= t
+    return [sorted(group) for group in groups]
