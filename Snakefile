@@ -16,6 +16,7 @@ report: "workflow/report/workflow.rst"
 
 
 include: "rules/common.smk"
+include: "rules/report.smk"
 
 
 rule all:
@@ -24,6 +25,7 @@ rule all:
         f"{R}/plan.txt",
         [f"{R}/index/{source}.npz" for source in STUDY.used_sources],
         f"{R}/tables/data.csv",
+        DATA_REPORT,
         TABLES,
         FIGURES,
 

@@ -11,7 +11,15 @@ from pathlib import Path
 
 from fvlm.analysis import catalog
 from fvlm.config import load_study
-from fvlm.data.sources import source_folder, source_table, tars_of
+from fvlm.data.sources import (
+    ledgers_of,
+    reader_of,
+    shard_inputs,
+    source_folder,
+    source_table,
+    table_of,
+    tars_of,
+)
 from fvlm.errors import UserError
 from fvlm.plan import check_data, check_memory, plan_text
 
@@ -78,17 +86,12 @@ def tokenizer_tables(wildcards):
     return [
         str(source_table(STUDY.sources[s], R))
         for s in STUDY.tokenizer_sources
-        if STUDY.sources[s].reader != "shards"
+        if STUDY.sources[s].reader in ("folder", "demo")
     ]
 
 
 def ledgers_of_study(wildcards):
-    """First what became of each input file, then what the indices rejected or, of finished shards, found."""
-    made = [s for s in STUDY.used_sources if STUDY.sources[s].reader != "shards"]
-    shards = [tar for s in made for tar in tars_of(STUDY.sources[s], STUDY)]
-    return [tar.replace(".tar", ".ledger.jsonl") for tar in shards] + [
-        f"{R}/index/{s}.ledger.jsonl" for s in STUDY.used_sources
-    ]
+    return ledgers_of(STUDY)
 
 
 def held_out_indices(run):

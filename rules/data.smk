@@ -38,28 +38,32 @@ rule tokenizer:
 rule shard:
     input:
         lambda w: present(
-            [source_table(STUDY.sources[w.source], R)], STUDY.sources[w.source]
+            shard_inputs(STUDY.sources[w.source], R, int(w.shard)),
+            STUDY.sources[w.source],
         ),
     output:
         tar=ensure(f"{R}/shards/{{source}}/{{shard}}.tar", non_empty=True),
         ledger=f"{R}/shards/{{source}}/{{shard}}.ledger.jsonl",
+        checksum=f"{R}/shards/{{source}}/{{shard}}.tar.sha256",
     log:
         f"{R}/logs/shard/{{source}}/{{shard}}.log",
     conda:
         "../envs/decode.yaml"
     params:
         folder=lambda w: str(source_folder(STUDY.sources[w.source], R)),
-        table=lambda w: STUDY.sources[w.source].table,
+        reader=lambda w: reader_of(STUDY.sources[w.source]),
+        table=lambda w: table_of(STUDY.sources[w.source]),
         kind=lambda w: STUDY.sources[w.source].kind,
         prompt=lambda w: STUDY.sources[w.source].prompt,
         max_reject=lambda w: STUDY.sources[w.source].max_reject,
+        squash=lambda w: "" if STUDY.sources[w.source].crop else "--squash",
         samples=STUDY.shards.samples,
         number=lambda w: int(w.shard),  # without the zeros in front
     shell:
-        "python -m fvlm shard {params.folder:q} --table {params.table:q} --name {wildcards.source}"
-        " --kind {params.kind} --prompt {params.prompt:q} --max-reject {params.max_reject}"
-        " --samples-per-shard {params.samples} --shard {params.number} --processes 1"
-        " --out $(dirname {output.tar}) 2> {log}"
+        "python -m fvlm shard {params.folder:q} --reader {params.reader} --table {params.table:q}"
+        " --name {wildcards.source} --kind {params.kind} --prompt {params.prompt:q} {params.squash}"
+        " --max-reject {params.max_reject} --samples-per-shard {params.samples} --shard {params.number}"
+        " --processes 1 --out $(dirname {output.tar}) 2> {log}"
 
 
 rule index:
@@ -75,10 +79,13 @@ rule index:
         f"{R}/logs/index/{{source}}.log",
     conda:
         "../envs/decode.yaml"
+    # Each shard has a part of its own in an undeclared folder beside, so a killed index goes on from there.
+    threads: min(8, workflow.cores)
     params:
         prompt=lambda w: STUDY.sources[w.source].prompt,
+        max_reject=lambda w: STUDY.sources[w.source].max_reject,
     shell:
-        "python -m fvlm index {wildcards.source} 2> {log}"
+        "python -m fvlm index {wildcards.source} --processes {threads} 2> {log}"
 
 
 rule ledger:
@@ -97,4 +104,4 @@ rule ledger:
     conda:
         "../envs/decode.yaml"
     shell:
-        "python -m fvlm ledger {input} --out {output.ledger} --table {output.table} 2> {log}"
+        "python -m fvlm ledger --of-study --out {output.ledger} --table {output.table} 2> {log}"

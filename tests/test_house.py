@@ -23,11 +23,16 @@ ROOT = Path(__file__).resolve().parents[1]
 SCHEMAS = ROOT / "workflow/schemas"
 MADE = {".git", ".venv", ".snakemake", ".pytest_cache", ".ruff_cache", ".hypothesis", "__pycache__"}
 ENVIRONMENTS = {  # environment -> what runs in it
-    "decode": [path for path in sorted((ROOT / "src/fvlm/data").glob("*.py")) if path.name != "loader.py"],
+    "decode": [path for path in sorted((ROOT / "src/fvlm/data").rglob("*.py")) if path.name != "loader.py"],
     "train": [
         path
         for room in ("data", "model", "train", "evaluate")
-        for path in sorted((ROOT / "src/fvlm" / room).glob("*.py"))
+        for path in sorted((ROOT / "src/fvlm" / room).rglob("*.py"))
+    ],
+    "report": [
+        *sorted((ROOT / "src/fvlm/data_report").glob("*.py")),
+        *(ROOT / f"src/fvlm/analysis/{name}.py" for name in ("catalog", "files", "style")),
+        *(ROOT / f"src/fvlm/data/{name}.py" for name in ("index", "ledger", "perceptual", "samples", "sources", "tar")),
     ],
     "analysis": sorted((ROOT / "src/fvlm/analysis").glob("*.py")),
 }
@@ -254,7 +259,7 @@ def test_rules_call_commands_and_hold_no_code():
         text = path.read_text()
         assert not re.search(r"^    (script|run|notebook):", text, re.MULTILINE), path.name
         assert len(text.splitlines()) < 250, path.name
-        for command in re.findall(r"python -m fvlm (\w+)", text):
+        for command in re.findall(r"python -m fvlm ([\w-]+)", text):
             assert command in COMMANDS, f"{path.name}: fvlm {command}"
 
 

@@ -1,11 +1,17 @@
 """Sources become lists of files and numbers of samples before anything runs."""
 
-import pytest
+import re
 
-from fvlm.data.readers import read_rows
-from fvlm.data.sources import foreign_tars, sample_count, tars_of, training_count
+import pytest
+import yaml
+
+from fvlm.config import load_study, read_yaml
+from fvlm.data.readers import READERS, read_rows
+from fvlm.data.sources import input_tars, ledgers_of, sample_count, shard_count, shard_inputs, tars_of, training_count
 from fvlm.errors import UserError
 from fvlm.schema import Source
+from tests.conftest import ROOT
+from tests.reader_cases import write_table, write_tar
 
 
 def source(**fields) -> Source:
@@ -13,7 +19,7 @@ def source(**fields) -> Source:
 
 
 def test_a_range_names_every_tar_without_any_being_there():
-    tars = foreign_tars(source(path="data/x/{00008..00011}.tar"))
+    tars = input_tars(source(path="data/x/{00008..00011}.tar"))
     assert tars == [f"data/x/{i:05d}.tar" for i in range(8, 12)]
 
 
@@ -21,9 +27,9 @@ def test_a_wildcard_becomes_the_files_it_finds(tmp_path):
     """A pattern handed on unexpanded once stood for a single file that did not exist."""
     for name in ("b.tar", "a.tar", "c.txt"):
         (tmp_path / name).touch()
-    assert foreign_tars(source(path=f"{tmp_path}/*.tar")) == [f"{tmp_path}/a.tar", f"{tmp_path}/b.tar"]
+    assert input_tars(source(path=f"{tmp_path}/*.tar")) == [f"{tmp_path}/a.tar", f"{tmp_path}/b.tar"]
     with pytest.raises(UserError, match=r"names no tar; expected one such as"):
-        foreign_tars(source(path=f"{tmp_path}/*.tgz"))
+        input_tars(source(path=f"{tmp_path}/*.tgz"))
 
 
 def test_rows_of_a_folder_are_counted_unless_declared(tmp_path):
@@ -45,7 +51,6 @@ def test_what_cannot_be_counted_is_named(tmp_path):
 
 def test_shards_of_a_made_source_follow_from_its_samples(tmp_path):
     from fvlm.config import study_from_files
-    from tests.conftest import ROOT
 
     study = study_from_files([str(ROOT / "config/smoke.yaml")], folder=ROOT / "config")
     grid = study.sources["grid"]
@@ -56,3 +61,83 @@ def test_a_caption_with_a_bare_comma_is_not_cut_in_silence(tmp_path):
     (tmp_path / "captions.csv").write_text('file,caption\na.mp4,one, two\nb.mp4,"one, two"\n')
     cut, whole = read_rows(tmp_path, "captions.csv")
     assert "quotes" in cut.problem and whole.problem is None and whole.text == {"caption": "one, two"}
+
+
+def test_every_example_of_the_page_of_datasets_is_a_source(folder):
+    """Each entry stands in config/sources.yaml as well, loads, and plans: a study that prepares it names its shards."""
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/datasets.md").read_text(), re.DOTALL)
+    entries = {name: entry for block in blocks for name, entry in yaml.safe_load(block).items()}
+    assert {entry["reader"] for entry in entries.values()} == set(READERS) - {"folder", "files"}
+    stored = read_yaml(ROOT / "config/sources.yaml")
+    assert entries == {name: stored[name] for name in entries}
+    content = {**read_yaml(ROOT / "config/paper.yaml"), "prepare": list(entries)}
+    content["sources"] = {name: {"samples": 2500} for name in entries}
+    study = load_study(content, folder)
+    for name, entry in entries.items():
+        made = study.sources[name]
+        assert made.kind == entry["kind"] and made.crop
+        tars = 19 if entry["reader"] == "video2dataset" else 3
+        assert tars_of(made, study) == [f"results/paper/shards/{name}/{i:05d}.tar" for i in range(tars)]
+    assert f"results/paper/shards/{name}/00002.ledger.jsonl" in ledgers_of(study)
+
+
+def test_captions_of_each_source_are_asked_for_in_their_own_words():
+    sources = read_yaml(ROOT / "config/sources.yaml")
+    finished = ["webvid", "openvid", "vript_long", "vript_short", "sharegpt4video"]
+    prompts = [sources[name]["prompt"] for name in finished]
+    assert len(set(prompts)) == len(finished)
+    assert prompts == [sources[f"{name}_raw"]["prompt"] for name in finished]
+    assert sources["webvid_downloaded"]["prompt"] == sources["webvid"]["prompt"]
+
+
+@pytest.mark.parametrize("entry", ["reader: webvd", "crop: 3", "table: [a]", "squash: true"])
+def test_a_mistaken_entry_is_refused(folder, entry):
+    with (folder / "sources.yaml").open("a") as file:
+        file.write(f"\nx: {{kind: video, path: x, {entry if 'reader' in entry else 'reader: folder, ' + entry}}}\n")
+    with pytest.raises(UserError, match=r"sources.yaml: source 'x'"):
+        load_study(read_yaml(ROOT / "config/smoke.yaml"), folder)
+
+
+def test_what_is_cheap_to_count_need_not_be_declared(tmp_path, monkeypatch):
+    chats = [{"messages": [{"role": "user", "content": "q"}], "source": "x"}] * 5
+    for name in ("a", "b"):
+        write_table(tmp_path / f"data/{name}.parquet", chats)
+    parquet = source(reader="smoltalk", kind="text", path=str(tmp_path), table="data/*.parquet")
+    assert sample_count(parquet, "results") == 10
+    lines = source(reader="smoltalk", kind="text", path=str(tmp_path), table="t.jsonl", name="lines")
+    write_table(tmp_path / "t.jsonl", chats)
+    monkeypatch.setattr("fvlm.data.sources.COUNTED_BYTES", 1000)
+    assert sample_count(lines, "results") == 5
+    monkeypatch.setattr("fvlm.data.sources.COUNTED_BYTES", 100)
+    with pytest.raises(UserError, match=r"source 'lines': needs `samples:`: its tables have 0 MB, too much to count"):
+        sample_count(lines, "results")
+    assert sample_count(parquet, "results") == 10
+
+
+def test_tars_of_videos_are_one_shard_each(tmp_path):
+    for name in ("00000", "00001"):
+        write_tar(tmp_path / f"{name}.tar", [(name, {"txt": b"c"})])
+    tars = source(reader="video2dataset", path=f"{tmp_path}/*.tar")
+    study = load_study(read_yaml(ROOT / "config/smoke.yaml"), ROOT / "config")
+    assert shard_count(tars, study) == 2
+    assert shard_inputs(tars, "results", 1) == [f"{tmp_path}/00001.tar"]
+    with pytest.raises(UserError, match=r"needs `samples:`: .*00000.tar has no .parquet beside it"):
+        sample_count(tars, "results")
+    write_table(tmp_path / "00000.parquet", [{"key": "00000"}, {"key": "lost"}])
+    write_table(tmp_path / "00001.parquet", [{"key": "00001"}])
+    assert sample_count(tars, "results") == 3
+    assert shard_inputs(tars, "results", 1) == [f"{tmp_path}/00001.tar", f"{tmp_path}/00001.parquet"]
+    ranged = source(reader="video2dataset", path="data/x/{00007..00009}.tar", samples=9)
+    assert shard_count(ranged, study) == 3 and shard_inputs(ranged, "results", 1) == ["data/x/00008.tar"]
+
+
+def test_inputs_of_a_shard(tmp_path):
+    mine = source(reader="folder", path="my", table="captions.csv")
+    assert shard_inputs(mine, "results", 3) == ["my/captions.csv"]
+    assert shard_inputs(source(reader="demo"), "results", 0) == ["results/corpus/x/samples.jsonl"]
+    assert shard_inputs(source(reader="files", path="my"), "results", 0) == ["my"]
+    for name in ("a/1.parquet", "a/2.parquet", "b/1.parquet"):
+        write_table(tmp_path / name, [{"images": None}])
+    many = source(reader="cauldron", path=str(tmp_path))
+    assert shard_inputs(many, "results", 0) == [f"{tmp_path}/a", f"{tmp_path}/b"]
+    assert shard_inputs(source(reader="cauldron", path="nowhere", samples=5), "results", 0) == []

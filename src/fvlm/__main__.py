@@ -17,6 +17,7 @@ COMMANDS = {
     "shard": ("fvlm.data.shards", "decode one slice of a source into one WebDataset shard and its ledger"),
     "index": ("fvlm.data.index", "index a source's shards: byte offsets, frame counts, text lengths"),
     "ledger": ("fvlm.data.ledger", "add up the ledgers of all shards"),
+    "data-report": ("fvlm.data_report.command", "a page about the data: counts, lengths, samples, near-duplicates"),
     "train": ("fvlm.train.command", "train one run, or continue it from its last checkpoint"),
     "evaluate": ("fvlm.evaluate.losses", "held-out losses of a finished run, by source and mode"),
     "attention": ("fvlm.evaluate.attention", "attention maps of a finished run on fixed held-out videos"),

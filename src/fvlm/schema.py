@@ -10,6 +10,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Kind = Literal["video", "image", "text", "preference"]
+Reader = Literal[
+    "folder", "files", "shards", "demo", "video2dataset",
+    "webvid", "openvid", "vript", "sharegpt4video", "llava_video", "vista", "cauldron", "smoltalk", "rlaif_v",
+    "video_mme", "mvbench", "mlvu", "pope", "scienceqa",
+]  # fmt: skip
 
 
 class Strict(BaseModel):
@@ -160,15 +165,16 @@ class Source(Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     kind: Kind
-    reader: Literal["folder", "shards", "demo"]
+    reader: Reader
     path: str | None = None
-    table: str = "samples.jsonl"
+    table: str | None = None  # null: as the reader's dataset calls it; a wildcard or {00000..00099} names several
     prompt: str = "Describe the video."
     samples: int | None = Field(default=None, gt=0)
     held_out: float | str | None = None
     frames: float = Field(default=8, ge=0)  # expected mean, for the plan
     text_tokens: float = Field(default=100, gt=0)  # expected mean, for the plan
-    max_reject: float = Field(default=0.5, ge=0, le=1)  # a larger share of rejected inputs fails the shard
+    max_reject: float = Field(default=0.5, ge=0, le=1)  # a larger share of rejected inputs fails the source
+    crop: bool = True  # the centre of a frame; false: the whole frame squashed to a square
     demo_family: str | None = None
     demo_seed: int = 0
     broken: int = Field(default=0, ge=0)  # broken files the demo puts in on purpose

@@ -12,6 +12,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,7 @@ def make_corpus(source: str, out: Path, samples: int, seed: int, broken: int = 0
     make = partial(make_item, source=source, seed=seed, folder=making)
     rows: list[dict] = []
     start = time.monotonic()
-    with ProcessPoolExecutor(processes) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:  # a fork of threads may hang
         for done, found in enumerate(pool.map(make, range(items), chunksize=4), 1):
             rows += found
             if done % max(1, items // 10) == 0:

@@ -9,9 +9,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fvlm.batch import Batch
-from fvlm.data.index import Index, decode_frames, load_index, read_sample, sample_text
 from fvlm.data.batches import micro_batches, rank_shares
+from fvlm.data.index import Index, check_tokenizer, load_index
 from fvlm.data.order import Order, in_file_order, split_held_out
+from fvlm.data.samples import decode_frames, image_suffixes, sample_text
+from fvlm.data.tar import read_sample
 from fvlm.data.text import encode_chat, load_tokenizer
 from fvlm.errors import UserError
 from fvlm.schema import Run, Source, Study
@@ -70,7 +72,9 @@ def open_held_out(run: Run, study: Study, part: str, samples: int, kinds: tuple[
 
 
 def _open(source: Source, study: Study) -> Index:
-    return load_index(Path(study.results) / "index" / f"{source.name}.npz")
+    index = load_index(Path(study.results) / "index" / f"{source.name}.npz")
+    check_tokenizer(index, Path(study.results) / "tokenizer")
+    return index
 
 
 class Steps(Dataset):
@@ -107,7 +111,16 @@ class Steps(Dataset):
             return error
 
     def batches(self, step: int) -> list[Batch]:
-        return [pack([self.sample(i) for i in group]) for group in self.groups(step)]
+        return [self.batch(group) for group in self.groups(step)]
+
+    def batch(self, places: list[int]) -> Batch:
+        """The samples at some places of the order, each decoded to where it lies in the batch."""
+        here = zip(self.order.source[places].tolist(), self.order.row[places].tolist(), strict=True)
+        counts = [int(self.corpus.indices[source].frames[row]) for source, row in here]
+        # NumPy asks for huge pages, torch.empty does not: without them a third of the time goes into page faults.
+        frames = np.empty((sum(counts), IMAGE, IMAGE, 3), np.uint8)
+        parts = np.split(frames, np.cumsum(counts)[:-1])
+        return pack([self.sample(i, part) for i, part in zip(places, parts, strict=True)], frames)
 
     def groups(self, step: int) -> list[list[int]]:
         """Places in the order of the samples of each micro-batch of this rank."""
@@ -118,8 +131,11 @@ class Steps(Dataset):
         groups = micro_batches(here.positions, here.text_tokens, self.most_positions, self.most_tokens)
         return [(low + mine[group]).tolist() for group in groups]
 
-    def sample(self, i: int) -> dict:
-        """Sample i of the order: frames (T, 224, 224, 3) uint8, positions, ids, mask, key, source."""
+    def sample(self, i: int, out: np.ndarray | None = None) -> dict:
+        """Sample i of the order: frames (T, 224, 224, 3) uint8, positions, ids, mask, key, source.
+
+        out     where to put the frames, of their shape
+        """
         place, row = int(self.order.source[i]), int(self.order.row[i])
         index, name = self.corpus.indices[place], self.corpus.names[place]
         file = self.results / index.shards[index.shard[row]]
@@ -129,18 +145,18 @@ class Steps(Dataset):
         ids, answer = encode_chat(self.tokenizer, text, self.max_tokens)
         mask = answer.copy() if self.loss == "answers" else np.ones(len(ids), dtype=bool)
         mask[0] = False  # nothing stands before it in a text-only sample, so it is scored in none
+        found = len(image_suffixes(members))
+        if found != index.frames[row]:
+            raise UserError(
+                f"{file}: sample {key!r} has {found} images, its index says {index.frames[row]}; delete the index of "
+                f"source {name!r} so that it is made again"
+            )
         try:
-            frames = decode_frames(members)
+            frames = decode_frames(members, out)
         except ValueError as error:
             raise UserError(
                 f"{file}: sample {key!r}: a frame cannot be decoded ({error}); make the shard again"
             ) from error
-        if len(frames) != index.frames[row] or frames.shape[1:] != (IMAGE, IMAGE, 3):
-            raise UserError(
-                f"{file}: sample {key!r} has frames {frames.shape}, its index says {index.frames[row]} of "
-                f"{IMAGE} x {IMAGE}; "
-                f"delete the index of source {name!r} so that it is made again"
-            )
         return {
             "frames": frames,
             "positions": int(self.order.positions[i]),
@@ -151,15 +167,18 @@ class Steps(Dataset):
         }
 
 
-def pack(samples: list[dict]) -> Batch:
-    """One batch of the given samples, end to end. A still image's one frame is named once per position."""
+def pack(samples: list[dict], frames: np.ndarray | None = None) -> Batch:
+    """One batch of the given samples, end to end. A still image's one frame is named once per position.
+
+    frames      (U, 224, 224, 3), where the samples' frames lie end to end already; None: they are copied together
+    """
     frame_index, start = [], 0
     for s in samples:
         distinct = len(s["frames"])
         frame_index.append(start + np.arange(s["positions"]) % max(distinct, 1))
         start += distinct
     return Batch(
-        frames=torch.from_numpy(np.concatenate([s["frames"] for s in samples])),
+        frames=torch.from_numpy(np.concatenate([s["frames"] for s in samples]) if frames is None else frames),
         frame_index=torch.from_numpy(np.concatenate(frame_index).astype(np.int64)),
         frame_counts=torch.tensor([s["positions"] for s in samples]),
         token_ids=torch.from_numpy(np.concatenate([s["ids"] for s in samples]).astype(np.int64)),

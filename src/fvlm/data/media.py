@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 SIDE = 224  # pixels; side of a frame
+LONGEST = 16 * SIDE  # pixels; a picture that would be scaled to a longer side is cropped first
 MAX_FRAMES = 64
+Span = tuple[float, float] | None  # part of a video: start and end in seconds; None: all of it
 MAX_PIXELS = 100_000_000  # of one decoded picture: about 300 MB as RGB
 
 # Why an input can be missing from a shard. A ledger names nothing else.
@@ -19,6 +21,7 @@ REASONS = {
     "no_video_stream": "the file has sound, subtitles or a cover, but no video",
     "corrupt": "the format was recognised, and not one frame could be decoded",
     "too_large": "one picture has more pixels, or needs more memory, than is allowed",
+    "empty_span": "the part that was asked for holds no frame: it starts after the end, or ends where it starts",
     "timeout": "decoding took longer than the deadline of one file",
     "crashed": "the decoder ended its process",
     "bad_row": "the row of the table lacks a text it needs",
@@ -53,7 +56,7 @@ class Media:
     inside: str | None = None
     offset: int = 0
     size: int = 0
-    span_s: tuple[float, float] | None = None
+    span_s: Span = None
 
 
 @dataclass(frozen=True)
@@ -78,18 +81,27 @@ class Clip:
             raise ValueError(f"clip: frames are {found}, expected {wanted} uint8")
 
 
-def schedule(shown_s: np.ndarray, duration_s: float) -> tuple[np.ndarray, np.ndarray]:
+def schedule(shown_s: np.ndarray, duration_s: float, span_s: Span = None) -> tuple[np.ndarray, np.ndarray, float]:
     """Which frames to keep: those shown at t = 0, 1, 2, ... < duration; past 64 s, 64 at t = i duration / 64.
 
     shown_s     (F,) seconds at which each frame appears, ascending, the first one 0
-    returns     times (T,) float64 and, for each, the position (T,) int64 of the last frame that is not later
+    span_s      count time, and the duration, from the start of this part alone
+    returns     times (T,) float64; for each, the position (T,) int64 of the last frame that is not later; duration
+    raises      MediaError empty_span
     """
     slack = 1e-6  # times are fractions of a clock rounded to float
+    start_s = 0.0
+    if span_s is not None:
+        start_s, end_s = max(0.0, span_s[0]), min(span_s[1], duration_s)
+        if not (span_s[0] < span_s[1] and start_s < end_s):
+            span = f"{span_s[0]:g} s to {span_s[1]:g} s"
+            raise MediaError("empty_span", f"nothing is shown from {span}: the video lasts {duration_s:g} s")
+        duration_s = end_s - start_s
     if duration_s <= MAX_FRAMES + slack:
         times_s = np.arange(max(1, int(np.ceil(duration_s - slack))), dtype=np.float64)
     else:
         times_s = np.arange(MAX_FRAMES) * (duration_s / MAX_FRAMES)
-    return times_s, np.searchsorted(shown_s, times_s + slack, side="right") - 1
+    return times_s, np.searchsorted(shown_s, start_s + times_s + slack, side="right") - 1, duration_s
 
 
 def check_regular(path: Path) -> None:

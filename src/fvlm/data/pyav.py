@@ -1,200 +1,58 @@
 """Decode with PyAV: the cheap plan where the packets tell everything, every frame in order where they do not.
 
 The plan: read all packets without decoding (about 1 % of the cost) to know when each frame is shown; work out
-which packets the wanted frames depend on; decode those alone, on one thread, and let the decoder leave out
-frames that nothing refers to.
+which packets the wanted frames depend on; decode those alone, on one thread, and leave out frames that nothing
+refers to (the decoder does for most codecs; of AV1 whole unreferenced chains are cut out of the packets).
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import av
 import numpy as np
 from av.container import InputContainer
+from av.sidedata.sidedata import Type as SideData
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from fvlm.data.media import MAX_PIXELS, Clip, MediaError, centre, fit, schedule
+from fvlm.data.bitstream import av1_cuts
+from fvlm.data.media import LONGEST, MAX_FRAMES, MAX_PIXELS, SIDE, Clip, MediaError, Span, centre, fit, schedule
+from fvlm.data.packets import NO_PTS, Packets, demux, describes_itself, duration_of, open_video, read_packets, runs_of
 
-# Containers that hold their own content. Playlists and concat scripts, which name other files, are refused.
-FORMATS = (
-    "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,ivf,nut,mxf,dv,rm,h264,hevc,m4v,obu,"
-    "mp3,aac,wav,flac"  # recognised so that the reason can be 'no video stream'
-)
-OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
-# One packet is one shown frame, with its time on it: only here can packets stand for frames.
-PLANNED_FORMATS = {"mov", "matroska"}
-PLANNED_CODECS = {"h264", "hevc", "vp9", "av1", "libdav1d", "mpeg4", "mjpeg"}
-HELD_BYTES = 256 << 20  # packets of a larger file are read a second time rather than kept
+NO_TIMES = ("h264", "hevc", "m4v", "mpegvideo", "obu")  # frames follow each other at the stream's rate
 
 
-@dataclass(frozen=True)
-class Packets:
-    """All packets of a video stream, in the order in which they are decoded.
-
-    pts         (P,) int64 in units of `unit_s`; -1 << 62 where a packet has none
-    keyframe    (P,) bool
-    shown       (P,) bool, False: needed by others, never shown (before the start of an edit list)
-    lengths     (P,) int64, durations in units of `unit_s`, 0 where unknown
-    """
-
-    pts: np.ndarray
-    keyframe: np.ndarray
-    shown: np.ndarray
-    lengths: np.ndarray
-    unit_s: float
-    damaged: bool
-
-
-NO_PTS = -(1 << 62)
-
-
-def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
-    """Open a file and choose its video stream; the decoder gets one thread.
-
-    raises      MediaError not_media, no_video_stream, too_large, corrupt (a known format that does not open)
-    """
-    try:
-        container = av.open(str(path), options=OPTIONS, metadata_errors="replace")
-    except (av.error.FFmpegError, ValueError) as error:
-        reason = "corrupt" if _looks_like_video(path) else "not_media"
-        raise MediaError(reason, f"{path}: {error}") from error
-    cover = av.stream.Disposition.attached_pic
-    streams = [s for s in container.streams.video if not s.disposition & cover]
-    if not streams:
-        container.close()
-        raise MediaError("no_video_stream", f"{path}: {len(container.streams)} streams, none is video")
-    best = container.streams.best("video")
-    stream = best if best in streams else streams[0]
-    context = stream.codec_context
-    if context is None or context.codec is None:
-        container.close()
-        raise MediaError("corrupt", f"{path}: no decoder for its video stream")
-    if context.width * context.height > MAX_PIXELS:
-        container.close()
-        raise MediaError("too_large", f"{path}: {context.width} x {context.height} pixels")
-    context.thread_count = 1
-    for other in container.streams:
-        if other is not stream:
-            other.discard = av.stream.Discard.all
-    return container, stream
-
-
-def _looks_like_video(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(12)
-    return head[4:8] in (b"ftyp", b"moov", b"mdat") or head[:4] in (b"\x1aE\xdf\xa3", b"RIFF", b"FLV\x01")
-
-
-def decode(path: Path, crop: bool = True) -> Clip:
-    """Frames of a video at 1 FPS.
+def decode(path: Path, crop: bool = True, span_s: Span = None) -> Clip:
+    """Frames of a video, or of a span of it, at 1 FPS.
 
     raises      MediaError
     """
-    container, stream = open_video(path)
+    container, stream = open_video(path, probe=not describes_itself(path))
     with container:
-        codec = stream.codec_context.name
-        packets, held = _read_packets(container, stream, keep=path.stat().st_size <= HELD_BYTES)
-        if not len(packets.pts):
-            raise MediaError("corrupt", f"{path}: no packet in its video stream")
-        clip, format_name = None, container.format.name.split(",")[0]
-        if format_name in PLANNED_FORMATS and codec in PLANNED_CODECS and _sure(packets):
-            clip = _decode_planned(path, stream.codec_context, packets, held, crop)
-    return clip or _decode_in_order(path, packets, codec, crop)
-
-
-def _demux(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
-    """All packets with content; a damaged end of the file ends them."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets)
-        except (StopIteration, av.error.FFmpegError):
-            return
-        if packet.size:
-            yield packet
-
-
-def _read_packets(container: InputContainer, stream: VideoStream, keep: bool) -> tuple[Packets, list[av.Packet] | None]:
-    held: list[av.Packet] | None = [] if keep else None
-    pts, keyframe, shown, lengths, damaged = [], [], [], [], False
-    for packet in _demux(container, stream):
-        pts.append(NO_PTS if packet.pts is None else packet.pts)
-        keyframe.append(packet.is_keyframe)
-        shown.append(not packet.is_discard)
-        lengths.append(packet.duration or 0)
-        damaged = damaged or packet.is_corrupt
-        if held is not None:
-            held.append(packet)
-    table = Packets(
-        pts=np.array(pts, np.int64),
-        keyframe=np.array(keyframe, bool),
-        shown=np.array(shown, bool),
-        lengths=np.array(lengths, np.int64),
-        unit_s=float(stream.time_base),
-        damaged=damaged,
-    )
-    return table, held
-
-
-def _sure(packets: Packets) -> bool:
-    """Whether packets can stand for frames: every time known, none twice, a keyframe first."""
-    times = packets.pts[packets.shown]
-    return bool(
-        not packets.damaged
-        and packets.keyframe[0]
-        and len(times)
-        and (packets.pts != NO_PTS).all()
-        and len(np.unique(times)) == len(times)
-    )
-
-
-def _duration(shown_s: np.ndarray, last_s: float) -> float:
-    """The last frame lasts as long as its packet says, else as the usual step, else 1/25 s."""
-    if last_s <= 0:
-        last_s = float(np.median(np.diff(shown_s))) if len(shown_s) > 1 else 0.04
-    return float(shown_s[-1]) + last_s
-
-
-def runs_of(wanted: Iterable[int], pts: np.ndarray, keyframe: np.ndarray) -> list[tuple[int, int]]:
-    """Stretches [start, stop) of packets to decode so that every wanted packet gives its frame.
-
-    A stretch starts at a keyframe. A frame shown before the keyframe it follows in the file (open GOP) refers
-    to the group before, and so needs the keyframe before that one.
-    """
-    keys = np.flatnonzero(keyframe)
-    runs: list[tuple[int, int]] = []
-    for packet in sorted(wanted):
-        k = int(np.searchsorted(keys, packet, side="right")) - 1
-        while k > 0 and pts[packet] < pts[keys[k]]:
-            k -= 1
-        start = int(keys[k])
-        if runs and start < runs[-1][1]:
-            runs[-1] = (runs[-1][0], packet + 1)
-        else:
-            runs.append((start, packet + 1))
-    return runs
+        packets = read_packets(path, container, stream)
+        clip = _decode_planned(path, stream.codec_context, packets, crop, span_s) if packets.plannable else None
+    return clip or _decode_in_order(path, replace(packets, held=None), crop, span_s)
 
 
 def _decode_planned(
-    path: Path, context: av.VideoCodecContext, packets: Packets, held: list[av.Packet] | None, crop: bool
+    path: Path, context: av.VideoCodecContext, packets: Packets, crop: bool, span_s: Span
 ) -> Clip | None:
     """The clip, or None when something came out otherwise than the packets said."""
-    order = np.argsort(packets.pts, kind="stable")
-    order = order[packets.shown[order]]
-    shown_s = (packets.pts[order] - packets.pts[order[0]]) * packets.unit_s
-    duration_s = _duration(shown_s, packets.lengths[order[-1]] * packets.unit_s)
-    times_s, positions = schedule(shown_s, duration_s)
+    order, shown_s, duration_s = packets.timeline()
+    times_s, positions, duration_s = schedule(shown_s, duration_s, span_s)
     wanted = set(order[positions].tolist())
     wanted_pts = {int(packets.pts[i]) for i in wanted}
-    runs = runs_of(wanted, packets.pts, packets.keyframe)
     images: dict[int, np.ndarray] = {}
     try:
-        for frame in _decode_runs(path, context, runs, wanted, held):
-            if frame.pts in wanted_pts and frame.pts not in images:
+        for frame in _decode_runs(path, context, packets, wanted):
+            time = frame.dts if packets.format == "avi" else frame.pts
+            if time in wanted_pts and time not in images:
                 if frame.is_corrupt:
                     return None
-                images[frame.pts] = to_square(frame, crop)
+                images[time] = to_square(frame, crop)
     except av.error.FFmpegError:
         return None
     if images.keys() != wanted_pts:
@@ -204,28 +62,29 @@ def _decode_planned(
 
 
 def _decode_runs(
-    path: Path,
-    context: av.VideoCodecContext,
-    runs: list[tuple[int, int]],
-    wanted: set[int],
-    held: list[av.Packet] | None,
+    path: Path, context: av.VideoCodecContext, packets: Packets, wanted: set[int]
 ) -> Iterator[av.VideoFrame]:
-    """All frames that come out of the stretches, without those that are neither wanted nor referred to."""
+    """All frames that come out of the stretches, without most of those that are neither wanted nor referred to."""
+    runs = runs_of(wanted, packets.pts, packets.keyframe)
+    cuts = {} if packets.av1 is None else {k: v for run in runs for k, v in av1_cuts(packets.av1, run, wanted).items()}
+    # dav1d heeds the setting only as it stands when the first packet comes.
+    others = "NONREF" if packets.skip and context.name != "libdav1d" else "DEFAULT"
     source: Iterator[tuple[int, av.Packet]]
     container = None
-    if held is None:
-        container, stream = open_video(path)
-        source = enumerate(_demux(container, stream))
+    if packets.held is None:
+        container, stream = open_video(path, packets.stream, probe=False)
+        source = enumerate(demux(container, stream))
     else:
-        source = ((i, held[i]) for start, stop in runs for i in range(start, stop))
+        source = ((i, packets.held[i]) for start, stop in runs for i in range(start, stop))
     try:
         for number, (start, stop) in enumerate(runs):
             if number:
                 context.flush_buffers()
             for i, packet in source:
-                if i >= start:
-                    context.skip_frame = "DEFAULT" if i in wanted else "NONREF"
-                    yield from context.decode(packet)
+                left = _without(packet, cuts[i]) if i in cuts else packet
+                if i >= start and left is not None:
+                    context.skip_frame = "DEFAULT" if i in wanted else others
+                    yield from context.decode(left)
                 if i + 1 == stop:
                     break
             context.skip_frame = "DEFAULT"
@@ -235,59 +94,141 @@ def _decode_runs(
             container.close()
 
 
-def _decode_in_order(path: Path, packets: Packets, codec: str, crop: bool) -> Clip:
-    """Decode every frame; which to keep is guessed from the packets and mended once the times are known."""
+def _without(packet: av.Packet, ranges: list[tuple[int, int]]) -> av.Packet | None:
+    """The packet less some of its bytes; None where no frame is left."""
+    content, place, kept = bytes(packet), 0, []
+    for start, stop in ranges:
+        kept.append(content[place:start])
+        place = stop
+    rest = b"".join([*kept, content[place:]])
+    if not rest:
+        return None
+    left = av.Packet(rest)
+    left.pts, left.dts, left.time_base = packet.pts, packet.dts, packet.time_base
+    return left
+
+
+def _decode_in_order(path: Path, packets: Packets, crop: bool, span_s: Span) -> Clip:
+    """Decode every frame and keep those shown at the wanted moments; once more where these come out otherwise.
+
+    The moments depend on the duration for a video of more than 64 s alone; the packets give a guess of it.
+    """
     known = np.sort(packets.pts[packets.shown & (packets.pts != NO_PTS)])
     shown_s = (known - known[0]) * packets.unit_s if len(known) else np.zeros(1)
-    keep = set(schedule(shown_s, _duration(shown_s, 0.0))[1].tolist())
+    moments_s = np.arange(MAX_FRAMES) + (max(0.0, span_s[0]) if span_s else 0.0)
+    with contextlib.suppress(MediaError):  # by the guess the video may end before the span starts
+        times_s, _, guess_s = schedule(shown_s, duration_of(shown_s, 0.0), span_s)
+        if guess_s > MAX_FRAMES:
+            moments_s = moments_s[0] + times_s
+    keep: set[int] = set()
     for _ in range(2):
-        images, shown_s, duration_s = _decode_every(path, keep, crop)
+        images, shown_s, duration_s = _decode_every(path, packets.stream, moments_s, keep, crop)
         if not len(shown_s):
             raise MediaError("corrupt", f"{path}: {len(packets.pts)} packets, not one frame decoded")
-        times_s, positions = schedule(shown_s, duration_s)
+        times_s, positions, duration_s = schedule(shown_s, duration_s, span_s)
         if set(positions.tolist()) <= images.keys():
-            return Clip(np.stack([images[int(i)] for i in positions]), times_s, duration_s, codec)
-        keep = set(positions.tolist())
+            return Clip(np.stack([images[int(i)] for i in positions]), times_s, duration_s, packets.codec)
+        keep, moments_s = set(positions.tolist()), np.zeros(0)
     raise MediaError("corrupt", f"{path}: two decodings gave different frames")
 
 
-def _decode_every(path: Path, keep: set[int], crop: bool) -> tuple[dict[int, np.ndarray], np.ndarray, float]:
+def _decode_every(
+    path: Path, stream_index: int, moments_s: np.ndarray, keep: set[int], crop: bool
+) -> tuple[dict[int, np.ndarray], np.ndarray, float]:
     """Decode the whole stream; undecodable packets are passed over.
 
-    keep        numbers of the frames to convert, in the order of showing
-    returns     those frames, the time of every frame in seconds after the first, the duration in seconds
+    moments_s   what is shown at these seconds after the first frame is kept, (M,) ascending
+    keep        numbers of further frames to keep, in the order of showing
+    returns     those frames by number, the time of every frame in seconds after the first, the duration in seconds
     """
-    container, stream = open_video(path)
-    images, pts, last = {}, [], 0.0
+    container, stream = open_video(path, stream_index)
+    images, ticks, last, before, moment = {}, [], 0.0, None, 0
     with container:
-        # AVI stores no presentation times: frames follow each other at the stream's rate.
-        counted = container.format.name in ("avi", "h264", "hevc", "m4v", "mpegvideo", "obu")
+        form, unit_s = container.format.name, float(stream.time_base)
         rate = float(stream.average_rate or stream.guessed_rate or 25)
         for frame in _frames_of(container, stream):
-            if len(pts) in keep:
-                images[len(pts)] = to_square(frame, crop)
-            pts.append(frame.pts)
-            last = (frame.duration or 0) * float(stream.time_base)
-        if counted or None in pts:
-            return images, np.arange(len(pts)) / rate, len(pts) / rate
-        ticks = np.maximum.accumulate(np.array(pts, np.int64))
-        shown_s = (ticks - ticks[:1]) * float(stream.time_base)
-    return images, shown_s, _duration(shown_s, last) if pts else 0.0
+            number = len(ticks)
+            ticks.append(_time_of(frame, form, ticks))
+            now_s = (
+                number / rate if form in NO_TIMES or None in (ticks[0], ticks[-1]) else (ticks[-1] - ticks[0]) * unit_s
+            )
+            upcoming = int(np.searchsorted(moments_s, now_s - 1e-6, side="left"))
+            if upcoming > moment:
+                images[number - 1], moment = to_square(before, crop), upcoming
+            if number in keep:
+                images[number] = to_square(frame, crop)
+            before, last = frame, (frame.duration or 0) * unit_s
+    if before is not None and moment < len(moments_s):
+        images[len(ticks) - 1] = to_square(before, crop)
+    if form in NO_TIMES or None in ticks:
+        return images, np.arange(len(ticks)) / rate, len(ticks) / rate
+    shown = np.maximum.accumulate(np.array(ticks, np.int64))
+    shown_s = (shown - shown[:1]) * unit_s
+    return images, shown_s, duration_of(shown_s, last) if ticks else 0.0
+
+
+def _time_of(frame: av.VideoFrame, form: str, before: list[int | None]) -> int | None:
+    """A frame's time in ticks; AVI numbers its packets, and that is all."""
+    if form != "avi":
+        return frame.pts
+    if frame.dts is not None:
+        return frame.dts
+    return before[-1] + 1 if before else 0  # one that the decoder held back to the end
 
 
 def _frames_of(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
-    for packet in [*_demux(container, stream), None]:
+    for packet in [*demux(container, stream), None]:
         try:
             yield from stream.codec_context.decode(packet)
         except av.error.FFmpegError:
             continue
 
 
+class _Scaler(threading.local):
+    """One for all frames of a thread: a frame's own one is set up anew for each, which takes as long as scaling."""
+
+    def __init__(self) -> None:
+        self.reformatter = VideoReformatter()
+
+
+_SCALER = _Scaler()
+
+
 def to_square(frame: av.VideoFrame, crop: bool = True) -> np.ndarray:
-    """One decoded frame as (224, 224, 3) uint8 RGB, upright, antialiased (swscale AREA)."""
+    """One decoded frame as (224, 224, 3) uint8 RGB, upright, antialiased (swscale AREA).
+
+    Transparency is left out: the colours are those that are stored.
+    """
     if frame.width * frame.height > MAX_PIXELS:
         raise MediaError("too_large", f"a frame of {frame.width} x {frame.height} pixels")
     width, height = fit(frame.width, frame.height, crop)
-    image = frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
-    quarter_turns = round(frame.rotation / 90) % 4  # counterclockwise, as numpy's
-    return np.ascontiguousarray(np.rot90(centre(image), quarter_turns))
+    square = frame
+    if max(width, height) > LONGEST:
+        square, (width, height) = _middle(frame), (SIDE, SIDE)
+    image = _SCALER.reformatter.reformat(square, width, height, "rgb24", interpolation="AREA").to_ndarray()
+    return np.ascontiguousarray(upright(centre(image), display_matrix(frame)))
+
+
+def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+    """(a, b, c, d): a pixel at (x, y) belongs at (a x + c y, b x + d y), but for the scale and where 0 is."""
+    side = frame.side_data.get(SideData.DISPLAYMATRIX)
+    if side is None:
+        return 1, 0, 0, 1
+    numbers = np.frombuffer(side, np.int32)
+    return int(numbers[0]), int(numbers[1]), int(numbers[3]), int(numbers[4])
+
+
+def upright(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+    """A picture turned by quarters and mirrored as the file says."""
+    a, b, c, d = matrix
+    if abs(a) < abs(b):
+        image, a, d = image.swapaxes(0, 1), c, b
+    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+def _middle(frame: av.VideoFrame) -> av.VideoFrame:
+    """The central square of a very long picture, which would be too large once its short side is scaled to 224."""
+    short = min(frame.width, frame.height)
+    left, top = (frame.width - short) // 2, (frame.height - short) // 2
+    image = frame.to_ndarray(format="rgb24")[top : top + short, left : left + short]
+    return av.VideoFrame.from_ndarray(np.ascontiguousarray(image))

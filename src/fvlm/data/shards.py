@@ -1,8 +1,15 @@
-"""Turn rows of a table into one WebDataset shard and its ledger, which lists every row exactly once."""
+"""Turn rows of a source into WebDataset shards with their ledgers, which list every row exactly once.
+
+A shard is `00000.tar` with, beside it, `00000.ledger.jsonl` and, written last, `00000.tar.sha256`. The same rows give
+the same bytes, whatever the number of processes and wherever the folder stands.
+"""
 
 import argparse
+import hashlib
 import json
 import os
+import re
+import socket
 import sys
 import time
 from collections import Counter
@@ -11,13 +18,15 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
+from fvlm.data import ledger
 from fvlm.data.decode_pool import Decoded, DecodePool, decode_to_jpegs
-from fvlm.data.ledger import ledger_line
-from fvlm.data.media import MediaError
-from fvlm.data.readers import Row, count_rows, read_rows
+from fvlm.data.media import Media, MediaError
+from fvlm.data.readers import READERS, Row, count_rows, read_rows, rows_per_shard
 from fvlm.errors import UserError
+from fvlm.files import write_beside
 
 READ_AHEAD = 8  # files per process that may be decoded before the row that is written
+NAME = re.compile(r"[A-Za-z0-9_-]+")  # a WebDataset key ends at its first dot
 
 
 def make_shard(
@@ -32,56 +41,100 @@ def make_shard(
     deadline_s: float = 60,
     max_reject: float = 0.5,
     backend: str = "pyav",
+    crop: bool = True,
 ) -> Counter:
-    """Decode some rows of a source and write the shard and its ledger, both beside and then renamed.
+    """Decode some rows of a source; write the shard, its ledger and its checksum, each beside and then renamed.
 
-    rows        what goes into this shard, at least one; their numbers are those of the source's whole table
-    kind        "video", "image", "text" or "preference"
+    rows        what goes into this shard, at least one; their numbers are those of the source
+    kind        "video", "image", "text" or "preference"; of the others than video, all media are images
     prompt      what the user asks where a row has only a caption
-    max_reject  a larger share of rejected rows fails the shard; its ledger is then `{out_ledger}.rejected`
+    max_reject  the share that may be rejected, over the whole source: here only a shard that keeps nothing fails,
+                unless this is 1; its ledger is then `{out_ledger}.rejected`
+    crop        True: short side to 224, then the centre; False: both sides squashed to 224
     returns     how many rows by reason; "kept" counts the kept ones
-    raises      UserError when too much was rejected
+    raises      UserError when nothing was kept
     """
+    if not NAME.fullmatch(source_name):
+        raise UserError(f"source name {source_name!r}: use letters, digits, _ and - only; it begins every key")
     out_tar.parent.mkdir(parents=True, exist_ok=True)
     out_ledger.parent.mkdir(parents=True, exist_ok=True)
-    tar, ledger = out_tar.with_name(out_tar.name + ".part"), out_ledger.with_name(out_ledger.name + ".part")
+    tar, listed = _part(out_tar), _part(out_ledger)
+    decode = partial(decode_to_jpegs, folder=folder, backend=backend, crop=crop)
+    try:
+        with DecodePool(decode, processes, deadline_s) as pool:
+            results = _decoded(pool, _with_images(rows, kind), kind, READ_AHEAD * processes)
+            counts = _write(results, len(rows), folder, source_name, kind, prompt, out_tar, tar, listed)
+        if counts.total() != len(rows):
+            raise RuntimeError(f"{out_tar}: {len(rows)} rows, {counts.total()} in the ledger")
+        rejected = out_ledger.with_name(out_ledger.name + ".rejected")
+        if not counts["kept"] and max_reject < 1:
+            listed.replace(rejected)
+            ledger.check_rejects(source_name, counts, max_reject, rejected)
+        rejected.unlink(missing_ok=True)
+        digest = _sha256(tar)
+        tar.replace(out_tar)
+        listed.replace(out_ledger)
+    finally:
+        tar.unlink(missing_ok=True)
+        listed.unlink(missing_ok=True)
+    line = f"{digest}  {out_tar.name}\n"
+    write_beside(checksum_of(out_tar), lambda beside: beside.write_text(line))
+    return counts
+
+
+def checksum_of(tar: Path) -> Path:
+    """The file with a shard's SHA-256, as `sha256sum` writes it."""
+    return tar.with_name(tar.name + ".sha256")
+
+
+def _part(path: Path) -> Path:
+    """What `path` is called while it is written, by this process alone; what a killed one left is removed."""
+    name, host = f".{path.name}.", socket.gethostname()
+    for left in path.parent.glob(f"{name}*.{host}.part"):
+        if not _alive(int(left.name[len(name) :].split(".")[0])):
+            left.unlink(missing_ok=True)
+    return path.with_name(f"{name}{os.getpid()}.{host}.part")
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sha256(path: Path) -> str:
+    """Also flushes the file to disk: it is about to be renamed."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(
+    results: Iterator[tuple[Row, Decoded | MediaError]], total: int, folder: Path, source: str, kind: str, prompt: str,
+    out_tar: Path, tar: Path, listed: Path,
+) -> Counter:  # fmt: skip
+    """Write samples to `tar` and lines to `listed`; returns how many by reason."""
     counts: Counter = Counter()
-    decode = partial(decode_to_jpegs, kind=kind, backend=backend)
-    progress = Progress(f"shard {source_name}/{out_tar.stem}", len(rows))
-    with (
-        DecodePool(decode, processes, deadline_s) as pool,
-        tar.open("wb") as tar_file,
-        ledger.open("w", encoding="utf-8") as ledger_file,
-        open_tar(tar_file) as writer,
-    ):
-        for row, result in _decoded(pool, rows, folder, kind, READ_AHEAD * processes):
-            key = f"{source_name}-{row.number:07d}"
-            about = {"source": source_name, "kind": kind, "row": row.number, "file": row.file}
+    progress = Progress(f"shard {source}/{out_tar.stem}", total)
+    with tar.open("wb") as tar_file, listed.open("w", encoding="utf-8") as lines, open_tar(tar_file) as writer:
+        for row, result in results:
+            key = f"{source}-{row.number:07d}"
+            about = {"source": source, "kind": kind, "row": row.number, "file": row.file}
             if isinstance(result, MediaError):
                 message = str(result).replace(f"{folder}{os.sep}", "")  # the same wherever the folder stands
-                line = ledger_line(**about, reason=result.reason, message=message)
+                line = ledger.ledger_line(**about, reason=result.reason, message=message)
                 counts[result.reason] += 1
             else:
-                writer.write(_members(row, result, key, source_name, kind, prompt))
+                writer.write(_members(row, result, key, source, kind, prompt))
                 made = {"frames": len(result.jpegs), "duration_s": result.duration_s, "codec": result.codec}
-                line = ledger_line(**about, key=key, shard=out_tar.name, **made)
+                line = ledger.ledger_line(**about, key=key, shard=out_tar.name, **made)
                 counts["kept"] += 1
-            ledger_file.write(line)
+            lines.write(line)
             progress.step(f"{counts.total() - counts['kept']} rejected")
-    if counts.total() != len(rows):
-        raise RuntimeError(f"{out_tar}: {len(rows)} rows, {counts.total()} in the ledger")
-    rejected = counts.total() - counts["kept"]
-    if rejected > max_reject * len(rows):
-        kept_ledger = out_ledger.with_name(out_ledger.name + ".rejected")
-        ledger.replace(kept_ledger)
-        tar.unlink()
-        common = ", ".join(f"{reason} {count}" for reason, count in _rejections(counts).most_common(5))
-        raise UserError(
-            f"source {source_name!r}: {rejected} of {len(rows)} rows rejected ({common}), at most "
-            f"{max_reject:.0%} may be; read {kept_ledger}, mend the files or raise `max_reject`"
-        )
-    tar.replace(out_tar)
-    ledger.replace(out_ledger)
     return counts
 
 
@@ -92,69 +145,82 @@ def open_tar(file):
     return TarWriter(file, encoder=False, mtime=0, user="", group="")
 
 
-def _rejections(counts: Counter) -> Counter:
-    return Counter({reason: count for reason, count in counts.items() if reason != "kept"})
+def _with_images(rows: list[Row], kind: str) -> list[tuple[Row, tuple[Media, ...]]]:
+    """Each row with the media to decode: none of a bad row, none of text; images where the kind says so."""
+    found = []
+    for row in rows:
+        media = () if row.problem is not None or kind == "text" else row.media
+        if kind in ("image", "preference"):
+            media = tuple(m if m.image else Media(m.file, True, m.content, m.inside, m.offset, m.size) for m in media)
+        found.append((row, media))
+    return found
 
 
 def _decoded(
-    pool: DecodePool, rows: list[Row], folder: Path, kind: str, ahead: int
+    pool: DecodePool, rows: list[tuple[Row, tuple[Media, ...]]], kind: str, ahead: int
 ) -> Iterator[tuple[Row, Decoded | MediaError]]:
     """Rows in order with what became of them; each file is decoded once, however many rows name it."""
-    uses = Counter(row.file for row in rows if _wants_file(row, kind))
-    futures: dict[str, Future[Decoded]] = {}
+    uses = Counter(media for _, all_media in rows for media in all_media)
+    futures: dict[Media, Future[Decoded]] = {}
     submitted = 0
-    for i, row in enumerate(rows):
+    for i, (row, all_media) in enumerate(rows):
         while submitted < len(rows) and submitted <= i + ahead:
-            upcoming = rows[submitted]
-            if _wants_file(upcoming, kind) and upcoming.file not in futures:
-                futures[upcoming.file] = pool.submit(folder / upcoming.file)
+            for media in rows[submitted][1]:
+                if media not in futures:
+                    futures[media] = pool.submit(media)
             submitted += 1
-        yield row, _outcome(row, kind, futures)
-        if _wants_file(row, kind):
-            uses[row.file] -= 1
-            if not uses[row.file]:
-                del futures[row.file]
+        yield row, _outcome(row, kind, [futures[media] for media in all_media])
+        for media in all_media:
+            uses[media] -= 1
+            if not uses[media]:
+                del futures[media]
 
 
-def _wants_file(row: Row, kind: str) -> bool:
-    return row.problem is None and row.file is not None and kind != "text"
-
-
-def _outcome(row: Row, kind: str, futures: dict[str, Future[Decoded]]) -> Decoded | MediaError:
+def _outcome(row: Row, kind: str, futures: list[Future[Decoded]]) -> Decoded | MediaError:
+    """The sample's frames, of one video or of all its images; or what is wrong with the first that gives none."""
     if row.problem is not None:
-        return MediaError("bad_row", row.problem)
+        return MediaError(row.reason, row.problem)
     if kind == "preference" and "chosen" not in row.text:
         return MediaError("bad_row", "no `chosen` and `rejected` answers")
     if kind == "text":
         return Decoded([], [], 0.0, "text")
-    if row.file is None:
-        return MediaError("bad_row", "`file` is empty")
+    if not futures:
+        return MediaError("bad_row", "no image or video; `kind: text` is for rows without")
     try:
-        return futures[row.file].result()
+        parts = [future.result() for future in futures]
     except MediaError as error:
         return error
+    if len(parts) == 1:
+        return parts[0]
+    jpegs = [jpeg for part in parts for jpeg in part.jpegs]
+    times_s = [time_s for part in parts for time_s in part.times_s]
+    return Decoded(jpegs, row.extra.get("frame_times", times_s), 0.0, parts[0].codec)
 
 
 def _members(row: Row, decoded: Decoded, key: str, source: str, kind: str, prompt: str) -> dict:
     """One sample as webdataset writes it: `000.jpg`, `001.jpg`, ... and `json`."""
-    if "messages" in row.text:
-        text = {"messages": row.text["messages"]}
-    elif "caption" in row.text:
-        text = {"user": row.prompt or prompt, "assistant": row.text["caption"]}
-    elif "chosen" in row.text:
-        text = {**row.text, "assistant": row.text["chosen"]}
-    else:
-        text = row.text
-    described = {
-        **text,
+    described = _text(row, prompt) | {
         "source": source,
         "kind": kind,
         "frame_count": len(decoded.jpegs),
-        "frame_times": decoded.times_s,
+        "frame_times": row.extra.get("frame_times", decoded.times_s),
         "file": row.file,
     }
+    if len(row.media) > 1:
+        described["files"] = [media.file for media in row.media]
+    if row.media and row.media[0].span_s is not None:
+        described["span_s"] = list(row.media[0].span_s)
+    described |= {name: value for name, value in row.extra.items() if name not in described}
     images = {f"{i:03d}.jpg": jpeg for i, jpeg in enumerate(decoded.jpegs)}
     return {"__key__": key, **images, "json": json.dumps(described, ensure_ascii=False).encode()}
+
+
+def _text(row: Row, prompt: str) -> dict:
+    if "caption" not in row.text:
+        return row.text | ({"assistant": row.text["chosen"]} if "chosen" in row.text else {})
+    asked = {"user": row.prompt or prompt}
+    # A file of a bare folder may have no caption; without an answer an index leaves its sample out.
+    return asked | ({"assistant": row.text["caption"]} if row.text["caption"] else {})
 
 
 class Progress:
@@ -177,12 +243,14 @@ class Progress:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="folder with the media files and their table")
-    parser.add_argument("--table", default="samples.jsonl", help="CSV or JSONL inside the folder")
+    parser.add_argument("folder", type=Path, help="folder with the media files, and their table if there is one")
+    parser.add_argument("--reader", choices=READERS, help="what the folder holds (default: folder; files: no table)")
+    parser.add_argument("--table", help="inside the folder; a wildcard or {00000..00099} names several")
     parser.add_argument("--out", type=Path, required=True, help="folder for 00000.tar, 00000.ledger.jsonl, ...")
     parser.add_argument("--name", help="name of the source (default: the folder's)")
     parser.add_argument("--kind", choices=("video", "image", "text", "preference"), default="video")
     parser.add_argument("--prompt", default="Describe the video.", help="asked where a row has only a caption")
+    parser.add_argument("--squash", action="store_true", help="squash frames to 224 x 224 instead of cropping")
     parser.add_argument("--samples-per-shard", type=int, default=1000)
     parser.add_argument("--shard", type=int, help="only this one, counted from 0")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
@@ -192,30 +260,58 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Shard a whole folder, or make one shard of it; a shard that is there already with its ledger is kept."""
-    name, size = args.name or args.folder.resolve().name, args.samples_per_shard
-    table = read_rows(args.folder, args.table) if args.shard is None else []
-    for number in range(-(-len(table) // size)) if args.shard is None else [args.shard]:
-        tar, ledger = args.out / f"{number:05d}.tar", args.out / f"{number:05d}.ledger.jsonl"
-        if tar.exists() and ledger.exists():
-            print(f"{tar} is there", file=sys.stderr)
-            continue
-        here = table[number * size : (number + 1) * size]
-        rows = here or rows_of_shard(args.folder, args.table, number, size)
-        make_shard(
-            rows, args.folder, name, args.kind, args.prompt, tar, ledger,
-            args.processes, args.deadline, args.max_reject, args.backend,
-        )  # fmt: skip
+    """Shard a whole folder, or make one shard of it."""
+    from fvlm.data.shard_folder import shard_folder
+
+    if args.samples_per_shard < 1:
+        raise UserError(f"--samples-per-shard {args.samples_per_shard}: expected 1 or more")
+    args.reader = args.reader or reader_of(args.folder, args.table)
+    args.table = READERS[args.reader].table if args.table is None else args.table
+    args.name = args.name or re.sub(r"[^A-Za-z0-9_-]+", "_", args.folder.resolve().name) or "source"
+    if args.shard is None:
+        shard_folder(args)
+    elif is_complete(*shard_paths(args.out, args.shard)):
+        print(f"{shard_paths(args.out, args.shard)[0]} is there", file=sys.stderr)
+    else:
+        make_numbered(args, args.shard, rows_of_shard(args, args.shard))
 
 
-def rows_of_shard(folder: Path, table: str, number: int, size: int) -> list[Row]:
-    """Rows of shard `number` alone; raises UserError if the table has none for it."""
+def reader_of(folder: Path, table: str | None) -> str:
+    """What is meant where no reader is named: a folder with a table, or a bare folder."""
+    return "folder" if table is not None or (folder / READERS["folder"].table).is_file() else "files"
+
+
+def shard_paths(out: Path, number: int) -> tuple[Path, Path]:
+    """The tar and the ledger of a shard."""
+    return out / f"{number:05d}.tar", out / f"{number:05d}.ledger.jsonl"
+
+
+def is_complete(tar: Path, listed: Path) -> bool:
+    """Whether a shard is finished: its checksum is written last."""
+    return tar.is_file() and listed.is_file() and checksum_of(tar).is_file()
+
+
+def make_numbered(args: argparse.Namespace, number: int, rows: list[Row]) -> Counter:
+    """One shard of the command line's source.
+
+    A last one that is not full may keep nothing: that says little of the source. So may any later tar of video2dataset.
+    """
+    remainder = number > 0 and len(rows) < rows_per_shard(args.reader, args.samples_per_shard)
+    return make_shard(
+        rows, args.folder, args.name, args.kind, args.prompt, *shard_paths(args.out, number),
+        args.processes, args.deadline, 1 if remainder else args.max_reject, args.backend, not args.squash,
+    )  # fmt: skip
+
+
+def rows_of_shard(args: argparse.Namespace, number: int) -> list[Row]:
+    """Rows of shard `number` alone; raises UserError if the source has none for it."""
+    size = rows_per_shard(args.reader, args.samples_per_shard)
     start = number * size
-    rows = read_rows(folder, table, start, start + size) if start >= 0 else []
+    rows = read_rows(args.folder, args.table, start, start + size, args.reader) if start >= 0 else []
     if not rows:
-        count = count_rows(folder, table)
+        count = count_rows(args.folder, args.table, args.reader)
         raise UserError(
-            f"{folder / table}: shard {number} starts at row {start} (counted from 0), but the table has {count} rows; "
-            f"if `samples:` in config/sources.yaml says more than {count}, lower or remove it"
+            f"{args.folder / args.table}: shard {number} starts at row {start} (counted from 0), but the table has "
+            f"{count} rows; if `samples:` in config/sources.yaml says more than {count}, lower or remove it"
         )
     return rows

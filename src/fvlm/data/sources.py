@@ -3,13 +3,14 @@
 Imported while Snakemake parses the Snakefile: no torch, no pandas, no decoding.
 """
 
-import re
 from functools import cache
 from pathlib import Path
 
-from fvlm.data.readers import count_rows
+from fvlm.data.readers import READERS, count_rows, files_of, tables
 from fvlm.errors import UserError
 from fvlm.schema import Source, Study
+
+COUNTED_BYTES = 64 << 20  # tables up to this size are counted for a plan; of Parquet only the number is read
 
 
 def source_folder(source: Source, results: str) -> Path:
@@ -18,50 +19,89 @@ def source_folder(source: Source, results: str) -> Path:
         return Path(results) / "corpus" / source.name
     if source.path is None:
         raise UserError(f"config/sources.yaml: source {source.name!r} has no path; say where its files are")
-    return Path(source.path)
+    return Path(source.path).parent if source.reader == "video2dataset" else Path(source.path)
+
+
+def table_of(source: Source) -> str:
+    """The table within the folder; a wildcard or a range may name several."""
+    if source.reader == "video2dataset":
+        return Path(source.path or "").name
+    return source.table or READERS[reader_of(source)].table
+
+
+def reader_of(source: Source) -> str:
+    """The reader of its files: the demo makes folders with a table."""
+    return "folder" if source.reader == "demo" else source.reader
 
 
 def source_table(source: Source, results: str) -> Path:
-    """The table that lists the source's samples (CSV or JSONL)."""
-    return source_folder(source, results) / source.table
+    """The table that lists the samples of a source whose reader is `folder` or `demo`."""
+    return source_folder(source, results) / table_of(source)
+
+
+def shard_inputs(source: Source, results: str, number: int) -> list[str]:
+    """The files that a shard depends on: the table; of several tables their folders, since any may hold its rows.
+
+    Of video2dataset's tars it is one, with its .parquet if there is one.
+    """
+    if source.reader == "video2dataset":
+        tar = Path(input_tars(source)[number])
+        return [str(path) for path in (tar, tar.with_suffix(".parquet")) if path == tar or path.exists()]
+    folder, table = source_folder(source, results), table_of(source)
+    if source.reader == "files":
+        return [str(folder)]
+    if tables.is_pattern(table):
+        return sorted({str(path.parent) for path in files_of(folder, table, source.reader)}) if folder.is_dir() else []
+    return [str(folder / table)]
 
 
 _counted = cache(count_rows)
 
 
 def sample_count(source: Source, results: str) -> int:
-    """Samples of the source: as declared, or counted in its table, which must then be there.
+    """Samples of the source: as declared, or counted in its tables, which must then be there.
 
     raises UserError if the number is neither declared nor can be counted
     """
     if source.samples is not None:
         return source.samples
-    if source.reader != "folder":
-        raise UserError(
-            f"config/sources.yaml: source {source.name!r}: reader {source.reader!r} needs `samples:`, how many "
-            f"there are"
-        )
-    folder = source_folder(source, results)
+    where = f"config/sources.yaml: source {source.name!r}"
+    if source.reader in ("shards", "demo"):
+        raise UserError(f"{where}: reader {source.reader!r} needs `samples:`, how many there are")
+    folder, table = source_folder(source, results), table_of(source)
     if not folder.is_dir():
         raise UserError(
-            f"config/sources.yaml: source {source.name!r}: path: no folder {str(folder)!r}; correct the path, or "
-            f"declare `samples:` if the files come later"
+            f"{where}: path: no folder {str(folder)!r}; correct the path, or declare `samples:` if the files come later"
         )
-    return _counted(folder, source.table)
+    files = files_of(folder, table, source.reader)
+    if source.reader == "video2dataset":
+        costly = next((path for path in files if not path.with_suffix(".parquet").is_file()), None)
+        if costly is not None:
+            raise UserError(
+                f"{where}: needs `samples:`: {costly} has no .parquet beside it that says how many it holds"
+            )
+    elif source.reader != "files":
+        size = sum(path.stat().st_size for path in files if path.suffix != ".parquet")
+        if size > COUNTED_BYTES:
+            raise UserError(
+                f"{where}: needs `samples:`: its tables have {size >> 20} MB, too much to count for each plan"
+            )
+    return _counted(folder, table, source.reader)
 
 
 def shard_count(source: Source, study: Study) -> int:
     """Shards that the workflow makes of a source of media files."""
+    if source.reader == "video2dataset":
+        return len(input_tars(source))
     return -(-sample_count(source, study.results) // study.shards.samples)
 
 
-def foreign_tars(source: Source) -> list[str]:
-    """The finished tars of a source with reader `shards`: the pattern's range, or what the wildcard finds."""
+def input_tars(source: Source) -> list[str]:
+    """The tars that `path` of a source names: the pattern's range, or what the wildcard finds."""
     pattern = source.path or ""
-    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
-    if match:
-        first, last = match.groups()
-        return [pattern.replace(match.group(0), str(i).zfill(len(first))) for i in range(int(first), int(last) + 1)]
+    names = tables.expand_name(pattern)
+    if names is not None:
+        return names
     path = Path(pattern)
     found = sorted(str(p) for p in path.parent.glob(path.name)) if pattern else []
     if not found:
@@ -75,8 +115,15 @@ def foreign_tars(source: Source) -> list[str]:
 def tars_of(source: Source, study: Study) -> list[str]:
     """All shards of a source, made by the workflow or finished ones."""
     if source.reader == "shards":
-        return foreign_tars(source)
+        return input_tars(source)
     return [f"{study.results}/shards/{source.name}/{i:05d}.tar" for i in range(shard_count(source, study))]
+
+
+def ledgers_of(study: Study) -> list[str]:
+    """First what became of each input file, then what the indices rejected or, of finished shards, found."""
+    made = [study.sources[name] for name in study.used_sources if study.sources[name].reader != "shards"]
+    shards = [Path(tar).with_suffix(".ledger.jsonl") for source in made for tar in tars_of(source, study)]
+    return [*map(str, shards), *(f"{study.results}/index/{name}.ledger.jsonl" for name in study.used_sources)]
 
 
 def training_count(source: Source, results: str) -> float:

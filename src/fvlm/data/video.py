@@ -7,20 +7,26 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fvlm.data import fallback, pyav
-from fvlm.data.media import MAX_PIXELS, Clip, MediaError, centre, check_regular, fit
+from fvlm.data.media import LONGEST, MAX_PIXELS, Clip, MediaError, Span, centre, check_regular, fit
 from fvlm.errors import UserError
 
-BACKENDS = ("pyav", "decord", "ffmpeg")
+DECODERS = {
+    "pyav": pyav.decode,
+    "decord": fallback.decode_with_decord,
+    "ffmpeg": fallback.decode_with_ffmpeg,
+}
+BACKENDS = tuple(DECODERS)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 # Formats of Pillow that hold pixels and nothing to execute (EPS would start Ghostscript).
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 
-def decode_video(path: Path | str, backend: str = "pyav", crop: bool = True) -> Clip:
+def decode_video(path: Path | str, backend: str = "pyav", crop: bool = True, span_s: Span = None) -> Clip:
     """Frames shown at t = 0, 1, 2, ... seconds; of a video longer than 64 s, 64 evenly spaced ones.
 
     backend     which decoder is asked first; the others are asked where it gives no frame
     crop        True: short side to 224, then the centre; False: both sides squashed to 224
+    span_s      only this part, (start, end) in seconds after the first shown frame; the clip's times start at 0
     raises      MediaError with one of `media.REASONS`; UserError for an unknown backend
     """
     if backend not in BACKENDS:
@@ -30,14 +36,7 @@ def decode_video(path: Path | str, backend: str = "pyav", crop: bool = True) -> 
     problems = []
     for name in (backend, *(other for other in BACKENDS if other != backend)):
         try:
-            if name == "pyav":
-                return pyav.decode(path, crop)
-            # Opened first: PyAV refuses a playlist that is named .mp4, the others would follow it.
-            container, stream = pyav.open_video(path)
-            codec, number = stream.codec_context.name, stream.index
-            container.close()
-            decode = fallback.decode_with_decord if name == "decord" else fallback.decode_with_ffmpeg
-            return decode(path, codec, number, crop)
+            return DECODERS[name](path, crop, span_s)
         except MediaError as error:
             if error.reason != "corrupt":
                 raise
@@ -47,21 +46,24 @@ def decode_video(path: Path | str, backend: str = "pyav", crop: bool = True) -> 
     raise MediaError("corrupt", "; ".join(problems))
 
 
-def decode_image(path: Path | str, crop: bool = True) -> Clip:
+def decode_image(file: Path | str | BinaryIO, crop: bool = True, name: str = "") -> Clip:
     """An image as a clip of one frame at time 0.
 
+    name        what messages call an image that is no file
     raises      MediaError
     """
-    path = Path(path)
-    check_regular(path)
+    if isinstance(file, str | Path):
+        file = Path(file)
+        check_regular(file)
+    name = name or str(file)
     try:
-        frame, codec = square_image(path, crop)
+        frame, codec = square_image(file, crop)
     except UnidentifiedImageError as error:
-        raise MediaError("not_media", f"{path}: no image format that is read here") from error
-    except Image.DecompressionBombError as error:
-        raise MediaError("too_large", f"{path}: {error}") from error
+        raise MediaError("not_media", f"{name}: no image format that is read here") from error
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise MediaError("too_large", f"{name}: {error or 'out of memory'}") from error
     except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: Pillow's word for a broken PNG chunk
-        raise MediaError("corrupt", f"{path}: {error}") from error
+        raise MediaError("corrupt", f"{name}: {error}") from error
     return Clip(frame[None], np.zeros(1), 0.0, codec)
 
 
@@ -76,6 +78,10 @@ def square_image(file: Path | BinaryIO, crop: bool = True) -> tuple[np.ndarray, 
             raise MediaError("too_large", f"{file}: {image.width} x {image.height} pixels")
         image.load()
         pixels = ImageOps.exif_transpose(image)
+    if crop and max(fit(*pixels.size, crop)) > LONGEST:
+        short = min(pixels.size)
+        left, top = (pixels.width - short) // 2, (pixels.height - short) // 2
+        pixels = pixels.crop((left, top, left + short, top + short))
     if pixels.mode in ("RGBA", "LA", "PA") or "transparency" in pixels.info:
         pixels = Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels.convert("RGBA"))
     pixels = pixels.convert("RGB").resize(fit(*pixels.size, crop), Image.Resampling.BICUBIC)

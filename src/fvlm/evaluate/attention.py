@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from fvlm.config import add_study_arguments, study_of
-from fvlm.data.index import read_sample, sample_text
 from fvlm.data.loader import Steps, open_held_out
 from fvlm.data.order import in_file_order
+from fvlm.data.samples import sample_text
+from fvlm.data.tar import read_sample
 from fvlm.errors import UserError
 from fvlm.evaluate.load import load_run
 from fvlm.files import write_beside

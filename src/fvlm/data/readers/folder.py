@@ -1,0 +1,62 @@
+"""A folder of one's own: media files and a table with one row per sample.
+
+Columns: `file` (relative to the folder; none for text), or `files` for several images of one sample, and one of the
+forms below. `prompt` may replace the source's prompt in a row; `video` names the video that a
+clip was cut from, so that all of its clips are held out together.
+"""
+
+from pathlib import Path
+
+from fvlm.data.media import Media
+from fvlm.data.readers.row import BadRow, Place, Sample, about, known, string
+from fvlm.data.readers.tables import columns
+from fvlm.errors import UserError
+
+FORMS = (("messages",), ("question", "chosen", "rejected"), ("question", "answer"), ("caption",))
+FORMS_TEXT = "`caption`, or `question` and `answer`, or `question`, `chosen` and `rejected`, or `messages`"
+HINT = f"write it, with columns `file` and {FORMS_TEXT}"
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # what a name says; `kind: image` says so for all
+
+
+def media_of(name: str) -> Media:
+    return Media(name, image=name.lower().endswith(IMAGES))
+
+
+def folder(record: dict, place: Place) -> Sample:
+    media = _media(record)
+    with about(*media):
+        prompt = record.get("prompt") or None
+        if prompt is not None and not isinstance(prompt, str):
+            raise BadRow("`prompt` is no text")
+        return Sample(media, _text(record), known(video=record.get("video") or None), prompt)
+
+
+def _media(record: dict) -> tuple[Media, ...]:
+    files = record.get("files") or [record["file"]] if record.get("files") or record.get("file") else []
+    if not isinstance(files, list) or not all(isinstance(file, str) and file for file in files):
+        raise BadRow("`files` is no list of names" if record.get("files") else "`file` is no text")
+    return tuple(media_of(file) for file in files)
+
+
+def _text(record: dict) -> dict:
+    """The text of a row in one of the four forms."""
+    form = next((form for form in FORMS if all(record.get(column) for column in form)), None)
+    if form is None:
+        raise BadRow(f"no text: expected {FORMS_TEXT}, not empty")
+    if form == ("messages",):
+        return {"messages": record["messages"]}
+    values = {column: string(record, column) for column in form}
+    names = {"question": "user", "answer": "assistant"}
+    return {names.get(column, column): value for column, value in values.items()}
+
+
+def check(path: Path) -> None:
+    """The header, or the first row, shows which columns there are; a later row that lacks one is a bad row."""
+    found = columns(path)
+    if not found:
+        return
+    names = ", ".join(found)
+    if not any(all(column in found for column in form) for form in FORMS):
+        raise UserError(f"{path}: columns are {names}; expected {FORMS_TEXT}; rename or add a column")
+    if not {"file", "files", "messages", "answer"}.intersection(found):
+        raise UserError(f"{path}: no column `file` in {names}; add it, with paths relative to the folder")

@@ -1,0 +1,220 @@
+"""One row of a source: what a dataset's reader makes of one record, checked in one place."""
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fvlm.data.media import Media
+
+MAX_IMAGES = 64  # a sample's frames
+SURPLUS = ""  # where values of a CSV row stand that no column is left for
+ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+# Where datasets mark the place of an image or a video; here visual tokens always stand before the text.
+PLACEHOLDER = r"<\|?(?:image|video)(?:_pad)?\|?>|<\|vision_(?:start|end)\|>"
+PLACEHOLDERS = re.compile(rf"[ \t]*(?:{PLACEHOLDER})(?:\s*(?:{PLACEHOLDER}))*[ \t]*")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample of a source.
+
+    number      position in the source, from 0
+    media       none for text; one video; one or several images (at most 64)
+    text        one of {"caption"}, {"user", "assistant"}, {"user", "chosen", "rejected"}, {"messages"}
+    prompt      this row's own prompt for its caption, or None
+    problem     why the row cannot be used, or None
+    extra       more that the sample's json keeps: id, options, ...
+    reason      of a problem, one of `media.REASONS`
+    """
+
+    number: int
+    media: tuple["Media", ...]
+    text: dict
+    prompt: str | None = None
+    problem: str | None = None
+    extra: dict = field(default_factory=dict)
+    reason: str = "bad_row"
+
+    @property
+    def file(self) -> str | None:
+        return self.media[0].file if self.media else None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a reader makes of one record; the fields are those of `Row`."""
+
+    media: tuple["Media", ...]
+    text: dict
+    extra: dict = field(default_factory=dict)
+    prompt: str | None = None
+
+
+class BadRow(Exception):
+    """A record that gives no sample; `media` says what it was about, where that is known."""
+
+    def __init__(self, message: str, reason: str = "bad_row") -> None:
+        super().__init__(message)
+        self.reason, self.media = reason, ()
+
+
+@contextlib.contextmanager
+def about(*media: "Media") -> Iterator[None]:
+    """A `BadRow` raised within is about these files."""
+    try:
+        yield
+    except BadRow as error:
+        error.media = media
+        raise
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a record stands: the source's folder, and the table in it."""
+
+    folder: Path
+    table: Path
+
+    def beside(self, name: str) -> str:
+        """A name relative to the table, made relative to the folder."""
+        return (self.table.parent / name).relative_to(self.folder).as_posix()
+
+    def find(self, *names: str) -> str:
+        """The first of these files, relative to the folder, that exists; else the first one."""
+        return next((name for name in names if os.path.exists(self.folder / name)), names[0])
+
+
+def row_of(number: int, make: Callable[[dict, Place], Sample], record: dict, place: Place) -> Row:
+    """The row that `make` gives, or why there is none."""
+    if record.get(SURPLUS):
+        return Row(number, (), {}, problem="more values than columns; put a text that holds a comma in quotes")
+    try:
+        sample = make(record, place)
+    except BadRow as error:
+        return checked(Row(number, error.media, {}, None, str(error), {}, error.reason))
+    return checked(Row(number, sample.media, sample.text, sample.prompt, None, sample.extra))
+
+
+def checked(row: Row) -> Row:
+    """The same row without placeholders, or with the problem that it has."""
+    text = without_placeholders(row.text) if row.media else row.text
+    problem = row.problem or _media_problem(row) or text_problem(text)
+    try:
+        json.dumps(
+            [text, row.prompt, problem, row.extra, [media.file for media in row.media]], ensure_ascii=False
+        ).encode()
+    except UnicodeEncodeError:  # a JSON text may escape one half of a surrogate pair
+        return Row(row.number, (), {}, problem="half a character, which UTF-8 cannot hold")
+    if problem:
+        return Row(row.number, row.media, {}, None, problem, {}, row.reason)
+    return Row(row.number, row.media, text, row.prompt, None, row.extra)
+
+
+def _media_problem(row: Row) -> str | None:
+    if len(row.media) > MAX_IMAGES:
+        return f"{len(row.media)} images, at most {MAX_IMAGES} fit a sample"
+    if len(row.media) > 1 and not all(media.image for media in row.media):
+        return f"{len(row.media)} files of which one is a video; a sample is one video, or images"
+    return None
+
+
+def text_problem(text: dict) -> str | None:
+    """What is wrong with a sample's text, or None."""
+    if "messages" in text:
+        return messages_problem(text["messages"])
+    for name, value in text.items():
+        if not isinstance(value, str) or not value.strip():
+            return f"`{name}` is empty or no text"
+    return None if text else "no text"
+
+
+def messages_problem(messages: object) -> str | None:
+    """What is wrong with a conversation, or None."""
+    if not isinstance(messages, list):
+        return "`messages` is no list"
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            return "`messages`: expected a list of {role, content}"
+        if message.get("role") not in ("system", "user", "assistant"):
+            return f"`messages`: role {message.get('role')!r} is none of system, user, assistant"
+    if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
+        return "`messages`: no assistant says anything"
+    return None
+
+
+def without_placeholders(text: dict) -> dict:
+    """The text without the marks that datasets put where an image goes, in what the user says."""
+    if "messages" in text and not messages_problem(text["messages"]):
+        messages = [
+            message if message["role"] == "assistant" else {**message, "content": _unmarked(message["content"])}
+            for message in text["messages"]
+        ]
+        return {"messages": messages}
+    if not isinstance(text.get("user"), str):
+        return text
+    text = {**text, "user": _unmarked(text["user"])}
+    # A mark alone asks for a caption; the source's prompt does so in words.
+    return {"caption": text["assistant"]} if not text["user"] and set(text) == {"user", "assistant"} else text
+
+
+def _unmarked(text: str) -> str:
+    def between(match: re.Match) -> str:
+        after = text[match.end() : match.end() + 1]
+        edge = (
+            match.start() == 0 or text[match.start() - 1] == "\n" or after in ("", "\n", ".", ",", ";", ":", "?", "!")
+        )
+        return "" if edge else " "
+
+    return PLACEHOLDERS.sub(between, text).strip() if PLACEHOLDERS.search(text) else text
+
+
+def string(record: dict, column: str) -> str:
+    """A text of a record that is there and not empty; raises BadRow."""
+    value = record.get(column)
+    if not isinstance(value, str) or not value.strip():
+        found = (
+            "missing" if value is None else "empty" if isinstance(value, str) else f"{type(value).__name__}, no text"
+        )
+        raise BadRow(f"`{column}` is {found}")
+    return value
+
+
+def identity(record: dict, column: str) -> str:
+    """A name or a number of a record, as text; raises BadRow."""
+    value = record.get(column)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return string(record, column)
+
+
+def known(**values: object) -> dict:
+    """The values that are texts or whole numbers, for `extra`."""
+    return {name: value for name, value in values.items() if isinstance(value, str | int)}
+
+
+def conversation(turns: object, column: str) -> dict:
+    """Turns as {from, value} or {role, content}: a single question and its answer, or `messages`.
+
+    raises      BadRow
+    """
+    if not isinstance(turns, list) or not turns:
+        raise BadRow(f"`{column}` is no list of turns")
+    messages = []
+    for turn in turns:
+        if not isinstance(turn, dict):
+            raise BadRow(f"`{column}`: a turn is {type(turn).__name__}, expected {{from, value}} or {{role, content}}")
+        role, content = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+        if role not in ROLES:
+            raise BadRow(f"`{column}`: role {role!r} is none of {', '.join(ROLES)}")
+        if not isinstance(content, str):
+            raise BadRow(f"`{column}`: what {role} says is {type(content).__name__}, no text")
+        messages.append({"role": ROLES[role], "content": content})
+    if [message["role"] for message in messages] == ["user", "assistant"]:
+        return {"user": messages[0]["content"], "assistant": messages[1]["content"]}
+    return {"messages": messages}

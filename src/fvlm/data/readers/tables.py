@@ -1,0 +1,218 @@
+"""Records of tables: CSV, JSONL, JSON and Parquet, one file or several that follow each other.
+
+A record is a dict. Those before `start` are skipped as cheaply as the format allows: Parquet by its row groups, CSV and
+JSONL without making dicts; a JSON array has to be parsed whole. Only Parquet needs pyarrow, loaded when it is used.
+"""
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from fvlm.data.readers.row import SURPLUS
+from fvlm.errors import UserError
+
+HINT = "put it there, or name another with `table`"
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
+PARQUET_BATCH = 64  # rows in memory at a time; each may hold images
+
+Expand = Callable[[dict], list[dict]]
+
+
+def expand_name(name: str) -> list[str] | None:
+    """The names of a range such as x/{00000..00099}.tar, in order; None if it is none."""
+    match = RANGE.search(name)
+    if match is None:
+        return None
+    first, last = match.groups()
+    return [name.replace(match[0], str(i).zfill(len(first))) for i in range(int(first), int(last) + 1)]
+
+
+def is_pattern(table: str) -> bool:
+    """Whether it names several files."""
+    return RANGE.search(table) is not None or any(mark in table for mark in "*?[")
+
+
+def find(folder: Path, table: str, hint: str = HINT, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
+    """The files of a table: one, those of a range, or what a wildcard finds, sorted; at least one.
+
+    raises      UserError
+    """
+    if not folder.is_dir():
+        raise UserError(f"no folder {str(folder)!r}; expected one that holds {table!r}; correct the path")
+    names = expand_name(table) if is_pattern(table) else [table]
+    paths = sorted(folder.glob(table)) if names is None else [folder / name for name in names]
+    missing = [path for path in paths if not path.is_file()]
+    if missing or not paths:
+        name = str(missing[0].relative_to(folder)) if missing else table
+        raise UserError(f"{folder}: no table {name!r}; {hint}")
+    for path in paths:
+        if path.suffix not in suffixes:
+            raise UserError(f"{path}: a table ends in {', '.join(suffixes)}; rename or convert it")
+    return paths
+
+
+def records(
+    paths: list[Path], start: int = 0, stop: int | None = None, expand: Expand | None = None
+) -> Iterator[tuple[int, Path, dict]]:
+    """Number over all files, file and content of the records [start, stop).
+
+    expand      makes several records of one, except of Parquet; then all before `start` are parsed
+    raises      UserError where a file is not what its name says
+    """
+    number = 0
+    for path in paths:
+        if stop is not None and number >= stop:
+            return
+        if path.suffix == ".parquet":
+            rows = _parquet_rows(path)
+            last = rows if stop is None else min(rows, stop - number)
+            for i, record in _parquet(path, max(0, start - number), last):
+                yield number + i, path, record
+            number += rows
+            continue
+        for parse in _parsers(path):
+            if expand is None:
+                if number >= start:
+                    yield number, path, parse()
+                number += 1
+            else:
+                for record in expand(parse()):
+                    if number >= start and (stop is None or number < stop):
+                        yield number, path, record
+                    number += 1
+            if stop is not None and number >= stop:
+                return
+
+
+def count(paths: list[Path], expand: Expand | None = None) -> int:
+    """How many records there are; raises UserError as `records` does."""
+    return sum(_count(path, expand) for path in paths)
+
+
+def _count(path: Path, expand: Expand | None) -> int:
+    if path.suffix == ".parquet":
+        return _parquet_rows(path)
+    return sum(1 if expand is None else len(expand(parse())) for parse in _parsers(path))
+
+
+def columns(path: Path) -> list[str]:
+    """The columns of a table: its header, or the names in its first record; empty if there is none."""
+    if path.suffix == ".csv":
+        return next(_csv_rows(path), [])
+    return next((list(record) for _, _, record in records([path], 0, 1)), [])
+
+
+def _parsers(path: Path) -> Iterator[Callable[[], dict]]:
+    """For each record, what makes a dict of it: costly, so only done for records that are asked for."""
+    if path.suffix == ".csv":
+        rows = _csv_rows(path)
+        header = next(rows, [])
+        for row in rows:
+            yield lambda row=row: {**dict(zip(header, row, strict=False)), SURPLUS: row[len(header) :]}
+    elif path.suffix == ".jsonl" or _has_objects_in_lines(path):
+        for number, line in _lines(path):
+            yield lambda number=number, line=line: _parse(line, path, f"line {number}")
+    else:
+        for number, record in enumerate(_json_records(path, path.stat().st_mtime_ns)):
+            yield lambda number=number, record=record: _object(record, path, f"entry {number}")
+
+
+def _csv_rows(path: Path) -> Iterator[list[str]]:
+    """The header, then the rows, without blank lines."""
+    csv.field_size_limit(sys.maxsize)
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            yield from filter(None, reader)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: after line {reader.line_num}: {error}; expected CSV in UTF-8") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers from 1, without blank ones."""
+    with path.open("rb") as file:
+        yield from ((number, line) for number, line in enumerate(file, 1) if not line.isspace())
+
+
+def _has_objects_in_lines(path: Path) -> bool:
+    """Whether a .json file is JSONL by another name, as some datasets publish it."""
+    if path.suffix != ".json":
+        return False
+    with path.open("rb") as file:
+        first = file.readline(1 << 20).strip()
+        if not first.startswith(b"{") or not first.endswith(b"}") or not file.read(1):
+            return False
+    try:
+        return isinstance(json.loads(first), dict)
+    except ValueError:
+        return False
+
+
+def _parse(text: bytes, path: Path, where: str) -> dict:
+    try:
+        record = json.loads(text)
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise UserError(f"{path}: {where} is no JSON ({error}); mend or delete it") from error
+    return _object(record, path, where)
+
+
+def _object(record: object, path: Path, where: str) -> dict:
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: {where} is no JSON object; expected {{...}}")
+    return record
+
+
+@lru_cache(maxsize=1)
+def _json_records(path: Path, changed_ns: int) -> list:
+    """The entries of a JSON array, or a single object; kept, since one shard after the other asks for them."""
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: no JSON ({error}); download or write it again") from error
+    return content if isinstance(content, list) else [content]
+
+
+def _open_parquet(path: Path):
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(
+            f"{path}: no Parquet file ({str(error).splitlines()[0]}); download or write it again"
+        ) from error
+
+
+def _parquet_rows(path: Path) -> int:
+    with _open_parquet(path) as file:
+        return file.metadata.num_rows
+
+
+def _parquet(path: Path, start: int, stop: int) -> Iterator[tuple[int, dict]]:
+    """Rows [start, stop) with their numbers; other row groups are not read."""
+    import pyarrow
+
+    with _open_parquet(path) as file:
+        groups, number, first = [], 0, None
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if number < stop and number + rows > start:
+                groups.append(group)
+                first = number if first is None else first
+            number += rows
+        if first is None:
+            return
+        try:
+            for batch in file.iter_batches(PARQUET_BATCH, row_groups=groups):
+                low, high = max(start - first, 0), min(stop - first, batch.num_rows)
+                for i, record in enumerate(batch.slice(low, max(high - low, 0)).to_pylist(), low):
+                    yield first + i, record
+                first += batch.num_rows
+        except (OSError, pyarrow.ArrowException) as error:
+            raise UserError(f"{path}: damaged ({str(error).splitlines()[0]}); download or write it again") from error

@@ -1,0 +1,125 @@
+"""Walk WebDataset tars: where each sample's members lie, and their bytes.
+
+A sample is the raw bytes of its members, so that it can be read alone, with one read at its offset.
+"""
+
+import mmap
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fvlm.errors import UserError
+
+BLOCK = 512
+ADLER_PRIME = 65_521
+
+
+def members_of(data: mmap.mmap | bytes, file: str, start: int = 0) -> Iterator[tuple[str, int, int, int]]:
+    """Name, offset of the first header, offset of the content, size of each regular member of a tar.
+
+    raises      UserError naming file and offset where the tar is cut or damaged
+    """
+    offset, named = start, None  # `named`: name and first header of a member with a long name
+    while offset + BLOCK <= len(data):
+        header = data[offset : offset + BLOCK]
+        if header[0] == 0 and not any(header):
+            return
+        try:
+            checksum = int(header[148:156].strip(b"\0 ") or b"0", 8)
+            size = _number(header[124:136])
+        except ValueError as error:
+            raise UserError(f"{file}: no tar header at byte {offset}; make or copy the file again") from error
+        if (checksum - _sum_of(header)) % ADLER_PRIME:
+            raise UserError(f"{file}: damaged tar header at byte {offset}; make or copy the file again")
+        content = offset + BLOCK
+        following = content + -(-size // BLOCK) * BLOCK
+        if following > len(data):
+            raise UserError(f"{file}: cut within the member at byte {offset}; make or copy the file again")
+        kind, first = header[156:157], offset if named is None else named[1]
+        if kind in (b"L", b"x"):  # GNU and PAX long names stand in a member of their own
+            named = (_long_name(bytes(data[content : content + size]), kind), first)
+        else:
+            if kind in (b"0", b"\0"):
+                yield (named and named[0]) or _short_name(header), first, content, size
+            named = None
+        offset = following
+    raise UserError(f"{file}: ends at byte {len(data)} without the mark that ends a tar; make or copy it again")
+
+
+def _sum_of(header: bytes) -> int:
+    """Sum of a header's bytes, its checksum counted as spaces, modulo 65,521: the low half of Adler-32 is that plus 1.
+
+    Summing in Python would cost more than all else that is done with a header.
+    """
+    return (zlib.adler32(header[:148] + b" " * 8 + header[156:]) & 0xFFFF) - 1
+
+
+def _number(field: bytes) -> int:
+    """Octal text, or base 256 for sizes of 8 GiB and more."""
+    return int.from_bytes(field[1:], "big") if field[0] & 0x80 else int(field.strip(b"\0 ") or b"0", 8)
+
+
+def _short_name(header: bytes) -> str:
+    parts = (header[:100], header[345:500])
+    name, prefix = (part.split(b"\0", 1)[0].decode("utf-8", "replace") for part in parts)
+    posix = header[257:265] == b"ustar\x0000"  # GNU's header has other things where POSIX has the prefix
+    return f"{prefix}/{name}" if prefix and posix else name
+
+
+def _long_name(content: bytes, kind: bytes) -> str | None:
+    if kind == b"L":
+        return content.rstrip(b"\0").decode("utf-8", "replace")
+    found = re.search(rb"\d+ path=([^\n]*)\n", content)
+    return found[1].decode("utf-8", "replace") if found else None
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Key and suffix: a WebDataset key ends at the first dot of the file name."""
+    folder, slash, base = name.rpartition("/")
+    key, _, suffix = base.partition(".")
+    return folder + slash + key, suffix
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One sample in a tar: `members` maps suffixes to (offset, size) of their content."""
+
+    key: str
+    offset: int
+    length: int
+    members: dict[str, tuple[int, int]]
+
+
+def samples_of(data: mmap.mmap | bytes, file: str) -> Iterator[Entry]:
+    """Members grouped by key; raises UserError if a key comes back after another one."""
+    seen: set[str] = set()
+    key, start, end, members = None, 0, 0, {}
+    for name, first, content, size in members_of(data, file):
+        found, suffix = split_name(name)
+        if found != key:
+            if key is not None:
+                yield Entry(key, start, end - start, members)
+            if found in seen:
+                raise UserError(f"{file}: key {found!r} comes back at byte {first}; sort the tar's members by key")
+            seen.add(found)
+            key, start, members = found, first, {}
+        members[suffix] = (content, size)
+        end = content + -(-size // BLOCK) * BLOCK
+    if key is not None:
+        yield Entry(key, start, end - start, members)
+
+
+def read_sample(file: Path | str, offset: int, length: int) -> dict[str, bytes]:
+    """Content of a sample's members by suffix, such as `000.jpg` and `json`."""
+    tar = os.open(file, os.O_RDONLY)
+    try:
+        raw = os.pread(tar, length, offset)
+    finally:
+        os.close(tar)
+    if len(raw) < length:
+        raise UserError(f"{file}: {len(raw)} of {length} bytes at byte {offset}; make its index again")
+    members = members_of(raw + bytes(BLOCK), str(file))
+    return {split_name(name)[1]: raw[content : content + size] for name, _, content, size in members}

@@ -1,0 +1,50 @@
+"""The data report: what the sources of a study hold, before anything is trained on them.
+
+Imported while Snakemake parses the Snakefile, so nothing heavy may be imported here.
+"""
+
+import hashlib
+import json
+
+from fvlm.schema import Run, Study
+
+FIGURES = {  # file stem -> title
+    "inputs": "Inputs kept and rejected",
+    "mixture": "Video, image, text",
+    "durations": "Durations of the videos",
+    "frames": "Frames per video",
+    "tokens": "Text tokens per sample",
+    "storage": "Shards and frames on disk",
+    "near_duplicates": "Near-duplicates of held-out samples",
+}
+TABLES = (
+    "sources",
+    "rejected",
+    "rejected_examples",
+    "mixture",
+    "histograms",
+    "shards",
+    "held_out",
+    "near_duplicates",
+    "near_duplicate_pairs",
+    "contact_sheet",
+    "warnings",
+)
+FILES = (
+    *(f"{name}.{form}" for name in FIGURES for form in ("png", "pdf")),
+    *(f"{name}.csv" for name in TABLES),
+)
+
+
+def reference_runs(study: Study) -> list[Run]:
+    """The stages, or all runs of a study without stages: an ablation should not change the report."""
+    return [run for run in study.runs.values() if run.family == "stage"] or list(study.runs.values())
+
+
+def digest(study: Study) -> str:
+    """Changes when something in the configuration changes that the report shows."""
+    runs = [(run.name, run.data.model_dump(), run.train.samples, run.train.flops) for run in reference_runs(study)]
+    trained = sorted({name for run in study.runs.values() for name in run.data.sources})
+    sources = [study.sources[name].model_dump() for name in study.used_sources]
+    content = json.dumps([study.study, runs, trained, sources], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -1,0 +1,198 @@
+"""Facts about each source: the ledger is read once, line by line; everything else comes from the index's arrays."""
+
+import json
+from array import array
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from fvlm.data.index import Index
+from fvlm.data.order import split_held_out
+from fvlm.data.samples import image_suffixes
+from fvlm.data.tar import read_sample
+from fvlm.data_report import reference_runs
+from fvlm.errors import UserError
+from fvlm.schema import Source, Study
+
+EXAMPLES = 3  # rejected inputs that are named for each reason
+MEASURED = 100  # samples of a source whose JPEGs are measured: their sizes stand in no index
+
+
+@dataclass
+class Inputs:
+    """What the ledger says about a source.
+
+    frames, duration_s  of each kept sample, in the order of the index; a duration of 0 is not known
+    examples            reason -> the first rejected inputs, as (file, message)
+    """
+
+    rejected: Counter = field(default_factory=Counter)
+    examples: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
+    frames: array = field(default_factory=lambda: array("i"))
+    duration_s: array = field(default_factory=lambda: array("f"))
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which rows of a source the study trains on and which it holds out.
+
+    partner_of      sources that are held against this one, of which nothing is trained on then
+    """
+
+    train: np.ndarray
+    held_out: np.ndarray
+    partner_of: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A source's numbers; arrays have one element per kept sample, in the order of the index.
+
+    max_text_tokens     where the runs that use the source cut its texts; None: there is no run
+    shard_bytes         (k,) of each shard
+    shard_samples       (k,) usable samples of each shard
+    jpeg_bytes          of the images of at most MEASURED samples
+    hashes              (n, 2) uint64, perceptual hashes of the first and the middle image; 0: none
+    """
+
+    source: Source
+    split: Split
+    inputs: Inputs
+    shards: np.ndarray
+    frames: np.ndarray
+    duration_s: np.ndarray
+    text_tokens: np.ndarray
+    answer_tokens: np.ndarray
+    group: np.ndarray
+    max_text_tokens: int | None
+    shard_bytes: np.ndarray
+    shard_samples: np.ndarray
+    jpeg_bytes: np.ndarray
+    hashes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def files(self) -> int:
+        """Distinct original files."""
+        return len(np.unique(self.group))
+
+    @property
+    def timed(self) -> np.ndarray:
+        """Which samples have a known duration, (n,) bool."""
+        return self.duration_s > 0
+
+    @property
+    def hours(self) -> float:
+        """Of the clips, each counted once however many samples show it; those without a duration count nothing."""
+        # A file may be cut into several clips: two samples of a file show the same one if they last equally long.
+        clip = self.group ^ self.duration_s.view(np.int32).astype(np.int64)
+        first = np.unique(clip, return_index=True)[1]
+        return float(self.duration_s[first].sum(dtype=np.float64)) / 3600
+
+    @property
+    def cut(self) -> int:
+        """Samples whose text is longer than a run takes."""
+        limit = self.max_text_tokens
+        return 0 if limit is None else int(np.count_nonzero(self.text_tokens > limit))
+
+
+def read_ledger(path: Path) -> dict[str, Inputs]:
+    """Source -> what the merged ledger lists of it.
+
+    raises      UserError if there is no ledger, or a line is no entry of one
+    """
+    found: dict[str, Inputs] = defaultdict(Inputs)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; make it with `snakemake --cores all {path}`")
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                entry = json.loads(line)
+                inputs = found[entry["source"]]
+                if entry["status"] == "kept":
+                    inputs.frames.append(entry["frames"])
+                    inputs.duration_s.append(entry["duration_s"])
+                    continue
+                reason = entry["reason"]
+                inputs.rejected[reason] += 1
+                if len(inputs.examples[reason]) < EXAMPLES:
+                    name = entry["file"] or entry["key"] or f"row {entry['row']}"
+                    inputs.examples[reason].append((name, entry["message"] or ""))
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path}: line {number} is no ledger entry ({error}); make it again") from error
+    return found
+
+
+def token_limit(name: str, study: Study) -> int | None:
+    """The smallest `max_text_tokens` of the runs that use a source or hold it against one of theirs; None: no run."""
+    runs = reference_runs(study)
+    using = [run for run in runs if any(name in (s, study.sources[s].held_out) for s in run.data.sources)]
+    return min((run.data.max_text_tokens for run in using or runs), default=None)
+
+
+def split_of(index: Index, study: Study) -> Split:
+    source = study.sources[index.source]
+    used = {name for run in study.runs.values() for name in run.data.sources} | set(study.prepare)
+    partner_of = tuple(name for name in study.sources if name in used and study.sources[name].held_out == source.name)
+    if partner_of:
+        return Split(np.zeros(0, np.int64), np.arange(len(index)), partner_of)
+    share = source.held_out if isinstance(source.held_out, float) else 0.0
+    return Split(*split_held_out(index, share), ())
+
+
+def facts_of(index: Index, inputs: Inputs, study: Study) -> Facts:
+    """All numbers of a source.
+
+    raises      UserError if the index and the ledger contradict each other, or a shard is missing
+    """
+    frames = np.array(inputs.frames, np.int32)
+    if not np.array_equal(frames, index.frames):
+        raise UserError(
+            f"source {index.source!r}: the ledger keeps {len(frames):,} samples with {frames.sum():,} frames, the "
+            f"index has {len(index):,} with {index.frames.sum():,}, or in another order; delete the source's index and "
+            "make it and the ledger again"
+        )
+    paths = [Path(study.results) / str(shard) for shard in index.shards]
+    return Facts(
+        source=study.sources[index.source],
+        split=split_of(index, study),
+        inputs=inputs,
+        shards=index.shards,
+        frames=index.frames,
+        duration_s=np.array(inputs.duration_s, np.float32),
+        text_tokens=index.text_tokens,
+        answer_tokens=index.answer_tokens,
+        group=index.group,
+        max_text_tokens=token_limit(index.source, study),
+        shard_bytes=np.array([_size(path, index.source) for path in paths], np.int64),
+        shard_samples=np.bincount(index.shard, minlength=len(paths)),
+        jpeg_bytes=_jpeg_bytes(index, paths),
+        hashes=index.hashes,
+    )
+
+
+def _size(path: Path, source: str) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise UserError(f"source {source!r}: shard {path} is missing; put it back or make its index again") from error
+
+
+def _jpeg_bytes(index: Index, paths: list[Path]) -> np.ndarray:
+    """Bytes of each image of the samples measured."""
+    sizes: list[int] = []
+    for row in drawn(index, MEASURED):
+        if index.frames[row]:
+            members = read_sample(paths[index.shard[row]], int(index.offset[row]), int(index.length[row]))
+            sizes += [len(members[suffix]) for suffix in image_suffixes(members)]
+    return np.array(sizes, np.int64)
+
+
+def drawn(index: Index, count: int) -> np.ndarray:
+    """At most `count` rows, the same in every report."""
+    generator = np.random.default_rng([0, *index.source.encode()])
+    return np.sort(generator.choice(len(index), min(count, len(index)), replace=False))

@@ -1,0 +1,142 @@
+"""`fvlm data-report`: the data report of a study, `{results}/data/report.html`, with its figures and tables."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from fvlm.analysis import style
+from fvlm.analysis.files import whole, write_table
+from fvlm.config import add_study_arguments, study_of
+from fvlm.data.index import Index, load_index
+from fvlm.data.text import load_tokenizer
+from fvlm.data_report import FIGURES, contact, duplicates, findings, plots, tables
+from fvlm.data_report.collect import Facts, Inputs, drawn, facts_of, read_ledger
+from fvlm.data_report.page import Pair, Sheet, render
+from fvlm.errors import UserError
+from fvlm.files import write_beside
+from fvlm.schema import Study
+
+PAIRS = 12  # near-duplicates that are shown
+DPI = 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_study_arguments(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    study = study_of(args)
+    style.apply()
+    page = make_report(study, Path(study.results) / "data")
+    print(f"data report: {page}", file=sys.stderr)
+
+
+def make_report(study: Study, out: Path) -> Path:
+    """Write the page, its figures (PNG, PDF) and its tables (CSV) into `out`; returns the page.
+
+    raises      UserError if a source has no index, no ledger or a missing shard
+    """
+    results = Path(study.results)
+    tokenizer = load_tokenizer(results / "tokenizer")
+    ledger = read_ledger(results / "ledger.jsonl")
+    facts, sheets = [], []
+    for name in study.used_sources:  # one index at a time: the keys of a large one alone take hundreds of MB
+        index = _index(study, name)
+        facts.append(facts_of(index, ledger.pop(name, Inputs()), study))
+        sheets.append(_sheet(index, facts[-1], results, tokenizer))
+    if not facts:
+        raise UserError("the study has no source; give one of its runs `data.sources`")
+    pairs = duplicates.closest_pairs(facts)
+    made = _tables(facts, study, pairs)
+    made["contact_sheet"] = pd.DataFrame(
+        [(sheet.source, shown.key, shown.about) for sheet in sheets for shown in sheet.shown],
+        columns=["source", "key", "about"],
+    )
+    shown, made["near_duplicate_pairs"] = _pairs(study, pairs, tokenizer)
+    for name, table in made.items():
+        write_table(table, out / f"{name}.csv")
+    pictures = {name: _draw(name, made, out) for name in FIGURES}
+    page = render(study.study, made, pictures, findings.notes(facts, study), shown, sheets)
+    write_beside(out / "report.html", lambda beside: beside.write_text(page, encoding="utf-8"))
+    return out / "report.html"
+
+
+def _index(study: Study, name: str) -> Index:
+    return load_index(Path(study.results) / "index" / f"{name}.npz")
+
+
+def _tables(facts: list[Facts], study: Study, pairs: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    made = {
+        "sources": tables.sources(facts),
+        "mixture": tables.mixture(facts, study),
+        "histograms": tables.histograms(facts),
+        "shards": tables.shards(facts),
+        "held_out": tables.held_out(facts),
+        "near_duplicates": duplicates.counts(facts, pairs),
+    }
+    made["rejected"], made["rejected_examples"] = tables.rejected(facts)
+    said = findings.warnings(facts, made["sources"], made["mixture"], made["held_out"], made["near_duplicates"])
+    return made | {"warnings": pd.DataFrame({"warning": said})}
+
+
+def _sheet(index: Index, facts: Facts, results: Path, tokenizer) -> Sheet:
+    rows = drawn(index, contact.SAMPLES)
+    shown = [contact.show(index, int(row), results, facts.source.prompt, tokenizer) for row in rows]
+    role = f"held out for {', '.join(facts.split.partner_of)}" if facts.split.partner_of else facts.source.reader
+    return Sheet(index.source, f"{index.kind}, {role}: {len(shown)} of {len(index):,} samples", shown)
+
+
+def _pairs(study: Study, pairs: pd.DataFrame, tokenizer) -> tuple[list[Pair], pd.DataFrame]:
+    """The closest pairs as the page shows them, and all pairs with the names of their samples."""
+    chosen = duplicates.chosen_to_show(pairs, PAIRS)
+    sides: dict[tuple[str, int], contact.Shown] = {}
+    keys = {part: pd.Series(index=pairs.index, dtype=str) for part in ("held_out", "training")}
+    for name in sorted({*pairs["held_out_source"], *pairs["training_source"]}):
+        index = _index(study, name)
+        for part, found in keys.items():
+            mine = pairs.index[pairs[f"{part}_source"] == name]
+            found[mine] = index.keys[pairs.loc[mine, f"{part}_row"].to_numpy(int)]
+            for row in chosen.loc[chosen[f"{part}_source"] == name, f"{part}_row"]:
+                compared = sorted({0, int(index.frames[row]) // 2})
+                prompt = study.sources[name].prompt
+                sides[name, row] = contact.show(index, row, Path(study.results), prompt, tokenizer, compared)
+    shown = [
+        Pair(
+            f"{row.distance_bits} of 63 bits differ" if row.distance_bits else "the same hashes",
+            [
+                (f"held out, {row.held_out_source}", sides[row.held_out_source, row.held_out_row]),
+                (f"trained on, {row.training_source}", sides[row.training_source, row.training_row]),
+            ],
+        )
+        for row in chosen.itertuples()
+    ]
+    named = {f"{part}_key": keys[part] for part in keys}
+    return shown, pairs.drop(columns=["held_out_row", "training_row"]).assign(**named)
+
+
+DRAWN: dict[str, Callable[[dict[str, pd.DataFrame]], Figure]] = {
+    "inputs": lambda made: plots.inputs(made["sources"], made["rejected"]),
+    "mixture": lambda made: plots.mixture(made["mixture"]),
+    "durations": lambda made: plots.durations(made["histograms"]),
+    "frames": lambda made: plots.frames(made["histograms"]),
+    "tokens": lambda made: plots.tokens(made["histograms"], made["sources"]),
+    "storage": lambda made: plots.storage(made["sources"], made["shards"]),
+    "near_duplicates": lambda made: plots.near_duplicates(made["near_duplicates"]),
+}
+
+
+def _draw(name: str, made: dict[str, pd.DataFrame], out: Path) -> str:
+    """Write a figure as PNG and PDF; returns it as the source of an <img>. The same tables give the same bytes."""
+    try:
+        figure = DRAWN[name](made)
+    except style.NothingToDraw as reason:
+        figure = style.words(FIGURES[name], str(reason))
+    for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
+        with whole(out / f"{name}{suffix}") as beside:
+            figure.savefig(beside, dpi=DPI, metadata=metadata)
+    plots.plt.close(figure)
+    return contact.data_uri((out / f"{name}.png").read_bytes(), "png")

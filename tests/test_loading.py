@@ -1,0 +1,108 @@
+"""Loading reads what a step needs and nothing else, from any position, and its memory stays flat."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fvlm.data.loader import load_steps
+from fvlm.errors import UserError
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def loading():
+    """The benchmark as a module: it makes the shards and measures the memory."""
+    spec = importlib.util.spec_from_file_location("loading", ROOT / "benchmarks/loading.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["loading"] = module  # its dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["loading"]
+
+
+@pytest.fixture(scope="module")
+def material(loading, tmp_path_factory):
+    material = loading.make_material(tmp_path_factory.mktemp("material"), loading.mixture(48))
+    list(load_steps(material.steps()))  # libraries read files of their own at first
+    return material
+
+
+def bytes_read() -> int:
+    """What this process has read from files, in bytes, as the kernel counts it."""
+    with open("/proc/self/io") as file:
+        return int(dict(line.split(": ") for line in file)["rchar"])
+
+
+@pytest.mark.parametrize("first", [0, 1, 5, 11])
+def test_going_on_from_any_step_reads_what_is_left_and_no_more(material, first):
+    steps = material.steps(batch_size=4)
+    rows = steps.order.row[4 * first :]
+    wanted = int(material.index.length[rows].sum())
+    own = bytes_read()
+    own = bytes_read() - own  # what looking there costs
+    before = bytes_read()
+    keys = [key for batches in load_steps(steps, first) for batch in batches for key in batch.keys]
+    assert bytes_read() - before - own == pytest.approx(wanted, abs=64)  # the counts' own digits differ
+    assert sorted(keys) == sorted(material.index.keys[rows].tolist())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_worker_processes_change_nothing(material, workers):
+    steps = material.steps(batch_size=4)
+    for number, batches in enumerate(load_steps(steps, 2, workers), 2):
+        for mine, theirs in zip(steps[number], batches, strict=True):
+            assert mine.keys == theirs.keys
+            for name in ("frames", "frame_index", "frame_counts", "token_ids", "token_counts", "loss_mask"):
+                assert np.array_equal(getattr(mine, name), getattr(theirs, name)), name
+
+
+@pytest.mark.parametrize("claimed", [-1, 1])
+def test_an_index_that_does_not_fit_its_shard_is_named(material, claimed):
+    steps = material.steps(batch_size=4)
+    frames = steps.corpus.indices[0].frames
+    number = int(np.flatnonzero(frames > 1)[0])
+    true = int(frames[number])
+    frames[number] += claimed
+    place = int(np.flatnonzero(steps.order.row == number)[0])
+    try:
+        with pytest.raises(UserError, match=rf"has {true} images, its index says {true + claimed}; delete the index"):
+            steps.batch([place])
+    finally:
+        frames[number] = true
+
+
+def grown_kb(loading, steps, workers: int) -> float:
+    """KB (2^10 bytes) per sample that memory grows by after a third of the way."""
+    found = loading.memory_over(steps, workers, points=30)
+    start, end = (np.median(part) for part in (found[10:15], found[-5:]))
+    return (end - start) * 1024 / (len(steps.order) * 18 / 30)
+
+
+def test_memory_stays_flat(loading, tmp_path):
+    """Over 6,000 samples; the same measure sees a leak of one KB a sample."""
+    material = loading.make_material(tmp_path, [1] * 60)
+    for workers in (0, 2):
+        assert grown_kb(loading, material.steps(6000), workers) < 0.4, workers
+    leaking, kept = material.steps(6000), []
+    sample = leaking.sample
+
+    def sample_and_keep(*arguments):
+        kept.append(np.ones(1024, np.uint8))
+        return sample(*arguments)
+
+    leaking.sample = sample_and_keep
+    assert grown_kb(loading, leaking, 0) > 0.8
+
+
+def test_the_benchmark_runs(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks/loading.py"), "--quick", "--json", str(tmp_path / "x.json")]
+    table = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert len(table) == 2 + 9
+    shards = json.loads((tmp_path / "x.json").read_text())["shards"]
+    for name, found in shards.items():
+        assert found["pixel_difference"] <= 3 and 10 < found["frame_kb"] < 20, name
+        assert found["sides"]["fvlm"]["ratio"] == 1 and len(found["sides"]) == 3

@@ -1,0 +1,401 @@
+"""From published files to finished shards, by the command that users call; and folders that hold no table."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fvlm.__main__ import main
+from fvlm.data.index import write_index
+from fvlm.data.readers import READERS, count_rows, read_rows
+from fvlm.data.shards import checksum_of
+from fvlm.data.text import train_tokenizer
+from fvlm.errors import UserError
+from tests.reader_cases import (
+    LONG,
+    TABLES,
+    add_video,
+    ledger_of,
+    picture,
+    samples_in,
+    stored,
+    video_bytes,
+    write_table,
+    write_tar,
+)
+
+
+def shard(folder: Path, out: Path, *options: str) -> int:
+    return main(["shard", str(folder), "--processes", "1", "--out", str(out), *options])
+
+
+def described(tar: Path) -> list[dict]:
+    """The json of each sample, with its number of images."""
+    found = []
+    for members in samples_in(tar).values():
+        images = sorted(name for name in members if name.endswith(".jpg"))
+        assert images == [f"{i:03d}.jpg" for i in range(len(images))]
+        assert all(Image.open(io.BytesIO(members[name])).size == (224, 224) for name in images)
+        content = json.loads(members["json"])
+        assert content["frame_count"] == len(images) == len(content["frame_times"])
+        found.append(content)
+    return found
+
+
+def test_webvid_to_a_shard(tmp_path):
+    add_video(tmp_path / "in/videos/p/1.mp4")
+    lines = ["videoid,contentUrl,duration,page_dir,name", f"1,u,d,p,{LONG}", "2,u,d,p,a lost video", "3,u,d,p,"]
+    (tmp_path / "in/results_2M_train.csv").write_text("\n".join(lines))
+    options = ("--reader", "webvid", "--prompt", "Write a WebVid caption.", "--max-reject", "0.7", "--name", "webvid")
+    assert shard(tmp_path / "in", tmp_path / "out", *options) == 0
+    (sample,) = described(tmp_path / "out/00000.tar")
+    assert sample == {
+        "user": "Write a WebVid caption.", "assistant": LONG, "source": "webvid", "kind": "video", "frame_count": 2,
+        "frame_times": [0.0, 1.0], "file": "videos/p/1.mp4", "id": "1",
+    }  # fmt: skip
+    assert [entry["reason"] for entry in ledger_of(tmp_path / "out/ledger.jsonl")] == [None, "missing", "bad_row"]
+
+
+def test_clips_of_one_video_share_a_group(tmp_path):
+    """So that held-out data hold no clip of a video that is trained on."""
+    folder = tmp_path / "in"
+    for name in ("a1.jpg", "a2.jpg", "b.jpg"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(picture(ord(name[0]) + ord(name[1])))
+    rows = [("a1.jpg", "film a"), ("a2.jpg", "film a"), ("b.jpg", "")]
+    lines = [json.dumps({"file": file, "video": video, "caption": LONG}) for file, video in rows]
+    (folder / "samples.jsonl").write_text("\n".join(lines))
+    assert shard(folder, tmp_path / "out", "--kind", "image") == 0
+    train_tokenizer([LONG], 260, tmp_path / "tokenizer")
+    index = write_index([tmp_path / "out/00000.tar"], tmp_path / "i.npz", "in", "image", tmp_path / "tokenizer",
+                        "?", tmp_path)  # fmt: skip
+    first, second, other = index.group.tolist()
+    assert first == second != other
+
+
+def test_cauldron_to_a_shard(tmp_path):
+    turns = [{"user": f"Question {i}?", "assistant": f"Answer {i}.", "source": "AI2D"} for i in range(2)]
+    records = [
+        {"images": [stored(50), stored(150)], "texts": turns},
+        {"images": [stored(50), {"bytes": b"no image", "path": None}], "texts": turns},
+        {"images": [stored(200)], "texts": turns[:1]},
+    ]
+    write_table(tmp_path / "in" / TABLES["cauldron"], records)
+    assert shard(tmp_path / "in", tmp_path / "out", "--reader", "cauldron", "--kind", "image") == 0
+    two, one = described(tmp_path / "out/00000.tar")
+    assert (two["frame_count"], len(two["files"]), two["file"]) == (2, 2, two["files"][0])
+    assert [message["content"] for message in two["messages"]] == [
+        "Question 0?",
+        "Answer 0.",
+        "Question 1?",
+        "Answer 1.",
+    ]
+    assert (one["frame_count"], one["user"], one["assistant"]) == (1, "Question 0?", "Answer 0.")
+    shades = [
+        Image.open(io.BytesIO(members[name])).getpixel((9, 9))[0]
+        for members in samples_in(tmp_path / "out/00000.tar").values()
+        for name in sorted(members)
+        if name.endswith("jpg")
+    ]
+    assert [round(shade / 50) for shade in shades] == [1, 3, 4]
+    entries = ledger_of(tmp_path / "out/ledger.jsonl")
+    assert [entry["reason"] for entry in entries] == [None, "not_media", None]
+    assert entries[1]["file"] == two["file"]
+
+
+def test_rlaif_v_to_a_shard(tmp_path):
+    pair = {"question": "What?", "chosen": "A cat.", "rejected": "A dog.", "idx": "1"}
+    write_table(tmp_path / "in" / TABLES["rlaif_v"], [{"image": stored(9), **pair}, {"image": None, **pair}])
+    assert shard(tmp_path / "in", tmp_path / "out", "--reader", "rlaif_v", "--kind", "preference") == 0
+    (sample,) = described(tmp_path / "out/00000.tar")
+    assert [sample[name] for name in ("user", "assistant", "chosen", "rejected")] == [
+        "What?",
+        "A cat.",
+        "A cat.",
+        "A dog.",
+    ]
+
+
+def test_smoltalk_to_a_shard(tmp_path):
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}] * 2
+    write_table(tmp_path / "in" / TABLES["smoltalk"], [{"messages": chat, "source": "x"}])
+    assert shard(tmp_path / "in", tmp_path / "out", "--reader", "smoltalk", "--kind", "text") == 0
+    (sample,) = described(tmp_path / "out/00000.tar")
+    assert sample["messages"] == chat and sample["frame_count"] == 0 and sample["file"] is None
+
+
+def test_scienceqa_to_a_shard(tmp_path):
+    record = {"image": stored(9), "question": "Which?", "choices": ["a", "b"], "answer": 1, "hint": ""}
+    write_table(tmp_path / "in" / TABLES["scienceqa"], [record])
+    assert shard(tmp_path / "in", tmp_path / "out", "--reader", "scienceqa", "--kind", "image") == 0
+    (sample,) = described(tmp_path / "out/00000.tar")
+    assert (sample["options"], sample["correct"], sample["assistant"]) == (["a", "b"], 1, "B")
+
+
+def test_a_part_of_a_video_and_a_folder_of_frames_to_a_shard(tmp_path):
+    add_video(tmp_path / "in/video/star/Charades_v1_480/a.mp4", seconds=6)
+    frames = tmp_path / "in/video/tvqa/frames_fps3_hq/b"
+    frames.mkdir(parents=True)
+    for i in range(12):
+        (frames / f"{i + 1:05d}.jpg").write_bytes(picture(20 * i, "JPEG"))
+    about = {"question": "What?", "candidates": ["x", "y"], "answer": "y"}
+    write_table(tmp_path / "in/json/action_sequence.json", [{**about, "video": "a.mp4", "start": 1.5, "end": 4.5}])
+    write_table(tmp_path / "in/json/episodic_reasoning.json", [{**about, "video": "b", "start": 0, "end": 3}])
+    assert shard(tmp_path / "in", tmp_path / "out", "--reader", "mvbench") == 0
+    part, images = described(tmp_path / "out/00000.tar")
+    assert (part["span_s"], part["frame_times"]) == ([1.5, 4.5], [0.0, 1.0, 2.0])
+    assert (images["frame_times"], len(images["files"]), images["kind"]) == ([0.0, 1.0, 2.0], 3, "video")
+
+
+FAILED = {"status": "failed_to_download", "error_message": "HTTP Error 404: Not Found"}
+
+
+def video2dataset(folder: Path) -> Path:
+    """Two tars as video2dataset writes them: a clip, one that failed, one that only the .parquet knows."""
+    good = {"url": "https://x/1", "status": "success", "error_message": None}
+    members = {"mp4": video_bytes(), "txt": LONG.encode()}
+    write_tar(
+        folder / "00000.tar",
+        [
+            ("00000_0", {**members, "json": json.dumps(good).encode()}),
+            ("00000_1", {"txt": b"lost", "json": json.dumps(FAILED).encode()}),
+            ("00000_2", {"mp4": video_bytes(), "txt": b"", "json": b"{}"}),
+        ],
+    )
+    keys = ["00000_0", "00000_1", "00000_2", "00000_3"]
+    records = [{"url": "u", "caption": "c", "key": key, **(good if key == "00000_0" else FAILED)} for key in keys]
+    write_table(folder / "00000.parquet", records)
+    write_tar(folder / "00001.tar", [("00001_0", {"txt": b"by its json", "webm": b"noise"}), ("00001_1", members)])
+    return folder
+
+
+@pytest.mark.parametrize("table", ["*.tar", "{00000..00001}.tar"])
+def test_video2dataset_gives_one_shard_per_tar(tmp_path, table):
+    folder = video2dataset(tmp_path / "in")
+    options = ("--reader", "video2dataset", "--table", table, "--max-reject", "0.8", "--name", "v")
+    assert shard(folder, tmp_path / "out", *options) == 0
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.tar")) == ["00000.tar", "00001.tar"]
+    entries = ledger_of(tmp_path / "out/ledger.jsonl")
+    assert [entry["row"] for entry in entries] == [0, 1, 2, 3, 100_000, 100_001]
+    assert [entry["reason"] for entry in entries] == [None, "missing", "bad_row", "missing", "not_media", None]
+    assert entries[1]["message"] == entries[3]["message"] == "failed_to_download: HTTP Error 404: Not Found"
+    assert entries[0]["file"] == "00000.tar/00000_0.mp4"
+    (sample,) = described(tmp_path / "out/00000.tar")
+    assert (sample["assistant"], sample["frame_count"], sample["id"]) == (LONG, 2, "00000_0")
+    assert count_rows(folder, table, "video2dataset") == 6
+    assert [row.number for row in read_rows(folder, table, 100_000, 100_001, "video2dataset")] == [100_000]
+
+
+def test_tars_that_are_none_or_too_many(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"no table '00001.tar'; correct `path`"):
+        write_tar(tmp_path / "00000.tar", [])
+        read_rows(tmp_path, "{00000..00001}.tar", reader="video2dataset")
+    content = write_tar(tmp_path / "00000.tar", [("a", {"mp4": b"x" * 2000})]).read_bytes()
+    (tmp_path / "00000.tar").write_bytes(content[:1000])
+    with pytest.raises(UserError, match=r"00000.tar: no tar, or a damaged one"):
+        read_rows(tmp_path, reader="video2dataset")
+    write_tar(tmp_path / "00000.tar", [(str(i), {"txt": b"c"}) for i in range(4)])
+    monkeypatch.setattr("fvlm.data.readers.video2dataset.ROWS_PER_TAR", 3)
+    with pytest.raises(UserError, match="more than 3 samples; split it"):
+        read_rows(tmp_path, reader="video2dataset")
+
+
+def bare(folder: Path) -> Path:
+    """A folder without a table."""
+    add_video(folder / "b/two.mp4")
+    add_video(folder / "one.mp4")
+    (folder / "one.txt").write_text(LONG)
+    (folder / "picture.png").write_bytes(picture(99))
+    (folder / "notes.txt").write_text("no caption of anything")
+    (folder / "empty.mp4").touch()
+    (folder / ".hidden.mp4").touch()
+    (folder / "b/.git").mkdir()
+    (folder / "b/.git/config").write_text("x")
+    (folder / "b/loop").symlink_to(folder)
+    return folder
+
+
+def test_a_bare_folder_accounts_for_every_file(tmp_path, capsys):
+    folder = bare(tmp_path / "my.videos")
+    assert shard(folder, tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "no table: every file below" in said
+    assert re.search(r"kept      3\nrejected  2 \((empty 1, not_media 1|not_media 1, empty 1)\)\nframes    5", said)
+    entries = {entry["file"]: entry for entry in ledger_of(tmp_path / "out/ledger.jsonl")}
+    assert list(entries) == ["b/two.mp4", "empty.mp4", "notes.txt", "one.mp4", "picture.png"]
+    assert {name: entry["reason"] for name, entry in entries.items() if entry["reason"]} == {
+        "empty.mp4": "empty", "notes.txt": "not_media",
+    }  # fmt: skip
+    two, one, image = described(tmp_path / "out/00000.tar")
+    assert "assistant" not in two and two["user"] == "Describe the video."
+    assert one["assistant"] == LONG and image["frame_count"] == 1
+    keys = list(samples_in(tmp_path / "out/00000.tar"))
+    assert keys == ["my_videos-0000000", "my_videos-0000003", "my_videos-0000004"]  # no dots: a key ends at the first
+
+
+def test_shards_in_the_folder_itself_would_be_inputs(tmp_path, capsys):
+    bare(tmp_path / "in")
+    assert shard(tmp_path / "in", tmp_path / "in/out") == 2
+    assert "lies in the folder whose files are the inputs" in capsys.readouterr().err
+
+
+def test_a_name_that_is_not_utf8_is_listed(tmp_path):
+    add_video(tmp_path / "in/a.mp4")
+    os.rename(tmp_path / "in/a.mp4", os.fsencode(tmp_path / "in") + b"/\xff.mp4")
+    add_video(tmp_path / "in/b.mp4")
+    assert shard(tmp_path / "in", tmp_path / "out") == 0
+    entries = ledger_of(tmp_path / "out/ledger.jsonl")
+    assert {entry["file"]: entry["reason"] for entry in entries} == {"b.mp4": None, "\\udcff.mp4": "bad_row"}
+
+
+def table_of_pictures(folder: Path, count: int) -> Path:
+    for i in range(count):
+        (folder / f"{i}.png").parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i}.png").write_bytes(picture(i))
+    write_table(folder / "samples.jsonl", [{"file": f"{i}.png", "caption": f"grey {i}"} for i in range(count)])
+    return folder
+
+
+def test_other_inputs_or_settings_do_not_mix_with_shards_that_are_there(tmp_path, capsys):
+    folder = table_of_pictures(tmp_path / "in", 4)
+    options = ("--samples-per-shard", "2", "--kind", "image", "--name", "p")
+    assert shard(folder, tmp_path / "out", *options) == 0
+    first = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("0*")}
+    assert len(first) == 6
+    assert shard(folder, tmp_path / "out", *options) == 0
+    assert "2 of them there" in capsys.readouterr().out
+    assert shard(folder, tmp_path / "out", *options, "--squash") == 2
+    assert "holds shards that were made otherwise (squash); take another --out" in capsys.readouterr().err
+    table_of_pictures(folder, 5)
+    assert shard(folder, tmp_path / "out", *options) == 2
+    assert "made otherwise (inputs)" in capsys.readouterr().err
+    assert first == {path.name: path.read_bytes() for path in (tmp_path / "out").glob("0*")}
+
+
+def test_a_shard_without_its_checksum_is_made_again(tmp_path):
+    folder = table_of_pictures(tmp_path / "in", 4)
+    options = ("--samples-per-shard", "2", "--kind", "image", "--name", "p")
+    assert shard(folder, tmp_path / "out", *options) == 0
+    tar = tmp_path / "out/00001.tar"
+    whole, kept = tar.read_bytes(), (tmp_path / "out/00000.tar").stat().st_mtime_ns
+    tar.write_bytes(b"half")
+    checksum_of(tar).unlink()
+    assert shard(folder, tmp_path / "out", *options) == 0
+    assert tar.read_bytes() == whole and (tmp_path / "out/00000.tar").stat().st_mtime_ns == kept
+
+
+def test_too_many_rejects_of_a_folder_are_named_at_the_end(tmp_path, capsys):
+    folder = table_of_pictures(tmp_path / "in", 4)
+    for name in ("1.png", "2.png", "3.png"):
+        (folder / name).write_bytes(b"noise")
+    options = ("--samples-per-shard", "2", "--kind", "image", "--name", "p")
+    assert shard(folder, tmp_path / "out", *options, "--max-reject", "0.4") == 2
+    assert "2 of 2 rows rejected (not_media 2)" in capsys.readouterr().err  # the second shard keeps nothing
+    (folder / "2.png").write_bytes(picture(2))
+    assert shard(folder, tmp_path / "two", *options, "--max-reject", "0.4") == 2
+    said = capsys.readouterr()
+    assert "2 of 4 rows rejected (not_media 2), at most 40% may be; read" in said.err and "rejected  2" in said.out
+    assert len(ledger_of(tmp_path / "two/ledger.jsonl")) == 4
+    assert shard(folder, tmp_path / "two", *options, "--max-reject", "0.5") == 0
+
+
+def test_a_last_shard_that_is_not_full_may_keep_nothing(tmp_path):
+    folder = table_of_pictures(tmp_path / "in", 3)
+    (folder / "2.png").write_bytes(b"noise")
+    options = ("--samples-per-shard", "2", "--kind", "image", "--name", "p")
+    assert shard(folder, tmp_path / "out", *options) == 0
+    assert [entry["reason"] for entry in ledger_of(tmp_path / "out/ledger.jsonl")] == [None, None, "not_media"]
+    assert samples_in(tmp_path / "out/00001.tar") == {}
+
+
+def test_after_a_mistake_that_made_no_shard_other_settings_are_taken(tmp_path):
+    folder = table_of_pictures(tmp_path / "in", 2)
+    assert shard(folder, tmp_path / "out", "--kind", "preference") == 2
+    assert shard(folder, tmp_path / "out", "--kind", "image") == 0
+
+
+def test_an_index_leaves_out_files_without_a_caption(tmp_path):
+    assert shard(bare(tmp_path / "in"), tmp_path / "out/shards/in") == 0
+    train_tokenizer([LONG], 300, tmp_path / "tokenizer")
+    tars = [tmp_path / "out/shards/in/00000.tar"]
+    index = write_index(tars, tmp_path / "out/in.npz", "in", "video", tmp_path / "tokenizer", "?", tmp_path / "out")
+    assert index.keys.tolist() == ["in-0000003"]
+    left_out = ledger_of(tmp_path / "out/in.ledger.jsonl")
+    assert [(entry["key"], entry["reason"]) for entry in left_out] == [
+        ("in-0000000", "bad_sample"), ("in-0000004", "bad_sample"),
+    ]  # fmt: skip
+
+
+def test_squashed_frames_show_the_edges(tmp_path):
+    """A wide picture, red at its left end: cropping takes the end away, squashing keeps it."""
+    image = Image.new("RGB", (400, 100), "blue")
+    image.paste("red", (0, 0, 60, 100))
+    (tmp_path / "in").mkdir()
+    image.save(tmp_path / "in/wide.png")
+    for name, options in (("crop", ()), ("squash", ("--squash",))):
+        assert shard(tmp_path / "in", tmp_path / name, "--kind", "image", *options) == 0
+        (members,) = samples_in(tmp_path / name / "00000.tar").values()
+        red, _, blue = Image.open(io.BytesIO(members["000.jpg"])).convert("RGB").getpixel((3, 112))
+        assert (red > blue) == (name == "squash")
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
+    folder = tmp_path / "in"
+    for i in range(6):
+        add_video(folder / f"{i}.mp4", seconds=3)
+    options = ["--samples-per-shard", "2", "--processes", "1", "--name", "k"]
+    assert main(["shard", str(folder), "--out", str(tmp_path / "whole"), *options]) == 0
+    command = [sys.executable, "-m", "fvlm", "shard", str(folder), "--out", str(tmp_path / "killed"), *options]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "killed").glob(".0000[12].tar.*.part")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    there = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*.sha256")}
+    assert len(there) < 3
+    assert main(command[3:]) == 0
+    assert not list((tmp_path / "killed").glob(".*"))  # what the killed one had begun
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "killed" / path.name).read_bytes() == path.read_bytes()
+    now = {name: (tmp_path / "killed" / name).stat().st_mtime_ns for name in there}
+    assert now == there  # finished ones were kept
+
+
+def test_the_workflow_makes_shards_of_every_kind_of_input(workflow):
+    """Tars of videos, a table of a dataset, a bare folder: one shard of each by the rule `shard`."""
+    folder = workflow.folder
+    video2dataset(folder / "data/tars")
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    write_table(folder / "data/talk/data/all/train-0.parquet", [{"messages": chat}] * 33)
+    add_video(folder / "data/bare/a b.mp4")
+    entries = [
+        'tars: {kind: video, reader: video2dataset, path: "data/tars/{00000..00001}.tar", samples: 6, crop: false}',
+        "talk: {kind: text, reader: smoltalk, path: data/talk}",
+        'bare: {kind: video, reader: files, path: data/bare, prompt: "What\'s in it?"}',
+    ]
+    with (folder / "config/sources.yaml").open("a") as file:
+        file.write("\n".join(["", *entries, ""]))
+    (folder / "config/mine.yaml").write_text(
+        "study: mine\nbased_on: smoke.yaml\nprepare: [tars, talk, bare]\nresults: r\n"
+    )
+    tars = [f"r/shards/{name}.tar" for name in ("tars/00001", "talk/00001", "bare/00000")]
+    workflow.run(*tars, "--configfile", "config/mine.yaml")
+    assert described(folder / tars[1])[0]["assistant"] == "a" and len(described(folder / tars[1])) == 1
+    assert described(folder / tars[2])[0]["user"] == "What's in it?"
+    assert [entry["row"] for entry in ledger_of(folder / "r/shards/tars/00001.ledger.jsonl")] == [100_000, 100_001]
+    assert all(checksum_of(folder / tar).is_file() for tar in tars)
+    assert workflow.planned(*tars, "--configfile", "config/mine.yaml") == {}
+
+
+def test_readers_name_the_tables_of_their_datasets():
+    assert set(TABLES) <= set(READERS)
