@@ -55,14 +55,17 @@ rule shard:
         table=lambda w: table_of(STUDY.sources[w.source]),
         kind=lambda w: STUDY.sources[w.source].kind,
         prompt=lambda w: STUDY.sources[w.source].prompt,
-        max_reject=lambda w: STUDY.sources[w.source].max_reject,
+        # The share is judged by the index: another limit must not decode anything again.
+        limit=lambda w: (
+            "--max-reject 1" if STUDY.sources[w.source].max_reject == 1 else ""
+        ),
         squash=lambda w: "" if STUDY.sources[w.source].crop else "--squash",
         samples=STUDY.shards.samples,
         number=lambda w: int(w.shard),  # without the zeros in front
     shell:
         "python -m fvlm shard {params.folder:q} --reader {params.reader} --table {params.table:q}"
         " --name {wildcards.source} --kind {params.kind} --prompt {params.prompt:q} {params.squash}"
-        " --max-reject {params.max_reject} --samples-per-shard {params.samples} --shard {params.number}"
+        " {params.limit} --samples-per-shard {params.samples} --shard {params.number}"
         " --processes 1 --out $(dirname {output.tar}) 2> {log}"
 
 

@@ -1,4 +1,4 @@
-"""The order of training samples: a function of (seed, epoch), each sample at most once, the mixture exact everywhere."""
+"""The order of training samples: a function of (seed, epoch), no sample twice, the mixture exact everywhere."""
 
 import numpy as np
 import pytest

@@ -275,7 +275,7 @@ def test_steps_are_the_same_whatever_the_number_of_ranks(prepared, ranks):
     for step in range(len(alone)):
         keys = [key for batch in alone[step] for key in batch.keys]
         parts = [[key for batch in steps[step] for key in batch.keys] for steps in shared]
-        assert sorted(keys) == sorted(sum(parts, []))
+        assert sorted(keys) == sorted(key for part in parts for key in part)
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 

@@ -39,7 +39,7 @@ def make_shard(
     out_ledger: Path,
     processes: int = 1,
     deadline_s: float = 60,
-    max_reject: float = 0.5,
+    may_be_empty: bool = False,
     backend: str = "pyav",
     crop: bool = True,
 ) -> Counter:
@@ -48,8 +48,8 @@ def make_shard(
     rows        what goes into this shard, at least one; their numbers are those of the source
     kind        "video", "image", "text" or "preference"; of the others than video, all media are images
     prompt      what the user asks where a row has only a caption
-    max_reject  the share that may be rejected, over the whole source: here only a shard that keeps nothing fails,
-                unless this is 1; its ledger is then `{out_ledger}.rejected`
+    may_be_empty  False: a shard that keeps nothing fails, and its ledger is then `{out_ledger}.rejected`. What share
+                may be rejected is for the whole source to say: `ledger.check_rejects`
     crop        True: short side to 224, then the centre; False: both sides squashed to 224
     returns     how many rows by reason; "kept" counts the kept ones
     raises      UserError when nothing was kept
@@ -67,9 +67,13 @@ def make_shard(
         if counts.total() != len(rows):
             raise RuntimeError(f"{out_tar}: {len(rows)} rows, {counts.total()} in the ledger")
         rejected = out_ledger.with_name(out_ledger.name + ".rejected")
-        if not counts["kept"] and max_reject < 1:
+        if not counts["kept"] and not may_be_empty:
             listed.replace(rejected)
-            ledger.check_rejects(source_name, counts, max_reject, rejected)
+            common = ", ".join(f"{reason} {count}" for reason, count in counts.most_common(5))
+            raise UserError(
+                f"source {source_name!r}: all {len(rows)} rows of {out_tar.name} rejected ({common}); read {rejected}, "
+                "mend the source's path or files, or set its `max_reject` to 1"
+            )
         rejected.unlink(missing_ok=True)
         digest = _sha256(tar)
         tar.replace(out_tar)
@@ -299,7 +303,7 @@ def make_numbered(args: argparse.Namespace, number: int, rows: list[Row]) -> Cou
     remainder = number > 0 and len(rows) < rows_per_shard(args.reader, args.samples_per_shard)
     return make_shard(
         rows, args.folder, args.name, args.kind, args.prompt, *shard_paths(args.out, number),
-        args.processes, args.deadline, 1 if remainder else args.max_reject, args.backend, not args.squash,
+        args.processes, args.deadline, remainder or args.max_reject == 1, args.backend, not args.squash,
     )  # fmt: skip
 
 

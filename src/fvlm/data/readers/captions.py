@@ -50,7 +50,8 @@ def vript(record: dict, place: Place) -> Sample:
     with about(video):
         if not isinstance(caption, dict):
             raise BadRow("`caption` is no mapping of shot_type, camera_movement, content, scene_title")
-        return Sample((video,), {"caption": _narration(caption)}, known(id=clip, video=owner, title=record.get("video_title")))
+        extra = known(id=clip, video=owner, title=record.get("video_title"))
+        return Sample((video,), {"caption": _narration(caption)}, extra)
 
 
 def expand_vript(record: dict) -> list[dict]:
