@@ -2,7 +2,7 @@
 
     python benchmarks/loading.py                     both sides, three kinds of shards, a table
     python benchmarks/loading.py --quick             the same within seconds, for tests
-    python benchmarks/loading.py --workers           what it costs to hand batches from worker processes
+    python benchmarks/loading.py --workers           with and without threads that read ahead
     python benchmarks/loading.py --leak 20000        memory over so many samples
 
 Shards are made on the spot. Both sides read the same samples of the same tars, decode the same frames to the same
@@ -214,7 +214,7 @@ def compare(material: Material, rounds: int) -> dict[str, list[float]]:
 
 
 def time_workers(material: Material, rounds: int, workers: int = 2) -> dict[str, float]:
-    """CPU milliseconds per sample with no worker process and with some: the difference is the hand-over."""
+    """CPU milliseconds per sample when read as they are asked for, and by threads that read ahead."""
     steps, found = material.steps(5 * len(material.index)), {0: [], workers: []}
     for _ in range(rounds):
         for count in found:
@@ -305,7 +305,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="few samples and one round")
-    parser.add_argument("--workers", action="store_true", help="measure the hand-over from worker processes instead")
+    parser.add_argument("--workers", action="store_true", help="measure threads that read ahead instead")
     parser.add_argument(
         "--leak", type=int, metavar="N", help="measure memory over N samples instead; 1 if it grows by 5 %%"
     )

@@ -14,6 +14,7 @@ from fvlm.config import load_study
 from fvlm.data.sources import (
     ledgers_of,
     reader_of,
+    shard_count,
     shard_inputs,
     source_folder,
     source_table,
@@ -74,7 +75,7 @@ def present(paths, source):
 def tokenizer_choice():
     choice = STUDY.tokenizer
     return (
-        f"--weights {choice.weights}"
+        f"--weights {shlex.quote(choice.weights)}"
         if choice.weights
         else f"--vocabulary {choice.vocabulary}"
     )

@@ -32,7 +32,7 @@ rule tokenizer:
     params:
         choice=lambda w: tokenizer_choice(),
     shell:
-        "python -m fvlm tokenizer {input} {params.choice} --out $(dirname {output.tokenizer}) 2> {log}"
+        "python -m fvlm tokenizer {input:q} {params.choice} --out $(dirname {output.tokenizer}) 2> {log}"
 
 
 rule shard:
@@ -60,12 +60,18 @@ rule shard:
             "--max-reject 1" if STUDY.sources[w.source].max_reject == 1 else ""
         ),
         squash=lambda w: "" if STUDY.sources[w.source].crop else "--squash",
+        deadline=lambda w: STUDY.sources[w.source].deadline_s,
         samples=STUDY.shards.samples,
         number=lambda w: int(w.shard),  # without the zeros in front
+        last=lambda w: (
+            "--last"
+            if int(w.shard) + 1 == shard_count(STUDY.sources[w.source], STUDY)
+            else ""
+        ),
     shell:
-        "python -m fvlm shard {params.folder:q} --reader {params.reader} --table {params.table:q}"
-        " --name {wildcards.source} --kind {params.kind} --prompt {params.prompt:q} {params.squash}"
-        " {params.limit} --samples-per-shard {params.samples} --shard {params.number}"
+        "python -m fvlm shard {params.folder:q} --reader {params.reader} --table={params.table:q}"
+        " --name {wildcards.source} --kind {params.kind} --prompt={params.prompt:q} {params.squash}"
+        " {params.limit} --deadline {params.deadline} --samples-per-shard {params.samples} --shard {params.number} {params.last}"
         " --processes 1 --out $(dirname {output.tar}) 2> {log}"
 
 
@@ -85,6 +91,7 @@ rule index:
     # Each shard has a part of its own in an undeclared folder beside, so a killed index goes on from there.
     threads: min(8, workflow.cores)
     params:
+        kind=lambda w: STUDY.sources[w.source].kind,
         prompt=lambda w: STUDY.sources[w.source].prompt,
         max_reject=lambda w: STUDY.sources[w.source].max_reject,
     shell:

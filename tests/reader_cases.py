@@ -12,6 +12,7 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
+from fvlm.__main__ import main
 from fvlm.data.readers import READERS, Row, read_rows
 
 LONG = "a caption with words"
@@ -99,3 +100,21 @@ def samples_in(tar: Path) -> dict[str, dict[str, bytes]]:
 
     found = webdataset.WebDataset(str(tar), shardshuffle=False, empty_check=False)
     return {s["__key__"]: {name: value for name, value in s.items() if not name.startswith("__")} for s in found}
+
+
+def shard(folder: Path, out: Path, *options: str) -> int:
+    """What `fvlm shard` returns."""
+    return main(["shard", str(folder), "--processes", "1", "--out", str(out), *options])
+
+
+def described(tar: Path) -> list[dict]:
+    """The json of each sample, with its number of images."""
+    found = []
+    for members in samples_in(tar).values():
+        images = sorted(name for name in members if name.endswith(".jpg"))
+        assert images == [f"{i:03d}.jpg" for i in range(len(images))]
+        assert all(Image.open(io.BytesIO(members[name])).size == (224, 224) for name in images)
+        content = json.loads(members["json"])
+        assert content["frame_count"] == len(images) == len(content["frame_times"])
+        found.append(content)
+    return found

@@ -68,6 +68,42 @@ MISTAKES = {
         "grid: {kind: film",
         ("config/sources.yaml", "'grid'", "kind", "'video'", "'film'"),
     ),
+    "a source twice": (
+        "config.yaml",
+        "data.sources: [grid, moves, questions,",
+        "data.sources: [grid, moves, grid, questions,",
+        ("'baseline'", "data.sources", "'grid' twice", "take one out"),
+    ),
+    "two names of the same files": (
+        "sources.yaml",
+        "grid: {kind: video, reader: demo, samples: 640, demo_seed: 1",
+        "grid: {kind: video, reader: demo, samples: 640, demo_family: moves, demo_seed: 2",
+        ("'grid' and 'moves'", "the very same files", "take one out"),
+    ),
+    "held out: the same files": (
+        "sources.yaml",
+        "demo_family: grid, samples: 48, demo_seed: 1001",
+        "demo_family: grid, samples: 48, demo_seed: 1",
+        ("'grid'", "held_out", "'grid_held_out'", "the very same files", "0.1"),
+    ),
+    "results that no shell command could take": (
+        "config.yaml",
+        "results: results",
+        "results: my results",
+        ("'demo'", "'my results'", "' '"),
+    ),
+    "results in two ways": (
+        "config.yaml",
+        "results: results",
+        "results: ./results/",
+        ("'demo'", "'./results/'", "'results'"),
+    ),
+    "seed below 0": (
+        "baseline.yaml",
+        "  seed: 42 ",
+        "  seed: -1 ",
+        ("train.seed", "-1", "0 or more"),
+    ),
     "held out: no such source": (
         "sources.yaml",
         "held_out: grid_held_out",

@@ -112,7 +112,7 @@ def test_finished_shards_in_older_forms(root, tmp_path):
             {"__key__": "blind", "json": {"caption": "x", "frame_count": 0}},
         ],
     )
-    index = write_index([tar], tmp_path / "f.npz", "f", "image", root / "tokenizer", "Say.", root)
+    index = write_index([tar], tmp_path / "f.npz", "f", "image", root / "tokenizer", "Say.", root, foreign=True)
     assert index.keys.tolist() == ["a/single", "b", "c", "d", "e" * 120]
     assert index.frames.tolist() == [1, 2, 1, 1, 1]
     assert index.rejected == 3
@@ -143,7 +143,7 @@ def test_a_foreign_source_has_a_ledger_of_its_own(root, tmp_path):
         {"__key__": "no_name", "jpg": jpeg, "json": {"caption": "x", "file": "\ud800.mp4"}},
     ]
     tars = [write_tar(tmp_path / "0.tar", samples[:3]), write_tar(tmp_path / "1.tar", samples[3:])]
-    index = write_index(tars, tmp_path / "f.npz", "f", "image", root / "tokenizer", "Say.", root)
+    index = write_index(tars, tmp_path / "f.npz", "f", "image", root / "tokenizer", "Say.", root, foreign=True)
     assert (index.keys.tolist(), index.rejected) == (["whole", "picture"], 10)
     entries = lines_of(tmp_path / "f.ledger.jsonl")
     assert [entry["key"] for entry in entries] == [sample["__key__"] for sample in samples]
@@ -370,7 +370,7 @@ def test_the_number_of_processes_changes_nothing(root, tmp_path):
     made = []
     for processes in (1, 3):
         out = tmp_path / str(processes) / "x.npz"
-        write_index(shards, out, "x", "image", root / "tokenizer", "?", root, processes)
+        write_index(shards, out, "x", "image", root / "tokenizer", "?", root, processes, foreign=True)
         made.append((out.read_bytes(), ledger_of(out).read_bytes()))
     assert made[0] == made[1]
     assert [entry["row"] for entry in lines_of(ledger_of(out))] == list(range(10))

@@ -104,6 +104,14 @@ def test_no_ledgers_give_an_empty_table(tmp_path):
     assert (tmp_path / "data.csv").read_text() == "source,kind,status,reason,count,frames,hours\n"
 
 
+def test_rows_behind_the_last_shard_are_not_left_out_in_silence(tmp_path):
+    make_corpus("chat", tmp_path / "corpus", samples=5, seed=1, broken=0, processes=1)
+    shard = ["shard", str(tmp_path / "corpus"), "--kind", "text", "--samples-per-shard", "2", "--processes", "1"]
+    for number, last, status in ((1, True, 2), (1, False, 0), (2, True, 0)):
+        out = str(tmp_path / f"out{number}{last}")
+        assert main([*shard, "--out", out, "--shard", str(number), *(["--last"] if last else [])]) == status
+
+
 def test_a_shard_that_keeps_nothing_fails(tmp_path):
     make_corpus("pictures", tmp_path / "corpus", samples=6, seed=1, broken=4, processes=1)
     rows = read_rows(tmp_path / "corpus", "samples.jsonl")

@@ -132,3 +132,17 @@ def test_real_videos_against_their_ground_truth(backend):
             means = np.stack([m for i, m in enumerate(means) if i == 0 or not np.array_equal(m, means[i - 1])])
         assert np.abs(means - blocks).mean((1, 2, 3)).max() < 5, path.name
     assert natively > len(files) / 3
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_images_of_16_bits_keep_their_greys(tmp_path, name):
+    ramp = np.linspace(0, 255, 224).round().astype(np.uint16)
+    Image.fromarray(np.tile(ramp * 257, (224, 1))).save(tmp_path / name)
+    assert np.abs(decode_image(tmp_path / name).frames[0, 100, :, 1].astype(int) - ramp).max() <= 1
+
+
+def test_images_of_numbers_without_a_range_are_refused(tmp_path):
+    Image.fromarray(np.random.default_rng(0).random((30, 40), np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(MediaError, match=r"a\.tif: its pixels are numbers without a range") as caught:
+        decode_image(tmp_path / "a.tif")
+    assert caught.value.reason == "not_media"

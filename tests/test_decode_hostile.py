@@ -1,6 +1,7 @@
 """Files that are broken or mean harm: each is refused with its reason, and costs nothing but itself."""
 
 import os
+import re
 import socket
 import subprocess
 import time
@@ -101,6 +102,24 @@ def test_a_file_cut_in_the_middle_keeps_its_frames(tmp_path, name, backend):
     near = np.abs(block_means(clip.frames) - block_means(full[: len(clip.frames)])).mean((1, 2, 3))
     assert near[:-1].max() < 4
     assert near[-1] < 12
+
+
+def test_what_decord_says_is_the_same_every_time(tmp_path, good):
+    """Its own words begin with the time of day."""
+    pytest.importorskip("decord")
+    whole = np.frombuffer(good.read_bytes(), np.uint8)
+    said = []
+    for seed in range(8):
+        random, content = np.random.default_rng(seed), whole.copy()
+        places = random.integers(len(whole) // 8, good.read_bytes().index(b"moov") - 8, 10_000)
+        content[places] = random.integers(0, 256, len(places), dtype=np.uint8)
+        (tmp_path / "a.mp4").write_bytes(content)
+        try:
+            DECODERS["decord"](tmp_path / "a.mp4")
+        except MediaError as error:
+            said.append(str(error))
+    assert any("Check failed" in message for message in said)
+    assert not [message for message in said if re.search(r"\d\d:\d\d:\d\d", message)]
 
 
 def test_flipped_bits_and_lost_blocks_end_in_frames_or_a_reason(tmp_path, good):

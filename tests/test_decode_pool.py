@@ -20,7 +20,18 @@ from fvlm.data import decode_pool
 from fvlm.data.decode_pool import Decoded, DecodePool, decode_to_jpegs
 from fvlm.data.media import Media, MediaError
 from fvlm.data.video import decode_video
+from fvlm.errors import UserError
 from tests.decode_cases import EXE, X264, write
+
+
+def large() -> bytes:
+    """A picture of more pixels than are decoded, and fewer than Pillow itself refuses to open."""
+    file = BytesIO()
+    Image.new("1", (11_000, 10_000)).save(file, "png")
+    return file.getvalue()
+
+
+LARGE = large()
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +83,7 @@ def test_what_is_asked_for_reaches_the_decoder(folder):
         (Media("x/row 7.mp4", content=b"no video" * 100), "not_media"),
         (Media("x/row 7", image=True, content=b""), "empty"),
         (Media("x/row 7", image=True, content=b"no image" * 100), "not_media"),
+        (Media("x/row 7", image=True, content=LARGE), "too_large"),
         (Media("x/row 7", inside="no.tar", size=9), "missing"),
         (Media("x/row 7", inside="all.tar", offset=10**9, size=9), "corrupt"),
         (Media("x/row 7", inside="all.tar", offset=-5, size=9), "corrupt"),
@@ -111,6 +123,10 @@ def behave(media: Media) -> Decoded:
         bytearray(decode_pool.MEMORY_BYTES + (1 << 30))
     elif media.file == "bug":
         raise KeyError("a mistake of ours")
+    elif media.file == "full":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tempfile, "tempdir", "/dev/null")
+            decode_to_jpegs(Media("a.mp4", content=b"x"), Path())
     elif media.file.startswith("child "):
         command = [EXE, "-v", "quiet", "-re", "-f", "lavfi", "-i", "testsrc2=duration=600", "-f", "null", "-"]
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
@@ -161,6 +177,13 @@ def test_leaving_the_pool_ends_the_worker_and_its_child(tmp_path):
             time.sleep(0.02)
         raise KeyboardInterrupt
     assert_dies(int((tmp_path / "pid").read_text()))
+
+
+def test_a_full_disk_is_no_fault_of_the_file():
+    with DecodePool(behave, deadline_s=20) as pool:
+        error = pool.submit(Media("full")).exception()
+        assert isinstance(error, UserError) and "name another folder with TMPDIR" in str(error)
+        assert pool.submit(Media("b")).result().jpegs == [b"b"]
 
 
 def test_a_mistake_of_ours_costs_one_file_too():

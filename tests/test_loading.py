@@ -51,7 +51,7 @@ def test_going_on_from_any_step_reads_what_is_left_and_no_more(material, first):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_worker_processes_change_nothing(material, workers):
+def test_workers_change_nothing(material, workers):
     steps = material.steps(batch_size=4)
     for number, batches in enumerate(load_steps(steps, 2, workers), 2):
         for mine, theirs in zip(steps[number], batches, strict=True):

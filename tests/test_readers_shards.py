@@ -1,19 +1,12 @@
-"""From published files to finished shards, by the command that users call; and folders that hold no table."""
+"""From published files to finished shards, by the command that users call."""
 
 import io
 import json
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from fvlm.__main__ import main
 from fvlm.data.index import write_index
 from fvlm.data.readers import READERS, count_rows, read_rows
 from fvlm.data.shards import checksum_of
@@ -23,31 +16,16 @@ from tests.reader_cases import (
     LONG,
     TABLES,
     add_video,
+    described,
     ledger_of,
     picture,
     samples_in,
+    shard,
     stored,
     video_bytes,
     write_table,
     write_tar,
 )
-
-
-def shard(folder: Path, out: Path, *options: str) -> int:
-    return main(["shard", str(folder), "--processes", "1", "--out", str(out), *options])
-
-
-def described(tar: Path) -> list[dict]:
-    """The json of each sample, with its number of images."""
-    found = []
-    for members in samples_in(tar).values():
-        images = sorted(name for name in members if name.endswith(".jpg"))
-        assert images == [f"{i:03d}.jpg" for i in range(len(images))]
-        assert all(Image.open(io.BytesIO(members[name])).size == (224, 224) for name in images)
-        content = json.loads(members["json"])
-        assert content["frame_count"] == len(images) == len(content["frame_times"])
-        found.append(content)
-    return found
 
 
 def test_webvid_to_a_shard(tmp_path):
@@ -206,169 +184,6 @@ def test_tars_that_are_none_or_too_many(tmp_path, monkeypatch):
     monkeypatch.setattr("fvlm.data.readers.video2dataset.ROWS_PER_TAR", 3)
     with pytest.raises(UserError, match="more than 3 samples; split it"):
         read_rows(tmp_path, reader="video2dataset")
-
-
-def bare(folder: Path) -> Path:
-    """A folder without a table."""
-    add_video(folder / "b/two.mp4")
-    add_video(folder / "one.mp4")
-    (folder / "one.txt").write_text(LONG)
-    (folder / "picture.png").write_bytes(picture(99))
-    (folder / "notes.txt").write_text("no caption of anything")
-    (folder / "empty.mp4").touch()
-    (folder / ".hidden.mp4").touch()
-    (folder / "b/.git").mkdir()
-    (folder / "b/.git/config").write_text("x")
-    (folder / "b/loop").symlink_to(folder)
-    return folder
-
-
-def test_a_bare_folder_accounts_for_every_file(tmp_path, capsys):
-    folder = bare(tmp_path / "my.videos")
-    assert shard(folder, tmp_path / "out") == 0
-    said = capsys.readouterr().out
-    assert "no table: every file below" in said
-    assert re.search(r"kept      3\nrejected  2 \((empty 1, not_media 1|not_media 1, empty 1)\)\nframes    5", said)
-    entries = {entry["file"]: entry for entry in ledger_of(tmp_path / "out/ledger.jsonl")}
-    assert list(entries) == ["b/two.mp4", "empty.mp4", "notes.txt", "one.mp4", "picture.png"]
-    assert {name: entry["reason"] for name, entry in entries.items() if entry["reason"]} == {
-        "empty.mp4": "empty", "notes.txt": "not_media",
-    }  # fmt: skip
-    two, one, image = described(tmp_path / "out/00000.tar")
-    assert "assistant" not in two and two["user"] == "Describe the video."
-    assert one["assistant"] == LONG and image["frame_count"] == 1
-    keys = list(samples_in(tmp_path / "out/00000.tar"))
-    assert keys == ["my_videos-0000000", "my_videos-0000003", "my_videos-0000004"]  # no dots: a key ends at the first
-
-
-def test_shards_in_the_folder_itself_would_be_inputs(tmp_path, capsys):
-    bare(tmp_path / "in")
-    assert shard(tmp_path / "in", tmp_path / "in/out") == 2
-    assert "lies in the folder whose files are the inputs" in capsys.readouterr().err
-
-
-def test_a_name_that_is_not_utf8_is_listed(tmp_path):
-    add_video(tmp_path / "in/a.mp4")
-    os.rename(tmp_path / "in/a.mp4", os.fsencode(tmp_path / "in") + b"/\xff.mp4")
-    add_video(tmp_path / "in/b.mp4")
-    assert shard(tmp_path / "in", tmp_path / "out") == 0
-    entries = ledger_of(tmp_path / "out/ledger.jsonl")
-    assert {entry["file"]: entry["reason"] for entry in entries} == {"b.mp4": None, "\\udcff.mp4": "bad_row"}
-
-
-def table_of_pictures(folder: Path, count: int) -> Path:
-    for i in range(count):
-        (folder / f"{i}.png").parent.mkdir(parents=True, exist_ok=True)
-        (folder / f"{i}.png").write_bytes(picture(i))
-    write_table(folder / "samples.jsonl", [{"file": f"{i}.png", "caption": f"grey {i}"} for i in range(count)])
-    return folder
-
-
-def test_other_inputs_or_settings_do_not_mix_with_shards_that_are_there(tmp_path, capsys):
-    folder = table_of_pictures(tmp_path / "in", 4)
-    options = ("--samples-per-shard", "2", "--kind", "image", "--name", "p")
-    assert shard(folder, tmp_path / "out", *options) == 0
-    first = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("0*")}
-    assert len(first) == 6
-    assert shard(folder, tmp_path / "out", *options) == 0
-    assert "2 of them there" in capsys.readouterr().out
-    assert shard(folder, tmp_path / "out", *options, "--squash") == 2
-    assert "holds shards that were made otherwise (squash); take another --out" in capsys.readouterr().err
-    table_of_pictures(folder, 5)
-    assert shard(folder, tmp_path / "out", *options) == 2
-    assert "made otherwise (inputs)" in capsys.readouterr().err
-    assert first == {path.name: path.read_bytes() for path in (tmp_path / "out").glob("0*")}
-
-
-def test_a_shard_without_its_checksum_is_made_again(tmp_path):
-    folder = table_of_pictures(tmp_path / "in", 4)
-    options = ("--samples-per-shard", "2", "--kind", "image", "--name", "p")
-    assert shard(folder, tmp_path / "out", *options) == 0
-    tar = tmp_path / "out/00001.tar"
-    whole, kept = tar.read_bytes(), (tmp_path / "out/00000.tar").stat().st_mtime_ns
-    tar.write_bytes(b"half")
-    checksum_of(tar).unlink()
-    assert shard(folder, tmp_path / "out", *options) == 0
-    assert tar.read_bytes() == whole and (tmp_path / "out/00000.tar").stat().st_mtime_ns == kept
-
-
-def test_too_many_rejects_of_a_folder_are_named_at_the_end(tmp_path, capsys):
-    folder = table_of_pictures(tmp_path / "in", 4)
-    for name in ("1.png", "2.png", "3.png"):
-        (folder / name).write_bytes(b"noise")
-    options = ("--samples-per-shard", "2", "--kind", "image", "--name", "p")
-    assert shard(folder, tmp_path / "out", *options, "--max-reject", "0.4") == 2
-    assert "2 of 2 rows rejected (not_media 2)" in capsys.readouterr().err  # the second shard keeps nothing
-    (folder / "2.png").write_bytes(picture(2))
-    assert shard(folder, tmp_path / "two", *options, "--max-reject", "0.4") == 2
-    said = capsys.readouterr()
-    assert "2 of 4 rows rejected (not_media 2), at most 40% may be; read" in said.err and "rejected  2" in said.out
-    assert len(ledger_of(tmp_path / "two/ledger.jsonl")) == 4
-    assert shard(folder, tmp_path / "two", *options, "--max-reject", "0.5") == 0
-
-
-def test_a_last_shard_that_is_not_full_may_keep_nothing(tmp_path):
-    folder = table_of_pictures(tmp_path / "in", 3)
-    (folder / "2.png").write_bytes(b"noise")
-    options = ("--samples-per-shard", "2", "--kind", "image", "--name", "p")
-    assert shard(folder, tmp_path / "out", *options) == 0
-    assert [entry["reason"] for entry in ledger_of(tmp_path / "out/ledger.jsonl")] == [None, None, "not_media"]
-    assert samples_in(tmp_path / "out/00001.tar") == {}
-
-
-def test_after_a_mistake_that_made_no_shard_other_settings_are_taken(tmp_path):
-    folder = table_of_pictures(tmp_path / "in", 2)
-    assert shard(folder, tmp_path / "out", "--kind", "preference") == 2
-    assert shard(folder, tmp_path / "out", "--kind", "image") == 0
-
-
-def test_an_index_leaves_out_files_without_a_caption(tmp_path):
-    assert shard(bare(tmp_path / "in"), tmp_path / "out/shards/in") == 0
-    train_tokenizer([LONG], 300, tmp_path / "tokenizer")
-    tars = [tmp_path / "out/shards/in/00000.tar"]
-    index = write_index(tars, tmp_path / "out/in.npz", "in", "video", tmp_path / "tokenizer", "?", tmp_path / "out")
-    assert index.keys.tolist() == ["in-0000003"]
-    left_out = ledger_of(tmp_path / "out/in.ledger.jsonl")
-    assert [(entry["key"], entry["reason"]) for entry in left_out] == [
-        ("in-0000000", "bad_sample"), ("in-0000004", "bad_sample"),
-    ]  # fmt: skip
-
-
-def test_squashed_frames_show_the_edges(tmp_path):
-    """A wide picture, red at its left end: cropping takes the end away, squashing keeps it."""
-    image = Image.new("RGB", (400, 100), "blue")
-    image.paste("red", (0, 0, 60, 100))
-    (tmp_path / "in").mkdir()
-    image.save(tmp_path / "in/wide.png")
-    for name, options in (("crop", ()), ("squash", ("--squash",))):
-        assert shard(tmp_path / "in", tmp_path / name, "--kind", "image", *options) == 0
-        (members,) = samples_in(tmp_path / name / "00000.tar").values()
-        red, _, blue = Image.open(io.BytesIO(members["000.jpg"])).convert("RGB").getpixel((3, 112))
-        assert (red > blue) == (name == "squash")
-
-
-def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
-    folder = tmp_path / "in"
-    for i in range(6):
-        add_video(folder / f"{i}.mp4", seconds=3)
-    options = ["--samples-per-shard", "2", "--processes", "1", "--name", "k"]
-    assert main(["shard", str(folder), "--out", str(tmp_path / "whole"), *options]) == 0
-    command = [sys.executable, "-m", "fvlm", "shard", str(folder), "--out", str(tmp_path / "killed"), *options]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "killed").glob(".0000[12].tar.*.part")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    there = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*.sha256")}
-    assert len(there) < 3
-    assert main(command[3:]) == 0
-    assert not list((tmp_path / "killed").glob(".*"))  # what the killed one had begun
-    for path in (tmp_path / "whole").iterdir():
-        assert (tmp_path / "killed" / path.name).read_bytes() == path.read_bytes()
-    now = {name: (tmp_path / "killed" / name).stat().st_mtime_ns for name in there}
-    assert now == there  # finished ones were kept
 
 
 def test_the_workflow_makes_shards_of_every_kind_of_input(workflow):

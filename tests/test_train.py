@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from fvlm.config import load_study, merged, read_yaml
 from fvlm.data.corpus import main as make_corpus
-from fvlm.data.index import write_index
+from fvlm.data.index import load_index, write_index
 from fvlm.data.loader import Steps, load_steps, open_held_out, open_training
 from fvlm.data.readers import read_rows
 from fvlm.data.shards import make_shard
@@ -196,6 +196,24 @@ def test_best_weights_are_the_parents_start(prepared, tmp_path):
     assert first["step"] == 0 and first["val_loss"] == pytest.approx(parent["best"]["val_loss"], rel=1e-6)
 
 
+def test_a_run_whose_parent_is_not_trained_says_so(prepared, tmp_path):
+    study = study_in(prepared)
+    child = study.runs["baseline"].model_copy(update={"name": "child", "parent": "baseline"})
+    with pytest.raises(
+        UserError, match=r"'child' starts from .*best.safetensors, which is not there; train 'baseline'"
+    ):
+        train(child, study, tmp_path / "child")
+
+
+def test_an_index_of_another_kind_is_refused(prepared):
+    study = study_in(prepared)
+    run = study.runs["baseline"]
+    name = next(name for name in run.data.sources if study.sources[name].kind == "image")
+    changed = study.sources | {name: study.sources[name].model_copy(update={"kind": "preference"})}
+    with pytest.raises(UserError, match=rf"{name!r}: its index says image, .* says preference; .*fvlm index {name}"):
+        open_training(run, study.model_copy(update={"sources": changed}))
+
+
 def test_other_data_or_parent_starts_over(prepared, tmp_path):
     trained(prepared, tmp_path)
     state = tmp_path / "baseline/state"
@@ -249,7 +267,6 @@ def test_stage_one_scores_all_text_later_stages_answers(prepared):
     assert counts["all"] == tokens - 8 and 0 < counts["answers"] < counts["all"] / 2
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 8 worker processes")
 @pytest.mark.parametrize("workers", [1, 2, 8])
 def test_steps_are_the_same_with_workers(prepared, workers):
     study = study_in(prepared)
@@ -291,6 +308,22 @@ def test_every_source_is_held_against_its_own_unseen_samples(prepared):
         for corpus in (seen, *parts)
     ]
     assert all(keys) and not keys[0] & keys[1] and not keys[0] & keys[2] and not keys[1] & keys[2]
+
+
+def test_no_video_is_validated_and_evaluated_on(prepared, monkeypatch):
+    study = study_in(prepared)
+    run = study.runs["baseline"]
+
+    def three_questions_each(path):
+        index = load_index(path)
+        index.group[:] = np.arange(len(index)) // 3
+        return index
+
+    monkeypatch.setattr("fvlm.data.loader.load_index", three_questions_each)
+    parts = [open_held_out(run, study, part, 100) for part in ("validation", "evaluation")]
+    for place, name in enumerate(parts[0].names):
+        one, other = ({*part.indices[place].group[part.rows[place]].tolist()} for part in parts)
+        assert one and other and not one & other, name
 
 
 def test_evaluation_batches_hold_every_sample_once_and_no_video_twice(prepared):

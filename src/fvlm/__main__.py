@@ -32,7 +32,7 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns its exit status (2 for a mistake the user can mend)."""
+    """Run one command; returns its exit status (2 for a mistake the user can mend, 130 after Ctrl-C)."""
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="fvlm", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -51,6 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"fvlm {name}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"fvlm {name}: stopped; what is finished stays, and the same command goes on from there", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """What types cannot say about a configuration: each check is one sentence with the place and the remedy."""
 
 import difflib
+import os
+import re
+from itertools import combinations
 
 from fvlm.errors import UserError
 from fvlm.schema import Run, Source, Study
@@ -24,6 +27,8 @@ def check_run(run: Run, where: str) -> None:
             f"{where}: optim.final_lr belongs to schedule 'converging' and only to it; "
             f"the schedule is {run.optim.schedule!r}"
         )
+    if run.train.seed < 0:
+        raise UserError(f"{where}: train.seed is {run.train.seed}; give 0 or more")
     _check_tokens(run, where)
 
 
@@ -41,6 +46,17 @@ def _check_tokens(run: Run, where: str) -> None:
 
 def check_study(study: Study) -> None:
     """Runs, sources and tokenizer together; raises UserError."""
+    odd = re.search(r"[^\w@%+=:,./-]", study.results)
+    if odd:
+        raise UserError(
+            f"study {study.study!r}: results is {study.results!r}; {odd[0]!r} cannot be in it, as it stands in shell "
+            "commands; use letters, digits and / . _ -"
+        )
+    if study.results != os.path.normpath(study.results):
+        plain = os.path.normpath(study.results)
+        raise UserError(f"study {study.study!r}: results is {study.results!r}; write it as {plain!r}")
+    if "all" in study.sources:
+        raise UserError(f"study {study.study!r}: a source is called 'all', as sums are in tables; rename it")
     for name in study.prepare:
         _known_source(name, study, f"study {study.study!r}: prepare")
     for source in study.sources.values():
@@ -48,6 +64,7 @@ def check_study(study: Study) -> None:
     for run in study.runs.values():
         for name in run.data.sources:
             _known_source(name, study, f"run {run.name!r}: data.sources")
+        _check_files(run, study)
         _check_kinds(run, study)
         _check_parent(run, study)
         words = run.model.language.vocabulary
@@ -81,9 +98,26 @@ def _check_held_out(source: Source, study: Study) -> None:
         raise UserError(
             f"{where} of kind {study.sources[partner].kind}; it must be {source.kind} like the source itself"
         )
+    if _files(study.sources[partner]) == _files(source):
+        raise UserError(f"{where}, which has the very same files; name other files there, or give a share such as 0.1")
     for run in study.runs.values():
         if partner in run.data.sources:
             raise UserError(f"{where}, which run {run.name!r} trains on; hold out what no run trains on")
+
+
+def _check_files(run: Run, study: Study) -> None:
+    """No source, and no two names of the same files, would show a run its samples twice."""
+    for one, other in combinations(run.data.sources, 2):
+        if _files(study.sources[one]) == _files(study.sources[other]):
+            what = f"{one!r} twice" if one == other else f"{one!r} and {other!r}, which have the very same files"
+            raise UserError(f"run {run.name!r}: data.sources names {what}; no sample is trained on twice: take one out")
+
+
+def _files(source: Source) -> tuple:
+    """Equal for two sources of the same files."""
+    if source.reader == "demo" or source.path is None:
+        return source.demo_family or source.name, source.demo_seed
+    return os.path.normpath(source.path), source.table
 
 
 def _check_kinds(run: Run, study: Study) -> None:

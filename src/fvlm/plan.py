@@ -65,16 +65,22 @@ def planned_samples(run: Run, study: Study) -> int:
     return int(run.train.flops / flops_per_sample(run, study))
 
 
-def check_data(study: Study) -> None:
-    """Every source can be counted, and no run needs more samples of a kind than there are: none is trained on twice."""
+def check_sources(study: Study) -> None:
+    """Every source can be counted and holds something."""
     for name in study.used_sources:
-        sample_count(study.sources[name], study.results)
+        if not sample_count(study.sources[name], study.results):
+            raise UserError(f"source {name!r}: its table lists no sample; correct `path` or `table`, or leave it out")
+
+
+def check_data(study: Study) -> None:
+    """Every source has samples, and no run needs more samples of a kind than there are: none is trained on twice."""
+    check_sources(study)
     for run in study.runs.values():
         samples = planned_samples(run, study)
         for stream in streams(run, study):
             needed = samples * stream.share
             found = sum(training_count(source, study.results) for source in stream.sources)
-            if needed > found:
+            if needed > found * (1 + 1e-9):  # 0.14 x 50 is a bit more than 7
                 raise UserError(_too_few(run, stream, samples, needed, found))
 
 
@@ -147,6 +153,7 @@ def add_arguments(parser) -> None:
 
 def main(args) -> int:
     study = study_of(args)
+    check_sources(study)
     print(plan_text(study))
     check_data(study)
     check_memory(study)

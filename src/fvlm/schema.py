@@ -174,6 +174,7 @@ class Source(Strict):
     frames: float = Field(default=8, ge=0)  # expected mean, for the plan
     text_tokens: float = Field(default=100, gt=0)  # expected mean, for the plan
     max_reject: float = Field(default=0.5, ge=0, le=1)  # a larger share of rejected inputs fails the source
+    deadline_s: float = Field(default=60, gt=0)  # for decoding one file; what takes longer is rejected
     crop: bool = True  # the centre of a frame; false: the whole frame squashed to a square
     demo_family: str | None = None
     demo_seed: int = 0

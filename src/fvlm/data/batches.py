@@ -13,40 +13,51 @@ def balanced(order: Order, cost: np.ndarray, batch_size: int) -> np.ndarray:
     cost        (n,) of each sample, in any unit
 
     A place is given to another sample of its own stream, so the mixture of every window stays as it was drawn, and so
-    does the set of samples of every block of BLOCK_STEPS steps. Within a stream each round gives the dearest samples
-    that are left, one to each step, to the steps that have cost least so far.
+    does the set of samples of every block of BLOCK_STEPS steps.
     """
     places = np.arange(len(order))
     for start in range(0, len(order), BLOCK_STEPS * batch_size):
-        block = places[start : start + BLOCK_STEPS * batch_size]
-        step = (block - start) // batch_size
-        load = np.zeros(int(step[-1]) + 1)
-        result = block.copy()
-        for stream in _widest_first(order.stream[block], cost[block]):
-            mine = np.flatnonzero(order.stream[block] == stream)
-            dearest = mine[np.argsort(-cost[block[mine]], kind="stable")]
-            taken = 0
-            for slots in _rounds(mine, step[mine]):
-                cheapest = slots[np.argsort(load[step[slots]], kind="stable")]
-                given = block[dearest[taken : taken + len(slots)]]
-                result[cheapest] = given
-                load[step[cheapest]] += cost[given]
-                taken += len(slots)
-        places[start : start + len(block)] = result
+        block = slice(start, start + BLOCK_STEPS * batch_size)
+        step = np.arange(len(places[block])) // batch_size
+        places[block] = start + _dealt(order.stream[block], step, cost[block])
     return places
+
+
+def _dealt(stream: np.ndarray, step: np.ndarray, cost: np.ndarray) -> np.ndarray:
+    """Which sample of a block stands in each of its places, (n,).
+
+    Stream by stream, the dearest samples that are left go to the steps that lack most per place they have left, when
+    what later streams will bring is taken at its mean.
+    """
+    result, size = np.empty(len(step), np.int64), np.bincount(step)
+    lack = cost.sum() / len(cost) * size  # what each step may still cost
+    means = {}
+    for one in _widest_first(stream, cost):
+        means[one] = cost[stream == one].mean()
+        lack -= means[one] * np.bincount(step[stream == one], minlength=len(size))
+    for one, mean in means.items():
+        mine = np.flatnonzero(stream == one)
+        free = np.bincount(step[mine], minlength=len(size))
+        place = np.searchsorted(step[mine], np.arange(len(size)))
+        lack += mean * free
+        left = mine[np.argsort(-cost[mine], kind="stable")]
+        while len(left):
+            waiting = np.flatnonzero(free)
+            order = np.argsort(-lack[waiting] / free[waiting], kind="stable")
+            chosen = waiting[order[: max(1, len(size) // 8)]]  # several at once, which costs little evenness
+            given, left = left[: len(chosen)], left[len(chosen) :]
+            result[mine[place[chosen]]] = given
+            place[chosen] += 1
+            free[chosen] -= 1
+            lack[chosen] -= cost[given]
+    return result
 
 
 def _widest_first(stream: np.ndarray, cost: np.ndarray) -> list[int]:
     """Streams by the spread of their costs: what varies little fills the gaps that the others leave."""
     streams = np.unique(stream)
-    spread = np.array([np.ptp(cost[stream == s]) for s in streams])
+    spread = np.array([np.ptp(cost[stream == one]) for one in streams])
     return streams[np.argsort(-spread, kind="stable")].tolist()
-
-
-def _rounds(slots: np.ndarray, step: np.ndarray) -> list[np.ndarray]:
-    """The first slot of every step, then the second of every step that has one, and so on; `step` ascends."""
-    rank = np.arange(len(step)) - np.searchsorted(step, step)
-    return [slots[rank == r] for r in range(int(rank.max()) + 1)]
 
 
 def rank_shares(positions: np.ndarray, tokens: np.ndarray, ranks: int) -> list[list[int]]:

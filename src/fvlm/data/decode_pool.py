@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from fvlm.data.media import Clip, Media, MediaError, check_regular
+from fvlm.errors import UserError
 
 START_S = 120  # for a worker to start on a busy machine
 ORPHAN_S = 10  # after the deadline a worker ends itself, should nobody be left to kill it
@@ -90,38 +91,54 @@ def _on_disk(media: Media, folder: Path, content: bytes | None) -> Iterator[Path
         yield folder / media.file
         return
     suffix = re.search(r"\.[A-Za-z0-9]{1,5}$", media.file)  # FFmpeg's guess of the format looks at it too
-    with tempfile.NamedTemporaryFile(suffix=suffix[0] if suffix else "") as file:
-        file.write(content)
-        file.flush()
-        yield Path(file.name)
+    path = _store(content, suffix[0] if suffix else "")
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _store(content: bytes, suffix: str) -> Path:
+    try:
+        handle, name = tempfile.mkstemp(suffix)
+        with open(handle, "wb") as file:
+            file.write(content)
+    except OSError as error:
+        raise UserError(
+            f"{tempfile.gettempdir()}: {error.strerror}; a video inside of a table or tar is unpacked there to be "
+            "decoded: make room, or name another folder with TMPDIR"
+        ) from error
+    return Path(name)
 
 
 def _serve(connection: Connection, decode: Callable[[Media], Decoded], deadline_s: float, scratch: str) -> None:
-    """A worker's life: a `Media` comes in, a `Decoded` or the parts of a `MediaError` go out."""
+    """A worker's life: a `Media` comes in, a `Decoded` or reason and message go out (no reason: of a `UserError`)."""
     tempfile.tempdir = os.environ["TMPDIR"] = scratch
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process even inside a decoder's native code
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     import fvlm.data.video  # noqa: F401  (loaded before the first deadline starts)
 
     connection.send("ready")
-    while True:
-        try:
+    with contextlib.suppress(EOFError, ConnectionError):  # the other side is gone
+        while True:
             media = connection.recv()
-        except EOFError:  # the other side is gone
-            shutil.rmtree(scratch, ignore_errors=True)
-            return
-        signal.setitimer(signal.ITIMER_REAL, deadline_s + ORPHAN_S)
-        try:
-            answer: Decoded | tuple[str, str] = decode(media)
-        except MediaError as error:
-            answer = (error.reason, str(error))
-        except MemoryError:
-            answer = ("too_large", f"{media.file}: needs more than {MEMORY_BYTES >> 30} GiB")
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        connection.send(answer)
+            signal.setitimer(signal.ITIMER_REAL, deadline_s + ORPHAN_S)
+            try:
+                answer: Decoded | tuple[str, str] = decode(media)
+            except MediaError as error:
+                answer = (error.reason, str(error))
+            except UserError as error:  # of the machine or the settings, not of the file
+                answer = ("", str(error))
+            except MemoryError:
+                answer = ("too_large", f"{media.file}: needs more memory than {limit >> 20} MiB")
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            connection.send(answer)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 class _Worker:
@@ -134,10 +151,13 @@ class _Worker:
         self.process.start()
         theirs.close()
         self.deadline_s = deadline_s
-        if not self.connection.poll(START_S):
+        try:
+            started = self.connection.poll(START_S) and self.connection.recv()
+        except (EOFError, ConnectionError):
+            started = False
+        if not started:
             self.kill()
-            raise RuntimeError(f"a decoding process did not start within {START_S} s")
-        self.connection.recv()
+            raise UserError(f"a decoding process ended, or hung for {START_S} s, while it started; too little memory?")
 
     def decode(self, media: Media) -> Decoded:
         """Raises MediaError; after reason timeout or crashed the worker is dead."""
@@ -150,7 +170,8 @@ class _Worker:
             self.process.join(10)
             raise MediaError("crashed", f"{media.file}: decoder ended with status {self.process.exitcode}") from error
         if isinstance(answer, tuple):
-            raise MediaError(*answer)
+            reason, message = answer
+            raise MediaError(reason, message) if reason else UserError(message)
         return answer
 
     def kill(self) -> None:
@@ -177,7 +198,7 @@ class DecodePool:
             self._idle.put(None)  # a slot whose worker has not started
 
     def submit(self, media: Media) -> Future[Decoded]:
-        """The result, in time; its exception is a MediaError."""
+        """The result, in time; its exception is a MediaError, or a UserError that concerns all files."""
         return self._threads.submit(self._run, media)
 
     def _run(self, media: Media) -> Decoded:

@@ -4,6 +4,7 @@ They follow the same rule: learn when every frame is shown, let `schedule` choos
 Both get only files that `open_video` accepts: it refuses playlists and what is no video, and neither of these does.
 """
 
+import re
 from pathlib import Path
 
 import av
@@ -19,6 +20,8 @@ from fvlm.data.pyav import display_matrix, to_square
 # What decord 0.6 gets right; of the rest it fails on some and is silently wrong on others.
 DECORD_FORMATS = ("mov", "matroska")
 DECORD_CODECS = ("h264", "hevc", "vp8", "vp9", "mjpeg")
+# Clock times and addresses in their messages; no two ledgers would be the same.
+RUN_DEPENDENT = re.compile(r"\[\d\d:\d\d:\d\d\] | @ 0x[0-9a-f]+")
 
 
 def decode_with_decord(path: Path, crop: bool = True, span_s: Span = None) -> Clip:
@@ -49,7 +52,8 @@ def decode_with_decord(path: Path, crop: bool = True, span_s: Span = None) -> Cl
         wanted = sorted(set(positions.tolist()))
         images = dict(zip(wanted, reader.get_batch(wanted).asnumpy(), strict=True))
     except (decord.DECORDError, IndexError) as error:
-        raise MediaError("corrupt", f"{path}: decord: {str(error).splitlines()[0]}") from error
+        words = RUN_DEPENDENT.sub("", str(error).splitlines()[0])
+        raise MediaError("corrupt", f"{path}: decord: {words}") from error
     square = {i: to_square(av.VideoFrame.from_ndarray(image), crop) for i, image in images.items()}
     return Clip(np.stack([square[int(i)] for i in positions]), times_s, duration_s, packets.codec)
 
@@ -110,7 +114,7 @@ def decode_with_ffmpeg(path: Path, crop: bool = True, span_s: Span = None) -> Cl
         raw, _ = output.run(cmd=command, quiet=True)
     except ffmpeg.Error as error:
         lines = error.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-        raise MediaError("corrupt", f"{path}: ffmpeg: {lines[-1]}") from error
+        raise MediaError("corrupt", f"{path}: ffmpeg: {RUN_DEPENDENT.sub('', lines[-1])}") from error
     frames = np.frombuffer(raw, np.uint8).reshape(-1, SIDE, SIDE, 3)
     if len(frames) != len(wanted):
         raise MediaError("corrupt", f"{path}: ffmpeg gave {len(frames)} of {len(wanted)} frames")

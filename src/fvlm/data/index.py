@@ -81,24 +81,29 @@ def write_index(
     root: Path,
     processes: int = 1,
     max_reject: float = 1.0,
+    foreign: bool = False,
 ) -> Index:
     """Index the tars of a source into `out` (npz) and, beside it, a ledger named `{source}.ledger.jsonl`.
 
-    The ledger lists every sample that was left out. Shards outside of `root` are foreign: all of their images are
-    checked, and the ledger lists their kept samples too. Those inside have ledgers that do so already.
+    The ledger lists every sample that was left out.
 
     prompt      as in `sample_text`
-    root        results folder; a shard inside it is stored relative to it, a foreign one absolute
+    root        results folder; a shard inside it is stored relative to it, any other absolute
     processes   that index shards at the same time; the result does not depend on it
     max_reject  largest share of the source's inputs that may be rejected, by its shards' ledgers or here
-    raises      UserError for a damaged tar, a key that occurs twice, or too much that was rejected
+    foreign     the shards were made elsewhere: all of their images are checked, and the ledger lists the kept samples
+                too, as the ledgers of those made here do already
+    raises      UserError for no shard at all, a damaged tar, a key that occurs twice, or too much that was rejected
     """
-    work = Work(source, kind, prompt, tokenizer_folder, tokenizer_digest(tokenizer_folder), root, out.with_suffix(""))
+    if not shards:
+        raise UserError(f"source {source!r}: found no shard, expected at least one; correct its path or table")
+    digest = tokenizer_digest(tokenizer_folder)
+    work = Work(source, kind, prompt, tokenizer_folder, digest, root, out.with_suffix(""), foreign)
     _make_parts(shards, work, processes)
     parts = [read_part(work.part_of(shard)) for shard in shards]
     if max_reject < 1:
         _check_rejects(source, shards, parts, work, out, max_reject)
-    columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in COLUMNS} if parts else {}
+    columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in COLUMNS}
     counts = [len(part.columns["keys"]) for part in parts]
     index = Index(
         shards=np.array([work.name_of(shard) for shard in shards], np.str_),
@@ -156,7 +161,7 @@ def _check_rejects(
     for shard, part in zip(shards, parts, strict=True):
         counts += part.rejected + Counter(kept=len(part.columns["keys"]))
         beside = shard.with_suffix(".ledger.jsonl")
-        if beside.is_file() and not Path(work.name_of(shard)).is_absolute():
+        if beside.is_file() and not work.foreign:
             entries = map(json.loads, beside.read_bytes().splitlines())
             counts += Counter(entry["reason"] for entry in entries if entry["reason"])
     where = ledger_of(out).with_name(ledger_of(out).name + ".rejected")
@@ -175,8 +180,7 @@ def _write_ledger(parts: list[Part], path: Path) -> None:
         before = 0
         with beside.open("w", encoding="utf-8") as file:
             for part in parts:
-                for line in part.lines:
-                    entry = json.loads(line)
+                for entry in part.entries():
                     file.write(json.dumps(entry | {"row": before + entry["row"]}, ensure_ascii=False) + "\n")
                 before += len(part.columns["keys"]) + part.rejected.total()
 
@@ -186,7 +190,7 @@ def _write_ledger(parts: list[Part], path: Path) -> None:
 def _remove_others(used: set[Path], folder: Path) -> None:
     """Parts of shards that are no longer the source's."""
     for part in set(folder.glob("*.npz")) - used:
-        part.unlink()
+        part.unlink(missing_ok=True)
 
 
 def ledger_of(index: Path) -> Path:
@@ -231,7 +235,8 @@ def main(args: argparse.Namespace) -> None:
         )
     out, tokenizer = root / "index" / f"{source.name}.npz", root / "tokenizer"
     index = write_index(
-        shards, out, source.name, source.kind, tokenizer, source.prompt, root, args.processes, source.max_reject
-    )
+        shards, out, source.name, source.kind, tokenizer, source.prompt, root, args.processes, source.max_reject,
+        foreign=source.reader == "shards",
+    )  # fmt: skip
     listed = f", listed in {ledger_of(out)}" if index.rejected else ""
     print(f"index {source.name}: {len(index)} samples, {index.rejected} rejected{listed}", file=sys.stderr)

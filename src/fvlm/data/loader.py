@@ -1,12 +1,13 @@
 """From a run's order to ready batches: seek in the shards, decode JPEGs, tokenize, pack. No padding anywhere."""
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from fvlm.batch import Batch
 from fvlm.data.batches import micro_batches, rank_shares
@@ -45,7 +46,7 @@ def open_training(run: Run, study: Study) -> Corpus:
 def open_held_out(run: Run, study: Study, part: str, samples: int, kinds: tuple[str, ...] | None = None) -> Corpus:
     """At most `samples` held-out samples for each of the run's sources, always the same ones.
 
-    part    "validation" (while training: the best weights are chosen by it) or "evaluation"; a sample is in one of them
+    part    "validation" (while training: the best weights are chosen by it) or "evaluation"; a video is in one of them
     kinds   only sources of these kinds; None: those the run has a share for
     """
     kinds = kinds or tuple(kind for kind, share in run.data.share.items() if share > 0)
@@ -61,8 +62,9 @@ def open_held_out(run: Run, study: Study, part: str, samples: int, kinds: tuple[
         else:
             index = _open(source, study)
             rows, prompt = split_held_out(index, source.held_out)[1], source.prompt
-        shuffled = np.random.default_rng(0).permutation(rows)
+        shuffled, videos = _by_video(index, rows)
         cut = min(run.train.validation_samples, len(rows) // 2)
+        cut = np.searchsorted(videos, videos[cut]) if cut else 0  # where a video begins
         chosen = (shuffled[:cut] if part == "validation" else shuffled[cut:])[:samples]
         corpus.names.append(name)
         corpus.indices.append(index)
@@ -71,13 +73,26 @@ def open_held_out(run: Run, study: Study, part: str, samples: int, kinds: tuple[
     return corpus
 
 
+def _by_video(index: Index, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows in a fixed random order in which those of one video follow each other; and the place of each one's video."""
+    videos, of_row = np.unique(index.group[rows], return_inverse=True)
+    place = np.random.default_rng(0).permutation(len(videos))[of_row]
+    order = np.argsort(place, kind="stable")
+    return rows[order], place[order]
+
+
 def _open(source: Source, study: Study) -> Index:
     index = load_index(Path(study.results) / "index" / f"{source.name}.npz")
+    if index.kind != source.kind:
+        raise UserError(
+            f"source {source.name!r}: its index says {index.kind}, config/sources.yaml says {source.kind}; make it "
+            f"again with `fvlm index {source.name}`"
+        )
     check_tokenizer(index, Path(study.results) / "tokenizer")
     return index
 
 
-class Steps(Dataset):
+class Steps:
     """Item i is step i of an order: its micro-batches, ready for the model.
 
     rank, ranks     which share of every step this process takes, of how many
@@ -104,13 +119,7 @@ class Steps(Dataset):
     def __len__(self) -> int:
         return -(-len(self.order) // self.batch_size)
 
-    def __getitem__(self, step: int) -> list[Batch] | UserError:
-        try:
-            return self.batches(step)
-        except UserError as error:  # handed on whole: a worker process would turn it into a traceback
-            return error
-
-    def batches(self, step: int) -> list[Batch]:
+    def __getitem__(self, step: int) -> list[Batch]:
         return [self.batch(group) for group in self.groups(step)]
 
     def batch(self, places: list[int]) -> Batch:
@@ -139,8 +148,8 @@ class Steps(Dataset):
         place, row = int(self.order.source[i]), int(self.order.row[i])
         index, name = self.corpus.indices[place], self.corpus.names[place]
         file = self.results / index.shards[index.shard[row]]
-        members = read_sample(file, int(index.offset[row]), int(index.length[row]))
         key = str(index.keys[row])
+        members = read_sample(file, int(index.offset[row]), int(index.length[row]), key)
         text = sample_text(members, self.corpus.prompts[place])
         ids, answer = encode_chat(self.tokenizer, text, self.max_tokens)
         mask = answer.copy() if self.loss == "answers" else np.ones(len(ids), dtype=bool)
@@ -190,13 +199,30 @@ def pack(samples: list[dict], frames: np.ndarray | None = None) -> Batch:
 
 
 def load_steps(steps: Steps, first: int = 0, workers: int = 0) -> Iterator[list[Batch]]:
-    """Steps `first`, `first` + 1, ... in order, read ahead by `workers` processes (0: read here)."""
-    pinned = torch.cuda.is_available()
+    """Steps `first`, `first` + 1, ... in order, read ahead by `workers` threads (0: read when asked for).
+
+    Threads rather than processes: reading, decoding and tokenizing let go of Python's lock, and a batch that changes
+    hands between processes costs as much again.
+    """
     rest = range(first, len(steps))
-    for batches in DataLoader(steps, batch_size=None, sampler=rest, num_workers=workers, pin_memory=pinned):
-        if isinstance(batches, UserError):
-            raise batches
-        yield batches
+    if not workers:
+        yield from (_pinned(steps[step]) for step in rest)
+        return
+    ahead: deque[Future[list[Batch]]] = deque()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for step in rest:
+            ahead.append(pool.submit(lambda step: _pinned(steps[step]), step))
+            if len(ahead) > 2 * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _pinned(batches: list[Batch]) -> list[Batch]:
+    return [batch.pin_memory() for batch in batches] if torch.cuda.is_available() else batches
 
 
 def validation_steps(run: Run, study: Study, batch_size: int = 8) -> Steps | None:

@@ -15,7 +15,7 @@ MAX_PIXELS = 100_000_000  # of one decoded picture: about 300 MB as RGB
 
 # Why an input can be missing from a shard. A ledger names nothing else.
 REASONS = {
-    "missing": "there is no such file, or it is no regular file",
+    "missing": "there is no such file, it is no regular file, or it may not be read",
     "empty": "the file has no bytes",
     "not_media": "the content is no video or image format that is read here",
     "no_video_stream": "the file has sound, subtitles or a cover, but no video",
@@ -111,9 +111,14 @@ def check_regular(path: Path) -> None:
     """
     try:
         status = os.stat(path)
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        regular = stat.S_ISREG(status.st_mode)
+        if regular:
+            path.open("rb").close()
+    except OSError as error:  # its own words would hold the absolute path, with other quotes
+        raise MediaError("missing", f"{path}: {error.strerror}") from error
+    except ValueError as error:  # a null byte in the name
         raise MediaError("missing", f"{path}: {error}") from error
-    if not stat.S_ISREG(status.st_mode):
+    if not regular:
         raise MediaError("missing", f"{path}: not a regular file")
     if status.st_size == 0:
         raise MediaError("empty", f"{path}: 0 bytes")

@@ -81,7 +81,8 @@ def open_video(path: Path, stream_index: int | None = None, probe: bool = True) 
         container = av.open(str(path.absolute()), options=options, metadata_errors="replace")
     except (av.error.FFmpegError, ValueError) as error:
         reason = "corrupt" if _looks_like_video(path) else "not_media"
-        raise MediaError(reason, f"{path}: {error}") from error
+        words = getattr(error, "strerror", None) or error  # its whole text ends in the absolute path, quoted
+        raise MediaError(reason, f"{path}: {words}") from error
     cover = av.stream.Disposition.attached_pic
     streams = [s for s in container.streams.video if not s.disposition & cover]
     if not streams:

@@ -28,9 +28,9 @@ def sample_text(members: dict[str, bytes], prompt: str) -> dict:
     described = json.loads(members["json"]) if "json" in members else {}
     if not isinstance(described, dict):
         raise ValueError("json is no object")
-    if described.get("token_ids") or described.get("messages") or "assistant" in described:
+    if described.get("token_ids") or described.get("messages") or described.get("assistant"):
         return described
-    if "chosen" in described:
+    if described.get("chosen"):
         return {**described, "assistant": described["chosen"]}
     caption = described.get("caption") or members.get("txt", b"").decode("utf-8").strip()
     if not caption:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import mmap
+import os
 import zipfile
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from fvlm.data.text import SYSTEM_PROMPT, encode_chat, load_tokenizer
 from fvlm.errors import UserError
 from fvlm.files import write_beside
 
-FORMAT = 1  # raise it when an index of the same shard would come out different
+FORMAT = 2  # raise it when an index of the same shard would come out different
 COLUMNS = {
     "offset": np.int64,
     "length": np.int64,
@@ -41,7 +42,8 @@ class Work:
 
     prompt      what the user asks where there is only a caption
     tokenizer   digest of the tokenizer in `tokenizer_folder`
-    root        results folder; shards outside of it are foreign
+    root        results folder
+    foreign     the shards were not made here: their images are checked, and the ledger lists their kept samples too
     parts       folder for the index of each shard
     """
 
@@ -52,10 +54,13 @@ class Work:
     tokenizer: str
     root: Path
     parts: Path
+    foreign: bool
 
     def name_of(self, shard: Path) -> str:
-        """A shard as indices name it: relative to the results folder, or absolute where it is foreign."""
-        path, home = shard.resolve(), self.root.resolve()
+        """A shard as indices name it: relative to the results folder, or absolute where it is outside."""
+        path, home = Path(os.path.abspath(shard)), Path(os.path.abspath(self.root))
+        if not path.is_relative_to(home):
+            path, home = shard.resolve(), self.root.resolve()
         return str(path.relative_to(home) if path.is_relative_to(home) else path)
 
     def part_of(self, shard: Path) -> Path:
@@ -81,22 +86,21 @@ def index_shard(shard: Path, work: Work) -> None:
     identity = _identity(shard, work)
     if is_current(work.part_of(shard), identity):
         return
-    name = work.name_of(shard)
-    foreign = Path(name).is_absolute()
-    about = {"source": work.source, "kind": work.kind, "shard": name if foreign else shard.name}
+    name = work.name_of(shard) if work.foreign else shard.name
+    about = {"source": work.source, "kind": work.kind, "shard": name}
     tokenizer = _tokenizer(work.tokenizer_folder, work.tokenizer)
     rows, lines, rejected = [], [], Counter()
     with open(shard, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         check_sum(shard, data)
         for entry in samples_of(data, str(shard)):
-            original, found = _describe(data, entry, tokenizer, work, foreign)
+            original, found = _describe(data, entry, tokenizer, work)
             about |= {"row": len(rows) + rejected.total(), "file": original, "key": entry.key}
             if isinstance(found, MediaError):
                 rejected[found.reason] += 1
                 lines.append(ledger_line(**about, reason=found.reason, message=str(found)))
                 continue
             rows.append((entry.offset, entry.length, *found, entry.key))
-            if foreign:
+            if work.foreign:
                 lines.append(ledger_line(**about, frames=found[0]))
     values = {"identity": np.array(identity), "ledger": np.frombuffer("".join(lines).encode(), np.uint8)}
     values["rejected"] = np.array(json.dumps(rejected))
@@ -117,18 +121,22 @@ def save_arrays(path: Path, values: dict) -> None:
 
 @dataclass(frozen=True)
 class Part:
-    """The index of one shard: columns as in `Index`, lines of its ledger with rows from 0, rejected by reason."""
+    """The index of one shard: columns as in `Index`, and how many samples were rejected by reason."""
 
+    path: Path
     columns: dict[str, np.ndarray]
-    lines: list[str]
     rejected: Counter
+
+    def entries(self) -> list[dict]:
+        """Of its ledger, with rows from 0. Read when asked for: those of a large source together take gigabytes."""
+        with np.load(self.path, allow_pickle=False) as stored:
+            return [json.loads(line) for line in stored["ledger"].tobytes().splitlines()]
 
 
 def read_part(path: Path) -> Part:
     with np.load(path, allow_pickle=False) as stored:
         columns = {name: stored[name] for name in COLUMNS}
-        lines = [line.decode() for line in stored["ledger"].tobytes().splitlines()]
-        return Part(columns, lines, Counter(json.loads(str(stored["rejected"]))))
+        return Part(path, columns, Counter(json.loads(str(stored["rejected"]))))
 
 
 def is_current(part: Path, identity: str) -> bool:
@@ -191,24 +199,23 @@ def check_sum(shard: Path, data: mmap.mmap | bytes) -> None:
         )
 
 
-def _describe(
-    data: mmap.mmap, entry: Entry, tokenizer: Tokenizer, work: Work, foreign: bool
-) -> tuple[str | None, tuple | MediaError]:
+def _describe(data: mmap.mmap, entry: Entry, tokenizer: Tokenizer, work: Work) -> tuple[str | None, tuple | MediaError]:
     """Original file of a sample, if named; and frames, text tokens, answer tokens, group, hashes, or what is wrong."""
     try:
         text = {suffix: _content(data, entry, suffix) for suffix in ("json", "txt") if suffix in entry.members}
         sample = sample_text(text, work.prompt)
         ids, answer = encode_chat(tokenizer, sample)
         original = str(sample.get("file") or "")
+        original.encode()  # half of a surrogate pair could not stand in the ledger
         name = str(sample.get("video") or original).encode()  # clips of one video belong together
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         return None, MediaError("bad_sample", f"no usable text ({type(error).__name__}: {error})")
     images = image_suffixes(entry.members)
     problem = _problem(images, entry, sample, ids, answer, tokenizer, work.kind)
     if problem is not None:
         return original or None, MediaError("bad_sample", problem)
     try:
-        for suffix in images if foreign else ():
+        for suffix in images if work.foreign else ():
             check_image(suffix, _content(data, entry, suffix))
         hashes = _hashes(data, entry, images)
     except MediaError as error:
@@ -250,7 +257,7 @@ def _problem(
     if videos and not images:
         return f"a raw video ({videos[0]}) and no images; a source with such shards needs `reader: video2dataset`"
     if count != len(images):
-        return f"{len(images)} images, but frame_count says {count}"
+        return f"{len(images)} images, but frame_count says {count!r}"
     if len(images) > MAX_FRAMES:
         return f"{len(images)} images, more than {MAX_FRAMES} frames"
     if kind != "text" and not images:

@@ -63,7 +63,7 @@ def make_shard(
     try:
         with DecodePool(decode, processes, deadline_s) as pool:
             results = _decoded(pool, _with_images(rows, kind), kind, READ_AHEAD * processes)
-            counts = _write(results, len(rows), folder, source_name, kind, prompt, out_tar, tar, listed)
+            counts = _write(results, len(rows), source_name, kind, prompt, out_tar, tar, listed)
         if counts.total() != len(rows):
             raise RuntimeError(f"{out_tar}: {len(rows)} rows, {counts.total()} in the ledger")
         rejected = out_ledger.with_name(out_ledger.name + ".rejected")
@@ -75,6 +75,8 @@ def make_shard(
                 "mend the source's path or files, or set its `max_reject` to 1"
             )
         rejected.unlink(missing_ok=True)
+        _flush(tar)
+        _flush(listed)
         digest = _sha256(tar)
         tar.replace(out_tar)
         listed.replace(out_ledger)
@@ -110,15 +112,19 @@ def _alive(process: int) -> bool:
     return True
 
 
-def _sha256(path: Path) -> str:
-    """Also flushes the file to disk: it is about to be renamed."""
+def _flush(path: Path) -> None:
+    """To disk: it is about to be renamed, and counts as finished then."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write(
-    results: Iterator[tuple[Row, Decoded | MediaError]], total: int, folder: Path, source: str, kind: str, prompt: str,
+    results: Iterator[tuple[Row, Decoded | MediaError]], total: int, source: str, kind: str, prompt: str,
     out_tar: Path, tar: Path, listed: Path,
 ) -> Counter:  # fmt: skip
     """Write samples to `tar` and lines to `listed`; returns how many by reason."""
@@ -129,8 +135,7 @@ def _write(
             key = f"{source}-{row.number:07d}"
             about = {"source": source, "kind": kind, "row": row.number, "file": row.file}
             if isinstance(result, MediaError):
-                message = str(result).replace(f"{folder}{os.sep}", "")  # the same wherever the folder stands
-                line = ledger.ledger_line(**about, reason=result.reason, message=message)
+                line = ledger.ledger_line(**about, reason=result.reason, message=str(result))
                 counts[result.reason] += 1
             else:
                 writer.write(_members(row, result, key, source, kind, prompt))
@@ -247,6 +252,8 @@ class Progress:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from fvlm.data.video import BACKENDS  # loads the decoders
+
     parser.add_argument("folder", type=Path, help="folder with the media files, and their table if there is one")
     parser.add_argument("--reader", choices=READERS, help="what the folder holds (default: folder; files: no table)")
     parser.add_argument("--table", help="inside the folder; a wildcard or {00000..00099} names several")
@@ -257,21 +264,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--squash", action="store_true", help="squash frames to 224 x 224 instead of cropping")
     parser.add_argument("--samples-per-shard", type=int, default=1000)
     parser.add_argument("--shard", type=int, help="only this one, counted from 0")
+    parser.add_argument("--last", action="store_true", help="with --shard: refuse if rows are left behind it")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--deadline", type=float, default=60, help="seconds for one file")
     parser.add_argument("--max-reject", type=float, default=0.5, help="largest share of rejected rows")
-    parser.add_argument("--backend", default="pyav", help="pyav, decord or ffmpeg")
+    parser.add_argument("--backend", choices=BACKENDS, default="pyav", help="which decoder is asked first")
 
 
 def main(args: argparse.Namespace) -> None:
     """Shard a whole folder, or make one shard of it."""
+    for option, value in (("samples-per-shard", args.samples_per_shard), ("processes", args.processes)):
+        if value < 1:
+            raise UserError(f"--{option} {value}: expected 1 or more")
+    if args.deadline <= 0:
+        raise UserError(f"--deadline {args.deadline:g}: expected more than 0 seconds")
+    try:
+        _make(args)
+    except OSError as error:
+        raise UserError(f"{error.filename or args.out}: {error.strerror or error}; what is finished stays") from error
+
+
+def _make(args: argparse.Namespace) -> None:
     from fvlm.data.shard_folder import shard_folder
 
-    if args.samples_per_shard < 1:
-        raise UserError(f"--samples-per-shard {args.samples_per_shard}: expected 1 or more")
     args.reader = args.reader or reader_of(args.folder, args.table)
     args.table = READERS[args.reader].table if args.table is None else args.table
     args.name = args.name or re.sub(r"[^A-Za-z0-9_-]+", "_", args.folder.resolve().name) or "source"
+    if args.reader == "files" and args.out.resolve().is_relative_to(args.folder.resolve()):
+        raise UserError(
+            f"--out {args.out} lies in the folder whose files are the inputs; name one outside of {args.folder}"
+        )
     if args.shard is None:
         shard_folder(args)
     elif is_complete(*shard_paths(args.out, args.shard)):
@@ -308,7 +330,7 @@ def make_numbered(args: argparse.Namespace, number: int, rows: list[Row]) -> Cou
 
 
 def rows_of_shard(args: argparse.Namespace, number: int) -> list[Row]:
-    """Rows of shard `number` alone; raises UserError if the source has none for it."""
+    """Rows of shard `number` alone; raises UserError if the source has none for it, or some behind a last one."""
     size = rows_per_shard(args.reader, args.samples_per_shard)
     start = number * size
     rows = read_rows(args.folder, args.table, start, start + size, args.reader) if start >= 0 else []
@@ -317,5 +339,10 @@ def rows_of_shard(args: argparse.Namespace, number: int) -> list[Row]:
         raise UserError(
             f"{args.folder / args.table}: shard {number} starts at row {start} (counted from 0), but the table has "
             f"{count} rows; if `samples:` in config/sources.yaml says more than {count}, lower or remove it"
+        )
+    if args.last and read_rows(args.folder, args.table, start + size, start + size + 1, args.reader):
+        raise UserError(
+            f"{args.folder / args.table}: the table goes on behind row {start + size}, where the last shard ends; "
+            "raise or remove `samples:` in config/sources.yaml"
         )
     return rows

@@ -76,11 +76,17 @@ def _long_name(content: bytes, kind: bytes) -> str | None:
     return found[1].decode("utf-8", "replace") if found else None
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """Key and suffix: a WebDataset key ends at the first dot of the file name."""
-    folder, slash, base = name.rpartition("/")
-    key, _, suffix = base.partition(".")
-    return folder + slash + key, suffix
+def _in_samples(data: mmap.mmap | bytes, file: str) -> Iterator[tuple[str, str, int, int, int]]:
+    """Key, suffix, offset of the first header, offset of the content, size of each member that is part of a sample.
+
+    A key ends at the first dot of the file name. Names without a dot, or with nothing before it such as macOS's
+    ._001.jpg, are no part of a sample, as webdataset has it.
+    """
+    for name, first, content, size in members_of(data, file):
+        folder, slash, base = name.rpartition("/")
+        key, dot, suffix = base.partition(".")
+        if key and dot:
+            yield folder + slash + key, suffix, first, content, size
 
 
 @dataclass(frozen=True)
@@ -97,8 +103,7 @@ def samples_of(data: mmap.mmap | bytes, file: str) -> Iterator[Entry]:
     """Members grouped by key; raises UserError if a key comes back after another one."""
     seen: set[str] = set()
     key, start, end, members = None, 0, 0, {}
-    for name, first, content, size in members_of(data, file):
-        found, suffix = split_name(name)
+    for found, suffix, first, content, size in _in_samples(data, file):
         if found != key:
             if key is not None:
                 yield Entry(key, start, end - start, members)
@@ -112,14 +117,27 @@ def samples_of(data: mmap.mmap | bytes, file: str) -> Iterator[Entry]:
         yield Entry(key, start, end - start, members)
 
 
-def read_sample(file: Path | str, offset: int, length: int) -> dict[str, bytes]:
-    """Content of a sample's members by suffix, such as `000.jpg` and `json`."""
-    tar = os.open(file, os.O_RDONLY)
+def read_sample(file: Path | str, offset: int, length: int, key: str | None = None) -> dict[str, bytes]:
+    """Content of a sample's members by suffix, such as `000.jpg` and `json`.
+
+    key         of the sample that should be there; None: whichever is
+    raises      UserError if the file cannot be read, or has something else there since it was indexed
+    """
+    try:
+        tar = os.open(file, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; put it back, or make its index again") from error
     try:
         raw = os.pread(tar, length, offset)
     finally:
         os.close(tar)
     if len(raw) < length:
         raise UserError(f"{file}: {len(raw)} of {length} bytes at byte {offset}; make its index again")
-    members = members_of(raw + bytes(BLOCK), str(file))
-    return {split_name(name)[1]: raw[content : content + size] for name, _, content, size in members}
+    try:
+        members = list(_in_samples(raw + bytes(BLOCK), str(file)))
+    except UserError as error:
+        raise UserError(f"{file}: no sample at byte {offset}, where its index has one; make its index again") from error
+    for found, *_ in members:
+        if found != (key or found):
+            raise UserError(f"{file}: {found!r} at byte {offset}, its index says {key!r}; make its index again")
+    return {suffix: raw[content : content + size] for _, suffix, _, content, size in members}

@@ -57,7 +57,7 @@ def decode_image(file: Path | str | BinaryIO, crop: bool = True, name: str = "")
         check_regular(file)
     name = name or str(file)
     try:
-        frame, codec = square_image(file, crop)
+        frame, codec = square_image(file, crop, name)
     except UnidentifiedImageError as error:
         raise MediaError("not_media", f"{name}: no image format that is read here") from error
     except (Image.DecompressionBombError, MemoryError) as error:
@@ -67,17 +67,23 @@ def decode_image(file: Path | str | BinaryIO, crop: bool = True, name: str = "")
     return Clip(frame[None], np.zeros(1), 0.0, codec)
 
 
-def square_image(file: Path | BinaryIO, crop: bool = True) -> tuple[np.ndarray, str]:
+def square_image(file: Path | BinaryIO, crop: bool = True, name: str = "image") -> tuple[np.ndarray, str]:
     """An image as (224, 224, 3) uint8, upright as its EXIF says, transparency over white; and its format.
 
-    raises      MediaError too_large, and what Pillow raises
+    name        what messages call it
+    raises      MediaError too_large, not_media (numbers of 32 bits), and what Pillow raises
     """
     with Image.open(file, formats=IMAGE_FORMATS) as image:
         codec = image.format.lower()
         if image.width * image.height > MAX_PIXELS:
-            raise MediaError("too_large", f"{file}: {image.width} x {image.height} pixels")
+            raise MediaError("too_large", f"{name}: {image.width} x {image.height} pixels")
         image.load()
         pixels = ImageOps.exif_transpose(image)
+    # Pillow's conversion to RGB cuts larger numbers off at 255: all but the darkest would be white.
+    if pixels.mode.startswith("I;16"):
+        pixels = Image.fromarray((np.asarray(pixels) >> 8).astype(np.uint8))
+    elif pixels.mode in ("I", "F"):
+        raise MediaError("not_media", f"{name}: its pixels are numbers without a range; store them with 8 or 16 bits")
     if crop and max(fit(*pixels.size, crop)) > LONGEST:
         short = min(pixels.size)
         left, top = (pixels.width - short) // 2, (pixels.height - short) // 2

@@ -6,6 +6,7 @@ Imported while Snakemake parses the Snakefile, so nothing heavy may be imported 
 import hashlib
 import json
 
+from fvlm.plan import planned_samples
 from fvlm.schema import Run, Study
 
 FIGURES = {  # file stem -> title
@@ -43,7 +44,7 @@ def reference_runs(study: Study) -> list[Run]:
 
 def digest(study: Study) -> str:
     """Changes when something in the configuration changes that the report shows."""
-    runs = [(run.name, run.data.model_dump(), run.train.samples, run.train.flops) for run in reference_runs(study)]
+    runs = [(run.name, run.data.model_dump(), planned_samples(run, study)) for run in reference_runs(study)]
     trained = sorted({name for run in study.runs.values() for name in run.data.sources})
     sources = [study.sources[name].model_dump() for name in study.used_sources]
     content = json.dumps([study.study, runs, trained, sources], sort_keys=True)

@@ -88,9 +88,9 @@ class Facts:
     @property
     def hours(self) -> float:
         """Of the clips, each counted once however many samples show it; those without a duration count nothing."""
-        # A file may be cut into several clips: two samples of a file show the same one if they last equally long.
-        clip = self.group ^ self.duration_s.view(np.int32).astype(np.int64)
-        first = np.unique(clip, return_index=True)[1]
+        # A file may be cut into several clips: two samples of a file show the same one if length and images agree.
+        clip = np.column_stack([self.group.astype(np.uint64), self.duration_s.view(np.uint32), self.hashes])
+        first = np.unique(clip, axis=0, return_index=True)[1]
         return float(self.duration_s[first].sum(dtype=np.float64)) / 3600
 
     @property

@@ -61,7 +61,8 @@ def make_report(study: Study, out: Path) -> Path:
         write_table(table, out / f"{name}.csv")
     pictures = {name: _draw(name, made, out) for name in FIGURES}
     page = render(study.study, made, pictures, findings.notes(facts, study), shown, sheets)
-    write_beside(out / "report.html", lambda beside: beside.write_text(page, encoding="utf-8"))
+    # A text may hold half of a surrogate pair, which JSON allows and UTF-8 does not.
+    write_beside(out / "report.html", lambda beside: beside.write_text(page, encoding="utf-8", errors="replace"))
     return out / "report.html"
 
 

@@ -42,16 +42,16 @@ def show(index: Index, row: int, results: Path, prompt: str, tokenizer: Tokenize
     raises      UserError naming shard and key if an image cannot be decoded
     """
     file, key = results / str(index.shards[index.shard[row]]), str(index.keys[row])
-    members = read_sample(file, int(index.offset[row]), int(index.length[row]))
+    members = read_sample(file, int(index.offset[row]), int(index.length[row]), key)
     said = sample_text(members, prompt)
     try:
         images = decode_frames(members)
     except ValueError as error:
         raise UserError(f"{file}: sample {key!r}: a frame cannot be decoded ({error}); make the shard again") from error
     chosen = spread(len(images), FRAMES) if frames is None else frames
-    times = said.get("frame_times") or []
+    times = said.get("frame_times") if index.kind == "video" else None
     count = len(images)
-    pictures = [(picture(images[i]), _when(i, count, times if index.kind == "video" else [])) for i in chosen]
+    pictures = [(picture(images[i]), _when(i, count, times)) for i in chosen]
     about = f"{count} {'frame' if count == 1 else 'frames'}, " if count else ""
     return Shown(key, f"{about}{index.text_tokens[row]:,} text tokens", pictures, turns_of(said, tokenizer))
 
@@ -61,9 +61,9 @@ def spread(count: int, most: int) -> list[int]:
     return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
 
 
-def _when(frame: int, count: int, times: list[float]) -> str:
-    """The words under a frame; shards from elsewhere may not say when their frames were shown."""
-    if frame < len(times):
+def _when(frame: int, count: int, times: object) -> str:
+    """The words under a frame; shards from elsewhere may not say when their frames were shown, or say it otherwise."""
+    if isinstance(times, list) and frame < len(times) and isinstance(times[frame], int | float):
         return f"{times[frame]:.4g} s"
     return f"{frame + 1} of {count}" if count > 1 else ""
 
@@ -81,16 +81,16 @@ def data_uri(content: bytes, form: str) -> str:
 def turns_of(said: dict, tokenizer: Tokenizer) -> list[tuple[str, str]]:
     """Who says what in a sample, in order; of a preference pair both answers."""
     if said.get("token_ids"):
-        turns = [("tokenized", tokenizer.decode(said["token_ids"], skip_special_tokens=False))]
+        turns = [("tokenized", tokenizer.decode([int(i) for i in said["token_ids"]], skip_special_tokens=False))]
     elif said.get("messages"):
         turns = [(turn["role"], turn["content"]) for turn in said["messages"]]
     elif "chosen" in said:
         turns = [("user", said.get("user", "")), ("chosen", said["chosen"]), ("rejected", said.get("rejected", ""))]
     else:
         turns = [("user", said.get("user", "")), ("assistant", said["assistant"])]
-    if said.get("options"):
-        marks = ["✓ " if i == said.get("correct") else "" for i in range(len(said["options"]))]
-        turns.append(("options", " · ".join(f"{m}{option}" for m, option in zip(marks, said["options"], strict=True))))
+    if isinstance(said.get("options"), list):
+        options = [("✓ " if i == said.get("correct") else "") + _text(what) for i, what in enumerate(said["options"])]
+        turns.append(("options", " · ".join(options)))
     return [(who, shortened(_text(what))) for who, what in turns]
 
 

@@ -63,7 +63,7 @@ def train(run: Run, study: Study, folder: Path) -> None:
     order, flops = planned_order(run, corpus)
     model = build_model(run.model, run.train.seed)
     if run.parent is not None:
-        load_model(model, str(folder.parent / run.parent / "model" / "best.safetensors"))
+        load_model(model, str(_parent_weights(run, folder)))
     model.freeze(run.optim.freeze)
     model.to(device)
     steps = Steps(corpus, order, run, study, run.data.loss, run.optim.batch_size)
@@ -84,12 +84,20 @@ def identity(run: Run, study: Study, folder: Path) -> str:
     names = [*run.data.sources, *(name for name in partners if isinstance(name, str))]
     files += [results / "index" / f"{name}.npz" for name in names]
     if run.parent is not None:
-        files.append(folder.parent / run.parent / "model" / "best.safetensors")
+        files.append(_parent_weights(run, folder))
     total = hashlib.sha256(run.digest.encode())
     for path in files:
         with open(path, "rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
+
+
+def _parent_weights(run: Run, folder: Path) -> Path:
+    """Where a run starts; raises UserError if its parent has not been trained."""
+    path = folder.parent / run.parent / "model" / "best.safetensors"
+    if not path.is_file():
+        raise UserError(f"run {run.name!r} starts from {path}, which is not there; train {run.parent!r} first")
+    return path
 
 
 def planned_order(run: Run, corpus: Corpus) -> tuple[Order, np.ndarray]:
@@ -114,7 +122,10 @@ def planned_order(run: Run, corpus: Corpus) -> tuple[Order, np.ndarray]:
 
 
 def sample_flops(run: Run, corpus: Corpus, order: Order) -> np.ndarray:
-    """(n,) training FLOPs of each sample, exact for its own lengths."""
+    """(n,) training FLOPs of each sample, exact for its own lengths.
+
+    Of a text that is cut the index does not say how many answer tokens are left: all that may be, are counted.
+    """
     distinct = np.zeros(len(order), dtype=np.int64)
     scored = np.zeros(len(order), dtype=np.int64)
     for i, index in enumerate(corpus.indices):

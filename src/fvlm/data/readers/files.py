@@ -17,14 +17,18 @@ from fvlm.errors import UserError
 
 def rows(folder: Path, table: str, start: int = 0, stop: int | None = None) -> Iterator[Row]:
     for number, name in islice(enumerate(inputs(folder)), start, stop):
-        caption = sidecar(folder / name)
         readable = name.encode("utf-8", "backslashreplace").decode()
         if readable != name:
             yield Row(number, (media_of(readable),), {}, problem="the file's name is not in UTF-8; rename it")
-        elif caption is None:
-            yield Row(number, (media_of(name),), {"caption": ""})
-        else:
-            yield checked(Row(number, (media_of(name),), {"caption": caption}))
+            continue
+        try:
+            caption = _caption(sidecar(folder / name))
+        except (OSError, UnicodeDecodeError):
+            problem = "its caption, the .txt beside it, cannot be read as UTF-8; save it so, or delete it"
+            yield Row(number, (media_of(name),), {}, problem=problem)
+            continue
+        row = Row(number, (media_of(name),), {"caption": caption})
+        yield checked(row) if caption else row
 
 
 def count(folder: Path, table: str) -> int:
@@ -32,24 +36,28 @@ def count(folder: Path, table: str) -> int:
 
 
 def files_of(folder: Path, table: str) -> list[Path]:
-    return [folder / name for name in inputs(folder)]
+    """The inputs and their captions."""
+    paths = [folder / name for name in inputs(folder)]
+    return [*paths, *filter(None, map(sidecar, paths))]
 
 
 def inputs(folder: Path) -> list[str]:
     """All files below the folder, relative to it, without captions and names that start with a dot; sorted.
 
-    raises      UserError if there is no folder
+    A folder that links lead to several times is one.
+
+    raises      UserError if there is no folder, or one may not be read
     """
     if not folder.is_dir():
         raise UserError(f"no folder {str(folder)!r}; correct the path")
     found, visited = [], set()
-    for here, folders, files in os.walk(folder, followlinks=True):
-        visited.add(os.path.realpath(here))
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(here, name)) not in visited
-        ]
+    for here, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
+        real = os.path.realpath(here)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))  # the same order everywhere
         stems = {Path(name).stem for name in files if not name.endswith(".txt")}
         for name in files:
             caption = name.endswith(".txt") and Path(name).stem in stems
@@ -58,9 +66,15 @@ def inputs(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def sidecar(path: Path) -> str | None:
-    """The caption beside a file, or None."""
-    try:
-        return path.with_suffix(".txt").read_text(encoding="utf-8").strip() or None if path.suffix != ".txt" else None
-    except (OSError, UnicodeDecodeError):
-        return None
+def _refuse(error: OSError) -> None:
+    raise UserError(f"{error.filename}: {error.strerror}; every folder of the source must be readable")
+
+
+def sidecar(path: Path) -> Path | None:
+    """The regular file beside an input that holds its caption, if there is one."""
+    text = path.with_suffix(".txt")
+    return text if path.suffix != ".txt" and os.path.isfile(text) else None
+
+
+def _caption(text: Path | None) -> str:
+    return "" if text is None else text.read_text(encoding="utf-8-sig").strip()

@@ -5,7 +5,7 @@ forms below. `prompt` may replace the source's prompt in a row; `video` names th
 clip was cut from, so that all of its clips are held out together.
 """
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from fvlm.data.media import Media
 from fvlm.data.readers.row import BadRow, Place, Sample, about, known, string
@@ -19,7 +19,8 @@ IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # what a n
 
 
 def media_of(name: str) -> Media:
-    return Media(name, image=name.lower().endswith(IMAGES))
+    """`./a.mp4` and `a.mp4` are one file, which is trained on or held out, and not both."""
+    return Media(PurePosixPath(name).as_posix(), image=name.lower().endswith(IMAGES))
 
 
 def folder(record: dict, place: Place) -> Sample:

@@ -91,6 +91,8 @@ def _without_letters(options: object) -> object:
     """Options without their "A. ", "B. ", ..., where all have them."""
     if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
         return options
+    if len(options) > len(LETTERS):
+        return options  # `choice` refuses them
     found = [re.match(rf"\(?{letter}[.):]\s*", option) for letter, option in zip(LETTERS, options, strict=False)]
     return [option[match.end() :] for match, option in zip(found, options, strict=True)] if all(found) else options
 

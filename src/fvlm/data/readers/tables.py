@@ -44,6 +44,8 @@ def find(folder: Path, table: str, hint: str = HINT, suffixes: tuple[str, ...] =
     """
     if not folder.is_dir():
         raise UserError(f"no folder {str(folder)!r}; expected one that holds {table!r}; correct the path")
+    if Path(table).is_absolute():
+        raise UserError(f"table {table!r}: name it relative to the folder {str(folder)!r} that holds it")
     names = expand_name(table) if is_pattern(table) else [table]
     paths = sorted(folder.glob(table)) if names is None else [folder / name for name in names]
     missing = [path for path in paths if not path.is_file()]
@@ -149,14 +151,14 @@ def _has_objects_in_lines(path: Path) -> bool:
             return False
     try:
         return isinstance(json.loads(first), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
 def _parse(text: bytes, path: Path, where: str) -> dict:
     try:
         record = json.loads(text)
-    except ValueError as error:  # no JSON, or no UTF-8
+    except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8; nested without end
         raise UserError(f"{path}: {where} is no JSON ({error}); mend or delete it") from error
     return _object(record, path, where)
 
@@ -172,7 +174,7 @@ def _json_records(path: Path, changed_ns: int) -> list:
     """The entries of a JSON array, or a single object; kept, since one shard after the other asks for them."""
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: no JSON ({error}); download or write it again") from error
     return content if isinstance(content, list) else [content]
 

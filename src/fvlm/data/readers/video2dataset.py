@@ -112,5 +112,5 @@ def _take_in(record: dict, suffix: str, content: bytes) -> None:
         else:
             described = json.loads(content)
             record["about"] = described if isinstance(described, dict) else {}
-    except ValueError:  # no JSON, or no UTF-8: the same as missing
+    except (ValueError, RecursionError):  # no JSON, or no UTF-8: the same as missing
         return

@@ -1,0 +1,119 @@
+"""Shards as they are found elsewhere, moved, linked or changed: a line of the ledger or one sentence, never a crash."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fvlm.data.index import ledger_of, write_index
+from fvlm.data.ledger import add_up, ledger_line
+from fvlm.data.shards import open_tar
+from fvlm.data.tar import read_sample
+from fvlm.data.text import train_tokenizer
+from fvlm.errors import UserError
+
+SAID = b'{"caption": "x"}'
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("odd") / "tokenizer"
+    train_tokenizer(["a red square"] * 3, 262, folder)
+    return folder
+
+
+def jpeg(grey: int = 90) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (224, 224), (grey,) * 3).save(file, "JPEG")
+    return file.getvalue()
+
+
+def write_tar(path: Path, samples: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file, open_tar(file) as writer:
+        for sample in samples:
+            writer.write(sample)
+    return path
+
+
+def index_of(shards: list[Path], root: Path, tokenizer: Path, **options):
+    return write_index(shards, root / "index/t.npz", "t", "text", tokenizer, "?", root, **options)
+
+
+def entries(root: Path) -> list[dict]:
+    return [json.loads(line) for line in ledger_of(root / "index/t.npz").read_text().splitlines()]
+
+
+def test_files_that_are_no_part_of_a_sample_are_passed_over(tokenizer, tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    members = [("README", b"x"), ("._a.jpg", b"x"), ("a.jpg", jpeg()), ("._000.json", b"x"), ("a.json", SAID)]
+    members += [("._b.jpg", b"x"), ("b.jpg", jpeg()), (".DS_Store", b"x"), ("b.json", SAID)]
+    path = tmp_path / "mac.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    index = index_of([path], tmp_path, tokenizer, foreign=True)
+    theirs = list(webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False))
+    assert index.keys.tolist() == [sample["__key__"] for sample in theirs] == ["a", "b"]
+    assert index.rejected == 0
+    for i, sample in enumerate(theirs):
+        members = read_sample(path, int(index.offset[i]), int(index.length[i]), str(index.keys[i]))
+        assert members == {name: sample[name] for name in ("jpg", "json")}
+
+
+def test_a_record_that_no_ledger_could_hold_is_rejected_alone(tokenizer, tmp_path):
+    said = {
+        "count": b'{"caption": "x", "frame_count": "\\ud800"}',
+        "file": b'{"caption": "x", "video": "v", "file": "\\ud800"}',
+        "deep": b"[" * 100_000,
+        "mute": b'{"user": "?", "assistant": ""}',
+        "good": SAID,
+    }
+    tar = write_tar(tmp_path / "x.tar", [{"__key__": key, "json": text} for key, text in said.items()])
+    index = index_of([tar], tmp_path, tokenizer, foreign=True)
+    assert index.keys.tolist() == ["good"]
+    assert [entry["reason"] for entry in entries(tmp_path)] == ["bad_sample"] * 4 + [None]
+
+
+def test_own_shards_on_another_disk_are_listed_once(tokenizer, tmp_path):
+    """A results folder may hold a link to where there is room; one that is foreign may lie within it."""
+    disk, root = tmp_path / "disk", tmp_path / "results"
+    write_tar(disk / "t/00000.tar", [{"__key__": "t-0000000", "json": SAID}])
+    about = {"source": "t", "kind": "text", "row": 0, "file": None, "key": "t-0000000", "shard": "00000.tar"}
+    (disk / "t/00000.ledger.jsonl").write_text(ledger_line(**about))
+    root.mkdir()
+    (root / "shards").symlink_to(disk)
+    shard = root / "shards/t/00000.tar"
+    index = index_of([shard], root, tokenizer)
+    assert index.shards.tolist() == ["shards/t/00000.tar"] and entries(root) == []
+    ledgers = [shard.with_suffix(".ledger.jsonl"), ledger_of(root / "index/t.npz")]
+    assert [row["count"] for row in add_up(ledgers, root / "all.jsonl", root / "data.csv")] == [1]
+    index_of([shard], root, tokenizer, foreign=True)
+    assert [(entry["key"], entry["shard"]) for entry in entries(root)] == [("t-0000000", "shards/t/00000.tar")]
+
+
+def test_a_source_without_a_shard_is_refused(tokenizer, tmp_path):
+    with pytest.raises(UserError, match="source 't': found no shard"):
+        index_of([], tmp_path, tokenizer)
+
+
+def test_a_shard_that_changed_behind_its_index_is_named(tokenizer, tmp_path):
+    samples = [{"__key__": key, "json": SAID} for key in ("a", "b")]
+    tar = write_tar(tmp_path / "x.tar", samples)
+    index = index_of([tar], tmp_path, tokenizer)
+    place = int(index.offset[1]), int(index.length[1])
+    assert read_sample(tar, *place, "b") == {"json": SAID}
+    write_tar(tar, samples[::-1])
+    with pytest.raises(UserError, match=rf"x.tar: 'a' at byte {place[0]}, its index says 'b'; make its index again"):
+        read_sample(tar, *place, "b")
+    write_tar(tar, [{"__key__": "a", "json": SAID + b" " * 600}, *samples[1:]])
+    with pytest.raises(UserError, match=rf"x.tar: no sample at byte {place[0]}"):
+        read_sample(tar, *place, "b")
+    tar.unlink()
+    with pytest.raises(UserError, match=r"x.tar: No such file or directory; put it back"):
+        read_sample(tar, *place, "b")
