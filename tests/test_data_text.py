@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fvlm.__main__ import main
 from fvlm.data.text import (
     END,
     START,
@@ -41,6 +42,12 @@ def spoken(tokenizer, ids, mask) -> list[str]:
     """The stretches of scored tokens, as text."""
     edges = np.flatnonzero(np.diff(np.r_[False, mask, False]))
     return [tokenizer.decode(ids[a:b], skip_special_tokens=False) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def test_a_vocabulary_is_not_learnt_from_nothing(tmp_path, capsys):
+    assert main(["tokenizer", "--vocabulary", "300", "--out", str(tmp_path / "tokenizer")]) == 2
+    assert "no text to learn a vocabulary from" in capsys.readouterr().err
+    assert not (tmp_path / "tokenizer").exists()
 
 
 def test_only_answers_and_their_ends_are_scored(tokenizer):

@@ -191,6 +191,11 @@ def main(args: argparse.Namespace) -> None:
         return
     rows = [row for table in args.tables for row in read_rows(table.parent, table.name) if row.problem is None]
     texts = [text for row in rows for text in texts_of(row, args.prompt)]
+    if not texts:
+        raise UserError(
+            "no text to learn a vocabulary from; it is learnt from tables of readers `folder` and `demo`: give one, or "
+            "take a pretrained tokenizer (`tokenizer: {weights: NAME}` in the study)"
+        )
     fixed = [f"{role}\n" for role in ("system", "user", "assistant")] + [SYSTEM_PROMPT]
     tokenizer = train_tokenizer(fixed + texts, args.vocabulary, args.out)
     print(f"tokenizer: {tokenizer.get_vocab_size()} entries from {len(texts)} texts", file=sys.stderr)
