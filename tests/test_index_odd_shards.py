@@ -66,6 +66,26 @@ def test_files_that_are_no_part_of_a_sample_are_passed_over(tokenizer, tmp_path)
         assert members == {name: sample[name] for name in ("jpg", "json")}
 
 
+def test_finished_tars_may_all_begin_with_the_same_keys(tokenizer, tmp_path):
+    tars = [
+        write_tar(
+            tmp_path / f"{tar}.tar",
+            [{"__key__": f"{i:03d}", "json": json.dumps({"caption": f"{tar} {i}"}).encode()} for i in range(3)],
+        )
+        for tar in ("x", "y")
+    ]
+    index = index_of(tars, tmp_path, tokenizer, foreign=True)
+    assert index.keys.tolist() == ["x/000", "x/001", "x/002", "y/000", "y/001", "y/002"]
+    assert len(set(index.group.tolist())) == 6
+    for i in range(6):
+        place = int(index.offset[i]), int(index.length[i])
+        assert read_sample(tars[index.shard[i]], *place, str(index.keys[i]))
+        with pytest.raises(UserError, match="make its index again"):
+            read_sample(tars[index.shard[i]], *place, str(index.keys[i - 1]))
+    with pytest.raises(UserError, match="more than once"):
+        index_of(tars, tmp_path, tokenizer)
+
+
 def test_a_record_that_no_ledger_could_hold_is_rejected_alone(tokenizer, tmp_path):
     said = {
         "count": b'{"caption": "x", "frame_count": "\\ud800"}',

@@ -46,7 +46,7 @@ class Index:
     group           int64, the same for samples of the same original video, or else file (of the same first image,
                     where neither is named), evenly spread over [0, 2^63)
     hashes          (n, 2) uint64, perceptual hashes of the first and the middle image; 0: none, or a flat one
-    keys            names, unique within the source
+    keys            names, unique within the source: `tar/key` where finished tars begin again with the same keys
     kind, source    one name each
     tokenizer       digest of the tokenizer that the text was counted with
     rejected        samples that were left out
@@ -105,6 +105,9 @@ def write_index(
         _check_rejects(source, shards, parts, work, out, max_reject)
     columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in COLUMNS}
     counts = [len(part.columns["keys"]) for part in parts]
+    if foreign and len(np.unique(columns["keys"])) < sum(counts):
+        stems = np.repeat([shard.stem for shard in shards], counts)
+        columns["keys"] = np.char.add(np.char.add(stems, "/"), columns["keys"])
     index = Index(
         shards=np.array([work.name_of(shard) for shard in shards], np.str_),
         shard=np.repeat(np.arange(len(shards), dtype=np.int32), counts),

@@ -23,7 +23,7 @@ from fvlm.data.text import SYSTEM_PROMPT, encode_chat, load_tokenizer
 from fvlm.errors import UserError
 from fvlm.files import write_beside
 
-FORMAT = 2  # raise it when an index of the same shard would come out different
+FORMAT = 3  # raise it when an index of the same shard would come out different
 COLUMNS = {
     "offset": np.int64,
     "length": np.int64,
@@ -221,7 +221,8 @@ def _describe(data: mmap.mmap, entry: Entry, tokenizer: Tokenizer, work: Work) -
     except MediaError as error:
         return original or None, error
     if not name:  # samples of the same video begin with the same image
-        name = _content(data, entry, images[0]) if images else entry.key.encode()
+        own = ids.tobytes() if work.foreign else entry.key.encode()  # keys may begin again in each finished tar
+        name = _content(data, entry, images[0]) if images else own
     group = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
     return original or None, (len(images), len(ids), int(answer.sum()), group, hashes)
 

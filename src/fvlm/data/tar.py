@@ -120,7 +120,7 @@ def samples_of(data: mmap.mmap | bytes, file: str) -> Iterator[Entry]:
 def read_sample(file: Path | str, offset: int, length: int, key: str | None = None) -> dict[str, bytes]:
     """Content of a sample's members by suffix, such as `000.jpg` and `json`.
 
-    key         of the sample that should be there; None: whichever is
+    key         of the sample that should be there, also as `tar/key`; None: whichever is
     raises      UserError if the file cannot be read, or has something else there since it was indexed
     """
     try:
@@ -138,6 +138,6 @@ def read_sample(file: Path | str, offset: int, length: int, key: str | None = No
     except UserError as error:
         raise UserError(f"{file}: no sample at byte {offset}, where its index has one; make its index again") from error
     for found, *_ in members:
-        if found != (key or found):
+        if key is not None and found != key and not key.endswith(f"/{found}"):
             raise UserError(f"{file}: {found!r} at byte {offset}, its index says {key!r}; make its index again")
     return {suffix: raw[content : content + size] for _, suffix, _, content, size in members}
