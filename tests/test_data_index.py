@@ -1,15 +1,8 @@
-"""The index of a source: it reads what every reader reads, loses nothing, and goes on where it was stopped."""
+"""The index of a source: it reads what every reader reads, and loses nothing."""
 
-import hashlib
 import io
 import json
-import os
-import signal
-import subprocess
-import sys
 import tarfile
-import time
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +11,17 @@ from PIL import Image
 
 from fvlm.__main__ import main
 from fvlm.data.corpus import make_corpus
-from fvlm.data.index import check_tokenizer, ledger_of, load_index, write_index
-from fvlm.data.ledger import add_up, ledger_line
+from fvlm.data.index import load_index, write_index
+from fvlm.data.ledger import add_up
 from fvlm.data.media import REASONS
 from fvlm.data.perceptual import perceptual_hash
 from fvlm.data.readers import read_rows
 from fvlm.data.samples import decode_frames, sample_text
-from fvlm.data.shards import open_tar
 from fvlm.data.tar import read_sample
 from fvlm.data.text import encode_chat, load_tokenizer, train_tokenizer
 from fvlm.data.video import decode_video
 from fvlm.errors import UserError
+from tests.index_cases import lines_of, text_shard, write_tar
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +44,6 @@ def shard_paths(root: Path, number: int) -> tuple[Path, Path]:
 def make_index(root: Path, out: Path, prompt: str = "?"):
     shards = [shard_paths(root, number)[0] for number in range(2)]
     return write_index(shards, out, "questions", "video", root / "tokenizer", prompt, root)
-
-
-def write_tar(path: Path, samples: list[dict]) -> Path:
-    with path.open("wb") as file, open_tar(file) as writer:
-        for sample in samples:
-            writer.write({name: json.dumps(v).encode() if name == "json" else v for name, v in sample.items()})
-    return path
-
-
-def lines_of(ledger: Path) -> list[dict]:
-    return [json.loads(line) for line in ledger.read_text().splitlines()]
 
 
 def first_length(root: Path) -> int:
@@ -294,157 +276,3 @@ def test_hashes_are_those_of_the_first_and_the_middle_image(root, tmp_path):
     words = text_shard(tmp_path / "t.tar", "a", "b")
     index = write_index([words], tmp_path / "t.npz", "t", "text", root / "tokenizer", "?", root)
     assert index.hashes.tolist() == [[0, 0], [0, 0]]
-
-
-# --- one part per shard ---
-
-
-def text_shard(path: Path, *keys: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return write_tar(path, [{"__key__": key, "json": {"user": "?", "assistant": f"it is {key}"}} for key in keys])
-
-
-def index_texts(root: Path, shards: list[Path], out: Path, **changes):
-    options = {"tokenizer_folder": root / "tokenizer", "prompt": "?", "kind": "text", "source": "t", **changes}
-    return write_index(shards, out, root=out.parent, **options)
-
-
-def parts_of(out: Path) -> dict[str, int]:
-    """Parts and the inodes of their files, which change when one is written again."""
-    return {path.name.split("-")[0]: path.stat().st_ino for path in out.with_suffix("").glob("*.npz")}
-
-
-def same(a, b) -> bool:
-    return all(np.array_equal(getattr(a, field.name), getattr(b, field.name)) for field in fields(a))
-
-
-def test_a_new_shard_is_indexed_alone_and_one_that_is_gone_is_forgotten(root, tmp_path):
-    out = tmp_path / "t.npz"
-    shards = [text_shard(tmp_path / f"{name}.tar", f"{name}1", f"{name}2") for name in "abcd"]
-    index_texts(root, shards[1:3], out)
-    before = parts_of(out)
-    index = index_texts(root, shards, out)
-    after = parts_of(out)
-    assert {name: after[name] for name in before} == before and set(after) == set("abcd")
-    assert same(index, index_texts(root, shards, tmp_path / "fresh.npz")) and same(index, load_index(out))
-    assert index.shard.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    index_texts(root, shards[:1], out)
-    assert set(parts_of(out)) == {"a"}
-
-
-def test_what_a_part_was_made_with_makes_it_anew(root, tmp_path):
-    out = tmp_path / "t.npz"
-    shards = [text_shard(tmp_path / f"{name}.tar", name) for name in "ab"]
-    first, before = index_texts(root, shards, out), parts_of(out)
-    index_texts(root, shards, out)
-    assert parts_of(out) == before
-    train_tokenizer(["it is something else"] * 9, 262, tmp_path / "tokenizer")
-    for changes in ({"tokenizer_folder": tmp_path / "tokenizer"}, {"prompt": "Say."}, {"kind": "preference"}):
-        changed = index_texts(root, shards, out, **changes)
-        after = parts_of(out)
-        assert all(after[name] != before[name] for name in "ab"), changes
-        assert same(changed, index_texts(root, shards, tmp_path / "fresh.npz", **changes))
-        before = after
-    index_texts(root, shards, out)
-    before = parts_of(out)
-    text_shard(shards[1], "c")
-    changed, after = index_texts(root, shards, out), parts_of(out)
-    assert after["a"] == before["a"] and after["b"] != before["b"]
-    assert (first.keys.tolist(), changed.keys.tolist()) == (["a", "b"], ["a", "c"])
-    next(out.with_suffix("").glob("a-*.npz")).write_bytes(b"torn")
-    assert same(index_texts(root, shards, out), changed)
-
-
-def test_shards_of_the_same_name_are_kept_apart(root, tmp_path):
-    shards = [text_shard(tmp_path / folder / "0.tar", folder) for folder in ("one", "two")]
-    for _ in range(2):
-        assert index_texts(root, shards, tmp_path / "t.npz").keys.tolist() == ["one", "two"]
-
-
-def test_the_number_of_processes_changes_nothing(root, tmp_path):
-    jpeg = read_sample(shard_paths(root, 0)[0], 0, first_length(root))["000.jpg"]
-    shards = []
-    for name in "abcde":
-        good = {"__key__": name, "jpg": jpeg, "json": {"caption": name}}
-        shards.append(write_tar(tmp_path / f"{name}.tar", [good, {"__key__": f"{name}-bad", "jpg": jpeg}]))
-    made = []
-    for processes in (1, 3):
-        out = tmp_path / str(processes) / "x.npz"
-        write_index(shards, out, "x", "image", root / "tokenizer", "?", root, processes, foreign=True)
-        made.append((out.read_bytes(), ledger_of(out).read_bytes()))
-    assert made[0] == made[1]
-    assert [entry["row"] for entry in lines_of(ledger_of(out))] == list(range(10))
-    for damaged in (3, 1):
-        shards[damaged].write_bytes(shards[damaged].read_bytes()[:700])
-    for processes in (1, 3):
-        with pytest.raises(UserError, match=r"b\.tar: cut within the member at byte 0"):
-            write_index(shards, tmp_path / "y.npz", "x", "image", root / "tokenizer", "?", root, processes)
-    assert not (tmp_path / "y.npz").exists()
-
-
-def test_a_killed_index_goes_on_with_what_is_left(root, tmp_path):
-    out = tmp_path / "t.npz"
-    shards = [text_shard(tmp_path / f"{i:03d}.tar", *(f"{i}-{j}" for j in range(300))) for i in range(30)]
-    code = (
-        "import sys; from pathlib import Path; from fvlm.data.index import write_index\n"
-        "out, tokenizer, *shards = map(Path, sys.argv[1:])\n"
-        "write_index(shards, out, 't', 'text', tokenizer, '?', out.parent, 2)"
-    )
-    command = [sys.executable, "-c", code, str(out), str(root / "tokenizer"), *map(str, shards)]
-    process = subprocess.Popen(command, start_new_session=True)
-    deadline = time.monotonic() + 60
-    while len(parts_of(out)) < 3 and time.monotonic() < deadline:
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    done = parts_of(out)
-    assert 3 <= len(done) < 30 and not out.exists()
-    index = index_texts(root, shards, out)
-    after = parts_of(out)
-    assert {name: after[name] for name in done} == done and len(index) == 9000
-    assert same(index, index_texts(root, shards, tmp_path / "fresh.npz"))
-
-
-def test_a_tar_is_compared_with_the_checksum_beside_it(root, tmp_path):
-    tar, out = text_shard(tmp_path / "a.tar", "a"), tmp_path / "t.npz"
-    beside = tmp_path / "a.tar.sha256"
-    digest = hashlib.sha256(tar.read_bytes()).hexdigest()
-    for line in (f"{digest}  a.tar\n", f"{digest.upper()} *a.tar\n"):
-        beside.write_text(line)
-        assert len(index_texts(root, [tar], out)) == 1
-    content = tar.read_bytes()
-    tar.write_bytes(content.replace(b"it is", b"it IS"))  # a change that a tar's own sums do not see
-    with pytest.raises(UserError, match=rf"a.tar: found SHA-256 \w+, expected {digest} .*make or copy"):
-        index_texts(root, [tar], out)
-    beside.write_text("nothing\n")
-    with pytest.raises(UserError, match=r"a.tar.sha256: found 'nothing', expected a line of `sha256sum a.tar`"):
-        index_texts(root, [tar], out)
-    beside.unlink()
-    assert len(index_texts(root, [tar], out)) == 1
-
-
-def test_an_index_knows_its_tokenizer(root, tmp_path):
-    index = index_texts(root, [text_shard(tmp_path / "a.tar", "a")], tmp_path / "t.npz")
-    check_tokenizer(load_index(tmp_path / "t.npz"), root / "tokenizer")
-    train_tokenizer(["other texts"] * 9, 262, tmp_path / "tokenizer")
-    with pytest.raises(UserError, match=r"another tokenizer .*make it again with `fvlm index t`"):
-        check_tokenizer(index, tmp_path / "tokenizer")
-    with pytest.raises(UserError, match="no tokenizer"):
-        check_tokenizer(index, tmp_path)
-
-
-def test_a_source_with_too_many_rejects_has_no_index(root, tmp_path):
-    """Three rows that its shard's ledger rejects and one that the index rejects are four of six."""
-    tar, out = text_shard(tmp_path / "shards/t/0.tar", "a", "b"), tmp_path / "t.npz"
-    with tarfile.open(tar, "a") as more:
-        more.addfile(tarfile.TarInfo("c.txt"))
-    about = {"source": "t", "kind": "text", "file": None}
-    lines = [ledger_line(**about, row=row, reason="bad_row", message="x") for row in range(3)]
-    lines += [ledger_line(**about, row=3 + i, key=key, shard="0.tar") for i, key in enumerate("abc")]
-    tar.with_suffix(".ledger.jsonl").write_text("".join(lines))
-    with pytest.raises(UserError, match="4 of 6"):
-        index_texts(root, [tar], out, max_reject=0.6)
-    assert not out.exists()
-    assert [entry["key"] for entry in lines_of(tmp_path / "t.ledger.jsonl.rejected")] == ["c"]
-    assert len(index_texts(root, [tar], out, max_reject=0.7)) == 2
-    assert not (tmp_path / "t.ledger.jsonl.rejected").exists()

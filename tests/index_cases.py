@@ -1,0 +1,22 @@
+"""What the tests of indices write and read."""
+
+import json
+from pathlib import Path
+
+from fvlm.data.shards import open_tar
+
+
+def write_tar(path: Path, samples: list[dict]) -> Path:
+    with path.open("wb") as file, open_tar(file) as writer:
+        for sample in samples:
+            writer.write({name: json.dumps(v).encode() if name == "json" else v for name, v in sample.items()})
+    return path
+
+
+def lines_of(ledger: Path) -> list[dict]:
+    return [json.loads(line) for line in ledger.read_text().splitlines()]
+
+
+def text_shard(path: Path, *keys: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_tar(path, [{"__key__": key, "json": {"user": "?", "assistant": f"it is {key}"}} for key in keys])
