@@ -2,13 +2,10 @@
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import signal
 import tarfile
 import tempfile
-import time
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -19,9 +16,7 @@ from hypothesis import strategies as st
 
 from fvlm.__main__ import main
 from fvlm.data.corpus import make_corpus
-from fvlm.data.decode_pool import Decoded, DecodePool
 from fvlm.data.ledger import add_up, check_rejects, ledger_line
-from fvlm.data.media import Media, MediaError
 from fvlm.data.readers import Row, count_rows, read_rows
 from fvlm.data.shards import checksum_of, make_shard
 from fvlm.data.text import train_tokenizer
@@ -173,30 +168,6 @@ def test_memory_of_a_long_ledger_is_a_bit_per_row(tmp_path):
     assert tracemalloc.get_traced_memory()[1] < 32e6  # numbers up to 9e7, as video2dataset's tars have them
     tracemalloc.stop()
     assert (tmp_path / "all.jsonl").read_bytes() == (tmp_path / "l.jsonl").read_bytes()
-
-
-def behave(media: Media) -> Decoded:
-    """A decoder that hangs or crashes when the name of the file says so."""
-    if media.file == "hang":
-        time.sleep(600)
-    elif media.file == "crash":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    elif media.file == "exit":
-        os._exit(3)
-    return Decoded([media.file.encode()], [0.0], 1.0, "x")
-
-
-def test_a_hang_or_a_crash_costs_one_file():
-    names = ["a", "hang", "b", "crash", "c", "exit", "d"]
-    with DecodePool(behave, processes=2, deadline_s=0.5) as pool:
-        futures = [pool.submit(Media(name)) for name in names]
-        outcome = []
-        for future in futures:
-            try:
-                outcome.append(future.result().jpegs[0].decode())
-            except MediaError as error:
-                outcome.append(error.reason)
-    assert outcome == ["a", "timeout", "b", "crashed", "c", "crashed", "d"]
 
 
 @pytest.mark.parametrize(
