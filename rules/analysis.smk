@@ -22,7 +22,7 @@ rule headline:
 
 rule collect_runs:
     input:
-        [f"{R}/runs/{run}/summary.json" for run in RUNS],
+        [f"{R}/runs/{run}/run_summary.json" for run in RUNS],
     output:
         report(
             f"{R}/tables/runs.csv",

@@ -37,8 +37,10 @@ STAGES = [name for name, run in RUNS.items() if run.family == "stage"]
 EVALUATED = [
     name for name, run in RUNS.items() if run.family in STUDY.evaluation.families
 ]
+# Of the last stage that learns to see; preferring answers comes after it.
+SEEING = [name for name in STAGES if RUNS[name].data.loss != "preference"]
 ATTENTION_RUN = [
-    name for name in STAGES[-1:] if RUNS[name].model.architecture == "foveated"
+    name for name in SEEING[-1:] if RUNS[name].model.architecture == "foveated"
 ]
 
 TABLES = [f"{R}/tables/{name}.csv" for name in (*catalog.COLLECTED, *catalog.TABLES)]
@@ -120,7 +122,7 @@ def evaluation_inputs(wildcards):
     folder = f"{R}/runs/{wildcards.run}"
     return {
         "weights": f"{folder}/model/best.safetensors",
-        "summary": f"{folder}/summary.json",
+        "summary": f"{folder}/run_summary.json",
         "indices": held_out_indices(run),
         "tokenizer": f"{R}/tokenizer/tokenizer.json",
     }

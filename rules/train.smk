@@ -6,7 +6,7 @@ rule train:
     input:
         unpack(training_inputs),
     output:
-        summary=f"{R}/runs/{{run}}/summary.json",
+        summary=f"{R}/runs/{{run}}/run_summary.json",
         metrics=f"{R}/runs/{{run}}/metrics.csv",
         validation=f"{R}/runs/{{run}}/validation.csv",
         best=ensure(f"{R}/runs/{{run}}/model/best.safetensors", non_empty=True),

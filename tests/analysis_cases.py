@@ -32,7 +32,16 @@ OFFSETS = {
     "B1": -0.03,
     "B2": 0.2,
     "D1": -0.05,
+    "A9": -0.004,
+    "B0": 0.25,
+    "B3": 0.02,
+    "B4": -0.012,
+    "Q1": 0.001,
 }
+TOKENS = {"B0": 0, "B1": 16, "B2": 49, "B3": 1, "B4": 4}
+FLOPS = {"B0": 1e16, "B1": 6e16, "B2": 9e16, "B3": 3.4e16, "B4": 4e16, "A6": 3.5e16, "A9": 6.4e16}
+KINDS = {"B0": "blind", "B1": "multi_token", "B2": "pixel_shuffle", "B3": "multi_token", "B4": "multi_token"}
+QUESTION_FIRST = {"coarse_only": -0.005, "coarse_fine": -0.03, "autoregressive": -0.028}  # nats, of a run asked first
 QUESTIONS = {
     "F1": "is the connector alone enough?",
     "A6": "what does looking twice buy?",
@@ -63,6 +72,8 @@ def summary(
     letter="",
     share=None,
     question="",
+    scored="all",
+    question_first=0.0,
 ):
     best = {
         "step": 9000,
@@ -80,6 +91,8 @@ def summary(
         "architecture": architecture,
         "deep_query": deep,
         "fine_pass": fine,
+        "fine_passes": 2 if run.startswith("A9") else 1,
+        "question_first": question_first,
         "visual_tokens": tokens,
         "encoder": "dinov2-small",
         "language": "SmolLM2-135M",
@@ -105,33 +118,35 @@ def summary(
                 "sources": list(SOURCES),
                 "share": share or {"video": 0.6, "image": 0.26, "text": 0.14},
                 "static_frames": 8,
-                "loss": "all",
+                "loss": scored,
             },
         },
     }
 
 
-def study_summaries(seeds=(42,), noise=0.0005):
+def study_summaries(seeds=(42,), noise=0.0005, seeded=tuple(OFFSETS)):
+    """Stages, DPO, ablations (those in `seeded` with all seeds, the others with the first) and grid."""
     rng = np.random.default_rng(1)
     found = [
         summary(f"stage{i}", "stage", loss, samples=1e6 / i, flops=2e17 / i)
         for i, loss in ((1, 1.35), (2, 0.9), (3, 0.8))
     ]
+    found.append(summary("dpo", "stage", 0.55, samples=8e4, flops=1e16, scored="preference"))
     images = {"image": 0.86, "text": 0.14}
     for name, offset in OFFSETS.items():
-        kind = {"B1": "multi_token", "B2": "pixel_shuffle"}.get(name, "foveated")
-        for seed in seeds:
+        for seed in seeds if name in seeded else seeds[:1]:
             found.append(
                 summary(
                     name if seed == 42 else f"{name}-s{seed}",
                     "ablation",
                     1.36 + offset + 0.003 * rng.normal() * (len(seeds) > 1),
-                    architecture=kind,
+                    architecture=KINDS.get(name, "foveated"),
                     deep=name not in ("A1", "A7"),
                     fine=name not in ("A6", "A7"),
                     seed=seed,
-                    tokens={"B1": 16, "B2": 49}.get(name, 1),
-                    flops={"B1": 6e16, "B2": 9e16, "A6": 3.5e16}.get(name, 5e16),
+                    tokens=TOKENS.get(name, 1),
+                    flops=FLOPS.get(name, 5e16),
+                    question_first=0.5 * (name == "Q1"),
                     question=QUESTIONS.get(name, ""),
                     share=images
                     if name in ("A8a", "A8b", "B2")
@@ -194,7 +209,19 @@ def curve(found, rng):
             "fine_coarse_ratio": 0.99 if fine else np.nan,
         }
     )
+    if found["config"]["data"]["loss"] == "preference":
+        _prefer(table, share), _prefer(metrics, x)
     return table, metrics
+
+
+def _prefer(table, share):
+    """Rewards of a run that learns to prefer, in place of the passes' losses."""
+    table[["loss_fine", "loss_coarse", *({"attention_entropy"} & set(table))]] = np.nan
+    column = "val_loss" if "val_loss" in table else "train_loss"
+    table["reward_chosen"], table["reward_rejected"] = 0.2 * share, -0.5 * share
+    table["reward_margin"] = 0.7 * share
+    table["reward_accuracy"] = 0.5 + 0.25 * share
+    table[column] = np.log1p(np.exp(-table["reward_margin"]))
 
 
 def evaluated(found, difficulty):
@@ -204,21 +231,31 @@ def evaluated(found, difficulty):
     else:
         modes = {("coarse_only", "own"): 1.012, ("coarse_fine", "own"): 1.0, ("autoregressive", "own"): 1.004}
     trained = "direct" if len(modes) == 1 else "coarse_fine" if found["fine_pass"] else "coarse_only"
-    modes |= {(trained, "other"): 1.25, ("blind", "none"): 1.18}
+    if found["architecture"] != "blind":
+        modes |= {(trained, "other"): 1.25, ("blind", "none"): 1.18}
+    looks = [(mode, frames, "video_first", factor, 0.0) for (mode, frames), factor in modes.items()]
+    if found["question_first"]:
+        looks += [(mode, "own", "question_first", modes[mode, "own"], gain) for mode, gain in QUESTION_FIRST.items()]
+    pairs = found["config"]["data"]["loss"] == "preference"
+    chosen = difficulty[(difficulty["kind"] == "preference") == pairs]
     rng = np.random.default_rng(zlib.crc32(found["run"].encode()))
     parts = []
-    for (mode, frames), factor in modes.items():
-        per_token = (found["best"]["val_loss"] + difficulty["shift"]) * factor + 0.02 * rng.normal(size=len(difficulty))
+    for mode, frames, order, factor, gain in looks:
+        own = chosen[chosen["kind"] != "text"] if order == "question_first" else chosen
+        seen = own["kind"] != "text"
+        level = (found["best"]["val_loss"] + own["shift"]) * np.where(seen, factor, 1.0) + gain
+        per_token = level + 0.02 * rng.normal(size=len(own))
         parts.append(
-            difficulty[["source", "kind", "key", "group", "tokens"]].assign(
+            own[["source", "kind", "key", "group", "tokens"]].assign(
                 run=found["run"],
                 mode=mode,
                 frames=frames,
-                loss_sum=per_token * difficulty["tokens"],
+                order=order,
+                loss_sum=per_token * own["tokens"],
                 entropy=3.4 if mode != "blind" and trained != "direct" else np.nan,
             )
         )
-    columns = ["run", "mode", "frames", "source", "kind", "key", "group", "loss_sum", "tokens", "entropy"]
+    columns = ["run", "mode", "frames", "order", "source", "kind", "key", "group", "loss_sum", "tokens", "entropy"]
     return pd.concat(parts)[columns]
 
 
@@ -257,7 +294,7 @@ def write_study(root: Path, found: list[dict], per_source: int = 40) -> None:
                 "shift": 0.5 * rng.normal(),
                 "tokens": int(rng.integers(20, 120)),
             }
-            for source, kind in SOURCES.items()
+            for source, kind in {**SOURCES, "rlaif_v": "preference"}.items()
             for i in range(per_source)
         ]
     )
@@ -265,7 +302,7 @@ def write_study(root: Path, found: list[dict], per_source: int = 40) -> None:
     for one in found:
         folder = root / "runs" / one["run"]
         folder.mkdir(parents=True)
-        (folder / "summary.json").write_text(json.dumps(one))
+        (folder / "run_summary.json").write_text(json.dumps(one))
         for table, name in zip(curve(one, rng), ("validation", "metrics"), strict=True):
             table.to_csv(folder / f"{name}.csv", index=False)
         evaluated(one, difficulty).to_csv(root / "evaluation" / f"{one['run']}.csv", index=False)
@@ -276,7 +313,7 @@ def collect(root: Path, found: list[dict]) -> None:
     """The collecting commands, as the rules call them."""
     tables, names = str(root / "tables"), [one["run"] for one in found]
     runs = [str(root / "runs" / name) for name in names]
-    assert main(["collect", "runs", *[f"{run}/summary.json" for run in runs], "--out", f"{tables}/runs.csv"]) == 0
+    assert main(["collect", "runs", *[f"{run}/run_summary.json" for run in runs], "--out", f"{tables}/runs.csv"]) == 0
     for kind, file, points in (("validation", "validation", "0"), ("training", "metrics", "400")):
         assert (
             main(

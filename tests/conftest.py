@@ -93,6 +93,16 @@ def smoke(tmp_path_factory) -> Workflow:
     return workflow
 
 
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory) -> Path:
+    """Results folder with the shards and indices of small sources, to train on."""
+    from tests.train_cases import prepare
+
+    results = tmp_path_factory.mktemp("results")
+    prepare(results)
+    return results
+
+
 def parse(module: str, arguments: list[str]):
     """Arguments of a command as its `main` gets them."""
     import argparse

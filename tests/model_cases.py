@@ -5,12 +5,14 @@ import torch
 from fvlm import schema
 from fvlm.batch import Batch
 from fvlm.model.build import build_model
+from fvlm.model.encoder import PIXEL_MEAN, PIXEL_STD
 from fvlm.model.foveated import VideoLanguageModel
 
 IMAGE = 56  # pixels; 4 x 4 patches
 VOCABULARY = 61
 SEEING = (("foveated", "coarse_only"), ("foveated", "coarse_fine"), ("foveated", "autoregressive"))
 EVERY = (*SEEING, ("multi_token", "direct"), ("pixel_shuffle", "direct"))
+ALL = (*EVERY, ("blind", "direct"))
 
 
 def configuration(architecture: str = "foveated", encoder=None, language=None, **changes) -> schema.Model:
@@ -28,6 +30,7 @@ def configuration(architecture: str = "foveated", encoder=None, language=None, *
         "architecture": architecture,
         "deep_query": True,
         "fine_pass": True,
+        "fine_passes": 1,
         "query_dim": 16,
         "query_init_std": 1.0,
         "visual_scale": 0.14,
@@ -42,8 +45,11 @@ def tiny(architecture: str = "foveated", seed: int = 0, **changes) -> VideoLangu
     return build_model(configuration(architecture, **changes), seed).double()
 
 
-def sample(frames: int, text: int, seed: int, static: bool = False, image: int = IMAGE) -> Batch:
-    """Random content; `static`: one frame at all positions; about half of the tokens count."""
+def sample(frames: int, text: int, seed: int, static: bool = False, image: int = IMAGE, question: int = 0) -> Batch:
+    """Random content; `static`: one frame at all positions; `question` first tokens before the frames.
+
+    About half of the tokens count.
+    """
     draw = torch.Generator().manual_seed(seed)
     distinct = min(frames, 1) if static else frames
     return Batch(
@@ -55,6 +61,7 @@ def sample(frames: int, text: int, seed: int, static: bool = False, image: int =
         loss_mask=torch.rand(text, generator=draw) < 0.6,
         keys=[str(seed)],
         sources=["random"],
+        question_counts=torch.tensor([question]),
     )
 
 
@@ -73,6 +80,7 @@ def joined(samples: list[Batch]) -> Batch:
         loss_mask=torch.cat([part.loss_mask for part in samples]),
         keys=[key for part in samples for key in part.keys],
         sources=[source for part in samples for source in part.sources],
+        question_counts=torch.cat([part.question_counts for part in samples]),
     )
 
 
@@ -87,3 +95,75 @@ def mixed() -> list[Batch]:
         sample(6, 31, seed=6),
         sample(0, 1, seed=7),
     ]
+
+
+def both_orders() -> list[Batch]:
+    """As `mixed`, and samples that ask first: of one frame and of many, a static one, one that only asks."""
+    return [
+        *mixed(),
+        sample(5, 11, seed=8, question=4),
+        sample(1, 8, seed=9, question=5),
+        sample(4, 12, seed=10, static=True, question=1),
+        sample(2, 6, seed=11, question=6),
+        sample(7, 16, seed=12, question=9),
+    ]
+
+
+def visual_tokens(model: VideoLanguageModel, batch: Batch, mode: str) -> torch.Tensor:
+    """The visual tokens (P, E) of a mode."""
+    return model.visual_tokens(batch, model.llm.embed(batch.token_ids), model.plan(batch), mode)[0]
+
+
+# --- by hand: one sample, frame by frame, every sequence computed anew by the models of transformers ---
+
+
+def pixels_of(frames: torch.Tensor) -> torch.Tensor:
+    """(U, 3, side, side) float64, normalised as DINOv2 expects."""
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (PIXEL_MEAN, PIXEL_STD))
+    return ((frames.double() / 255 - mean) / std).permute(0, 3, 1, 2)
+
+
+def states_by_mask(dino, frames: torch.Tensor, query_UD: torch.Tensor) -> torch.Tensor:
+    """DINOv2 over the patches and, last, one more token that no patch sees and that does not see itself."""
+    tokens = torch.cat([dino.embeddings(pixels_of(frames)), query_UD[:, None]], dim=1)
+    length = tokens.shape[1]
+    mask = torch.ones(length, length, dtype=torch.bool)
+    mask[:, -1] = False
+    hidden = dino.encoder(tokens, attention_mask=mask[None, None]).last_hidden_state
+    return dino.layernorm(hidden)
+
+
+def language_states(model: VideoLanguageModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Hidden states of one sequence (M, E)."""
+    return model.llm.llama(inputs_embeds=tokens[None], use_cache=False).last_hidden_state[0]
+
+
+def visual_tokens_by_hand(model: VideoLanguageModel, batch: Batch, mode: str) -> torch.Tensor:
+    """The visual tokens (P, E) of one sample in a mode of the foveated model."""
+    connector, dino = model.connector, model.dino.dino
+    question = model.llm.embed(batch.token_ids[: int(batch.question_counts)])
+    frames = batch.frames[batch.frame_index]
+
+    def read(query, frame):
+        token = states_by_mask(dino, frame[None], connector.query_input_proj(query)[None])[:, -1]
+        return connector.project(token)
+
+    def query_behind(seen):
+        before = torch.cat([question, *seen])
+        return connector.llm_to_query(language_states(model, before)[-1]) if len(before) else connector.q_init
+
+    if mode == "autoregressive":
+        seen = []
+        for frame in frames:
+            seen.append(read(query_behind(seen), frame))
+        return torch.cat(seen)
+    seen = [read(connector.q_static, frame) for frame in frames]
+    for _ in range(model.config.fine_passes if mode == "coarse_fine" else 0):
+        seen = [read(query_behind(seen[:time]), frame) for time, frame in enumerate(frames)]
+    return torch.cat(seen)
+
+
+def sequence_by_hand(model: VideoLanguageModel, batch: Batch, mode: str) -> torch.Tensor:
+    """One sample's tokens (M, E) as the language model reads them."""
+    text, question = model.llm.embed(batch.token_ids), int(batch.question_counts)
+    return torch.cat([text[:question], visual_tokens_by_hand(model, batch, mode), text[question:]])

@@ -16,7 +16,7 @@ from fvlm.errors import UserError
 def summaries(folder, *contents):
     paths = []
     for content in contents:
-        path = folder / content["run"] / "summary.json"
+        path = folder / content["run"] / "run_summary.json"
         path.parent.mkdir()
         path.write_text(json.dumps(content))
         paths.append(path)
@@ -55,7 +55,7 @@ def test_a_failure_leaves_the_old_table_and_no_half_one(tmp_path):
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"family": "stage"}', None])
 def test_a_broken_summary_is_named(tmp_path, content):
-    path = tmp_path / "summary.json"
+    path = tmp_path / "run_summary.json"
     if content is not None:
         path.write_text(content)
     with pytest.raises(UserError, match=r"summary\.json"):
@@ -125,11 +125,7 @@ def test_the_bootstrap_is_paired(tmp_path):
         for name, shift in (("a", 0), ("b", 0.1))
     ]
     losses, draws = collect_evaluation(paths, replicates=50)
-    values = (
-        draws[(draws["source"] == "all") & (draws["kind"] == "all")]
-        .set_index("run")
-        .drop(columns=["mode", "frames", "source", "kind"])
-    )
+    values = draws[(draws["source"] == "all") & (draws["kind"] == "all")].set_index("run").filter(regex=r"^r\d+$")
     assert (values.loc["b"] - values.loc["a"]).to_numpy(float) == pytest.approx(np.full(50, 0.1))
     assert values.loc["a"].std() > 0.01
     spread = losses[(losses["source"] == "s") & (losses["run"] == "a")]["standard_error"].item()
@@ -171,6 +167,26 @@ def test_a_difference_is_drawn_over_the_videos_of_both_runs(tmp_path):
     values = draws[(draws["source"] == "s")].set_index("run").filter(regex=r"^r\d+$")
     assert (losses["groups"] == 10).all()
     assert (values.loc["b"] - values.loc["a"]).std() == pytest.approx(shift.std() / np.sqrt(10), rel=0.15)
+
+
+def test_orders_are_cells_of_their_own(tmp_path):
+    """A table without the column has the video first; both orders are drawn alike; texts are not visual."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(5, 50, size=30)
+    base = rng.uniform(1, 3, size=30) * tokens
+    paths = [
+        evaluation(tmp_path / "1.csv", "r", base, tokens),
+        evaluation(tmp_path / "2.csv", "r", base - 0.1 * tokens, tokens, order="question_first"),
+        evaluation(tmp_path / "3.csv", "r", [90.0, 70.0], [9, 7], source="t", kind="text"),
+    ]
+    losses, draws = collect_evaluation(paths, replicates=50)
+    keyed = losses.set_index(["order", "source", "kind"])["loss"]
+    assert keyed["video_first", "all", "visual"] == pytest.approx(base.sum() / tokens.sum())
+    assert keyed["question_first", "all", "visual"] == pytest.approx(base.sum() / tokens.sum() - 0.1)
+    assert keyed["video_first", "all", "all"] == pytest.approx((base.sum() + 160) / (tokens.sum() + 16))
+    values = draws[draws["kind"] == "visual"].set_index("order").filter(regex=r"^r\d+$")
+    difference = (values.loc["question_first"] - values.loc["video_first"]).to_numpy(float)
+    assert difference == pytest.approx(np.full(50, -0.1))
 
 
 def test_one_video_has_no_interval(tmp_path):

@@ -10,6 +10,7 @@ from fvlm.analysis.collect import collect_evaluation, flatten
 from fvlm.analysis.factorial import CELLS, EFFECTS, contrast, factorial
 from fvlm.analysis.gap import corrected, gap, read_off
 from fvlm.analysis.modes import modes, token_efficiency
+from fvlm.analysis.order import GAIN, question_order
 from fvlm.analysis.ranking import ablations
 from tests.analysis_cases import study_summaries, summary
 from tests.test_analysis_fits import REFERENCE
@@ -22,15 +23,16 @@ def runs_of(found):
 
 
 def evaluation_of(tmp_path, losses):
-    """losses: (run, mode, frames) -> mean loss; the same 50 samples everywhere, half video, half image."""
+    """losses: (run, mode, frames[, order]) -> mean loss; the same 50 samples everywhere, half video, half image."""
     rng = np.random.default_rng(0)
     shift, tokens = rng.normal(scale=0.3, size=50), rng.integers(10, 40, size=50)
     path = tmp_path / "evaluation.csv"
     pd.concat([
-        pd.DataFrame({"run": run, "mode": mode, "frames": frames, "source": ["v"] * 25 + ["i"] * 25,
+        pd.DataFrame({"run": run, "mode": mode, "frames": frames, "order": order[0] if order else None,
+                      "source": ["v"] * 25 + ["i"] * 25,
                       "kind": ["video"] * 25 + ["image"] * 25, "key": [f"k{i}" for i in range(50)],
                       "loss_sum": (loss + shift + 0.01 * rng.normal(size=50)) * tokens, "tokens": tokens})
-        for (run, mode, frames), loss in losses.items()
+        for (run, mode, frames, *order), loss in losses.items()
     ]).to_csv(path, index=False)  # fmt: skip
     return collect_evaluation([path], replicates=300)
 
@@ -78,6 +80,40 @@ def test_seeds_give_a_t_interval_of_paired_differences():
     assert row["difference"] == pytest.approx(pairs.mean())
     assert (row["low"], row["high"]) == pytest.approx(t_interval(pairs))
     assert row["interval"] == OVER_SEEDS
+
+
+def seeds_of(tmp_path, **levels):
+    """Runs and evaluation of ablations given by base name, one level per seed from 42, in the mode coarse_fine."""
+    named = {
+        f"{base}{f'-s{seed}' * (seed > 42)}": (seed, level)
+        for base, values in levels.items()
+        for seed, level in enumerate(values, 42)
+    }
+    runs = runs_of([summary(run, "ablation", level, seed=seed) for run, (seed, level) in named.items()])
+    return runs, *evaluation_of(tmp_path, {(run, "coarse_fine", "own"): level for run, (_, level) in named.items()})
+
+
+def test_evaluated_seeds_are_paired_and_one_alone_is_drawn_over_videos(tmp_path):
+    tables = seeds_of(tmp_path, baseline=[1.30, 1.34, 1.29], LR2=[1.28, 1.33, 1.26], LR3=[1.31])
+    losses = tables[1][tables[1]["kind"] == "all"].set_index("run")["loss"]
+    table = ablations(*tables).set_index("run")
+    row = table.loc["LR2"]
+    pairs = np.array([losses[f"LR2{seed}"] - losses[f"baseline{seed}"] for seed in ("", "-s43", "-s44")])
+    assert row["difference"] == pytest.approx(pairs.mean()) and row["n_seeds"] == 3
+    assert (row["low"], row["high"]) == pytest.approx(t_interval(pairs))
+    assert (row["interval"], row["measure"]) == (OVER_SEEDS, "evaluation loss")
+    alone = table.loc["LR3"]
+    assert alone["difference"] == pytest.approx(losses["LR3"] - losses["baseline"]) and alone["n_seeds"] == 1
+    assert alone["low"] < alone["difference"] < alone["high"] and alone["interval"] == OVER_VIDEOS
+    assert list(table.index).count("baseline") == 1 and not table.index.str.contains("-s").any()
+
+
+def test_a_level_is_the_mean_over_seeds_and_drawn_over_videos(tmp_path):
+    tables = seeds_of(tmp_path, baseline=[1.30, 1.34], LR2=[1.28])
+    row = modes(*tables).set_index("run").loc["baseline"]
+    losses = tables[1][tables[1]["kind"] == "all"].set_index("run")["loss"]
+    assert row["loss"] == pytest.approx(losses[["baseline", "baseline-s43"]].mean()) and row["n_seeds"] == 2
+    assert row["high"] - row["low"] > 0.1  # samples differ by 0.3 nats; seeds by 0.04
 
 
 def test_t_interval_by_hand():
@@ -151,6 +187,60 @@ def test_gap_table_has_a_raw_row_for_the_ablation_pair():
     assert table["note"].str.contains("the baseline's curve below its smallest size").sum() == 4
 
 
+def test_seeds_of_the_grid_give_the_gap_an_interval():
+    found = [one for one in study_summaries() if one["size"] == "135M" and one["budget"] == "C1"]
+    runs = runs_of(found)
+    runs.loc[runs["letter"] == "F", "final.val_loss"], runs.loc[runs["letter"] == "B", "final.val_loss"] = 2.2, 2.0
+    more = runs.assign(run=runs["run"] + "-s43", seed=43)
+    more.loc[more["letter"] == "F", "final.val_loss"] = 2.3
+    (row,) = gap(pd.concat([runs, more], ignore_index=True), *NOTHING).to_dict("records")
+    assert row["raw_percent"] == pytest.approx(12.5) and row["n_seeds"] == 2
+    assert (row["raw_low"], row["raw_high"]) == pytest.approx(t_interval(np.array([10.0, 15.0])))
+
+
+ORDERS = {  # mode: video first, question first
+    "coarse_only": (1.40, 1.39),
+    "coarse_fine": (1.38, 1.32),
+    "autoregressive": (1.39, 1.34),
+}
+
+
+def orders_of(run, shift=0.0):
+    places = [(mode, order) for mode in ORDERS for order in ("video_first", "question_first")]
+    return {
+        (run, mode, "own", order): ORDERS[mode][order == "question_first"] + shift * (mode == "coarse_fine")
+        for mode, order in places
+    }
+
+
+def test_question_order_is_two_by_two_with_its_interaction(tmp_path):
+    runs = runs_of([summary("Q1", "ablation", 1.3), summary("baseline", "ablation", 1.3)])
+    losses = orders_of("Q1") | {("baseline", "coarse_fine", "own"): 1.3}
+    table = question_order(runs, *evaluation_of(tmp_path, losses)).set_index("mode")
+    assert set(table["run"]) == {"Q1"} and (table["interval"] == OVER_VIDEOS).all()
+    for mode, (video, question) in ORDERS.items():
+        assert table.loc[mode, "difference"] == pytest.approx(question - video, abs=0.01)
+        assert table.loc[mode, "difference"] == pytest.approx(
+            table.loc[mode, "question_first"] - table.loc[mode, "video_first"]
+        )
+    fine, coarse, gain = (table.loc[name] for name in ("coarse_fine", "coarse_only", GAIN))
+    assert gain["difference"] == pytest.approx(fine["difference"] - coarse["difference"])
+    assert gain["video_first"] == pytest.approx(fine["video_first"] - coarse["video_first"])
+    assert gain["low"] < gain["difference"] < gain["high"] < 0
+
+
+def test_question_order_over_seeds(tmp_path):
+    found = [summary("Q1", "ablation", 1.3), summary("Q1-s43", "ablation", 1.3, seed=43)]
+    tables = evaluation_of(tmp_path, orders_of("Q1") | orders_of("Q1-s43", shift=0.02))
+    row = question_order(runs_of(found), *tables).set_index("mode").loc["coarse_fine"]
+    own = tables[0][tables[0]["kind"] == "visual"].set_index(["run", "mode", "order"])["loss"]
+    pairs = np.array([
+        own[run, "coarse_fine", "question_first"] - own[run, "coarse_fine", "video_first"] for run in ("Q1", "Q1-s43")
+    ])  # fmt: skip
+    assert (row["low"], row["high"]) == pytest.approx(t_interval(pairs))
+    assert (row["interval"], row["n_seeds"]) == (OVER_SEEDS, 2)
+
+
 def test_modes_are_relative_to_the_trained_one(tmp_path):
     losses = {
         ("stage1", "coarse_fine", "own"): 2.0,
@@ -177,6 +267,20 @@ def test_tokens_per_frame_start_with_the_blind_evaluation(tmp_path):
     table = token_efficiency(runs_of(found), *evaluation_of(tmp_path, losses))
     assert table["tokens_per_frame"].tolist() == [0, 1, 4, 16]
     assert table["flops_per_sample"].isna().tolist() == [True, False, False, False]
+    assert table.loc[0, "difference"] == pytest.approx(0.6, abs=0.01)
+    assert table.loc[0, "low"] < table.loc[0, "difference"] < table.loc[0, "high"]
     without = token_efficiency(runs_of(found), *NOTHING)
     assert without["tokens_per_frame"].tolist() == [1, 4, 16]
     assert (without["measure"] == "best validation loss").all()
+
+
+def test_a_run_trained_blind_takes_the_place_of_the_blind_evaluation(tmp_path):
+    found = [one for one in study_summaries() if one["run"] in ("baseline", "B0")]
+    losses = {
+        ("baseline", "coarse_fine", "own"): 1.3,
+        ("baseline", "blind", "none"): 1.9,
+        ("B0", "direct", "own"): 1.6,
+    }
+    table = token_efficiency(runs_of(found), *evaluation_of(tmp_path, losses))
+    assert table["run"].tolist() == ["B0", "baseline"] and table["tokens_per_frame"].tolist() == [0, 1]
+    assert table.loc[0, "loss"] == pytest.approx(1.6, abs=0.2) and table.loc[0, "flops_per_sample"] > 0

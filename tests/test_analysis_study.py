@@ -4,16 +4,27 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from fvlm.__main__ import main
+from fvlm.analysis import style
 from fvlm.analysis.catalog import COLLECTED, COLUMNS, FIGURES, HEADLINE, TABLES
+from fvlm.analysis.files import read_tables
+from fvlm.analysis.tables import load
 from tests.analysis_cases import BUDGETS, SIZES, collect, derive, study_summaries, write_study
+
+REPORT = Path(__file__).parents[1] / "workflow" / "report"
+CONVENTION = "two FLOPs per multiply-add; matrix products and attention, forward and backward"
+
+
+def caption(name: str) -> str:
+    return " ".join((REPORT / f"{name}.rst").read_text().split())
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     root = tmp_path_factory.mktemp("study")
-    found = study_summaries()
+    found = study_summaries(seeds=(42, 43, 44), seeded=("baseline", "A6", "B1"))  # as the demo
     write_study(root, found)
     collect(root, found)
     derive(root)
@@ -117,8 +128,68 @@ def test_the_catalog_names_what_exists():
     assert set(COLUMNS) == made
 
 
+@pytest.fixture(scope="module")
+def written(study):
+    """Figure -> everything that is written in it."""
+    style.apply()
+    words = {}
+    for name, entry in FIGURES.items():
+        if not entry.attention:
+            figure, _ = load(entry.function)(**read_tables(study / "tables", entry.needs))
+            figure.draw_without_rendering()
+            words[name] = [text.get_text() for text in figure.findobj(Text)]
+            style.plt.close(figure)
+    return words
+
+
+def test_seeds_are_no_runs_of_their_own(study, written):
+    assert "A6-s43" in set(pd.read_csv(study / "tables" / "runs.csv")["run"])
+    for name, words in written.items():
+        assert not [word for word in words if "-s43" in word or "-s44" in word], name
+    assert "baseline, 3 seeds" in written["three_modes"]
+    for name in ("training_curves", "attention_entropy", "fine_coarse_ratio"):
+        assert written[name].count("baseline, 3 seeds") == 1, name
+    for name in ("modes", "ablations", "token_efficiency"):
+        table = pd.read_csv(study / "tables" / f"{name}.csv").drop_duplicates("run").set_index("run")
+        assert table.loc[["A6", "B1"], "n_seeds"].tolist() == [3, 3] and "A6-s43" not in table.index
+
+
+def test_a_loss_per_pair_stands_beside_no_loss_per_token(study):
+    assert "dpo" in set(pd.read_csv(study / "tables" / "evaluation.csv")["run"])
+    assert "dpo" not in set(pd.read_csv(study / "tables" / "modes.csv")["run"])
+    draw(study, "training_curves"), draw(study, "preference"), draw(study, "seeing")
+    shown = {
+        name: pd.read_csv(study / "figures" / f"{name}.csv") for name in ("training_curves", "preference", "seeing")
+    }
+    assert "dpo" not in set(shown["training_curves"]["run"]) and "stage3" in set(shown["training_curves"]["run"])
+    assert set(shown["preference"]["run"]) == {"dpo"}
+    assert list(shown["seeing"]["run"].drop_duplicates()) == ["stage3", "baseline"]  # the last stage scored in tokens
+
+
+def test_seeing_compares_frames_by_source(study):
+    draw(study, "seeing")
+    shown = pd.read_csv(study / "figures" / "seeing.csv").set_index(["run", "source", "shown"])
+    losses = pd.read_csv(study / "tables" / "evaluation.csv").set_index(["run", "mode", "frames", "source", "kind"])
+    own, other = (
+        losses.loc[("stage3", "coarse_fine", frames, "webvid", "video"), "loss"] for frames in ("own", "other")
+    )
+    row = shown.loc[("stage3", "webvid", "other")]
+    assert row["above_own"] == pytest.approx(other - own, rel=1e-4)
+    assert 0 < row["above_low"] < row["above_own"] < row["above_high"]
+    assert "smoltalk" not in shown.index.get_level_values("source")  # a text has no frames to see
+    assert set(shown.loc["baseline"].index.get_level_values("shown")) == {"own", "other", "none", "B0"}
+    assert (shown.loc["baseline"].query("shown != 'own'")["above_own"] > 0.1).all()
+
+
+def test_captions_with_flops_name_their_convention(written):
+    named = {path.stem for path in REPORT.glob("*.rst") if "FLOP" in path.read_text()}
+    assert all(CONVENTION in caption(name) for name in named), [n for n in named if CONVENTION not in caption(n)]
+    shows = {name for name, words in written.items() if any("FLOP" in word for word in words)}
+    assert shows and shows <= named
+
+
 def test_every_result_has_its_caption():
-    captions = {path.stem for path in (Path(__file__).parents[1] / "workflow" / "report").glob("*.rst")}
+    captions = {path.stem for path in REPORT.glob("*.rst")}
     expected = {"runs", "evaluation", *FIGURES, *(f"{name}_table" for name in TABLES)}
     assert expected <= captions
     assert captions - expected <= {"workflow", "data", "data_report", "caption"}

@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from fvlm.model.build import build_model
-from tests.model_cases import EVERY, configuration, joined, mixed, sample
+from tests.model_cases import ALL, both_orders, configuration, joined, mixed, sample
 
 
-@pytest.mark.parametrize("architecture, mode", EVERY)
+@pytest.mark.parametrize("architecture, mode", ALL)
 def test_only_frames_and_token_ids_move_and_the_model_reads_nothing_back(architecture, mode):
     """A meta tensor has no values: whatever is read back from it is an error."""
-    batch = joined(mixed())
+    batch = joined(both_orders())
     moved = batch.to("meta")
     assert moved.frames.is_meta and moved.token_ids.is_meta
-    for name in ("frame_index", "frame_counts", "token_counts", "loss_mask"):
+    for name in ("frame_index", "frame_counts", "token_counts", "loss_mask", "question_counts"):
         assert getattr(moved, name) is getattr(batch, name)
     with torch.device("meta"):
         model = build_model(configuration(architecture), seed=0)

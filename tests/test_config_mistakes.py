@@ -20,6 +20,36 @@ MISTAKES = {
         "A6: {model.fine_pas:",
         ("config/ablations.yaml", "A6", "'model.fine_pas'", "'model.fine_pass'"),
     ),
+    "nothing to train": (
+        "ablations.yaml",
+        "F1: {optim.freeze: [llm, dino]}",
+        "F1: {optim.freeze: [llm, dino, connector]}",
+        ("F1", "optim.freeze", "nothing to train", "foveated"),
+    ),
+    "nothing to train in a blind model": (
+        "ablations.yaml",
+        "B0: {model.architecture: blind}",
+        "B0: {model.architecture: blind, optim.freeze: [llm]}",
+        ("B0", "optim.freeze", "nothing to train", "blind"),
+    ),
+    "preferences with a coarse loss": (
+        "stages.yaml",
+        "  data.loss: preference",
+        "  data.loss: preference\n  model.lambda_coarse: 0.5",
+        ("dpo", "model.lambda_coarse is 0.5", "set it to 0"),
+    ),
+    "preferences among other data": (
+        "stages.yaml",
+        "  data.share: {preference: 1.0}",
+        "  data.share: {preference: 0.9, text: 0.1}",
+        ("dpo", "data.loss is 'preference'", "text", "data.share: {preference: 1.0}"),
+    ),
+    "preferences from scratch": (
+        "stages.yaml",
+        "  parent: stage3\n",
+        "",
+        ("dpo", "data.loss is 'preference'", "`parent:`"),
+    ),
     "unknown field of a stage": (
         "stages.yaml",
         "  parent: stage1",
@@ -249,3 +279,19 @@ def test_a_budget_that_buys_more_than_one_epoch_is_refused(folder):
     edit(folder / "config.yaml", "C4: 3.2e+11", "C4: 3.2e+15")
     with pytest.raises(UserError, match=r"'S-C4-F': train\.flops 3\.2e\+15 = about .* twice"):
         check_data(load(folder))
+
+
+@pytest.mark.parametrize(
+    "seeds, expected",
+    [
+        ({"A66": [1, 2]}, ("'A66'", "did you mean 'A6'?")),
+        ({"stage1": [1, 2]}, ("'stage1'", "no ablation or grid run")),
+        ({"A6": [1, 1]}, ("A6", "[1, 1]", "different whole numbers")),
+        ({"A6": 3}, ("A6", "found 3", "list")),
+        ({"A6": []}, ("A6", "found []", "list")),
+    ],
+)
+def test_seeds_that_cannot_be(folder, seeds, expected):
+    with pytest.raises(UserError) as error:
+        load(folder, "paper.yaml", seeds=seeds)
+    assert all(word in str(error.value) for word in expected), error.value

@@ -100,6 +100,8 @@ def test_finished_shards_in_older_forms(root, tmp_path):
     assert index.rejected == 3
     assert index.shards.tolist() == [str(tar.resolve())]
     assert (index.text_tokens[2], index.answer_tokens[2]) == (3, 2)
+    assert index.rejected_tokens[:4].tolist() == [0] * 4 and index.rejected_tokens[4] > 0
+    assert index.question_tokens[2] == 0 < index.question_tokens[[0, 1, 3, 4]].min()
     texts = [sample_text(read_sample(tar, index.offset[i], index.length[i]), "Say.") for i in (0, 3, 4)]
     assert [text["assistant"] for text in texts] == ["a red square", "a caption", "red"]
     assert texts[0]["user"] == "Say."

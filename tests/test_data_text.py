@@ -11,9 +11,11 @@ from fvlm.data.text import (
     encode_chat,
     encode_prompt,
     load_tokenizer,
+    question_length,
     train_tokenizer,
 )
 from fvlm.errors import UserError
+from tests.loader_cases import spoken
 
 TEXTS = ["What colour is the shape on the left? red", "a blue square, then it turns green", SYSTEM_PROMPT] * 3
 TALK = {
@@ -36,12 +38,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tokenizer(folder):
     return load_tokenizer(folder)
-
-
-def spoken(tokenizer, ids, mask) -> list[str]:
-    """The stretches of scored tokens, as text."""
-    edges = np.flatnonzero(np.diff(np.r_[False, mask, False]))
-    return [tokenizer.decode(ids[a:b], skip_special_tokens=False) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def test_a_vocabulary_is_not_learnt_from_nothing(tmp_path, capsys):
@@ -88,6 +84,43 @@ def test_a_long_text_is_cut_at_its_end(tokenizer):
     cut, cut_mask = encode_chat(tokenizer, {"user": "word " * 500, "assistant": "red " * 10}, 40)
     assert cut_mask.sum() == 20  # a question that fills everything leaves half to the answer
     assert tokenizer.decode(cut[cut_mask]).startswith("red red")
+
+
+def test_the_question_ends_before_the_first_answers_header(tokenizer):
+    """As text: what stands before it, and what follows, is what the template puts there."""
+    said = {"user": f"What colour is it? {START}assistant\n", "assistant": "red"}
+    for sample, question in ((TALK, TALK["messages"][0]["content"]), (said, said["user"])):
+        ids, answer = encode_chat(tokenizer, sample)
+        length = question_length(tokenizer, ids, answer)
+        before, behind = (tokenizer.decode(part, skip_special_tokens=False) for part in (ids[:length], ids[length:]))
+        assert before == f"{START}system\n{SYSTEM_PROMPT}{END}\n{START}user\n{question}{END}\n"
+        assert behind.startswith(f"{START}assistant\nred{END}\n")
+    ids, answer = encode_chat(tokenizer, {"messages": TALK["messages"][1:]})
+    before = tokenizer.decode(ids[: question_length(tokenizer, ids, answer)], skip_special_tokens=False)
+    assert before == f"{START}system\n{SYSTEM_PROMPT}{END}\n"  # nobody asked
+
+
+def test_a_sample_without_an_answers_header_has_no_question(tokenizer):
+    for mask in ([0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]):
+        ids, answer = encode_chat(tokenizer, {"token_ids": [5, 6, 7, 8], "loss_mask": mask})
+        assert question_length(tokenizer, ids, answer) == 0
+    ids, answer = encode_chat(tokenizer, TALK)
+    tokenized = {"token_ids": ids.tolist(), "loss_mask": answer.tolist()}
+    assert question_length(tokenizer, *encode_chat(tokenizer, tokenized)) == question_length(tokenizer, ids, answer) > 0
+
+
+def test_a_cut_leaves_the_answers_header_whole(tokenizer):
+    """Wherever it fits, so that the question can still stand before the frames."""
+    sample = {"user": "word " * 500, "assistant": "red " * 10}
+    for max_tokens in (20, 40, 100, 400):
+        ids, answer = encode_chat(tokenizer, sample, max_tokens)
+        length = question_length(tokenizer, ids, answer)
+        assert length > 0
+        assert tokenizer.decode(ids[length:], skip_special_tokens=False).startswith(f"{START}assistant\nred")
+    whole, mask = encode_chat(tokenizer, TALK)
+    for max_tokens in range(int(mask.argmax()) + 1, len(whole)):
+        cut = encode_chat(tokenizer, TALK, max_tokens)
+        assert question_length(tokenizer, *cut) == question_length(tokenizer, whole, mask)
 
 
 def test_text_cannot_forge_a_turn(tokenizer):

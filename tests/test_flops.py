@@ -1,5 +1,8 @@
 """Counted parameters and FLOPs against the model itself, on the meta device (no memory, no arithmetic)."""
 
+from itertools import combinations
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,20 +10,30 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fvlm import flops, schema
 from fvlm.batch import Batch
+from fvlm.config import read_yaml
 from fvlm.model.build import build_model
+from fvlm.model.foveated import VideoLanguageModel
 
+CONFIG = Path(__file__).resolve().parents[1] / "config"
 TINY = {
-    "encoder": schema.EncoderSize(name="tiny", width=64, layers=3, heads=4, patch=32),
-    "language": schema.LanguageSize(name="tiny", width=96, ffn=256, layers=2, heads=4, kv_heads=2, vocabulary=768),
+    "encoder": schema.EncoderSize(name="tiny", width=64, layers=2, heads=4, patch=32),
+    "language": schema.LanguageSize(name="tiny", width=96, ffn=256, layers=1, heads=4, kv_heads=2, vocabulary=768),
     "query_dim": 48,
 }
-SMALL = {
-    "encoder": schema.EncoderSize(name="dinov2-small", width=384, layers=12, heads=6, position_side=37),
-    "language": schema.LanguageSize(
-        name="SmolLM2-135M", width=576, ffn=1536, layers=30, heads=9, kv_heads=3, vocabulary=49_152
-    ),
-    "query_dim": 384,
-}
+
+
+def published(encoder: str, language: str) -> dict:
+    """Sizes of the configuration, without the weights."""
+    files = read_yaml(CONFIG / "models.yaml")
+    sizes = {**files["encoders"][encoder], "weights": None}, {**files["languages"][language], "weights": None}
+    return {
+        "encoder": schema.EncoderSize(name=encoder, **sizes[0]),
+        "language": schema.LanguageSize(name=language, **sizes[1]),
+        "query_dim": 384,
+    }
+
+
+SMALL = published("dinov2-small", "SmolLM2-135M")
 
 
 def model_of(sizes: dict, architecture: str, tokens: int = 16, **changes) -> schema.Model:
@@ -28,6 +41,7 @@ def model_of(sizes: dict, architecture: str, tokens: int = 16, **changes) -> sch
         "architecture": architecture,
         "deep_query": True,
         "fine_pass": True,
+        "fine_passes": 1,
         "query_init_std": 1.0,
         "visual_scale": 0.14,
         "lambda_coarse": 0.0,
@@ -36,25 +50,35 @@ def model_of(sizes: dict, architecture: str, tokens: int = 16, **changes) -> sch
     return schema.Model(**{**settings, **sizes, **changes})
 
 
-def one_sample(frames: int, text: int, scored: int, encoded: int | None = None) -> Batch:
+def one_sample(frames: int, text: int, scored: int, encoded: int | None = None, question: int = 0) -> Batch:
     """Frames and tokens have no content; counts and masks do."""
-    encoded = frames if encoded is None else encoded
+    return samples_of(frames, [text], [scored], encoded, question)
+
+
+def samples_of(frames: int, text: list, scored: list, encoded: int | None = None, question: int = 0) -> Batch:
+    """Samples of the same frames, which are encoded once, with texts of their own."""
+    encoded, count = frames if encoded is None else encoded, len(text)
     return Batch(
         frames=torch.empty(encoded, 224, 224, 3, dtype=torch.uint8, device="meta"),
-        frame_index=torch.arange(frames) % max(encoded, 1),
-        frame_counts=torch.tensor([frames]),
-        token_ids=torch.empty(text, dtype=torch.int64, device="meta"),
-        token_counts=torch.tensor([text]),
-        loss_mask=torch.arange(text) >= text - scored,
-        keys=["0"],
-        sources=["meta"],
+        frame_index=(torch.arange(frames) % max(encoded, 1)).repeat(count),
+        frame_counts=torch.full((count,), frames),
+        token_ids=torch.empty(sum(text), dtype=torch.int64, device="meta"),
+        token_counts=torch.tensor(text),
+        loss_mask=torch.cat([torch.arange(t) >= t - n for t, n in zip(text, scored, strict=True)]),
+        keys=["0"] * count,
+        sources=["meta"] * count,
+        question_counts=torch.full((count,), question),
     )
+
+
+def on_meta(model: schema.Model) -> VideoLanguageModel:
+    with torch.device("meta"):
+        return build_model(model, seed=0)
 
 
 def measured(model: schema.Model, batch: Batch, freeze: tuple = (), mode: str | None = None) -> tuple[int, int]:
     """FLOPs forward, and forward and backward, as torch counts them."""
-    with torch.device("meta"):
-        network = build_model(model, seed=0)
+    network = on_meta(model)
     network.freeze(freeze)
     with FlopCounterMode(display=False) as counter:
         loss = network(batch, mode).objective_B.sum()
@@ -66,90 +90,124 @@ def measured(model: schema.Model, batch: Batch, freeze: tuple = (), mode: str | 
 
 
 ALL = ("connector", "dino", "llm")
+FROZEN = [freeze for count in range(4) for freeze in combinations(ALL, count)]
 VARIANTS = [
     ("foveated", 16, {}),
     ("foveated", 16, {"deep_query": False}),
     ("foveated", 16, {"fine_pass": False}),
     ("foveated", 16, {"lambda_coarse": 0.5}),
+    ("foveated", 16, {"fine_passes": 2}),
+    ("foveated", 16, {"fine_passes": 3, "deep_query": False, "lambda_coarse": 0.5}),
     ("multi_token", 16, {}),
     ("multi_token", 1, {}),
     ("pixel_shuffle", 49, {}),
+    ("blind", 16, {}),
 ]
 
 
 @pytest.mark.parametrize("architecture, tokens, changes", VARIANTS)
 @pytest.mark.parametrize("frames, encoded", [(8, 8), (8, 1), (0, 0)])
-def test_flops_tiny(architecture, tokens, changes, frames, encoded):
+@pytest.mark.parametrize("question", [0, 13])
+def test_flops_tiny(architecture, tokens, changes, frames, encoded, question):
     model = model_of(TINY, architecture, tokens, **changes)
-    forward, both = measured(model, one_sample(frames, 40, 25, encoded))
-    assert flops.forward_flops(model, frames, 40, 25, encoded) == pytest.approx(forward, rel=1e-9)
-    assert flops.training_flops(model, (), frames, 40, 25, encoded) == pytest.approx(both, rel=1e-9)
+    forward, both = measured(model, one_sample(frames, 40, 25, encoded, question))
+    counts = (frames, 40, 25, encoded)
+    assert flops.forward_flops(model, *counts, question_tokens=question) == pytest.approx(forward, rel=1e-9)
+    assert flops.training_flops(model, (), *counts, question_tokens=question) == pytest.approx(both, rel=1e-9)
 
 
+def check_published(sizes: dict, architecture: str, frames: int, question: int) -> None:
+    model = model_of(sizes, architecture)
+    forward, both = measured(model, one_sample(frames, 100, 60, question=question))
+    counts = (frames, 100, 60, frames)
+    assert flops.forward_flops(model, *counts, question_tokens=question) == pytest.approx(forward, rel=1e-9)
+    assert flops.training_flops(model, (), *counts, question_tokens=question) == pytest.approx(both, rel=1e-9)
+
+
+@pytest.mark.parametrize("encoder", ["dinov2-small", "dinov2-base"])
+@pytest.mark.parametrize("language", ["SmolLM2-135M", "SmolLM2-360M", "SmolLM2-1.7B"])
 @pytest.mark.parametrize("architecture", ["foveated", "multi_token"])
-@pytest.mark.parametrize("frames", [8, 64])
-def test_flops_published_sizes(architecture, frames):
-    model = model_of(SMALL, architecture)
-    forward, both = measured(model, one_sample(frames, 100, 60))
-    assert flops.forward_flops(model, frames, 100, 60) == pytest.approx(forward, rel=1e-9)
-    assert flops.training_flops(model, (), frames, 100, 60) == pytest.approx(both, rel=1e-9)
+@pytest.mark.parametrize("frames, question", [(8, 40), (64, 0)])
+def test_flops_of_the_published_widths(encoder, language, architecture, frames, question):
+    """With two layers each, for speed."""
+    sizes = published(encoder, language)
+    sizes |= {part: sizes[part].model_copy(update={"layers": 2}) for part in ("encoder", "language")}
+    check_published(sizes, architecture, frames, question)
 
 
 @pytest.mark.parametrize(
-    "freeze",
-    [("dino",), ("llm",), ("connector",), ("dino", "llm"), ("connector", "dino"), ("connector", "llm"),
-     ("connector", "dino", "llm")],
+    "encoder, language, architecture, frames",
+    [("dinov2-small", "SmolLM2-135M", "foveated", 8), ("dinov2-base", "SmolLM2-1.7B", "multi_token", 64)],
+)
+def test_flops_of_published_sizes_at_full_depth(encoder, language, architecture, frames):
+    check_published(published(encoder, language), architecture, frames, 0)
+
+
+@pytest.mark.parametrize("freeze", FROZEN[1:])
+@pytest.mark.parametrize(
+    "architecture, changes",
+    [("foveated", {}), ("foveated", {"deep_query": False}), ("foveated", {"fine_passes": 2}),
+     ("foveated", {"fine_pass": False}), ("multi_token", {}), ("pixel_shuffle", {}), ("blind", {})],
 )  # fmt: skip
-@pytest.mark.parametrize("architecture, deep", [("foveated", True), ("foveated", False), ("multi_token", True)])
-@pytest.mark.parametrize("frames", [0, 5])
-def test_flops_of_frozen_parts(freeze, architecture, deep, frames):
-    model = model_of(TINY, architecture, deep_query=deep)
-    _, both = measured(model, one_sample(frames, 40, 25), freeze)
-    assert flops.training_flops(model, freeze, frames, 40, 25) == pytest.approx(both, rel=1e-9)
+@pytest.mark.parametrize("frames, question", [(0, 0), (5, 13)])
+def test_flops_of_frozen_parts(freeze, architecture, changes, frames, question):
+    model = model_of(TINY, architecture, 49 if architecture == "pixel_shuffle" else 16, **changes)
+    _, both = measured(model, one_sample(frames, 40, 25, question=question), freeze)
+    found = flops.training_flops(model, freeze, frames, 40, 25, question_tokens=question)
+    assert found == pytest.approx(both, rel=1e-9)
 
 
-def test_flops_of_autoregressive_mode():
+@pytest.mark.parametrize("question", [0, 1, 13])
+@pytest.mark.parametrize("changes", [{}, {"deep_query": False}, {"fine_passes": 2}])
+def test_flops_of_autoregressive_mode(changes, question):
+    model = model_of(TINY, "foveated", **changes)
+    forward, _ = measured(model, one_sample(6, 40, 25, question=question), ALL, "autoregressive")
+    found = flops.forward_flops(model, 6, 40, 25, mode="autoregressive", question_tokens=question)
+    assert found == pytest.approx(forward, rel=1e-9)
+
+
+@pytest.mark.parametrize("freeze", [(), ("dino",), ("connector", "dino"), ("llm",)])
+@pytest.mark.parametrize("architecture, changes", [("foveated", {}), ("foveated", {"fine_passes": 2}),
+                                                   ("foveated", {"deep_query": False}), ("multi_token", {}),
+                                                   ("blind", {})])  # fmt: skip
+@pytest.mark.parametrize("encoded, question", [(6, 0), (1, 13)])
+def test_flops_of_a_preference_pair(freeze, architecture, changes, encoded, question):
+    """Both answers forward and backward with their frames encoded once, and both once more as the reference."""
+    model = model_of(TINY, architecture, **changes)
+    pair = samples_of(6, [40, 40], [25, 9], encoded, question)
+    forward, _ = measured(model, pair, ALL)
+    _, both = measured(model, pair, freeze)
+    found = flops.preference_flops(model, freeze, 6, 40, 40, 25, 9, encoded, question)
+    assert found == pytest.approx(forward + both, rel=1e-9)
+
+
+def test_flops_of_a_pair_of_unlike_answers_are_those_of_its_halves():
     model = model_of(TINY, "foveated")
-    forward, _ = measured(model, one_sample(6, 40, 25), ALL, "autoregressive")
-    assert flops.forward_flops(model, 6, 40, 25, mode="autoregressive") == pytest.approx(forward, rel=1e-9)
+    found = flops.preference_flops(model, (), 6, 50, 30, 25, 9)
+    halves = [flops.preference_flops(model, (), 6, text, text, scored, scored) for text, scored in ((50, 25), (30, 9))]
+    assert found == pytest.approx(sum(halves) / 2, rel=1e-12)
 
 
 def test_flops_of_arrays_are_those_of_each_sample():
     model = model_of(SMALL, "foveated")
-    frames, text, scored, encoded = (np.array(x) for x in ([0, 8, 64], [30, 40, 50], [30, 4, 9], [0, 1, 64]))
-    together = flops.training_flops(model, ("dino",), frames, text, scored, encoded)
-    alone = [
-        flops.training_flops(model, ("dino",), *map(int, row))
-        for row in zip(frames, text, scored, encoded, strict=True)
-    ]
+    columns = ([0, 8, 64, 8], [30, 40, 50, 40], [30, 4, 9, 4], [0, 1, 64, 8], [7, 0, 20, 9])
+    together = flops.training_flops(model, ("dino",), *map(np.array, columns))
+    alone = [flops.training_flops(model, ("dino",), *row) for row in zip(*columns, strict=True)]
     assert together.tolist() == alone and all(isinstance(value, float) for value in alone)
+    frames, text, scored, encoded, question = map(np.array, columns)
+    pairs = flops.preference_flops(model, (), frames, text, text, scored, scored, encoded, question)
+    assert pairs.shape == (4,) and (pairs > together).all()
 
 
 @pytest.mark.parametrize("sizes", [TINY, SMALL])
-@pytest.mark.parametrize("architecture, tokens", [("foveated", 16), ("multi_token", 16), ("pixel_shuffle", 49)])
+@pytest.mark.parametrize(
+    "architecture, tokens", [("foveated", 16), ("multi_token", 16), ("pixel_shuffle", 49), ("blind", 16)]
+)
 def test_parameters_are_those_of_the_model(sizes, architecture, tokens):
     model = model_of(sizes, architecture, tokens)
-    with torch.device("meta"):
-        network = build_model(model, seed=0)
+    network = on_meta(model)
     counted = {
         group: sum(parameter.numel() for parameter in members.values())
         for group, members in network.parameter_groups().items()
     }
     assert flops.parameters(model) == {**counted, "total": sum(counted.values())}
-
-
-def test_parameters_of_published_models():
-    encoders = {22_056_576: (384, 6), 86_580_480: (768, 12)}
-    languages = {
-        134_515_008: (576, 1536, 30, 9, 3),
-        361_821_120: (960, 2560, 32, 15, 5),
-        1_711_376_384: (2048, 8192, 24, 32, 32),
-    }
-    for published, (width, heads) in encoders.items():
-        size = schema.EncoderSize(name="dino", width=width, layers=12, heads=heads, position_side=37)
-        assert flops.parameters(model_of({**SMALL, "encoder": size}, "foveated"))["dino"] == published
-    for published, (width, ffn, layers, heads, kv_heads) in languages.items():
-        size = schema.LanguageSize(
-            name="llm", width=width, ffn=ffn, layers=layers, heads=heads, kv_heads=kv_heads, vocabulary=49_152
-        )
-        assert flops.parameters(model_of({**SMALL, "language": size}, "foveated"))["llm"] == published

@@ -158,6 +158,19 @@ def test_an_index_knows_its_tokenizer(root, tmp_path):
         check_tokenizer(index, tmp_path)
 
 
+def test_an_index_of_another_version_is_to_be_made_again(root, tmp_path):
+    out, tar = tmp_path / "t.npz", text_shard(tmp_path / "a.tar", "a")
+    index_texts(root, [tar], out)
+    part = next(out.with_suffix("").glob("*.npz"))
+    for path in (out, part):  # as they were before these columns
+        with np.load(path) as stored:
+            kept = {name: stored[name] for name in stored if name not in ("question_tokens", "rejected_tokens")}
+        np.savez(path, **kept | ({"identity": "{}"} if path == part else {}))
+    with pytest.raises(UserError, match=r"t.npz: an index of another version .*; make it again with `fvlm index`"):
+        load_index(out)
+    assert same(index_texts(root, [tar], out), load_index(out))
+
+
 def test_a_source_with_too_many_rejects_has_no_index(root, tmp_path):
     """Three rows that its shard's ledger rejects and one that the index rejects are four of six."""
     tar, out = text_shard(tmp_path / "shards/t/0.tar", "a", "b"), tmp_path / "t.npz"

@@ -88,13 +88,13 @@ def test_memory_stays_flat(loading, tmp_path):
     for workers in (0, 2):
         assert grown_kb(loading, material.steps(6000), workers) < 0.4, workers
     leaking, kept = material.steps(6000), []
-    sample = leaking.sample
+    samples = leaking.samples
 
-    def sample_and_keep(*arguments):
+    def samples_and_keep(*arguments):
         kept.append(np.ones(1024, np.uint8))
-        return sample(*arguments)
+        return samples(*arguments)
 
-    leaking.sample = sample_and_keep
+    leaking.samples = samples_and_keep
     assert grown_kb(loading, leaking, 0) > 0.8
 
 

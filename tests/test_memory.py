@@ -2,6 +2,7 @@
 
 import re
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from fvlm import memory
+from fvlm.batch import Batch
 from fvlm.config import load_study, merged, read_yaml
 from fvlm.data.batches import micro_batches
 from fvlm.errors import UserError
-from fvlm.flops import Trained
+from fvlm.flops import Trained, parameters
 from fvlm.model import attention
 from fvlm.model.build import build_model
 from fvlm.model.losses import CHUNK
@@ -36,12 +38,28 @@ NARROW_135M = {  # DINOv2-small and SmolLM2-135M with fewer layers and words
     "language": {"width": 576, "ffn": 1536, "layers": 3, "heads": 9, "kv_heads": 3, "vocabulary": 2048},
     "query_dim": 384,
 }
+
+
+def pair(chosen: Batch, rejected: Batch) -> Batch:
+    """Two answers about the same frames, which are there once."""
+    both = joined([chosen, rejected])
+    return replace(both, frames=chosen.frames, frame_index=chosen.frame_index.repeat(2))
+
+
 SIZES = {"small": SMALL, "135M": NARROW_135M}
 ALONE = [sample(6, 40, i, image=112) for i in range(4)]  # equal lengths: every sample has a row of its own
 PACKED = [
     *(sample(frames, text, i, image=112) for i, (frames, text) in enumerate([(8, 120), (3, 30), (5, 60), (0, 45)])),
     sample(4, 20, 9, static=True, image=112),
 ]
+ASKED = [  # some ask first, at length
+    *(sample(frames, text, i, image=112, question=question) for i, (frames, text, question) in
+      enumerate([(8, 120, 90), (3, 30, 10), (5, 60, 0), (0, 45, 0), (6, 100, 70)])),
+]  # fmt: skip
+PAIR = pair(sample(6, 60, 1, image=112), sample(6, 40, 2, image=112))
+STILL = pair(
+    sample(4, 50, 3, static=True, image=112, question=20), sample(4, 70, 4, static=True, image=112, question=20)
+)
 CASES = {
     "baseline": {},
     "packed rows and a still image": {"batch": PACKED},
@@ -54,6 +72,14 @@ CASES = {
     "connector alone": {"freeze": ("llm", "dino")},
     "frozen language model": {"freeze": ("llm",), "batch": PACKED},
     "frozen encoder": {"freeze": ("dino",)},
+    "question first": {"batch": ASKED},
+    "looking three times, question first, frozen encoder": {"fine_passes": 3, "batch": ASKED, "freeze": ("dino",)},
+    "looking twice, both passes scored": {"fine_passes": 2, "lambda_coarse": 0.5},
+    "looking twice, shallow query": {"fine_passes": 2, "deep_query": False, "batch": PACKED},
+    "blind": {"architecture": "blind"},
+    "blind, packed": {"architecture": "blind", "batch": PACKED},
+    "pair of answers": {"batch": [PAIR]},
+    "two pairs of answers about still images, question first": {"batch": [STILL, STILL]},
 }
 
 
@@ -94,11 +120,14 @@ def load_of(model, batch) -> memory.Load:
         query_cells=len(batch.frames) * plan.visits.most,
         visual_cells=plan.visual_rows.count * plan.visual_rows.width,
         cells=rows.count * rows.width,
+        visual_width=0 if plan.visual_rows.mask is None else plan.visual_rows.width,
         width=0 if rows.mask is None else rows.width,
     )
 
 
-SIZED = [("small", case) for case in CASES] + [("135M", case) for case in list(CASES)[:2] + list(CASES)[-5:]]
+LARGER = ["baseline", "packed rows and a still image", "pooled", "connector alone", "frozen language model",
+          "frozen encoder", "question first", "pair of answers"]  # fmt: skip
+SIZED = [("small", case) for case in CASES] + [("135M", case) for case in LARGER]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -118,26 +147,29 @@ def test_the_prediction_is_what_a_forward_pass_keeps(size, case, precision, fuse
 
 
 def paper(**changes):
+    """The study of the paper, with the optional stage."""
+    changes = {"only": {"stages": ["stage1", "stage2", "stage3", "dpo"]}, **changes}
     return load_study(merged(read_yaml(CONFIG / "paper.yaml"), changes), CONFIG)
 
 
 @pytest.mark.parametrize(("frames", "tokens"), [(128, 4096), (64, 512), (16, 100), (4096, 65536)])
-@pytest.mark.parametrize("name", ["baseline", "B1"])
+@pytest.mark.parametrize("name", ["baseline", "B0", "B1", "Q1", "dpo"])
 def test_no_micro_batch_is_larger_than_the_largest_load(name, frames, tokens):
     run = paper(baseline={"operation.micro_frames": frames, "operation.micro_tokens": tokens}).runs[name]
     most, visual = memory.largest_load(run), run.model.visual_tokens
-    draw = np.random.default_rng(0)
+    draw, halves = np.random.default_rng(0), 2 if name == "dpo" else 1
     for worst in (1, 200, 512):  # texts of any length, hardly any that share a row, all cut
         for _ in range(40):
-            positions = draw.integers(0, 65, run.optim.batch_size)
-            text = draw.integers(worst, 513, run.optim.batch_size)
-            for group in micro_batches(positions, text, frames, tokens):
-                shown, said = positions[group], text[group]
+            positions = np.repeat(draw.integers(0, 65, (run.optim.batch_size, 1)), halves, 1)
+            text = draw.integers(worst, 513, positions.shape)
+            asked = draw.integers(0, text + 1) * (positions > 0) * (run.data.question_first > 0)
+            for group in micro_batches(positions.sum(1), text.sum(1), frames, tokens):
+                shown, said, before = (counts[group].ravel() for counts in (positions, text, asked))
                 _, _, rows, width = first_fit(shown * visual + said)
-                _, _, visual_rows, visual_width = first_fit(shown * visual)
+                _, _, visual_rows, visual_width = first_fit(shown * visual + before)
                 assert shown.sum() <= most.positions and said.sum() <= most.text_tokens
                 assert rows * width <= most.cells and width <= most.width
-                assert visual_rows * visual_width <= most.visual_cells
+                assert visual_rows * visual_width <= most.visual_cells and visual_width <= most.visual_width
 
 
 def test_the_numbers_are_those_of_the_code():
@@ -153,6 +185,15 @@ def test_the_numbers_are_those_of_the_code():
     assert sum(tensor.numel() * tensor.element_size() for tensor in tensors) == memory.STATE * count
 
 
+def test_a_moving_average_keeps_every_trained_weight_once_more():
+    def needed(name: str, ema: float | None) -> int:
+        return memory.predicted_bytes(paper(baseline={"optim.ema": ema}).runs[name])
+
+    run = paper().runs["baseline"]
+    assert needed("baseline", 0.999) - needed("baseline", None) == 4 * parameters(run.model)["total"]
+    assert needed("F1", 0.999) - needed("F1", None) == 4 * parameters(run.model)["connector"]
+
+
 def test_less_work_at_a_time_needs_less_memory_and_freezing_as_well():
     def needed(name="baseline", **changes):
         return memory.predicted_bytes(paper(baseline=changes).runs[name])
@@ -161,6 +202,7 @@ def test_less_work_at_a_time_needs_less_memory_and_freezing_as_well():
     assert needed(**{"operation.micro_frames": 64}) < full < needed(**{"operation.micro_frames": 256})
     assert needed(**{"operation.micro_tokens": 1024}) < full < needed(**{"operation.micro_tokens": 8192})
     assert needed("F1") < needed("F2") < full < needed(**{"train.precision": "float32"})
+    assert needed("B0") < needed("A6") < full < needed("A9") and full < needed("Q1")
     assert needed("135M-C1-F") < needed("360M-C1-F") < needed("1.7B-C1-F")
 
 

@@ -1,14 +1,28 @@
 """Building, loading and freezing."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import Dinov2Model, LlamaForCausalLM
 
 from fvlm import schema
+from fvlm.config import read_yaml
 from fvlm.errors import UserError
 from fvlm.model.build import build_model, encoder_config, language_config
-from tests.model_cases import configuration, joined, mixed, sample, tiny
+from tests.model_cases import (
+    configuration,
+    joined,
+    mixed,
+    pixels_of,
+    sample,
+    states_by_mask,
+    tiny,
+    visual_tokens,
+)
+
+CONFIG = Path(__file__).resolve().parents[1] / "config"
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +52,31 @@ def test_loaded_weights_give_the_outputs_of_their_models(checkpoints):
         assert found.state_dict().keys() == wanted.keys()
         assert all(torch.equal(value, wanted[key]) for key, value in found.state_dict().items())
         assert all(value.dtype == torch.float32 for value in found.parameters())
-    tokens = torch.arange(9)
-    plan = model.plan(sample(0, 9, seed=1))
-    hidden = model.hidden(model.llm.embed(tokens[:0]), model.llm.embed(tokens), plan)
-    torch.testing.assert_close(model.llm.logits(hidden), llama(tokens[None]).logits[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_the_whole_model_with_loaded_weights_is_made_of_its_two_models(checkpoints, deep):
+    model = build_model(with_weights(checkpoints).model_copy(update={"deep_query": deep}), 0).double()
+    dino = Dinov2Model.from_pretrained(checkpoints / "dino").double()
+    llama = LlamaForCausalLM.from_pretrained(checkpoints / "llm").double()
+    batch = sample(3, 9, seed=1, question=4)
+    plan, text = model.plan(batch), model.llm.embed(batch.token_ids)
+    pixels = pixels_of(batch.frames)
+    if not deep:
+        torch.testing.assert_close(model.encode(batch.frames).features, dino(pixels).last_hidden_state)
+    query = model.connector.query_input_proj(model.connector.q_static).expand(3, -1)
+    seen = states_by_mask(dino, batch.frames, query)[:, -1] if deep else one_attention(query, dino(pixels))
+    visual = model.connector.project(seen)
+    torch.testing.assert_close(visual_tokens(model, batch, "coarse_only"), visual, rtol=1e-5, atol=1e-6)
+    logits = llama(inputs_embeds=torch.cat([text[:4], visual, text[4:]])[None]).logits[0]
+    found = model.llm.logits(model.hidden(visual, text, plan))
+    torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-5)
+
+
+def one_attention(query, output) -> torch.Tensor:
+    features = output.last_hidden_state
+    scores = torch.einsum("ud,und->un", query, features) / features.shape[2] ** 0.5
+    return torch.einsum("un,und->ud", scores.softmax(-1), features)
 
 
 def test_checkpoints_with_the_older_names_load(checkpoints, tmp_path):
@@ -88,6 +123,32 @@ def test_every_tensor_must_match(checkpoints, tmp_path, change, problem):
         build_model(with_weights(checkpoints, encoder={"weights": str(tmp_path)}), 0)
 
 
+PUBLISHED = {  # parameters
+    ("dinov2-small", "SmolLM2-135M"): (22_056_576, 134_515_008),
+    ("dinov2-base", "SmolLM2-360M"): (86_580_480, 361_821_120),
+    ("dinov2-small", "SmolLM2-1.7B"): (22_056_576, 1_711_376_384),
+}
+
+
+@pytest.mark.parametrize("encoder, language", PUBLISHED)
+def test_the_sizes_of_the_configuration_are_those_of_the_published_models(encoder, language):
+    """Without the weights, which then must have exactly these shapes to be loaded."""
+    sizes = read_yaml(CONFIG / "models.yaml")
+    chosen = {
+        "encoder": {"image": 224, **sizes["encoders"][encoder], "name": encoder, "weights": None},
+        "language": {**sizes["languages"][language], "name": language, "weights": None},
+    }
+    model = configuration(**chosen)
+    with torch.device("meta"):
+        groups = build_model(model, 0).parameter_groups()
+    counts = tuple(sum(value.numel() for value in groups[group].values()) for group in ("dino", "llm"))
+    assert counts == PUBLISHED[encoder, language]
+    # the number of heads changes no count: all of them are 64 wide
+    assert model.encoder.width == 64 * model.encoder.heads and model.language.width == 64 * model.language.heads
+    assert (model.encoder.patches, model.language.rms_norm_eps, model.language.max_positions) == (256, 1e-5, 8192)
+    assert model.language.rope_theta == (130_000 if language == "SmolLM2-1.7B" else 100_000)
+
+
 def test_building_depends_on_the_seed_alone():
     before = torch.get_rng_state()
     first, again, other = (build_model(configuration(), seed).state_dict() for seed in (0, 0, 1))
@@ -106,7 +167,9 @@ def test_queries_start_at_the_declared_size():
 CHANGES = [
     {"architecture": "multi_token"},
     {"deep_query": False},
+    {"architecture": "blind"},
     {"fine_pass": False},
+    {"fine_passes": 2},
     {"query_dim": 17},
     {"query_init_std": 0.5},
     {"visual_scale": 0.2},
@@ -153,7 +216,7 @@ def test_every_field_of_the_configuration_is_in_that_test():
 )
 def test_tokens_per_frame_is_what_the_language_model_sees(architecture, tokens):
     model, batch = tiny(architecture, tokens_per_frame=tokens), sample(3, 8, seed=1)
-    assert len(model.visual_tokens(batch, model.plan(batch), "direct")[0]) == 3 * tokens
+    assert len(visual_tokens(model, batch, "direct")) == 3 * tokens
 
 
 @pytest.mark.parametrize("architecture, tokens", [("multi_token", 5), ("multi_token", 25), ("pixel_shuffle", 16)])

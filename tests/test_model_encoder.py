@@ -6,24 +6,8 @@ import pytest
 import torch
 
 from fvlm.model.build import build_model
-from fvlm.model.encoder import PIXEL_MEAN, PIXEL_STD, Visits
-from tests.model_cases import IMAGE, configuration, sample, tiny
-
-
-def pixels_of(frames: torch.Tensor) -> torch.Tensor:
-    """(U, 3, side, side) float64, normalised as DINOv2 expects."""
-    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (PIXEL_MEAN, PIXEL_STD))
-    return ((frames.double() / 255 - mean) / std).permute(0, 3, 1, 2)
-
-
-def read_by_mask(dino, frames: torch.Tensor, query_UD: torch.Tensor) -> torch.Tensor:
-    """DINOv2 over the patches and one more token that no patch sees and that does not see itself."""
-    tokens = torch.cat([dino.embeddings(pixels_of(frames)), query_UD[:, None]], dim=1)
-    length = tokens.shape[1]
-    mask = torch.ones(length, length, dtype=torch.bool)
-    mask[:, -1] = False
-    hidden = dino.encoder(tokens, attention_mask=mask[None, None]).last_hidden_state
-    return dino.layernorm(hidden)[:, -1]
+from fvlm.model.encoder import Visits
+from tests.model_cases import IMAGE, configuration, pixels_of, sample, states_by_mask, tiny
 
 
 @pytest.mark.parametrize("encoder", [{}, {"position_side": 7}, {"patch": 16}])
@@ -42,7 +26,10 @@ def test_deep_reading_is_one_more_token(encoder):
     query = torch.randn(3, 32, dtype=torch.float64)
     states = model.dino.encode(frames, keys=True, features=False)
     found, _ = model.dino.read(query, states, Visits(None, 1))
-    torch.testing.assert_close(found, read_by_mask(model.dino.dino, frames, query))
+    by_mask = states_by_mask(model.dino.dino, frames, query)
+    torch.testing.assert_close(found, by_mask[:, -1])
+    alone = model.dino.dino(pixels_of(frames)).last_hidden_state
+    torch.testing.assert_close(by_mask[:, :-1], alone)  # no patch has seen it
 
 
 @pytest.mark.parametrize("deep", [True, False])

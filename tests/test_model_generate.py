@@ -4,24 +4,23 @@ import pytest
 import torch
 
 from fvlm.model.generate import generate
-from tests.model_cases import EVERY, joined, sample, tiny
+from tests.model_cases import ALL, joined, language_states, sample, tiny, visual_tokens
 
 
 def by_whole_passes(model, batch, count: int, mode: str) -> list[int]:
-    visual = model.visual_tokens(batch, model.plan(batch), mode)[0]
-    tokens = torch.cat([visual, model.llm.embed(batch.token_ids)])
+    text, question = model.llm.embed(batch.token_ids), int(batch.question_counts)
+    tokens = torch.cat([text[:question], visual_tokens(model, batch, mode), text[question:]])
     found = []
     for _ in range(count):
-        hidden = model.llm.llama(inputs_embeds=tokens[None], use_cache=False).last_hidden_state[0, -1]
-        found.append(int(model.llm.logits(hidden).argmax()))
+        found.append(int(model.llm.logits(language_states(model, tokens)[-1]).argmax()))
         tokens = torch.cat([tokens, model.llm.embed(torch.tensor(found[-1:]))])
     return found
 
 
-@pytest.mark.parametrize("architecture, mode", EVERY)
-@pytest.mark.parametrize("frames, text", [(3, 6), (0, 6), (1, 1), (0, 1)])
-def test_generation_equals_whole_passes(architecture, mode, frames, text):
-    model, batch = tiny(architecture), sample(frames, text, seed=9)
+@pytest.mark.parametrize("architecture, mode", ALL)
+@pytest.mark.parametrize("frames, text, question", [(3, 6, 0), (0, 6, 0), (1, 1, 0), (0, 1, 0), (3, 6, 4), (2, 3, 3)])
+def test_generation_equals_whole_passes(architecture, mode, frames, text, question):
+    model, batch = tiny(architecture), sample(frames, text, seed=9, question=question)
     expected = by_whole_passes(model, batch, 7, mode)
     assert generate(model, batch, None, 7, mode) == expected
     end = expected[3]

@@ -10,96 +10,73 @@ from torch.nn import functional as F
 from fvlm.errors import UserError
 from fvlm.model.build import build_model
 from fvlm.model.packing import pack
-from tests.model_cases import EVERY, SEEING, VOCABULARY, configuration, joined, mixed, sample, tiny
-from tests.test_model_encoder import read_by_mask
+from tests.model_cases import (
+    ALL,
+    EVERY,
+    SEEING,
+    VOCABULARY,
+    both_orders,
+    configuration,
+    joined,
+    language_states,
+    mixed,
+    sample,
+    sequence_by_hand,
+    tiny,
+    visual_tokens,
+)
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 
 
-def language_states(model, tokens: torch.Tensor) -> torch.Tensor:
-    """Hidden states of one sequence (M, E) by transformers' own forward pass."""
-    return model.llm.llama(inputs_embeds=tokens[None], use_cache=False).last_hidden_state[0]
+BY_HAND = [(mode, 1) for _, mode in SEEING] + [("coarse_fine", 2), ("coarse_fine", 3)]
 
 
-def visual_tokens_by_hand(model, frames: torch.Tensor, mode: str) -> torch.Tensor:
-    """Frame by frame, with whole sequences computed anew for every query."""
-    connector, dino = model.connector, model.dino.dino
-
-    def read(query, frame):
-        return connector.project(read_by_mask(dino, frame[None], connector.query_input_proj(query)[None]))
-
-    coarse = torch.cat([read(connector.q_static, frame) for frame in frames])
-    if mode == "coarse_only":
-        return coarse
-    tokens = []
-    for time, frame in enumerate(frames):
-        seen = coarse[:time] if mode == "coarse_fine" else torch.cat(tokens) if tokens else None
-        query = connector.llm_to_query(language_states(model, seen)[-1]) if time else connector.q_init
-        tokens.append(read(query, frame))
-    return torch.cat(tokens)
-
-
-@pytest.mark.parametrize("mode", [mode for _, mode in SEEING])
-def test_loss_equals_the_one_by_hand(mode):
-    model, batch = tiny(), sample(5, 8, seed=3)
-    visual = visual_tokens_by_hand(model, batch.frames, mode)
-    tokens = torch.cat([visual, model.llm.embed(batch.token_ids)])
-    logits = model.llm.logits(language_states(model, tokens))[4:-1]
-    values = F.cross_entropy(logits, batch.token_ids, reduction="none")
+@pytest.mark.parametrize("question", [0, 1, 3, 8])
+@pytest.mark.parametrize("mode, passes", BY_HAND)
+def test_loss_equals_the_one_by_hand(mode, passes, question):
+    model, batch = tiny(fine_passes=passes), sample(5, 8, seed=3, question=question)
+    logits = model.llm.logits(language_states(model, sequence_by_hand(model, batch, mode)))
+    place = torch.arange(8) + 5 * (torch.arange(8) >= question)
+    scored = batch.loss_mask & (place > 0)
+    values = F.cross_entropy(logits[place[scored] - 1], batch.token_ids[scored], reduction="sum")
     output = model(batch, mode)
-    torch.testing.assert_close(output.loss_sum_B[0], values[batch.loss_mask].sum(), **CLOSE)
-    assert output.count_B.tolist() == [int(batch.loss_mask.sum())]
+    torch.testing.assert_close(output.loss_sum_B[0], values, **CLOSE)
+    assert output.count_B.tolist() == [int(scored.sum())]
 
 
 @pytest.mark.parametrize("deep", [True, False])
-@pytest.mark.parametrize("architecture, mode", EVERY)
+@pytest.mark.parametrize("architecture, mode", ALL)
 def test_loss_of_a_sample_is_the_same_in_any_batch(architecture, mode, deep):
-    model, samples = tiny(architecture, deep_query=deep), mixed()
+    model, samples = tiny(architecture, deep_query=deep), both_orders()
     with torch.no_grad():
         alone = torch.cat([model(part, mode).loss_sum_B for part in samples])
         together = model(joined(samples), mode)
-        order = [4, 2, 6, 0, 1, 5, 3]
+        order = [4, 9, 2, 6, 11, 0, 8, 1, 10, 5, 3, 7]
+        assert sorted(order) == list(range(len(samples)))
         shuffled = model(joined([samples[i] for i in order]), mode)
     torch.testing.assert_close(together.loss_sum_B, alone, **CLOSE)
     torch.testing.assert_close(shuffled.loss_sum_B, alone[order], **CLOSE)
     assert together.count_B[order].tolist() == shuffled.count_B.tolist()
 
 
+@pytest.mark.parametrize("question", [0, 4])
 @pytest.mark.parametrize("architecture, mode", EVERY)
-def test_a_later_frame_changes_no_earlier_token(architecture, mode):
-    model, batch = tiny(architecture), sample(5, 8, seed=3)
+def test_a_later_frame_changes_no_earlier_token(architecture, mode, question):
+    model, batch = tiny(architecture, fine_passes=2), sample(5, 8, seed=3, question=question)
     frames = batch.frames.clone()
     frames[3] = 255 - frames[3]
     changed = replace(batch, frames=frames)
     with torch.no_grad():
-        before, after = (model.visual_tokens(b, model.plan(b), mode)[0].unflatten(0, (5, -1)) for b in (batch, changed))
+        before, after = (visual_tokens(model, b, mode).unflatten(0, (5, -1)) for b in (batch, changed))
     assert torch.equal(before[:3], after[:3])
     assert not torch.allclose(before[3], after[3])
     assert torch.allclose(before[4], after[4]) == (mode in ("coarse_only", "direct"))
 
 
-def test_coarse_pass_needs_no_text():
-    model, batch = tiny(), joined(mixed())
-    plan = model.plan(batch)
-    coarse = model.visual_tokens(batch, plan, "coarse_only")[0]
-    alone = model.llm.run_packed(coarse, plan.visual_rows)[plan.visual_rows.cells]
-    behind = model.hidden(coarse, model.llm.embed(batch.token_ids), plan)[plan.rows.cells[: len(coarse)]]
-    torch.testing.assert_close(alone, behind)
-
-
-def test_autoregressive_and_fine_agree_on_first_frames():
-    model, batch = tiny(), joined(mixed())
-    plan = model.plan(batch)
-    fine, turn = (model.visual_tokens(batch, plan, mode)[0] for mode in ("coarse_fine", "autoregressive"))
-    torch.testing.assert_close(fine[plan.first_P], turn[plan.first_P])
-    assert not torch.allclose(fine[~plan.first_P], turn[~plan.first_P])
-    one = sample(1, 9, seed=8)
-    torch.testing.assert_close(model(one, "coarse_fine").loss_sum_B, model(one, "autoregressive").loss_sum_B, **CLOSE)
-
-
 @pytest.mark.parametrize("deep", [True, False])
 def test_autoregressive_attention_comes_in_the_order_of_the_batch(deep):
-    model, samples = tiny(deep_query=deep), mixed()
+    model, samples = tiny(deep_query=deep), both_orders()
     with torch.no_grad():
         together = model(joined(samples), "autoregressive", with_attention=True).fine
         alone = [model(part, "autoregressive", with_attention=True).fine for part in samples if part.frame_counts.sum()]
@@ -118,7 +95,7 @@ def test_a_repeated_frame_equals_copies_of_it(architecture, mode):
 
 @pytest.mark.parametrize("architecture, mode", EVERY)
 def test_blind_loss_is_that_of_the_text(architecture, mode):
-    model, batch = tiny(architecture), joined(mixed())
+    model, batch = tiny(architecture), joined(both_orders())
     blind = batch.without_frames()
     output = model(blind, mode)
     tokens = model.llm.embed(batch.token_ids[:9])
@@ -174,12 +151,12 @@ def test_coarse_loss_is_that_of_the_coarse_mode():
     torch.testing.assert_close(both.objective_B, asked.loss_sum_B + 0.3 * asked.coarse_sum_B)
 
 
-@pytest.mark.parametrize("architecture", ["foveated", "multi_token"])
-def test_bfloat16_and_float32_agree(architecture):
-    model, batch = build_model(configuration(architecture), 0), joined(mixed())
-    exact = model(batch)
+@pytest.mark.parametrize("architecture, mode", ALL)
+def test_bfloat16_and_float32_agree(architecture, mode):
+    model, batch = build_model(configuration(architecture, fine_passes=2), 0), joined(both_orders())
+    exact = model(batch, mode)
     with torch.autocast("cpu", torch.bfloat16):
-        rough = model(batch)
+        rough = model(batch, mode)
     assert rough.loss_sum_B.dtype == exact.loss_sum_B.dtype == torch.float32
     torch.testing.assert_close(rough.loss_sum_B, exact.loss_sum_B, rtol=0.02, atol=0.05)
     rough.objective_B.sum().backward()
@@ -195,9 +172,10 @@ def test_many_scored_tokens_are_taken_in_chunks(monkeypatch):
 
 def test_rows_hold_every_token_once():
     visual, text = np.array([0, 3, 8, 0, 2]), np.array([4, 1, 0, 0, 2])
-    rows = pack(visual, text, torch.device("cpu"))
-    assert (rows.count, rows.width) == (3, 8)
-    assert len(set(rows.cells.tolist())) == 20
+    for question in (np.zeros_like(text), np.array([0, 1, 0, 0, 1])):
+        rows = pack(visual, text, question, torch.device("cpu"))
+        assert (rows.count, rows.width) == (3, 8)
+        assert len(set(rows.cells.tolist())) == 20
 
 
 def test_a_sample_longer_than_the_positions_is_refused():

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fvlm.data.batches import balanced
 from fvlm.data.index import Index
-from fvlm.data.order import cut_to_flops, cut_to_samples, draw_order, interleave, split_held_out
+from fvlm.data.order import cut_to_flops, cut_to_samples, draw_order, in_file_order, interleave, split_held_out
 from fvlm.errors import UserError
 
 
@@ -16,11 +17,14 @@ def index(kind: str, count: int, seed: int = 0, source: str | None = None) -> In
         "video": rng.integers(1, 65, count),
         "image": np.ones(count, int),
         "text": np.zeros(count, int),
+        "preference": np.ones(count, int),
     }[kind]
     columns = {
         "shards": np.array(["a.tar"]), "shard": np.zeros(count, np.int32),
         "offset": np.arange(count), "length": np.ones(count, int),
         "frames": frames, "text_tokens": rng.integers(5, 400, count), "answer_tokens": np.full(count, 3),
+        "question_tokens": np.full(count, 4),
+        "rejected_tokens": rng.integers(5, 400, count) if kind == "preference" else np.zeros(count, int),
         "group": rng.integers(0, 2**62, count), "keys": np.array([f"{kind}-{i}" for i in range(count)]),
         "kind": kind, "source": source or kind, "rejected": 0,
     }  # fmt: skip
@@ -39,8 +43,8 @@ ROWS = [np.arange(len(one)) for one in INDICES]
 SHARE = {"video": 0.60, "image": 0.26, "text": 0.14}
 
 
-def order(seed=42, share=SHARE, static_frames=8, weights=None, epoch=0):
-    return draw_order(INDICES, ROWS, share, weights or {}, static_frames, 512, seed, epoch)
+def order(seed=42, share=SHARE, static_frames=8, weights=None, epoch=0, **changes):
+    return draw_order(INDICES, ROWS, share, weights or {}, static_frames, 512, seed, epoch, **changes)
 
 
 def kinds_of(drawn):
@@ -133,6 +137,74 @@ def test_a_budget_is_spent_and_not_exceeded():
     assert spent <= 20_000 < spent + cost[len(cut)]
     with pytest.raises(UserError, match="raise the budget"):
         cut_to_flops(drawn, cost, cost[0] / 2, "r")
+
+
+def placed(drawn) -> dict:
+    """Sample -> whether its question stands first."""
+    return dict(zip(names(drawn), drawn.question_first.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_so_many_questions_stand_first_and_the_order_is_the_same(share):
+    drawn = order(question_first=share)
+    assert names(drawn) == names(order())
+    seen = kinds_of(drawn) != "text"
+    assert not drawn.question_first[~seen].any() and (~seen).any()
+    assert abs(drawn.question_first[seen].mean() - share) < 3.5 * (share * (1 - share) / seen.sum()) ** 0.5 + 1e-9
+    held_out = in_file_order(INDICES, ROWS, 8, 512, question_first=share)
+    seen = held_out.positions > 0
+    assert not held_out.question_first[~seen].any()
+    assert abs(held_out.question_first[seen].mean() - share) < 3.5 * (share * (1 - share) / seen.sum()) ** 0.5 + 1e-9
+    assert placed(held_out) == placed(in_file_order(INDICES, ROWS, 8, 512, question_first=share))
+
+
+def test_where_a_question_stands_depends_on_sample_seed_and_epoch_alone():
+    whole = placed(order(question_first=0.5))
+    mixed = order(share={"video": 0.3, "image": 0.7}, weights={"long": 1, "short": 1}, question_first=0.5)
+    common = placed(mixed).keys() & whole.keys()
+    assert len(common) > 100 and all(placed(mixed)[name] == whole[name] for name in common)
+    for other in (order(seed=43, question_first=0.5), order(epoch=1, question_first=0.5)):
+        common = placed(other).keys() & whole.keys()
+        assert 0.2 < np.mean([placed(other)[name] != whole[name] for name in common]) < 0.6
+    fewer = [rows[: len(rows) // 2] for rows in ROWS]  # as if the others were held out
+    drawn = draw_order(INDICES, fewer, SHARE, {}, 8, 512, 42, question_first=0.5)
+    common = placed(drawn).keys() & whole.keys()
+    assert len(common) > 100 and all(placed(drawn)[name] == whole[name] for name in common)
+
+
+def test_balancing_and_cutting_take_the_question_along():
+    drawn = order(question_first=0.5)
+    moved = drawn.at(balanced(drawn, drawn.positions * 10.0 + drawn.text_tokens, 16))
+    assert names(moved) != names(drawn) and placed(moved) == placed(drawn)
+    assert placed(drawn.first(50)).items() <= placed(drawn).items()
+
+
+def test_a_model_that_sees_nothing_has_no_positions():
+    drawn = order(question_first=0.5, frames_seen=False)
+    assert names(drawn) == names(order()) and (drawn.text_tokens == order().text_tokens).all()
+    assert not drawn.positions.any() and not drawn.question_first.any()
+    assert not in_file_order(INDICES, ROWS, 8, 512, question_first=1.0, frames_seen=False).positions.any()
+
+
+def test_a_pair_counts_both_halves():
+    pairs = index("preference", 50)
+    drawn = draw_order([pairs], [np.arange(50)], {"preference": 1.0}, {}, 8, 200, 0, pairs=True)
+    chosen, rejected = (np.minimum(column[drawn.row], 200) for column in (pairs.text_tokens, pairs.rejected_tokens))
+    assert (drawn.positions == 16).all()
+    assert (drawn.text_tokens == chosen + rejected).all() and (drawn.rejected_tokens == rejected).all()
+    positions, tokens = drawn.sequences()
+    assert (positions == 8).all() and tokens.tolist() == [*chosen, *rejected]
+    alone = draw_order([pairs], [np.arange(50)], {"preference": 1.0}, {}, 8, 200, 0)
+    assert names(alone) == names(drawn) and (alone.positions == 8).all() and (alone.text_tokens == chosen).all()
+    assert [column.tolist() for column in alone.sequences()] == [alone.positions.tolist(), alone.text_tokens.tolist()]
+
+
+def test_a_pair_without_its_rejected_answer_is_named():
+    pairs = index("preference", 50, source="feedback")
+    pairs.rejected_tokens[7] = 0
+    with pytest.raises(UserError, match="'feedback': 1 of its samples, first 'preference-7', have no rejected answer"):
+        in_file_order([pairs], [np.arange(50)], 8, 512, pairs=True)
+    assert len(in_file_order([pairs], [np.r_[0:7, 8:50]], 8, 512, pairs=True)) == 49
 
 
 @given(seed=st.integers(0, 2**31), clips=st.integers(1, 6), share=st.floats(0.02, 0.5))

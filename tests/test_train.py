@@ -5,113 +5,19 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.torch import save_model
 
-from fvlm.config import load_study, merged, read_yaml
-from fvlm.data.corpus import main as make_corpus
-from fvlm.data.index import load_index, write_index
+from fvlm.data.index import load_index
 from fvlm.data.loader import Steps, load_steps, open_held_out, open_training
-from fvlm.data.readers import read_rows
-from fvlm.data.shards import make_shard
-from fvlm.data.text import texts_of, train_tokenizer
 from fvlm.errors import UserError
 from fvlm.evaluate.losses import batches_by_source, held_out_samples
 from fvlm.model.build import build_model
-from fvlm.schema import Optim, Study
-from fvlm.train.command import planned_order, sample_flops, train
+from fvlm.schema import Optim
+from fvlm.train.command import lengths_of, planned_order, sample_flops, train
 from fvlm.train.optim import make_optimizer, rates_at
+from fvlm.train.progress import Progress, Spent
 from fvlm.train.state import MetricsLog, load_checkpoint, save_checkpoint, write_csv
-from tests.conftest import ROOT, parse
-
-SAMPLES = {
-    "grid": 24,
-    "pictures": 24,
-    "chat": 16,
-    "grid_held_out": 6,
-    "pictures_held_out": 6,
-    "chat_held_out": 6,
-}
-CHANGES = {
-    "stages": {"stage1": {"data.sources": ["grid", "pictures", "chat"], "train.samples": 24}},
-    "baseline": {
-        "data.sources": ["grid", "pictures", "chat"],
-        "train.samples": 16,
-        "operation.checkpoint_steps": 2,
-    },
-    "only": {"stages": ["stage1"], "ablations": ["baseline", "F1"]},
-    "sources": {name: {"samples": count} for name, count in SAMPLES.items()},
-    "prepare": [],
-}
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """Results folder with corpus, tokenizer, shards and indices of three small sources."""
-    results = tmp_path_factory.mktemp("results")
-    study = study_in(results)
-    for name in SAMPLES:
-        source = study.sources[name]
-        arguments = [
-            source.demo_family or name,
-            "--out",
-            str(results / "corpus" / name),
-            "--samples",
-            str(source.samples),
-        ]
-        make_corpus(parse("fvlm.data.corpus", [*arguments, "--seed", str(source.demo_seed)]))
-    rows = {name: read_rows(results / "corpus" / name, "samples.jsonl") for name in SAMPLES}
-    train_tokenizer(
-        [text for table in rows.values() for row in table for text in texts_of(row, "")],
-        512,
-        results / "tokenizer",
-    )
-    for name, table in rows.items():
-        tar = results / "shards" / name / "00000.tar"
-        source = study.sources[name]
-        make_shard(
-            table,
-            results / "corpus" / name,
-            name,
-            source.kind,
-            source.prompt,
-            tar,
-            tar.with_suffix(".jsonl"),
-        )
-        write_index(
-            [tar],
-            results / "index" / f"{name}.npz",
-            name,
-            source.kind,
-            results / "tokenizer",
-            source.prompt,
-            results,
-        )
-    return results
-
-
-def study_in(results, **changes) -> Study:
-    content = merged(read_yaml(ROOT / "config/smoke.yaml"), merged(CHANGES, {"results": str(results), **changes}))
-    return load_study(content, ROOT / "config")
-
-
-def trained(prepared, tmp_path, name="baseline", **changes):
-    """Train one run into a folder of its own; returns (metrics rows without speed, final weights, summary)."""
-    study = study_in(prepared, **changes)
-    folder = tmp_path / name
-    (folder / "state").mkdir(parents=True, exist_ok=True)
-    train(study.runs[name], study, folder)
-    rows = [json.loads(line) for line in (folder / "state/metrics.jsonl").read_text().splitlines()]
-    for row in rows:
-        row.pop("samples_per_s"), row.pop("memory_gb")
-    return (
-        rows,
-        load_file(folder / "model/final.safetensors"),
-        json.loads((folder / "summary.json").read_text()),
-    )
-
-
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+from tests.train_cases import records, same, study_in, trained
 
 
 def test_same_seed_same_run_other_seed_other_run(prepared, tmp_path):
@@ -135,46 +41,6 @@ def test_accumulation_changes_nothing(prepared, tmp_path):
     assert [r["train_loss"] for r in whole[0]] == pytest.approx([r["train_loss"] for r in split[0]], rel=2e-4)
 
 
-def test_interrupted_between_any_two_checkpoints(prepared, tmp_path):
-    """Stop after the second checkpoint, later metrics already logged, and go on: nothing differs, nothing is twice."""
-    whole = trained(prepared, tmp_path / "whole")
-    state = tmp_path / "cut" / "baseline" / "state"
-    trained(prepared, tmp_path / "cut")
-    study = study_in(prepared)
-    _rewind(study, prepared, state)
-    again = trained(prepared, tmp_path / "cut")
-    assert again[0] == whole[0] and same(again[1], whole[1])
-
-
-def _rewind(study, prepared, state) -> None:
-    """Leave the state as a kill at step 3 would: the checkpoint of step 2, metrics up to step 3 and a torn line."""
-    from fvlm.train import loop
-
-    run = study.runs["baseline"]
-    for path in state.glob("step_*.pt"):
-        path.unlink()
-
-    class Killed(BaseException):
-        pass
-
-    def killing(self, batches, context):
-        if self.step == 3:
-            raise Killed
-        return update(self, batches, context)
-
-    update = loop.Trainer._update
-    loop.Trainer._update = killing
-    try:
-        train(run, study, state.parent)
-    except Killed:
-        pass
-    finally:
-        loop.Trainer._update = update
-    with open(state / "metrics.jsonl", "a") as file:
-        file.write('{"step": 4, "sam')
-    assert sorted(path.name for path in state.glob("step_*.pt"))[-1] == "step_00000002.pt"
-
-
 def test_a_truncated_checkpoint_is_passed_over(tmp_path, capsys):
     for step in (1, 2):
         save_checkpoint(tmp_path, step, {"identity": "x", "step": step, "model": {"w": torch.ones(100)}}, keep=2)
@@ -192,7 +58,7 @@ def test_best_weights_are_the_parents_start(prepared, tmp_path):
     (child / "state").mkdir(parents=True)
     train(study.runs["baseline"].model_copy(update={"name": "child", "parent": "baseline"}), study, child)
     first = json.loads((child / "state/validation.jsonl").read_text().splitlines()[0])
-    parent = json.loads((tmp_path / "baseline/summary.json").read_text())
+    parent = json.loads((tmp_path / "baseline/run_summary.json").read_text())
     assert first["step"] == 0 and first["val_loss"] == pytest.approx(parent["best"]["val_loss"], rel=1e-6)
 
 
@@ -243,15 +109,66 @@ def test_more_samples_than_there_are_is_refused(prepared, tmp_path):
         trained(prepared, tmp_path, baseline={"train.samples": 10_000})
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_samples(prepared, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("stage1", {}),
+        ("baseline", {"data.question_first": 0.5}),
+        ("baseline", {"model.architecture": "blind"}),
+        ("dpo", {"data.question_first": 0.5}),
+    ],
+)
+def test_flops_are_counted_from_what_the_model_will_be_given(prepared, name, settings):
+    study = study_in(prepared, **{"ablations" if name == "baseline" else "stages": {name: settings}})
+    run = study.runs[name]
+    corpus = open_training(run, study)
+    order, flops = planned_order(run, corpus)
+    steps = Steps(corpus, order, run, study, run.data.loss, 4)
+    positions, distinct, question, texts = lengths_of(run, corpus, order)
+    for i in range(len(order)):
+        batch = steps.batch([i])
+        assert len(batch.frames) == distinct[i]
+        assert batch.frame_counts.tolist() == [positions[i]] * len(texts)
+        assert batch.question_counts.tolist() == [question[i]] * len(texts)
+        assert batch.token_counts.tolist() == [text[i] for text, _ in texts]
+        masks = batch.loss_mask.split(batch.token_counts.tolist())
+        assert [int(mask.sum()) for mask in masks] == [scored[i] for _, scored in texts]
+    assert (flops > 0).all() and ("data.question_first" in settings) == bool(question.any())
+
+
+TOO_FAST = {"optim.lr": {"connector": 1e30, "dino": 1e30, "llm": 1e30}, "optim.warmup": 0.0}
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_is_logged(prepared, tmp_path):
+    """The step's samples are named, no line says nan, and the checkpoint before can be read."""
     with pytest.raises(
-        UserError, match=r"loss is nan .* samples grid-|loss is nan .* samples pictures-|loss is nan .* chat-"
+        UserError, match=r"the loss is nan at step 2, samples (grid|pictures|chat)-.*checkpoint is intact"
     ):
-        trained(
-            prepared,
-            tmp_path,
-            baseline={"optim.lr.connector": 1e30, "optim.lr.llm": 1e30, "optim.warmup": 0.0},
-        )
+        trained(prepared, tmp_path, baseline={**TOO_FAST, "train.evaluations": 1, "operation.checkpoint_steps": 100})
+    state = tmp_path / "baseline/state"
+    assert [row["step"] for row in records(state / "metrics.jsonl")] == [1]
+    assert torch.load(state / "step_00000000.pt", weights_only=True)["step"] == 0
+
+
+def test_a_gradient_that_is_not_finite_stops_as_well(prepared, tmp_path):
+    """Two layers that undo each other's scale: the loss is finite, the gradient of the first one overflows."""
+    run = study_in(prepared).runs["baseline"]
+    start = build_model(run.model, 42)
+    with torch.no_grad():
+        start.connector.output_proj.weight.mul_(1e-30)
+        start.connector.dino_to_llm.weight.mul_(1e30)
+    (tmp_path / "parent/model").mkdir(parents=True)
+    save_model(start, str(tmp_path / "parent/model/best.safetensors"))
+    child = run.model_copy(update={"name": "child", "parent": "parent"})
+    (tmp_path / "child/state").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"the gradient norm is (nan|inf) at step 1, samples"):
+        train(child, study_in(prepared), tmp_path / "child")
+
+
+def test_a_validation_that_is_not_finite_stops_before_it_is_logged(prepared, tmp_path):
+    with pytest.raises(UserError, match="the validation loss is nan after step 1"):
+        trained(prepared, tmp_path, baseline={**TOO_FAST, "train.evaluations": 4})
+    assert [row["step"] for row in records(tmp_path / "baseline/state/validation.jsonl")] == [0]
 
 
 def test_stage_one_scores_all_text_later_stages_answers(prepared):
@@ -349,10 +266,54 @@ def test_flops_of_samples_add_up_to_the_summary(prepared, tmp_path):
     assert 0 < summary["fill"]["rows"] <= 1 and summary["fill"]["spread"] < 0.1
 
 
+def test_a_model_that_sees_nothing_trains(prepared, tmp_path):
+    """Two of its parameter groups are empty."""
+    rows, _, summary = trained(prepared, tmp_path, ablations={"baseline": {"model.architecture": "blind"}})
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"] and rows[0]["grad_norm"] > 0
+    assert summary["params_dino"] == summary["params_connector"] == summary["frames"] == 0
+
+
+def test_where_nothing_is_held_out_the_training_loss_says_what_is_best(prepared, tmp_path):
+    share = {name: {"held_out": 1e-4} for name in ("grid", "pictures", "chat")}  # of so few samples: none
+    rows, _, summary = trained(prepared, tmp_path, sources=share, baseline={"train.evaluations": 4})
+    lowest = min(rows, key=lambda row: row["train_loss"])  # an evaluation point after every step
+    assert summary["best_by"] == "training loss" and summary["best"]["val_loss"] is None
+    assert summary["best"]["step"] == lowest["step"]
+    table = (tmp_path / "baseline/validation.csv").read_text().splitlines()
+    assert len(table) == 1 + 1 + 4 and table[0].startswith("step,samples,flops,val_loss,train_loss")
+
+
+def test_the_summary_says_what_it_was_and_what_it_cost(prepared, tmp_path):
+    _, _, summary = trained(prepared, tmp_path)
+    assert summary["best_by"] == "validation loss" and summary["config"]["name"] == "baseline"
+    assert set(summary["versions"]) >= {"python", "torch", "transformers", "numpy", "safetensors", "fvlm"}
+    assert set(summary["last_loss"]) == {"grid", "pictures", "chat"}
+    checkpoints = summary["checkpoints"]
+    newest = max((tmp_path / "baseline/state").glob("step_*.pt"))
+    assert checkpoints["count"] == 3 and checkpoints["bytes"] > newest.stat().st_size  # that of the end has no moments
+    assert 0 < checkpoints["seconds"] < summary["wall_s"] and 0 < checkpoints["share_of_time"] < 1
+    assert summary["train_s"] + summary["validation_s"] + checkpoints["seconds"] < summary["wall_s"]
+    assert summary["samples_per_s"] == pytest.approx(summary["samples"] / summary["train_s"], rel=1e-2)
+
+
+def test_the_time_left_counts_evaluations_and_checkpoints_and_this_process_alone(prepared):
+    run = study_in(prepared, baseline={"operation.checkpoint_steps": 20, "operation.checkpoint_minutes": None})
+    run = run.runs["baseline"]
+    spent = Spent(steps=1000.0, validations=30.0, validation_count=3, checkpoints=8.0, checkpoint_count=4)
+    progress = Progress(run, 50, 100, {50, 75, 100}, spent, None)
+    spent.steps += 20.0  # ten steps on this machine: 2 s each
+    assert progress.seconds_left(60) == pytest.approx(40 * 2 + 2 * 10 + 2 * 2)
+    hurried = run.model_copy(update={"operation": run.operation.model_copy(update={"checkpoint_minutes": 0.25})})
+    progress = Progress(hurried, 50, 100, {50, 75, 100}, Spent(checkpoints=8.0, checkpoint_count=4), None)
+    progress.spent.steps += 20.0
+    assert progress.seconds_left(60) == pytest.approx(40 * 2 + 6 * 2)
+
+
 def test_schedules():
     base = {"batch_size": 1, "lr": {"connector": 1e-3, "dino": 1e-5, "llm": 1e-5},
             "final_lr": None, "schedule": "cosine",
-            "warmup": 0.1, "weight_decay": 0.0, "clip": 1.0, "betas": (0.9, 0.999), "freeze": ()}  # fmt: skip
+            "warmup": 0.1, "weight_decay": 0.0, "clip": 1.0, "betas": (0.9, 0.999), "freeze": (),
+            "ema": None, "dpo_beta": 0.1}  # fmt: skip
     cosine = Optim(**base)
     assert rates_at(cosine, 0, 100)["connector"] == pytest.approx(1e-4)
     assert rates_at(cosine, 9, 100)["connector"] == pytest.approx(1e-3)
@@ -372,6 +333,9 @@ def test_decay_spares_norms_biases_and_embeddings(prepared):
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert (id(parameter) in spared) == (parameter.ndim < 2 or "embed" in name), name
+    for name in ("connector.q_static", "connector.q_init", "dino.dino.embeddings.position_embeddings",
+                 "dino.dino.embeddings.cls_token", "llm.llama.embed_tokens.weight"):  # fmt: skip
+        assert id(dict(model.named_parameters())[name]) in spared, name
 
 
 def test_a_table_takes_fields_that_no_header_knew(tmp_path):

@@ -41,7 +41,7 @@ def test_every_run_reports_itself(smoke):
     names = sorted(path.name for path in runs.iterdir())
     assert len(names) == 3 + 7 + 3 * 2 * 2
     for name in names:
-        summary = json.loads((runs / name / "summary.json").read_text())
+        summary = json.loads((runs / name / "run_summary.json").read_text())
         metrics = list(csv.DictReader((runs / name / "metrics.csv").read_text().splitlines()))
         assert [int(row["step"]) for row in metrics] == list(range(1, summary["steps"] + 1)), name
         assert summary["samples"] == int(metrics[-1]["samples"])
@@ -94,7 +94,7 @@ def test_an_edited_ablation_reruns_itself_and_what_follows(smoke):
 def test_a_crash_while_collecting_costs_no_finished_run(smoke):
     """BUG-011: the table of results could not be written, and a whole grid stopped."""
     results = smoke.folder / "results/smoke"
-    before = times(results, "runs/*/summary.json") | times(results, "evaluation/*.csv")
+    before = times(results, "runs/*/run_summary.json") | times(results, "evaluation/*.csv")
     (results / "tables/runs.csv").unlink()
     smoke.edit(
         "src/fvlm/analysis/collect.py",
@@ -102,7 +102,7 @@ def test_a_crash_while_collecting_costs_no_finished_run(smoke):
         "def main(args):\n    raise ValueError('returncode')\n\n\ndef unused(args)",
     )
     assert "collect_runs" in smoke.run(*SMOKE, ok=False)
-    assert before == times(results, "runs/*/summary.json") | times(results, "evaluation/*.csv")
+    assert before == times(results, "runs/*/run_summary.json") | times(results, "evaluation/*.csv")
     smoke.edit(
         "src/fvlm/analysis/collect.py",
         "def main(args):\n    raise ValueError('returncode')\n\n\ndef unused(args)",
@@ -111,7 +111,7 @@ def test_a_crash_while_collecting_costs_no_finished_run(smoke):
     planned = smoke.planned(*SMOKE)
     assert "collect_runs" in planned and set(planned) <= COLLECTING
     smoke.run(*SMOKE)
-    assert before == times(results, "runs/*/summary.json") | times(results, "evaluation/*.csv")
+    assert before == times(results, "runs/*/run_summary.json") | times(results, "evaluation/*.csv")
 
 
 @pytest.mark.workflow
@@ -119,12 +119,12 @@ def test_a_crash_while_collecting_costs_no_finished_run(smoke):
 def test_a_killed_training_goes_on_to_the_same_end(smoke, orphan):
     """SIGKILL in the middle of a training; the next call ends with the undisturbed run's metrics and weights."""
     results = smoke.folder / "results"
-    if not (results / "whole/runs/stage1/summary.json").exists():
+    if not (results / "whole/runs/stage1/run_summary.json").exists():
         _slow_study(smoke, "whole")
-        smoke.run("results/whole/runs/stage1/summary.json", "--configfile", "config/whole.yaml")
+        smoke.run("results/whole/runs/stage1/run_summary.json", "--configfile", "config/whole.yaml")
     name = f"killed_{orphan}"
     _slow_study(smoke, name)
-    target = (f"results/{name}/runs/stage1/summary.json", "--configfile", f"config/{name}.yaml")
+    target = (f"results/{name}/runs/stage1/run_summary.json", "--configfile", f"config/{name}.yaml")
     first = smoke.start(*target, start_new_session=True)
     state = results / name / "runs/stage1/state"
     _wait(lambda: len(list(state.glob("step_*.pt"))) >= 2 and max(state.glob("step_*.pt")) > state / "step_00000030.pt")

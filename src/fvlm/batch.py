@@ -17,6 +17,7 @@ class Batch:
     token_counts    (B,) int64, sums to S; at least 1 each
     loss_mask       (S,) bool, True: this token is scored when it is predicted from what stands before it
     keys, sources   one name per sample
+    question_counts (B,) int64, how many of a sample's first text tokens stand before its frames; None: none does
     """
 
     frames: torch.Tensor
@@ -27,6 +28,7 @@ class Batch:
     loss_mask: torch.Tensor
     keys: list[str]
     sources: list[str]
+    question_counts: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         found = (len(self.frame_index), len(self.token_ids), len(self.loss_mask), len(self.frame_counts))
@@ -34,6 +36,10 @@ class Batch:
                   len(self.keys))  # fmt: skip
         if found != wanted:
             raise ValueError(f"batch: positions, tokens, loss mask and samples are {found}, counts say {wanted}")
+        if self.question_counts is None:
+            self.question_counts = torch.zeros_like(self.token_counts)
+        if bool((self.question_counts > self.token_counts).any()):
+            raise ValueError("batch: a sample has more question tokens than text tokens")
         if self.loss_mask.dtype != torch.bool or self.frames.dtype != torch.uint8:
             raise ValueError(f"batch: loss mask is {self.loss_mask.dtype}, frames are {self.frames.dtype}")
 
@@ -59,7 +65,12 @@ class Batch:
             frames=self.frames[:0],
             frame_index=self.frame_index[:0],
             frame_counts=torch.zeros_like(self.frame_counts),
+            question_counts=None,
         )
+
+    def video_first(self) -> "Batch":
+        """The same samples with all text behind the frames."""
+        return replace(self, question_counts=None)
 
     def with_frames_of_neighbour(self) -> "Batch | None":
         """Each sample with frames sees those of the next one that has some (the control for 'does it see?').

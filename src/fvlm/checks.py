@@ -29,7 +29,36 @@ def check_run(run: Run, where: str) -> None:
         )
     if run.train.seed < 0:
         raise UserError(f"{where}: train.seed is {run.train.seed}; give 0 or more")
+    parts = {"llm"} if run.model.architecture == "blind" else {"connector", "dino", "llm"}
+    if not parts - set(run.optim.freeze):
+        raise UserError(
+            f"{where}: optim.freeze is {list(run.optim.freeze)}, which leaves nothing to train in architecture "
+            f"{run.model.architecture!r}; take one of {', '.join(sorted(parts))} out of it"
+        )
+    _check_preference(run, where)
     _check_tokens(run, where)
+
+
+def _check_preference(run: Run, where: str) -> None:
+    """DPO wants pairs of answers and a reference: the weights that it starts from."""
+    if run.data.loss != "preference":
+        return
+    others = [kind for kind, share in run.data.share.items() if share and kind != "preference"]
+    if others:
+        raise UserError(
+            f"{where}: data.loss is 'preference', but data.share has {', '.join(others)}; only pairs of answers can be "
+            "preferred: write data.share: {preference: 1.0}"
+        )
+    if run.model.lambda_coarse:
+        raise UserError(
+            f"{where}: model.lambda_coarse is {run.model.lambda_coarse:g}, but data.loss 'preference' has no coarse "
+            "loss; set it to 0 in this stage"
+        )
+    if run.parent is None:
+        raise UserError(
+            f"{where}: data.loss is 'preference', which holds the model against the weights it starts from; give "
+            "`parent:`, for example stage3"
+        )
 
 
 def _check_tokens(run: Run, where: str) -> None:

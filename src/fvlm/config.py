@@ -21,6 +21,7 @@ from fvlm.checks import check_run, check_study, suggest
 from fvlm.errors import UserError
 from fvlm.schema import EncoderSize, LanguageSize, Run, Source, Study
 
+WHOLE = {"ablation": "ablations", "grid": "grid"}  # names in `seeds:` for all runs of a family
 FILES = ("models", "baseline", "stages", "ablations", "scaling", "sources")
 
 
@@ -45,7 +46,7 @@ def load_study(config: dict, folder: Path | str = "config") -> Study:
     """
     folder = Path(folder)
     config = _with_base(config, folder)
-    for section in ("baseline", "stages", "ablations", "scaling", "sources", "only"):
+    for section in ("baseline", "stages", "ablations", "scaling", "sources", "only", "seeds"):
         if not isinstance(config.get(section, {}), dict):
             raise UserError(
                 f"study {config.get('study', '?')!r}: {section}: expected a mapping, found {config[section]!r}"
@@ -159,19 +160,22 @@ class _Builder:
     def __init__(self, files: dict, config: dict, where: str, questions: dict[str, str], sources: dict[str, Source]):
         self.files, self.config, self.where, self.questions = files, config, where, questions
         self.sources = sources
+        self.seeds = _Seeds(config.get("seeds", {}), where)
         self.base = {"parent": None, **copy.deepcopy(files["baseline"])}
         self._override(self.base, config.get("baseline", {}), f"{where}: baseline")
 
         self._run("ablation", "baseline", [("config/baseline.yaml", {})])  # so that its mistakes carry its name
 
     def runs(self) -> list[Run]:
-        return [*self._stages(), *self._ablations(), *self._grid()]
+        runs = [*self._stages(), *self._ablations(), *self._grid()]
+        self.seeds.refuse_unknown([*self.files["ablations"], *(self.config.get("ablations") or {})])
+        return runs
 
     def _stages(self) -> list[Run]:
         return [self._run("stage", name, lines) for name, lines in self._listed("stages")]
 
     def _ablations(self) -> list[Run]:
-        return [self._run("ablation", name, lines) for name, lines in self._listed("ablations")]
+        return [run for name, lines in self._listed("ablations") for run in self._seeded("ablation", name, lines)]
 
     def _listed(self, section: str) -> list[tuple[str, list]]:
         """Each entry of a file with the study's changes to it: (name, [(where, overrides), ...])."""
@@ -223,8 +227,18 @@ class _Builder:
                         (place + budget, own),
                     ]
                     labels = {"size": size, "budget": budget, "letter": letter}
-                    runs.append(self._run("grid", f"{size}-{budget}-{letter}", lines, labels))
+                    runs += self._seeded("grid", f"{size}-{budget}-{letter}", lines, labels)
         return runs
+
+    def _seeded(self, family: str, name: str, lines: list, labels: dict | None = None) -> list[Run]:
+        """One run per seed; the first keeps the name, the others have it with the suffix -s and their seed."""
+        first, *others = self.seeds.of(family, name) or (None,)
+        where = f"{self.where}: seeds: {name}"
+        own = lines if first is None else [*lines, (where, {"train.seed": first})]
+        runs = [self._run(family, name, own, labels)]
+        for seed in others:
+            runs.append(self._run(family, f"{name}-s{seed}", [*lines, (where, {"train.seed": seed})], labels))
+        return [run.model_copy(update={"question": self.questions.get(name, "")}) for run in runs]
 
     def _run(self, family: str, name: str, lines: list[tuple[str, dict]], labels: dict | None = None) -> Run:
         content = copy.deepcopy(self.base)
@@ -233,7 +247,7 @@ class _Builder:
         where = lines[-1][0]
         content["model"]["encoder"] = self._size("encoders", EncoderSize, content["model"]["encoder"], where)
         content["model"]["language"] = self._size("languages", LanguageSize, content["model"]["language"], where)
-        described = {"name": name, "family": family, "question": self.questions.get(name, ""), "labels": labels or {}}
+        described = {"name": name, "family": family, "labels": labels or {}}
         run = _validated(Run, {**described, **content}, where)
         check_run(run, where)
         return run.model_copy(update={"sources_digest": self._sources_digest(run)})
@@ -265,6 +279,34 @@ class _Builder:
             if not isinstance(place, dict) or leaf not in place:
                 raise UserError(f"{where}: unknown field {path!r}, {suggest(str(path), _paths(self.base))}")
             place[leaf] = copy.deepcopy(value)
+
+
+class _Seeds:
+    """The study's `seeds:`: of a run, or of all ablations or grid runs. Null takes back what it is based on."""
+
+    def __init__(self, lists: dict, where: str):
+        self.lists = {name: seeds for name, seeds in lists.items() if seeds is not None}
+        self.where, self.known = where, set(WHOLE.values())
+        for name, seeds in self.lists.items():
+            whole = isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)
+            if not whole or len(set(seeds)) < len(seeds):
+                raise UserError(
+                    f"{where}: seeds: {name}: found {seeds!r}, expected a list of different whole numbers: [42, 43, 44]"
+                )
+
+    def of(self, family: str, name: str) -> list[int] | None:
+        self.known.add(name)
+        return self.lists.get(name, self.lists.get(WHOLE[family]))
+
+    def refuse_unknown(self, ablations: list[str]) -> None:
+        """`ablations` are those that there are, also where the study leaves them out."""
+        known = sorted(self.known | set(ablations))
+        for name in self.lists:
+            if name not in known:
+                raise UserError(
+                    f"{self.where}: seeds: {name!r} is no ablation or grid run of this study, "
+                    f"{suggest(str(name), known)} (stages have one seed, since each starts from the one before)"
+                )
 
 
 def _paths(content: dict, prefix: str = "") -> list[str]:

@@ -7,17 +7,34 @@ from pathlib import Path
 
 
 def write_beside(path: Path | str, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file in the same folder, flush it to disk and rename it to `path`."""
+    """Let `write` fill a temporary file in the same folder, flush it to disk and rename it to `path`.
+
+    The rename is flushed as well: after a power cut there is the old file or the new one.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write(beside)
-        with open(beside, "rb") as file:
-            os.fsync(file.fileno())
+        _flush(beside)
         os.replace(beside, path)
+        _flush(path.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what killed processes left half-written in a folder and those below; nobody may be writing there."""
+    for path in folder.rglob(".*.part"):
+        path.unlink()
 
 
 def write_json(path: Path | str, content: object) -> None:

@@ -8,7 +8,7 @@ alone: what a batch adds to fill its rows is not training and is not counted.
 Backward, a matrix product costs its forward count once more if its weight is trained and once more if its
 input has a gradient; so nothing flows to pixels, and a frozen part costs only what must pass through it.
 
-frames, text_tokens, scored_tokens and encoded_frames may be numbers or numpy arrays of one shape.
+frames, text_tokens, scored_tokens, encoded_frames and question_tokens may be numbers or numpy arrays of one shape.
 """
 
 from collections.abc import Iterable
@@ -45,10 +45,11 @@ def shuffle_block(side: int) -> int:
 
 def parameters(model: schema.Model) -> dict[str, int]:
     """Number of parameters of dino, llm and connector, and their total (tied embeddings count once)."""
+    blind = model.architecture == "blind"
     counts = {
-        "dino": _dino_parameters(model.encoder),
+        "dino": 0 if blind else _dino_parameters(model.encoder),
         "llm": _llm_parameters(model.language),
-        "connector": _connector_parameters(model),
+        "connector": 0 if blind else _connector_parameters(model),
     }
     return {**counts, "total": sum(counts.values())}
 
@@ -101,6 +102,7 @@ def training_flops(
     text_tokens: Number,
     scored_tokens: Number,
     encoded_frames: Number | None = None,
+    question_tokens: Number = 0,
 ) -> Number:
     """Forward and backward FLOPs of samples in the mode that the model trains in.
 
@@ -108,9 +110,11 @@ def training_flops(
     frames           visual positions of a sample
     encoded_frames   its distinct frames (1 for an image that is repeated); None: all are distinct
     scored_tokens    text tokens that the loss is summed over
+    question_tokens  text tokens that stand before the frames
     """
     trained = Trained.all_but(freeze)
-    return _flops(model, model.training_mode, trained, frames, text_tokens, scored_tokens, encoded_frames)
+    mode = model.training_mode
+    return _flops(model, mode, trained, frames, text_tokens, scored_tokens, encoded_frames, question_tokens)
 
 
 def forward_flops(
@@ -120,37 +124,85 @@ def forward_flops(
     scored_tokens: Number,
     encoded_frames: Number | None = None,
     mode: str | None = None,
+    question_tokens: Number = 0,
 ) -> Number:
     """FLOPs of scoring samples in a mode; None: the one that the model trains in. Arguments as above.
 
-    No training is planned with it. It makes every mode, also the autoregressive one that is never trained, comparable
-    with what torch counts in a forward pass of the model, which the tests do.
+    It makes every mode, also the autoregressive one that is never trained, comparable with what torch counts in a
+    forward pass of the model, which the tests do.
     """
     mode = mode or model.training_mode
-    return _flops(model, mode, Trained(), frames, text_tokens, scored_tokens, encoded_frames)
+    return _flops(model, mode, Trained(), frames, text_tokens, scored_tokens, encoded_frames, question_tokens)
 
 
-def _flops(model, mode, trained, frames, text_tokens, scored_tokens, encoded_frames) -> Number:
-    frames, text, scored = (np.asarray(count, float) for count in (frames, text_tokens, scored_tokens))
-    encoded = frames if encoded_frames is None else np.asarray(encoded_frames, float)
-    seen = max(trained.connector, trained.dino)  # whether visual tokens have a gradient
-    total = _encode(model, trained, encoded)
-    if mode == "direct":
-        total = total + _pool(model, trained, encoded)
-    if mode in ("coarse_only", "coarse_fine"):
-        total = total + _read(model, trained, encoded, encoded, trained.connector)
-    if mode == "coarse_fine":
-        total = total + _language(model.language, trained, frames, frames**2, seen)
-        total = total + _predict(model, trained, frames)
-        total = total + _read(model, trained, frames, frames, trained.any)
-    if mode == "autoregressive":
-        total = total + _read(model, trained, frames, frames, trained.any) + _predict(model, trained, frames)
-        total = total + _language(model.language, trained, frames, frames * (frames + 1) / 2, seen)
+def preference_flops(
+    model: schema.Model,
+    freeze: Iterable[str],
+    frames: Number,
+    chosen_tokens: Number,
+    rejected_tokens: Number,
+    scored_chosen: Number,
+    scored_rejected: Number,
+    encoded_frames: Number | None = None,
+    question_tokens: Number = 0,
+) -> Number:
+    """FLOPs of training on pairs of answers: forward and backward over both, and the reference's forward over both.
+
+    The two share their frames, which are encoded, and read by a query that is the same for both, once. Arguments as
+    above, of one half: frames of each answer's sample, text tokens of the chat with each of the answers.
+    """
+    encoded = frames if encoded_frames is None else encoded_frames
+    total = 0.0
+    for text, scored, encoded_here in (
+        (chosen_tokens, scored_chosen, encoded),
+        (rejected_tokens, scored_rejected, 0 * encoded),
+    ):
+        half = (frames, text, scored, encoded_here)
+        total = total + training_flops(model, freeze, *half, question_tokens=question_tokens)
+        total = total + forward_flops(model, *half, question_tokens=question_tokens)
+    return total
+
+
+def _flops(model, mode, trained, frames, text_tokens, scored_tokens, encoded_frames, question_tokens) -> Number:
+    seeing = float(model.architecture != "blind")
+    encoded = frames if encoded_frames is None else encoded_frames
+    frames, encoded = seeing * np.asarray(frames, float), seeing * np.asarray(encoded, float)
+    text, scored = np.asarray(text_tokens, float), np.asarray(scored_tokens, float)
+    question = np.asarray(question_tokens, float) * (frames > 0)
+    total = _visual(model, mode, trained, frames, encoded, question)
     tokens = frames * model.visual_tokens + text
-    score = _score(model.language, trained, tokens, scored, seen * (frames > 0))
+    score = _score(model.language, trained, tokens, scored, _seen(trained) * (frames > 0))
     twice = mode == "coarse_fine" and model.lambda_coarse > 0  # the coarse tokens are scored as well
     total = total + score * (2 if twice else 1)
     return float(total) if total.ndim == 0 else total
+
+
+def _seen(trained: Trained) -> int:
+    """Whether visual tokens have a gradient."""
+    return max(trained.connector, trained.dino)
+
+
+def _visual(model, mode, trained, frames, encoded, question) -> Number:
+    """Making the visual tokens of a mode."""
+    if model.architecture == "blind":
+        return 0.0 * frames
+    total = _encode(model, trained, encoded)
+    if mode == "direct":
+        return total + _pool(model, trained, encoded)
+    if mode == "autoregressive":
+        asked = question > 0  # the first query comes from the question
+        pairs = question**2 + frames * question + frames * (frames + 1) / 2
+        total = total + _language(model.language, trained, question + frames, pairs, _seen(trained))
+        total = total + _predict(model, trained, frames + asked)
+        return total + _read(model, trained, frames, frames, trained.any)
+    total = total + _read(model, trained, encoded, encoded, trained.connector)
+    if mode == "coarse_fine":
+        tokens = question + frames
+        fine = _language(model.language, trained, tokens, tokens**2, _seen(trained))
+        fine = fine + _predict(model, trained, frames)
+        fine = fine + _read(model, trained, frames, frames, trained.any)
+        total = total + model.fine_passes * fine
+    return total
 
 
 def _product(rows: Number, fan_in: int, fan_out: int, weight: Number, inputs: Number) -> Number:

@@ -18,6 +18,7 @@ from fvlm.flops import Trained, parameters, shuffle_block
 
 GB = 2**30  # bytes, as drivers and metrics.csv count
 STATE = 16  # bytes of a trained parameter: weight, gradient and AdamW's two moments in float32
+AVERAGE = 4  # and of its moving average, where one is kept
 RESERVE = 2 * GB  # the driver, CUDA's context and the workspaces of its libraries
 FRAGMENTS = 0.05  # of all that a step allocates and frees: what the allocator cannot reuse
 CHUNK = 2**26  # logits computed at a time, as in fvlm.model.losses
@@ -29,8 +30,9 @@ class Load:
 
     frames, positions, text_tokens   distinct frames, visual positions and text tokens of all samples
     query_cells                      rows of the fine pass's attention: frames x most positions at one frame
-    visual_cells, cells              rows x width of the packed visual tokens, and of visual and text tokens
-    width                            cells of a row of the latter; 0 if no two samples share a row (then no mask)
+    visual_cells, cells              rows x width of the packed visual tokens with the questions before them, and of
+                                     visual and text tokens
+    visual_width, width              cells of a row of each; 0 if no two samples share a row (then no mask)
     """
 
     frames: int
@@ -39,24 +41,35 @@ class Load:
     query_cells: int
     visual_cells: int
     cells: int
+    visual_width: int
     width: int
 
 
 def largest_load(run: schema.Run) -> Load:
-    """The fullest micro-batch that `operation` allows. A sample beyond the limits is a micro-batch of its own."""
-    samples, visual, text = run.optim.batch_size, run.model.visual_tokens, run.data.max_text_tokens
-    positions = max(MAX_FRAMES, min(run.operation.micro_frames, samples * MAX_FRAMES))
-    text_tokens = max(text, min(run.operation.micro_tokens, samples * text))
-    # first fit leaves no two rows that would fit into one, so that more than half of all cells are filled
-    longest = MAX_FRAMES * visual + text
+    """The fullest micro-batch that `operation` allows. A sample beyond the limits is a micro-batch of its own.
+
+    A pair of answers is one sample of two halves, each with all frames and a text of its own.
+    """
+    halves = 2 if run.data.loss == "preference" else 1
+    samples, visual, text = halves * run.optim.batch_size, run.model.visual_tokens, run.data.max_text_tokens
+    positions = max(halves * MAX_FRAMES, min(run.operation.micro_frames, samples * MAX_FRAMES))
+    text_tokens = max(halves * text, min(run.operation.micro_tokens, samples * text))
+    asked = bool(run.data.question_first)  # then a whole text may stand before the frames
+
+    def cells(tokens: int, longest: int) -> int:
+        # first fit leaves no two rows that would fit into one, so that more than half of all cells are filled
+        return max(halves * longest, min(2 * tokens, samples * longest))
+
+    width, visual_width = MAX_FRAMES * visual + text, MAX_FRAMES * visual + asked * text
     return Load(
         frames=positions,
         positions=positions,
         text_tokens=text_tokens,
         query_cells=positions * run.data.static_frames,
-        visual_cells=min(2 * positions * visual, samples * MAX_FRAMES * visual),
-        cells=max(longest, min(2 * (positions * visual + text_tokens), samples * longest)),
-        width=longest,
+        visual_cells=cells(positions * visual + asked * text_tokens, visual_width),
+        cells=cells(positions * visual + text_tokens, width),
+        visual_width=visual_width,
+        width=width,
     )
 
 
@@ -65,7 +78,8 @@ def predicted_bytes(run: schema.Run) -> int:
     load, item = largest_load(run), item_bytes(run)
     counts = parameters(run.model)
     trained = Trained.all_but(run.optim.freeze)
-    weights = sum(counts[part] * (STATE if getattr(trained, part) else 4) for part in ("connector", "dino", "llm"))
+    state = STATE + (AVERAGE if run.optim.ema else 0)
+    weights = sum(counts[part] * (state if getattr(trained, part) else 4) for part in ("connector", "dino", "llm"))
     pixels = load.frames * 3 * run.model.encoder.image**2
     language = run.model.language
     # of one chunk's logits and of the embeddings: a gradient in `item` bytes and two in float32
@@ -104,22 +118,22 @@ def saved_bytes(model: schema.Model, trained: Trained, item: int, load: Load) ->
     if not trained.any:
         return 0
     mode = model.training_mode
-    reads = {"direct": 0, "coarse_only": 1, "coarse_fine": 2}[mode]
+    looks = model.fine_passes if mode == "coarse_fine" else 0  # further ones, each behind a pass of the language model
+    reads = 0 if mode == "direct" else 1 + looks
     scores = 2 if mode == "coarse_fine" and model.lambda_coarse > 0 else 1
-    total = _encode(model, trained, item, load)
-    if mode == "direct":
-        total += _pool(model, item, load)
-    if reads:
-        total += _read(model, trained, item, load.frames, load.frames)
-    if reads == 2:
-        total += _read(model, trained, item, load.positions, load.query_cells)
-        width = MAX_FRAMES if load.width else 0
-        total += _language(model.language, trained, item, load.visual_cells, width)
+    total = 0
+    if model.architecture != "blind":
+        total += _encode(model, trained, item, load)
+        total += _read(model, trained, item, load.frames, load.frames) if reads else _pool(model, item, load)
+    if looks:
+        one_look = _read(model, trained, item, load.positions, load.query_cells)
+        one_look += _language(model.language, trained, item, load.visual_cells, load.visual_width)
+        total += looks * one_look
     one_score = _language(model.language, trained, item, load.cells, load.width)
     one_score += load.text_tokens * (item * model.language.width + 4 * model.language.vocabulary)  # logits
     total += scores * one_score
-    passes = scores + (reads == 2)
-    return total + (_weight_copies(model, trained, reads, passes, load.text_tokens) if item == 2 else 0)
+    copies = _weight_copies(model, trained, reads, scores + looks, load.text_tokens) if item == 2 else 0
+    return total + copies
 
 
 def _weight_copies(model: schema.Model, trained: Trained, reads: int, passes: int, text_tokens: int) -> int:

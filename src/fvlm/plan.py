@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fvlm.config import add_study_arguments, study_of
 from fvlm.data.sources import sample_count, training_count
 from fvlm.errors import UserError
-from fvlm.flops import parameters, training_flops
+from fvlm.flops import parameters, preference_flops, training_flops
 from fvlm.memory import GB, operation_that_fits, predicted_bytes
 from fvlm.schema import Kind, Run, Source, Study
 
@@ -52,10 +52,20 @@ def flops_per_sample(run: Run, study: Study) -> float:
     """Expected training FLOPs of one sample (two per multiply-add), averaged over the mixture."""
     total = 0.0
     for stream in streams(run, study):
-        shown, frames, tokens = mean_lengths(stream, run, study)
-        flops = training_flops(run.model, run.optim.freeze, shown, tokens, tokens, encoded_frames=frames)
-        total += stream.share * float(flops)
+        total += stream.share * _flops_at(run, *mean_lengths(stream, run, study))
     return total
+
+
+def _flops_at(run: Run, shown: float, frames: float, tokens: float) -> float:
+    """Of a sample of these lengths. Of a text the plan does not know how much is the question: half is taken."""
+    if run.data.loss == "preference":
+        return preference_flops(run.model, run.optim.freeze, shown, tokens, tokens, tokens, tokens, frames)
+    both = [
+        training_flops(run.model, run.optim.freeze, shown, tokens, tokens, frames, question_tokens=question)
+        for question in (0, tokens / 2)
+    ]
+    share = run.data.question_first
+    return (1 - share) * both[0] + share * both[1]
 
 
 def planned_samples(run: Run, study: Study) -> int:

@@ -57,21 +57,22 @@ class LanguageSize(Strict):
 
 
 class Model(Strict):
-    architecture: Literal["foveated", "multi_token", "pixel_shuffle"]
+    architecture: Literal["foveated", "multi_token", "pixel_shuffle", "blind"]
     encoder: EncoderSize
     language: LanguageSize
     deep_query: bool
     fine_pass: bool
+    fine_passes: int = Field(ge=1, le=8)  # where there is a fine pass, how often
     query_dim: int = Field(gt=0)
     query_init_std: float = Field(gt=0)
     visual_scale: float = Field(gt=0)
     lambda_coarse: float = Field(ge=0)
-    tokens_per_frame: int = Field(gt=0)  # of the baselines; the foveated model always has one
+    tokens_per_frame: int = Field(gt=0)  # of the pooled baselines; the foveated model always has one, the blind none
 
     @property
     def visual_tokens(self) -> int:
         """Visual tokens per frame that the language model sees."""
-        return 1 if self.architecture == "foveated" else self.tokens_per_frame
+        return {"foveated": 1, "blind": 0}.get(self.architecture, self.tokens_per_frame)
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -104,6 +105,8 @@ class Optim(Strict):
     weight_decay: float = Field(ge=0)
     clip: float = Field(gt=0)  # largest gradient norm
     betas: tuple[float, float]
+    ema: float | None = Field(gt=0, lt=1)  # decay of a moving average of the weights; null: none is kept
+    dpo_beta: float = Field(gt=0)  # of the preference loss
     freeze: tuple[Literal["connector", "dino", "llm"], ...]
 
 
@@ -113,7 +116,8 @@ class Data(Strict):
     weights: dict[str, float]  # weight of a source among those of its kind; empty: by their numbers of samples
     static_frames: int = Field(ge=1, le=64)  # an image is repeated to this many frames
     max_text_tokens: int = Field(gt=0)
-    loss: Literal["all", "answers"]  # which text tokens are scored
+    question_first: float = Field(ge=0, le=1)  # share of the samples whose question stands before the frames
+    loss: Literal["all", "answers", "preference"]  # which text tokens are scored; preference: DPO on pairs of answers
 
 
 class Train(Strict):
@@ -132,10 +136,14 @@ class Operation(Strict):
     micro_frames: int = Field(gt=0)  # visual positions per forward pass; a step may take several
     micro_tokens: int = Field(gt=0)  # text tokens per forward pass
     checkpoint_steps: int = Field(gt=0)
+    checkpoint_minutes: float | None = Field(gt=0)  # whichever comes first
+    attention_videos: int = Field(ge=0)  # held-out videos whose attention maps are saved at each validation
     loader_workers: int = Field(ge=0)
     threads: int = Field(gt=0)  # CPU threads of torch
     gpus: int = Field(ge=0, le=1)  # asked of the scheduler
     log_seconds: float = Field(gt=0)
+    wandb: Literal["online", "offline"] | None
+    tensorboard: bool
 
 
 class Run(Strict):
@@ -210,6 +218,7 @@ class Gpu(Strict):
 
     name: str
     memory_gb: float = Field(gt=0)  # 2^30 bytes, as in its name: 24, 32, 80
+    tflops: float | None = Field(default=None, gt=0)  # dense bfloat16 peak, for the utilisation; null: known by name
 
 
 class Study(Strict):
@@ -224,6 +233,7 @@ class Study(Strict):
     runs: dict[str, Run]
     gpu: Gpu | None = None  # null: memory is not checked
     only: dict[Literal["stages", "ablations"], list[str]] = {}
+    seeds: dict[str, list[int]] = {}  # of a run, or of all `ablations` or `grid` runs; the first keeps the run's name
     prepare: list[str] = []  # sources to shard and index though no run trains on them yet
 
     @property

@@ -1,34 +1,72 @@
 """Intervals: from the shared bootstrap replicates of the evaluation, or from several seeds."""
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
 LEVEL = 0.95
 NO_INTERVAL = "none"
-OVER_VIDEOS = "paired bootstrap over evaluation videos"
+OVER_VIDEOS = "bootstrap over evaluation videos"  # of a difference: paired, since all runs share the draws
 OVER_SEEDS = "t over seeds"
+VIDEO_FIRST, QUESTION_FIRST = "video_first", "question_first"  # what of a sample the language model reads first
+VISUAL = "visual"  # kind of the rows that add up all sources with frames
+
+
+class Cell(NamedTuple):
+    """Which of a run's evaluation losses is meant."""
+
+    mode: str = ""  # empty: the one that the run was trained in
+    frames: str = "own"
+    order: str = VIDEO_FIRST
+    source: str = "all"
+    kind: str = "all"
+
+
+WHOLE = Cell()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval, over what that was taken, and how many seeds were pooled."""
+
+    value: float = np.nan
+    low: float = np.nan
+    high: float = np.nan
+    interval: str = NO_INTERVAL
+    n_seeds: int = 0
 
 
 class Replicates:
     """The bootstrap table: every row was resampled with the same draws, so that rows may be subtracted."""
 
     def __init__(self, table: pd.DataFrame):
-        keys = ["run", "mode", "frames", "source", "kind"]
+        keys = ["run", *Cell._fields]
         names = [name for name in table.columns if name not in keys]
         values = table[names].to_numpy(float)
         self._rows = dict(zip(table[keys].itertuples(index=False, name=None), values, strict=True))
 
-    def loss(
-        self, run: str, mode: str, frames: str = "own", kind: str = "all", source: str = "all"
-    ) -> np.ndarray | None:
+    def loss(self, run: str, cell: Cell) -> np.ndarray | None:
         """Replicates (R,) of a loss in nats per token; None if this was not evaluated."""
-        return self._rows.get((run, mode, frames, source, kind))
+        return self._rows.get((run, *cell))
+
+
+def pooled(values: np.ndarray, draws: np.ndarray | None = None) -> Estimate:
+    """The mean of values (seeds,) with a t interval over them; of a single one, the interval of its bootstrap
+    replicates `draws` (R,), which knows the noise of the evaluation videos and nothing of the seed's."""
+    if len(values) > 1:
+        (low, high), how = t_interval(values), OVER_SEEDS
+    else:
+        (low, high), how = interval(draws), OVER_VIDEOS
+    how = NO_INTERVAL if np.isnan(low) else how
+    return Estimate(float(np.mean(values)), low, high, how, len(values))
 
 
 def interval(draws: np.ndarray | None) -> tuple[float, float]:
-    """Percentile interval of replicates; NaN when there are none."""
-    if draws is None or draws.size == 0 or not np.isfinite(draws).all():
+    """Percentile interval of replicates; NaN when there are none, or one video alone, which has no spread."""
+    if draws is None or draws.size == 0 or not np.isfinite(draws).all() or np.ptp(draws) == 0:
         return np.nan, np.nan
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -12,7 +12,9 @@ RUN = (
     "architecture",
     "deep_query",
     "fine_pass",
+    "fine_passes",
     "visual_tokens",
+    "question_first",
     "size",
     "budget",
     "letter",
@@ -27,18 +29,16 @@ RUN = (
     "best.samples",
 )
 CURVE = ("run", "step", "samples", "flops")
+KEYS = ("run", "mode", "frames", "order", "source", "kind")
 INTERVAL = ("low", "high", "interval")
+REWARDS = ("reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected")  # of runs on preferences
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "runs": RUN,
-    "validation_curves": (*CURVE, "val_loss", "loss_fine", "loss_coarse", "attention_entropy"),
-    "training_curves": (*CURVE, "train_loss", "loss_fine", "loss_coarse", "fine_coarse_ratio"),
+    "validation_curves": (*CURVE, "val_loss", "loss_fine", "loss_coarse", "attention_entropy", *REWARDS),
+    "training_curves": (*CURVE, "train_loss", "loss_fine", "loss_coarse", "fine_coarse_ratio", *REWARDS),
     "evaluation": (
-        "run",
-        "mode",
-        "frames",
-        "source",
-        "kind",
+        *KEYS,
         "loss",
         "standard_error",
         "low",
@@ -47,7 +47,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "samples",
         "groups",
     ),
-    "bootstrap": ("run", "mode", "frames", "source", "kind"),  # then one column per replicate
+    "bootstrap": KEYS,  # then one column per replicate
     "ablations": (
         "group",
         "run",
@@ -128,6 +128,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "at_baseline_high",
         "at_baseline_extrapolates",
         "directions_differ",
+        "interval",
+        "n_seeds",
         "note",
     ),
     "modes": (
@@ -142,6 +144,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "gap_percent",
         "gap_low",
         "gap_high",
+        "gap_interval",
+        "n_seeds",
         "samples",
     ),
     "token_efficiency": (
@@ -150,26 +154,30 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "architecture",
         "tokens_per_frame",
         "loss",
+        "difference",
         *INTERVAL,
+        "n_seeds",
         "measure",
         "flops_per_sample",
         "samples",
         "data_differs",
     ),
+    "question_order": ("run", "mode", "video_first", "question_first", "difference", *INTERVAL, "n_seeds"),
 }
 TEXT: dict[str, tuple[str, ...]] = {  # columns where an empty cell is an empty word
     "runs": ("run", "family", "architecture", "size", "budget", "letter"),
     "validation_curves": ("run",),
     "training_curves": ("run",),
-    "evaluation": ("run", "mode", "frames", "source", "kind"),
-    "bootstrap": ("run", "mode", "frames", "source", "kind"),
+    "evaluation": KEYS,
+    "bootstrap": KEYS,
     "ablations": ("group", "run", "question", "compared_with", "note", "data_differs", "interval", "measure"),
     "factorial": ("measure", "effect", "interval"),
     "scaling_fits": ("fit", "architecture", "form", "parameter", "reason"),
     "isoflop": ("architecture", "budget", "reason"),
-    "gap": ("family", "budget", "size", "measure", "note"),
-    "modes": ("run", "family", "mode", "frames", "trained_mode"),
+    "gap": ("family", "budget", "size", "measure", "interval", "note"),
+    "modes": ("run", "family", "mode", "frames", "trained_mode", "gap_interval"),
     "token_efficiency": ("run", "label", "architecture", "interval", "measure", "data_differs"),
+    "question_order": ("run", "mode", "interval"),
 }
 FLAGS: dict[str, tuple[str, ...]] = {
     "runs": ("deep_query", "fine_pass"),
@@ -214,6 +222,9 @@ TABLES = {
         ("runs", "evaluation", "bootstrap"),
         "modes:token_efficiency",
     ),
+    "question_order": Table(
+        "Question first or video first", "Evaluation", ("runs", "evaluation", "bootstrap"), "order:question_order"
+    ),
     "scaling_fits": Table("Scaling fits", "Scaling", ("runs",), "scaling:scaling_fits"),
     "isoflop": Table("Iso-FLOP minima", "Scaling", ("runs",), "isoflop:isoflop"),
     "gap": Table("Parameter-corrected gap", "Scaling", ("runs", "evaluation", "bootstrap"), "gap:gap"),
@@ -235,6 +246,10 @@ FIGURES = {
         ("token_efficiency",),
         "plots_evaluation:token_efficiency",
     ),
+    "seeing": Figure("Does it see?", "Evaluation", ("runs", "evaluation", "bootstrap"), "plots_seeing:seeing"),
+    "question_order": Figure(
+        "Question first or video first", "Evaluation", ("question_order",), "plots_seeing:question_order"
+    ),
     "three_modes": Figure("The three evaluation modes", "Evaluation", ("modes",), "plots_evaluation:three_modes"),
     "attention_heatmaps": Figure("Where the model looks", "Attention", (), "plots_attention:heatmaps", attention=True),
     "attention_entropy": Figure(
@@ -255,6 +270,12 @@ FIGURES = {
         ("runs", "validation_curves"),
         "plots_training:fine_coarse_ratio",
     ),
+    "preference": Figure(
+        "Preferring the better answer",
+        "Training",
+        ("runs", "validation_curves", "training_curves"),
+        "plots_training:preference",
+    ),
     "loss_vs_flops": Figure(
         "Loss against training FLOPs",
         "Scaling",
@@ -267,9 +288,9 @@ FIGURES = {
     "gap": Figure("Gap to the 16-token baseline", "Scaling", ("gap",), "plots_scaling:gap"),
 }
 HEADLINE = (
+    "seeing",
     "foveated_vs_alternatives",
     "ablation_ranking",
-    "three_modes",
     "loss_vs_flops",
     "attention_heatmaps",
 )

@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fvlm.analysis.bootstrap import VIDEO_FIRST, VISUAL
 from fvlm.analysis.catalog import COLUMNS, CURVE, RUN
 from fvlm.analysis.files import read_csv, write_table
 from fvlm.errors import UserError
 
 EVALUATION = ("run", "mode", "frames", "source", "kind", "key", "loss_sum", "tokens")
-CELL = ["run", "mode", "frames"]
+OPTIONAL = ("group", "order")  # a sample is its own group, and its video comes first, where nothing else is said
+CELL = ["run", "mode", "frames", "order"]
 
 
 def add_arguments(parser) -> None:
@@ -25,7 +27,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "files",
         nargs="*",
-        help="summary.json, validation.csv, metrics.csv or evaluation files; "
+        help="run_summary.json, validation.csv, metrics.csv or evaluation files; "
         "@FILE reads further arguments from FILE, one per line",
     )
     parser.add_argument("--out", required=True, help="the table to write")
@@ -59,7 +61,7 @@ def flatten(content: dict, prefix: str = "") -> dict:
 
 
 def collect_runs(paths: list[Path]) -> pd.DataFrame:
-    """One row per summary.json, in the given order; columns are the union of all fields, the known ones
+    """One row per run_summary.json, in the given order; columns are the union of all fields, the known ones
     first.
 
     raises  UserError for a file that is missing, broken, or names no run, and for a run given twice
@@ -108,20 +110,21 @@ def collect_curves(paths: list[Path], points: int = 0) -> pd.DataFrame:
 
 
 def collect_evaluation(paths: list[Path], replicates: int = 1000) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Losses by run, mode, frames and source, and bootstrap replicates of the losses over all sources.
+    """Losses by run, mode, frames, order and source, and bootstrap replicates of the losses over all sources.
 
     A loss is sum(loss_sum) / sum(tokens), in nats per scored token. The groups of each source are resampled
     with replacement: samples with one `group` show the same video and are drawn together; without that
-    column every sample is its own group. The draws are the *same* for every run and mode, so that a
+    column every sample is its own group. The draws are the *same* for every run, mode and order, so that a
     difference of two rows of the replicates is a paired bootstrap of that difference. Rows with source
-    "all" sum over sources: of one kind, or of kind "all".
+    "all" sum over sources: of one kind, of kind "visual" (all but texts), or of kind "all".
 
     returns  losses (columns of the catalog) and replicates (the same keys, then r0 ... in nats per token)
     """
-    parts = [read_csv(path, EVALUATION).reindex(columns=[*EVALUATION, "group"]) for path in paths]
+    parts = [read_csv(path, EVALUATION).reindex(columns=[*EVALUATION, *OPTIONAL]) for path in paths]
     rows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=EVALUATION)
     if rows.empty:
         return pd.DataFrame(columns=COLUMNS["evaluation"]), pd.DataFrame(columns=COLUMNS["bootstrap"])
+    rows["order"] = rows["order"].astype(object).fillna(VIDEO_FIRST)
     if rows.duplicated([*CELL, "source", "key"]).any():
         first = rows[rows.duplicated([*CELL, "source", "key"])].iloc[0]
         raise UserError(
@@ -136,16 +139,22 @@ def collect_evaluation(paths: list[Path], replicates: int = 1000) -> tuple[pd.Da
     sums = {}  # (source, kind) -> what _resampled_sums returns
     for (source, kind), part in rows.groupby(["source", "kind"], sort=True):
         sums[source, kind] = _resampled_sums(part, len(cells), replicates, seed=zlib.crc32(source.encode()))
-    for kind in sorted({kind for _, kind in sums}):
-        sums["all", kind] = _added([sums[key] for key in list(sums) if key[1] == kind and key[0] != "all"])
-    sums["all", "all"] = _added([value for key, value in sums.items() if key[0] != "all"])
+    alone = list(sums)
+    kinds = sorted({kind for _, kind in alone})
+    for name, summed in (
+        *((kind, [kind]) for kind in kinds),
+        (VISUAL, [kind for kind in kinds if kind != "text"]),
+        ("all", kinds),
+    ):
+        if summed:
+            sums["all", name] = _added([sums[key] for key in alone if key[1] in summed])
     losses = pd.concat([_loss_rows(cells, *key, *value) for key, value in sums.items()], ignore_index=True)
     draws = [_draw_rows(cells, *key, *value[:2]) for key, value in sums.items()]
     return losses.sort_values([*CELL, "source", "kind"], ignore_index=True), pd.concat(draws, ignore_index=True)
 
 
 def _resampled_sums(part: pd.DataFrame, cells: int, replicates: int, seed: int) -> tuple[np.ndarray, ...]:
-    """Sums of one source in each cell, a run in one mode with one kind of frames.
+    """Sums of one source in each cell, a run in one mode and order with one kind of frames.
 
     returns  loss (cells, 1 + replicates), the plain sum first; tokens (same); samples (cells,); groups (cells,)
     """

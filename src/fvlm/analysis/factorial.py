@@ -1,9 +1,11 @@
 """The 2 x 2 of query depth and fine pass: main effects and interaction."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.bootstrap import NO_INTERVAL, OVER_SEEDS, OVER_VIDEOS, interval, t_interval
+from fvlm.analysis.bootstrap import WHOLE, Estimate, pooled
 from fvlm.analysis.catalog import COLUMNS
 from fvlm.analysis.study import Study
 
@@ -28,38 +30,28 @@ def factorial(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFr
     evaluation has an interval, and it covers the noise of the evaluation videos, not that of the seed.
     """
     study = Study(runs, evaluation, bootstrap)
-    seeds = [study.seeds(base) for base in CELLS.values()]
-    if not all(seeds):
+    matched = study.matched(list(CELLS.values()))
+    if not matched:
         return pd.DataFrame(columns=COLUMNS["factorial"])
-    common = sorted(set.intersection(*(set(cell) for cell in seeds)))
-    tuples = [[cell[seed] for cell in seeds] for seed in common] or [[next(iter(cell.values())) for cell in seeds]]
     rows = []
-    for measure in ("best", "final", "evaluation"):
-        cells = np.array([[_loss(study, run, measure) for run in runs_] for runs_ in tuples]).T  # (4, seeds)
-        draws = [study.draws(run) for run in tuples[0]] if measure == "evaluation" else [None]
-        sampled = None if any(draw is None for draw in draws) else np.array(draws)
-        rows += [_effect(measure, name, weights, cells, sampled) for name, weights in EFFECTS.items()]
+    for measure in ("best", "final"):
+        cells = np.array([study.runs.loc[names, f"{measure}.val_loss"] for names in matched], float).T  # (4, seeds)
+        rows += [_row(measure, name, pooled(contrast(cells, weights)), cells) for name, weights in EFFECTS.items()]
+    cells = np.array([[study.loss(run) for run in names] for names in matched]).T
+    terms = [(base, WHOLE) for base in CELLS.values()]
+    for name, weights in EFFECTS.items():
+        rows.append(_row("evaluation", name, study.estimate(terms, partial(contrast, weights=weights)), cells))
     return pd.DataFrame(rows, columns=COLUMNS["factorial"]).dropna(subset="estimate").reset_index(drop=True)
 
 
-def _loss(study: Study, run: str, measure: str) -> float:
-    return study.loss(run) if measure == "evaluation" else float(study.runs.loc[run, f"{measure}.val_loss"])
-
-
-def _effect(measure: str, name: str, weights, cells: np.ndarray, sampled: np.ndarray | None) -> dict:
-    values = contrast(cells, weights)
-    low, high, how = np.nan, np.nan, NO_INTERVAL
-    if len(values) > 1:
-        (low, high), how = t_interval(values), OVER_SEEDS
-    elif sampled is not None:
-        (low, high), how = interval(contrast(sampled, weights)), OVER_VIDEOS
+def _row(measure: str, name: str, effect: Estimate, cells: np.ndarray) -> dict:
     return {
         "measure": measure,
         "effect": name,
-        "estimate": values.mean(),
-        "low": low,
-        "high": high,
-        "interval": how,
-        "n_seeds": len(values),
+        "estimate": effect.value,
+        "low": effect.low,
+        "high": effect.high,
+        "interval": effect.interval,
+        "n_seeds": effect.n_seeds,
         **dict(zip(CELLS, cells.mean(axis=1), strict=True)),
     }

@@ -8,10 +8,10 @@ baseline is.
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.bootstrap import interval
+from fvlm.analysis.bootstrap import Estimate, pooled
 from fvlm.analysis.catalog import COLUMNS
 from fvlm.analysis.grid import grid_points
-from fvlm.analysis.study import Study, base_name
+from fvlm.analysis.study import Study
 
 
 def read_off(n: np.ndarray, loss: np.ndarray, at: float) -> tuple[np.ndarray, int]:
@@ -38,7 +38,7 @@ def corrected(
     loss_baseline: np.ndarray,
     pair: int,
 ) -> dict:
-    """The gaps of one pair, in percent. Curves ascend in N; losses are (k,) or (k, R) for R replicates."""
+    """The gaps of one pair, in percent. Curves ascend in N; losses are (k,), or (k, R) for R seeds or replicates."""
     own, other = n_foveated[pair], n_baseline[pair]
     at_foveated, beyond_one = read_off(n_baseline, loss_baseline, own)
     at_baseline, beyond_two = read_off(n_foveated, loss_foveated, other)
@@ -55,19 +55,22 @@ def gap(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -
     """One row per pair and measure: every size of the grid at each budget, and the ablation B1 against the
     baseline.
 
-    measure "validation" is the final validation loss (no interval); "evaluation" the held-out loss, with a
-    paired bootstrap over evaluation videos.
+    measure "validation" is the final validation loss, "evaluation" the held-out loss. The interval is over
+    the seeds that all runs of a budget have; with one seed the evaluation has a paired bootstrap over
+    evaluation videos, and the validation none.
     """
     study = Study(runs, evaluation, bootstrap)
     rows = []
-    for _, at_budget in grid_points(runs).sort_values("C", kind="stable").groupby("budget", sort=False):
-        rows += _rows_at_budget(study, at_budget)
-    if study.seeds("baseline") and study.seeds("B1"):
-        rows += _ablation_rows(study)
+    for budget, points in grid_points(runs).sort_values("C", kind="stable").groupby("budget", sort=False):
+        rows += _rows_at_budget(study, budget, points)
+    pair = ("baseline", "B1")
+    if all(study.seeds(base) for base in pair):
+        n = [study.runs.loc[study.runs["base"] == base, "params_total"].mean() for base in pair]
+        rows += _rows(study, "ablation", "", [", ".join(pair)], [np.array([value]) for value in n], pair)
     return pd.DataFrame(rows, columns=COLUMNS["gap"])
 
 
-def _rows_at_budget(study: Study, points: pd.DataFrame) -> list[dict]:
+def _rows_at_budget(study: Study, budget: str, points: pd.DataFrame) -> list[dict]:
     sides = [
         points[points["architecture"] == name].set_index("size").sort_values("N")
         for name in ("foveated", "multi_token")
@@ -76,75 +79,52 @@ def _rows_at_budget(study: Study, points: pd.DataFrame) -> list[dict]:
     if not common:
         return []
     sides = [side.loc[common] for side in sides]
-    budget = points["budget"].iloc[0]
-    n = [side["N"].to_numpy(float) for side in sides]
-    rows = _pairs("grid", budget, common, "validation", n, [side["loss"].to_numpy(float) for side in sides], None)
-    names = [
-        [_grid_runs(study, side.iloc[i]["architecture"], common[i], budget) for i in range(len(common))]
-        for side in sides
-    ]
-    losses = [np.array([np.mean([study.loss(run) for run in cell]) for cell in side]) for side in names]
-    if np.isfinite(np.concatenate(losses)).all():
-        rows += _pairs("grid", budget, common, "evaluation", n, losses, [_draws(study, side) for side in names])
-    return rows
+    bases = [_grid_base(study, side.loc[size, "architecture"], size, budget) for side in sides for size in common]
+    return _rows(study, "grid", budget, common, [side["N"].to_numpy(float) for side in sides], bases)
 
 
-def _grid_runs(study: Study, architecture: str, size: str, budget: str) -> list[str]:
+def _grid_base(study: Study, architecture: str, size: str, budget: str) -> str:
     grid = study.of_family("grid")
-    return list(
-        grid[(grid["architecture"] == architecture) & (grid["size"] == size) & (grid["budget"] == budget)]["run"]
-    )
+    own = grid[(grid["architecture"] == architecture) & (grid["size"] == size) & (grid["budget"] == budget)]
+    return own["base"].iloc[0]
 
 
-def _draws(study: Study, cells: list[list[str]]) -> np.ndarray | None:
-    """Replicates (k, R), averaged over the seeds of each cell."""
-    draws = [[study.draws(run) for run in cell] for cell in cells]
-    if any(one is None for cell in draws for one in cell):
-        return None
-    return np.array([np.mean(cell, axis=0) for cell in draws])
-
-
-def _pairs(
-    family: str,
-    budget: str,
-    sizes: list[str],
-    measure: str,
-    n: list[np.ndarray],
-    losses: list[np.ndarray],
-    draws: list[np.ndarray | None] | None,
-) -> list[dict]:
+def _rows(study: Study, family: str, budget: str, sizes: list[str], n: list[np.ndarray], bases) -> list[dict]:
+    """Of the pairs of one budget: `bases` are first the foveated runs, then the baselines, by size as in n."""
+    matched = study.matched(list(bases))  # per seed
+    validation = np.array([study.runs.loc[runs, "final.val_loss"] for runs in matched], float).T
+    evaluation = np.array([[study.loss(run) for run in runs] for runs in matched]).T
+    draws = [study.draws(run) for run in matched[0]]
+    sampled = None if any(draw is None for draw in draws) else np.array(draws)
     rows = []
-    sampled = draws is not None and all(one is not None for one in draws)
-    for pair, size in enumerate(sizes):
-        row = {
-            "family": family,
-            "budget": budget,
-            "size": size,
-            "measure": measure,
-            "n_foveated": n[0][pair],
-            "n_baseline": n[1][pair],
-            "loss_foveated": losses[0][pair],
-            "loss_baseline": losses[1][pair],
-        }
-        if len(sizes) < 2:
-            row["raw_percent"] = percent(losses[0][pair], losses[1][pair])
-            row["note"] = "one size: no curve to correct with"
-            if sampled:
-                row["raw_low"], row["raw_high"] = interval(percent(draws[0][pair], draws[1][pair]))
-        else:
-            row |= _corrected_row(n, losses, draws if sampled else None, pair)
-        rows.append(row)
+    for measure, losses, replicates in (("validation", validation, None), ("evaluation", evaluation, sampled)):
+        if not np.isfinite(losses).all():
+            continue
+        for pair, size in enumerate(sizes):
+            found = _gaps(n, losses, replicates, pair)
+            means = losses.reshape(2, len(sizes), -1).mean(axis=2)
+            rows.append({
+                "family": family, "budget": budget, "size": size, "measure": measure,
+                "n_foveated": n[0][pair], "n_baseline": n[1][pair],
+                "loss_foveated": means[0, pair], "loss_baseline": means[1, pair],
+                **found,
+            })  # fmt: skip
     return rows
 
 
-def _corrected_row(n: list[np.ndarray], losses: list[np.ndarray], draws: list[np.ndarray] | None, pair: int) -> dict:
-    gaps = corrected(n[0], losses[0], n[1], losses[1], pair)
-    spread = corrected(n[0], draws[0], n[1], draws[1], pair) if draws else {}
-    row: dict = {}
+def _gaps(n: list[np.ndarray], losses: np.ndarray, draws: np.ndarray | None, pair: int) -> dict:
+    """The columns of one pair's gaps; losses (2 k, seeds) and their replicates (2 k, R), foveated first."""
+    if len(n[0]) < 2:
+        raw = pooled(percent(*losses), None if draws is None else percent(*draws))
+        return {**_columns("raw", raw), "note": "one size: no curve to correct with"}
+
+    def every(values: np.ndarray) -> dict:
+        return corrected(n[0], values[: len(n[0])], n[1], values[len(n[0]) :], pair)
+
+    gaps, spread, row = every(losses), {} if draws is None else every(draws), {}
     for name in ("raw", "at_foveated", "at_baseline"):
-        row[f"{name}_percent"] = gaps[name]
-        row[f"{name}_low"], row[f"{name}_high"] = interval(spread.get(name))
-    row["directions_differ"] = abs(gaps["at_foveated"] - gaps["at_baseline"])
+        row |= _columns(name, pooled(gaps[name], spread.get(name)))
+    row["directions_differ"] = abs(row["at_foveated_percent"] - row["at_baseline_percent"])
     beyond = []
     for name, curve in (("at_foveated", "baseline's"), ("at_baseline", "foveated")):
         side = gaps[f"{name}_extrapolates"]
@@ -155,23 +135,11 @@ def _corrected_row(n: list[np.ndarray], losses: list[np.ndarray], draws: list[np
     return row
 
 
-def _ablation_rows(study: Study) -> list[dict]:
-    """The pair of ablations, at equal samples: baseline against B1, raw."""
-    cells = [
-        [run for run in study.of_family("ablation")["run"] if base_name(run) == base] for base in ("baseline", "B1")
-    ]
-    n = [np.array([study.runs.loc[cell, "params_total"].mean()]) for cell in cells]
-    final = [np.array([study.runs.loc[cell, "final.val_loss"].mean()]) for cell in cells]
-    rows = _pairs("ablation", "", ["baseline, B1"], "validation", n, final, None)
-    losses = [np.array([np.mean([study.loss(run) for run in cell])]) for cell in cells]
-    if np.isfinite(np.concatenate(losses)).all():
-        rows += _pairs(
-            "ablation",
-            "",
-            ["baseline, B1"],
-            "evaluation",
-            n,
-            losses,
-            [_draws(study, [cell]) for cell in cells],
-        )
-    return rows
+def _columns(name: str, gap: Estimate) -> dict:
+    return {
+        f"{name}_percent": gap.value,
+        f"{name}_low": gap.low,
+        f"{name}_high": gap.high,
+        "interval": gap.interval,
+        "n_seeds": gap.n_seeds,
+    }

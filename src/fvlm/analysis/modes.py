@@ -3,113 +3,117 @@
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.bootstrap import NO_INTERVAL, OVER_VIDEOS, Replicates, interval
+from fvlm.analysis.bootstrap import VIDEO_FIRST, WHOLE, Cell, Estimate
 from fvlm.analysis.catalog import COLUMNS
 from fvlm.analysis.gap import percent
-from fvlm.analysis.study import Study, base_name, trained_mode
+from fvlm.analysis.study import Study, difference, scores_tokens, trained_mode
+
+READERS = ("baseline", "A6")  # the foveated runs among those that differ in how a frame is read
 
 
 def modes(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -> pd.DataFrame:
-    """One row per run, mode and frames, over all sources; gap_percent is relative to the run's own frames
-    in the mode it was trained in (for the default model: coarse_fine), with a paired bootstrap over
-    evaluation videos. The scaling grid's many runs are left out."""
-    replicates = Replicates(bootstrap)
-    runs = runs[runs["family"] != "grid"]
-    families = runs.set_index("run")
-    rows = evaluation[
-        (evaluation["source"] == "all") & (evaluation["kind"] == "all") & evaluation["run"].isin(families.index)
-    ]
-    table = []
-    for run, own in rows.groupby("run", sort=False):
-        trained = trained_mode(families.loc[run])
-        reference = own[(own["mode"] == trained) & (own["frames"] == "own")]["loss"]
-        for row in own.to_dict("records"):
-            gap = {} if reference.empty else _gap(replicates, row, trained, float(reference.iloc[0]))
-            table.append(row | gap | {"family": families.loc[run, "family"], "trained_mode": trained})
-    return _in_run_order(pd.DataFrame(table, columns=COLUMNS["modes"]), runs)
-
-
-def _gap(replicates: Replicates, row: dict, trained: str, reference: float) -> dict:
-    if row["mode"] == trained and row["frames"] == "own":
-        return {}
-    one = replicates.loss(row["run"], row["mode"], row["frames"])
-    two = replicates.loss(row["run"], trained)
-    low, high = interval(None if one is None or two is None else percent(one, two))
-    return {"gap_percent": percent(row["loss"], reference), "gap_low": low, "gap_high": high}
-
-
-def _in_run_order(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    order = {run: position for position, run in enumerate(runs["run"])}
-    return (
-        table.assign(order=table["run"].map(order))
-        .sort_values("order", kind="stable", ignore_index=True)
-        .drop(columns="order")
-    )
+    """One row per stage or ablation (seeds pooled), mode and frames, over all sources, the video first;
+    gap_percent is relative to the run's own frames in the mode it was trained in (for the default model:
+    coarse_fine). The scaling grid's many runs are left out, and those on preferences, whose answers are others.
+    """
+    study = Study(runs, evaluation, bootstrap)
+    shown = study.runs[(study.runs["family"] != "grid") & scores_tokens(study.runs)]
+    whole = evaluation[(evaluation["source"] == "all") & (evaluation["kind"] == "all")]
+    whole = whole[whole["order"] == VIDEO_FIRST]
+    rows = []
+    for base, own in shown.groupby("base", sort=False):
+        trained = trained_mode(own.iloc[0])
+        looks = whole[whole["run"].isin(own["run"])].drop_duplicates(["mode", "frames"])
+        for mode, frames, samples in looks[["mode", "frames", "samples"]].itertuples(index=False, name=None):
+            loss = study.level(base, Cell(mode, frames))
+            row = {
+                "run": base, "family": own["family"].iloc[0], "mode": mode, "frames": frames, "trained_mode": trained,
+                "loss": loss.value, "low": loss.low, "high": loss.high, "n_seeds": loss.n_seeds, "samples": samples,
+            }  # fmt: skip
+            if (mode, frames) != (trained, "own"):
+                terms = [(base, Cell(mode, frames)), (base, WHOLE)]
+                gap = study.estimate(terms, lambda losses: percent(losses[0], losses[1]))
+                row |= {
+                    "gap_percent": gap.value,
+                    "gap_low": gap.low,
+                    "gap_high": gap.high,
+                    "gap_interval": gap.interval,
+                }
+            rows.append(row)
+    return pd.DataFrame(rows, columns=COLUMNS["modes"])
 
 
 def token_efficiency(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -> pd.DataFrame:
-    """Ablations that differ in how a frame is read, by visual tokens per frame.
+    """Ablations that differ in how a frame is read (seeds pooled), by visual tokens per frame.
 
-    The loss is the evaluation's where every one of them was evaluated, else the best validation's. Tokens 0
-    is the baseline evaluated without its frames, unless a run was trained blind. FLOPs are training FLOPs per
-    sample.
+    The loss is the evaluation's where every one of them was evaluated, else the best validation's; the interval
+    is that of its difference to the baseline. Tokens 0 is a run trained blind; without one, the baseline evaluated
+    without its frames. FLOPs are training FLOPs per sample.
     """
     study = Study(runs, evaluation, bootstrap)
     own = study.of_family("ablation")
-    chosen = own[
-        own["base"].isin(("baseline", "A6")) | (own["architecture"] != "foveated") | (own["visual_tokens"] == 0)
-    ]
+    chosen = own[own["base"].isin(READERS) | (own["architecture"] != "foveated")]
     evaluated = all(np.isfinite(study.loss(run)) for run in chosen["run"])
     reference = next(iter(study.seeds("baseline").values()), None)
-    rows = [_efficiency_row(study, run, evaluated, reference) for _, run in chosen.iterrows()]
-    if reference and evaluated and not (chosen["visual_tokens"] == 0).any():
-        rows += _blind_row(study, reference)
+    rows = [_efficiency_row(study, base, evaluated, reference) for base in chosen["base"].drop_duplicates()]
+    if reference and evaluated and not (chosen["architecture"] == "blind").any():
+        rows += _withheld_row(study)
     table = pd.DataFrame(rows, columns=COLUMNS["token_efficiency"])
-    return table.sort_values(["tokens_per_frame", "run"], ignore_index=True)
+    first = table["run"] != "baseline"
+    order = table.assign(first=first).sort_values(["tokens_per_frame", "first", "run"]).index
+    return table.loc[order].reset_index(drop=True)
 
 
-def _efficiency_row(study: Study, run: pd.Series, evaluated: bool, reference: str | None) -> dict:
-    low, high = interval(study.draws(run["run"])) if evaluated else (np.nan, np.nan)
+def _efficiency_row(study: Study, base: str, evaluated: bool, reference: str | None) -> dict:
+    members = study.runs[study.runs["base"] == base]
+    first = members.iloc[0]
+    if base == "baseline":
+        gap = Estimate()
+    else:
+        gap = (study.difference if evaluated else study.validation_difference)(base, "baseline")
     return {
-        "run": run["run"],
-        "label": _label(run),
-        "architecture": run["architecture"],
-        "tokens_per_frame": run["visual_tokens"],
-        "loss": study.loss(run["run"]) if evaluated else run["best.val_loss"],
-        "low": low,
-        "high": high,
-        "interval": NO_INTERVAL if np.isnan(low) else OVER_VIDEOS.removeprefix("paired "),
+        "run": base,
+        "label": _label(first),
+        "architecture": first["architecture"],
+        "tokens_per_frame": first["visual_tokens"],
+        "loss": study.level(base).value if evaluated else members["best.val_loss"].mean(),
+        **_above(gap),
+        "n_seeds": len(members),
         "measure": "evaluation loss" if evaluated else "best validation loss",
-        "flops_per_sample": run["flops"] / run["samples"],
-        "samples": run["samples"],
-        "data_differs": study.data_differs(run["run"], reference) if reference else "",
+        "flops_per_sample": (members["flops"] / members["samples"]).mean(),
+        "samples": members["samples"].mean(),
+        "data_differs": study.data_differs(first["run"], reference) if reference else "",
     }
 
 
+def _above(gap: Estimate) -> dict:
+    return {"difference": gap.value, "low": gap.low, "high": gap.high, "interval": gap.interval}
+
+
 def _label(run: pd.Series) -> str:
-    if run["architecture"] == "foveated":
-        return "foveated" if run["fine_pass"] else f"static query ({base_name(run['run'])})"
-    kind = "pooled" if run["architecture"] == "multi_token" else "pixel shuffle"
-    return f"{run['visual_tokens']:.0f} {kind} ({base_name(run['run'])})"
+    if run["base"] == "baseline":
+        return "foveated"
+    kinds = {"foveated": "static query", "blind": "trained blind", "multi_token": "pooled"}
+    kind = kinds.get(run["architecture"], "pixel shuffle")
+    count = f"{run['visual_tokens']:.0f} " if run["architecture"] in ("multi_token", "pixel_shuffle") else ""
+    return f"{count}{kind} ({run['base']})"
 
 
-def _blind_row(study: Study, reference: str) -> list[dict]:
+def _withheld_row(study: Study) -> list[dict]:
     """The baseline asked without its frames. It was trained with them, so it has no training cost here."""
-    draws = study.replicates.loss(reference, "blind", "none")
-    loss = study.loss_of(reference, "blind", "none")
-    if not np.isfinite(loss):
+    blind = Cell("blind", "none")
+    loss = study.level("baseline", blind)
+    if not np.isfinite(loss.value):
         return []
-    low, high = interval(draws)
     return [
         {
-            "run": reference,
+            "run": "baseline",
             "label": "foveated, frames withheld",
             "architecture": "blind",
             "tokens_per_frame": 0,
-            "loss": loss,
-            "low": low,
-            "high": high,
-            "interval": NO_INTERVAL if np.isnan(low) else OVER_VIDEOS.removeprefix("paired "),
+            "loss": loss.value,
+            **_above(study.estimate([("baseline", blind), ("baseline", WHOLE)], difference)),
+            "n_seeds": loss.n_seeds,
             "measure": "evaluation loss",
         }
     ]

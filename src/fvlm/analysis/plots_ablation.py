@@ -9,9 +9,23 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from fvlm.analysis.bootstrap import OVER_SEEDS, OVER_VIDEOS
-from fvlm.analysis.style import BLUE, GREY, ORANGE, RED, NothingToDraw, dots, heading, panels
+from fvlm.analysis.style import (
+    BLUE,
+    GREY,
+    ORANGE,
+    RED,
+    NothingToDraw,
+    bars_words,
+    dots,
+    heading,
+    legend_below,
+    panels,
+    seeded,
+)
 
-EXPLAINED = {OVER_VIDEOS: "noise of the evaluation videos, not of the seed", OVER_SEEDS: "over seeds"}
+EXPLAINED = {OVER_VIDEOS: "over evaluation videos, not seeds", OVER_SEEDS: "over seeds"}
+SHAPES = {OVER_VIDEOS: "o", OVER_SEEDS: "s"}
+SHAPE_WORDS = {"o": "circles:", "s": "squares:"}
 MEASURES = {"best": "best validation loss", "final": "final validation loss", "evaluation": "evaluation loss"}
 
 
@@ -28,7 +42,7 @@ def ranking(ablations: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     for row in shown.to_dict("records"):
         certain = row["low"] > 0 or row["high"] < 0
         colour = GREY if not certain else (BLUE if row["difference"] < 0 else RED)
-        dots(ax, row["difference"], row["y"], row["low"], row["high"], colour)
+        dots(ax, row["difference"], row["y"], row["low"], row["high"], colour, SHAPES.get(row["interval"], "o"))
     for group, own in shown.groupby("group", sort=False):
         ax.text(
             0.005,
@@ -38,15 +52,17 @@ def ranking(ablations: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             fontsize=7.5,
             style="italic",
             color=GREY,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
         )
     ax.set_yticks(shown["y"], [_named(row) for row in shown.to_dict("records")])
     ax.set_ylim(shown["y"].max() + 0.7, shown["y"].min() - 1.2)
     _spread_scale(ax, shown)
-    kinds = ", ".join(EXPLAINED[kind] for kind in shown["interval"].unique() if kind in EXPLAINED)
+    kinds = [kind for kind in EXPLAINED if (shown["interval"] == kind).any()]
+    kinds = ", ".join((f"{SHAPE_WORDS[SHAPES[kind]]} " if len(kinds) > 1 else "") + EXPLAINED[kind] for kind in kinds)
     marked = "; † saw other data" if (shown["data_differs"] != "").any() else ""
     ax.set_xlabel(
         f"difference of loss (nats per token; left: better){marked}\n"
-        f"bars: 95 % interval, {kinds or 'none available'}; grey: includes 0",
+        f"bars: 95 %, {kinds or 'none available'}; grey: includes 0",
         x=1.0,
         ha="right",
     )
@@ -63,7 +79,7 @@ def seed_words(seeds: pd.Series) -> str:
 
 def _named(row: dict) -> str:
     question = textwrap.shorten(row["question"], 44, placeholder=" ...")
-    return f"{question}  {row['run']}{' †' if row['data_differs'] else ''}"
+    return f"{question}  {seeded(row['run'], row['n_seeds'])}{' †' if row['data_differs'] else ''}"
 
 
 def _spread_scale(ax: Axes, shown: pd.DataFrame) -> None:
@@ -105,7 +121,7 @@ def factorial(factorial: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     left.legend()
     _effects(right, factorial)
     right.set_title(f"Effects ({seed_words(factorial['n_seeds'])})")
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=3)
+    legend_below(figure, right, bars_words(factorial["interval"]))
     return figure, factorial
 
 
@@ -119,7 +135,7 @@ def _effects(ax: Axes, table: pd.DataFrame) -> None:
     ax.axvline(0, color=GREY, lw=1)
     ax.set_yticks(range(len(effects)), [_wrapped(effect) for effect in effects])
     ax.set_ylim(len(effects) - 0.5, -0.5)
-    ax.set_xlabel("effect on the loss (nats per token; left: better)")
+    ax.set_xlabel("effect (nats per token; left: better)")
 
 
 def _wrapped(effect: str) -> str:

@@ -4,48 +4,46 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from fvlm.analysis import style
-from fvlm.analysis.bootstrap import Replicates, interval
-from fvlm.analysis.study import trained_mode
-from fvlm.analysis.style import BLUE, GREEN, GREY, PURPLE, RED, SKY, NothingToDraw, dots, heading, panels
+from fvlm.analysis.bootstrap import WHOLE, Cell, Estimate
+from fvlm.analysis.study import Study
+from fvlm.analysis.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, NothingToDraw, dots, heading, panels
 
 ALTERNATIVES = {  # run: name and colour
     "baseline": ("foveated (baseline)", BLUE),
-    "A1": ("shallow query (A1)", SKY),
     "A6": ("static query (A6)", GREEN),
-    "A7": ("shallow, static (A7)", PURPLE),
-    "B1": ("pooled tokens (B1)", RED),
+    "A1": ("shallow query (A1)", SKY),
+    "A9": ("third look (A9)", PURPLE),
+    "B3": ("1 pooled token (B3)", ORANGE),
+    "B1": ("16 pooled tokens (B1)", RED),
+    "B0": ("trained blind (B0)", GREY),
 }
+BLIND = "B0"  # so far away that the other differences would shrink to a line: left panel only
 
 
 def alternatives(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Evaluation loss of the default model and its alternatives by source, and the paired differences to
     the default."""
-    chosen = runs[runs["run"].isin(ALTERNATIVES)]
-    modes = {row["run"]: trained_mode(row) for _, row in chosen.iterrows()}
-    own = evaluation[evaluation["run"].isin(modes) & (evaluation["frames"] == "own")]
-    own = own[(own["mode"] == own["run"].map(modes)) & ((own["source"] != "all") | (own["kind"] == "all"))]
-    present = [name for name in ALTERNATIVES if name in set(own["run"])]
-    if not present:
-        raise NothingToDraw("none of baseline, A1, A6, A7 and B1 has been evaluated")
-    own = _with_differences(own, modes, Replicates(bootstrap))
-    sources = ["all", *sorted(set(own["source"]) - {"all"})]
-    figure, (left, right) = panels(2, height=1.5 + 0.45 * len(sources), sharey=True)
-    for i, name in enumerate(present):
-        part, (text, colour) = own[own["run"] == name], ALTERNATIVES[name]
-        y = part["source"].map(sources.index) + 0.14 * (i - (len(present) - 1) / 2)
-        dots(left, part["loss"], y, part["low"], part["high"], colour, style.MARKERS[i], label=text)
-        if name != "baseline":
-            dots(
-                right,
-                part["difference"],
-                y,
-                part["difference_low"],
-                part["difference_high"],
-                colour,
-                style.MARKERS[i],
-            )
+    study = Study(runs, evaluation, bootstrap)
+    members = study.runs[study.runs["base"].isin(ALTERNATIVES)]
+    found = evaluation[evaluation["run"].isin(members["run"]) & (evaluation["source"] != "all")]
+    places = found[["source", "kind"]].drop_duplicates().sort_values("source").itertuples(index=False, name=None)
+    cells = [WHOLE, *(Cell(source=source, kind=kind) for source, kind in places)]
+    own = pd.DataFrame([row for base in ALTERNATIVES for cell in cells if (row := _alternative(study, base, cell))])
+    if own.empty:
+        raise NothingToDraw(f"none of {', '.join(ALTERNATIVES)} has been evaluated")
+    sources = [cell.source for cell in cells]
+    figure, (left, right) = panels(2, height=1.6 + 0.6 * len(sources), sharey=True)
+    for i, (name, part) in enumerate(own.groupby("run", sort=False)):
+        text, colour = ALTERNATIVES[name]
+        look = (colour, style.MARKERS[list(ALTERNATIVES).index(name)])
+        y = part["source"].map(sources.index) + 0.115 * (i - (own["run"].nunique() - 1) / 2)
+        label = style.seeded(text, part["n_seeds"].max())
+        dots(left, part["loss"], y, part["low"], part["high"], *look, label=label)
+        if name not in ("baseline", BLIND):
+            dots(right, part["difference"], y, part["difference_low"], part["difference_high"], *look)
     right.axvline(0, color=GREY, lw=1)
     left.set_yticks(range(len(sources)), ["all sources", *sources[1:]])
     left.set_ylim(len(sources) - 0.5, -0.5)
@@ -54,22 +52,26 @@ def alternatives(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.Dat
         for line in np.arange(len(sources) - 1) + 0.5:
             ax.axhline(line, color="#cccccc", lw=0.6)
     left.set_xlabel(f"held-out {style.LOSS}")
-    right.set_xlabel("difference to the baseline (nats per token)")
-    heading(figure, "Foveated reading against its alternatives; bars: 95 % bootstrap over videos")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    right.set_xlabel("difference to the baseline (left: better)")
+    heading(figure, "Foveated reading against its alternatives")
+    style.legend_below(figure, left, style.bars_words(own["interval"], style.LEFT_RIGHT))
     return figure, own
 
 
-def _with_differences(own: pd.DataFrame, modes: dict[str, str], replicates: Replicates) -> pd.DataFrame:
-    """With the paired difference to the baseline on the same source."""
-    baseline = own[own["run"] == "baseline"].set_index("source")["loss"]
-    own = own.assign(difference=own["loss"] - own["source"].map(baseline))
-    ends = []
-    for run, kind, source in own[["run", "kind", "source"]].itertuples(index=False, name=None):
-        one, two = (replicates.loss(name, modes.get(name, ""), "own", kind, source) for name in (run, "baseline"))
-        ends.append(interval(None if one is None or two is None else one - two))
-    own[["difference_low", "difference_high"]] = np.array(ends).reshape(-1, 2)
-    return own
+def _alternative(study: Study, base: str, cell: Cell) -> dict | None:
+    loss = study.level(base, cell)
+    if not np.isfinite(loss.value):
+        return None
+    if base == "baseline":
+        gap, seeds = Estimate(), loss.n_seeds
+    else:
+        gap = study.difference(base, "baseline", cell)
+        seeds = gap.n_seeds
+    return {
+        "run": base, "source": cell.source, "kind": cell.kind,
+        "loss": loss.value, "low": loss.low, "high": loss.high, "n_seeds": seeds,
+        "difference": gap.value, "difference_low": gap.low, "difference_high": gap.high, "interval": gap.interval,
+    }  # fmt: skip
 
 
 def token_efficiency(token_efficiency: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
@@ -77,18 +79,17 @@ def token_efficiency(token_efficiency: pd.DataFrame) -> tuple[Figure, pd.DataFra
     table = token_efficiency
     if table.empty:
         raise NothingToDraw("no ablation differs in how a frame is read (baseline, A6, B1, B2)")
-    figure, (left, right) = panels(2, height=3.4, sharey=True)
-    for row in table.to_dict("records"):
-        colour = SKY if row["run"].startswith("A6") else style.ARCHITECTURE[row["architecture"]]
-        places = (
-            (left, row["tokens_per_frame"] * (1.2 if row["run"].startswith("A6") else 1)),
-            (right, row["flops_per_sample"]),
-        )
-        for ax, x in places:
+    figure, (left, right) = panels(2, height=3.6, sharey=True)
+    beside = table.groupby("tokens_per_frame").cumcount()  # runs with equally many tokens stand side by side
+    marker = table.groupby("architecture").cumcount().map(lambda k: style.MARKERS[k % len(style.MARKERS)])
+    for k, row in enumerate(table.to_dict("records")):
+        colour = SKY if row["run"] == "A6" else style.ARCHITECTURE[row["architecture"]]
+        label = style.seeded(row["label"], row["n_seeds"])
+        for ax, x in ((left, row["tokens_per_frame"] * 1.25 ** beside[k]), (right, row["flops_per_sample"])):
             if np.isfinite(x):
-                label = row["label"] if ax is left else None
-                hollow = bool(row["data_differs"])
-                dots(ax, row["loss"], x, row["low"], row["high"], colour, label=label, up=True, hollow=hollow)
+                look = {"label": label if ax is left else None, "hollow": bool(row["data_differs"])}
+                low, high = (row["loss"] + row[end] - row["difference"] for end in ("low", "high"))
+                dots(ax, row["loss"], x, low, high, colour, marker[k], up=True, **look)
     left.set_xscale("symlog", base=4, linthresh=1)
     ticks = sorted(set(table["tokens_per_frame"].dropna()))
     left.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -102,7 +103,8 @@ def token_efficiency(token_efficiency: pd.DataFrame) -> tuple[Figure, pd.DataFra
     right.set_xlabel("training FLOPs per sample (two per multiply-add)")
     hollow = "; hollow: trained on other data" if (table["data_differs"] != "").any() else ""
     heading(figure, f"Loss against visual tokens and compute{hollow}")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    sure = style.bars_words(table["interval"], " of the difference to the foveated model,")
+    style.legend_below(figure, left, sure)
     return figure, table
 
 
@@ -128,12 +130,18 @@ def three_modes(modes: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             dots(right, own["gap_percent"], y, own["gap_low"], own["gap_high"], *look)
     right.axvline(0, color=GREY, lw=1)
     _separate_families(left, right, table.drop_duplicates("run")["order"].to_numpy())
-    left.set_yticks(range(len(runs)), runs)
+    seeds = table.drop_duplicates("run")["n_seeds"]
+    left.set_yticks(range(len(runs)), [style.seeded(*pair) for pair in zip(runs, seeds, strict=True)])
     left.set_ylim(len(runs) - 0.4, -0.6)
+    if table["loss"].max() > 3 * table["loss"].min():  # frozen runs are far away
+        left.set_xscale("log")
+        left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        left.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        left.xaxis.set_minor_formatter(NullFormatter())
     left.set_xlabel(f"held-out {style.LOSS}")
     right.set_xlabel("above the mode trained in (%)")
-    heading(figure, "Evaluation modes; bars: 95 % bootstrap over videos (right: paired)")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    heading(figure, "Evaluation modes")
+    style.legend_below(figure, left, style.bars_words(table["gap_interval"], style.LEFT_RIGHT))
     return figure, table.drop(columns=["shown", "order"])
 
 

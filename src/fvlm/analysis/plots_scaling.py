@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from fvlm.analysis import style
 from fvlm.analysis.grid import envelope, grid_points
@@ -59,6 +60,7 @@ def loss_vs_flops(
     ax.set_ylabel(f"final validation {LOSS}")
     perplexity = ax.secondary_yaxis("right", functions=(np.exp, lambda value: np.log(np.maximum(value, 1e-9))))
     perplexity.set_ylabel("perplexity")
+    perplexity.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
     made = all(fits.values()) and not notes
     heading(figure, "Loss against training FLOPs" + ("" if made else ": the data do not identify every fit"))
     return figure, points
@@ -98,23 +100,16 @@ def isoflop(runs: pd.DataFrame, isoflop: pd.DataFrame) -> tuple[Figure, pd.DataF
     where not."""
     points = _points(runs)
     names = list(points["architecture"].drop_duplicates())
-    figure, axes = panels(len(names), height=3.8, sharey=True)
+    figure, axes = panels(len(names), height=4.0, sharey=True)
     budgets = list(points.sort_values("C")["budget"].drop_duplicates())
+    looks = {
+        budget: {"marker": MARKERS[i % len(MARKERS)], "ms": 4, "lw": 0.8, "alpha": 0.35 + 0.65 * (i + 1) / len(budgets)}
+        for i, budget in enumerate(budgets)
+    }
     reach = 0.25 * np.log(points["N"].max() / points["N"].min())  # of a parabola, in log N
     for ax, name in zip(axes, names, strict=True):
-        for i, budget in enumerate(budgets):
-            own = points[(points["architecture"] == name) & (points["budget"] == budget)]
-            if not own.empty:
-                look = {"marker": MARKERS[i % len(MARKERS)], "alpha": 0.35 + 0.65 * (i + 1) / len(budgets)}
-                ax.plot(
-                    own["N"],
-                    own["loss"],
-                    ms=4,
-                    lw=0.8,
-                    color=style.ARCHITECTURE[name],
-                    **look,
-                    label=f"{budget}: {own['nominal'].mean():.2g}",
-                )
+        for budget, own in points[points["architecture"] == name].groupby("budget", sort=False):
+            ax.plot(own["N"], own["loss"], color=style.ARCHITECTURE[name], **looks[budget])
         minima = isoflop[isoflop["architecture"] == name]
         for row in minima[minima["n_opt"].notna()].to_dict("records"):
             _draw_minimum(ax, row, reach)
@@ -123,8 +118,11 @@ def isoflop(runs: pd.DataFrame, isoflop: pd.DataFrame) -> tuple[Figure, pd.DataF
         style.counts(ax)
         ax.set_title(f"{style.NAMES[name]}: {int(minima['used'].sum())} of {len(minima)} minima inside")
         ax.set_xlabel("parameters N")
-        ax.legend(title="training FLOPs", title_fontsize=8)
     axes[0].set_ylabel(f"final validation {LOSS}")
+    for budget, look in looks.items():
+        nominal = points.loc[points["budget"] == budget, "nominal"].mean()
+        axes[0].plot([], [], color=GREY, **look, label=f"{budget}: {nominal:.2g}")
+    style.legend_below(figure, axes[0], "training FLOPs (two per multiply-add)", ncols=len(budgets))
     return figure, points
 
 
@@ -241,10 +239,10 @@ def gap(gap: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         ax.plot([], [], marker=marker, ls="", color=colour, label=text)
     ax.plot([], [], marker="o", ls="", color="black", mfc="white", label="hollow: extrapolates")
     ax.axvline(0, color=GREY, lw=1)
-    ax.set_yticks(range(len(table)), (table["size"] + " " + table["budget"]).str.strip())
+    names = (table["size"] + " " + table["budget"]).str.strip()
+    ax.set_yticks(range(len(table)), [style.seeded(*pair) for pair in zip(names, table["n_seeds"], strict=True)])
     ax.set_ylim(len(table) - 0.5, -0.5)
-    sure = "\nbars: 95 % paired bootstrap over videos" if measure == "evaluation" else "; no interval"
-    ax.set_xlabel(f"{measure} loss of the foveated model above the baseline's (%; right: worse){sure}")
+    ax.set_xlabel(f"{measure} loss of the foveated model above the baseline's (%; right: worse)")
     heading(figure, "Gap to the pooled-token baseline, raw and at equal parameters")
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    style.legend_below(figure, ax, style.bars_words(table["interval"]), ncols=4)
     return figure, table

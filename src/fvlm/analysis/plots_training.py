@@ -6,7 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fvlm.analysis import style
-from fvlm.analysis.study import base_name
+from fvlm.analysis.catalog import REWARDS
+from fvlm.analysis.study import base_name, scores_tokens
 from fvlm.analysis.style import BLUE, GREY, NothingToDraw, label_ends, panels
 
 FAMILIES = {"stage": "Stages", "ablation": "Ablations", "grid": "Scaling grid"}
@@ -17,6 +18,7 @@ KINDS = {
     "A": style.PURPLE,
     "B": style.RED,
     "D": style.SKY,
+    "Q": style.YELLOW,
 }  # sweeps, by first letters
 
 
@@ -43,21 +45,25 @@ def _draw(
     x: str = "samples",
     width: float = 1.4,
 ) -> list:
-    """One line per run; returns the ends for their labels."""
-    ends = []
-    for run, own in curves[curves[column].notna()].groupby("run", sort=False):
-        wide = 2.2 if run == "baseline" else width
-        single = "o" if len(own) == 1 else None
+    """One line per run, those of further seeds thinner; returns the ends of the first seeds for their labels."""
+    own = curves[curves[column].notna()]
+    bases = own["run"].map(base_name)
+    seeds = own["run"].groupby(bases).nunique()
+    ends: dict[str, tuple] = {}
+    for run, curve in own.groupby("run", sort=False):
+        base = base_name(run)
+        wide = 2.2 if base == "baseline" else width
         ax.plot(
-            own[x],
-            own[column],
+            curve[x],
+            curve[column],
             color=colours[run],
-            lw=wide,
-            marker=single,
-            zorder=3 if run == "baseline" else 2,
+            lw=wide if base not in ends else 0.5 * wide,
+            marker="o" if len(curve) == 1 else None,
+            zorder=3 if base == "baseline" else 2,
         )
-        ends.append((own[x].iloc[-1], own[column].iloc[-1], run, colours[run]))
-    return ends
+        end = (curve[x].iloc[-1], curve[column].iloc[-1], style.seeded(base, seeds[base]), colours[run])
+        ends.setdefault(base, end)
+    return list(ends.values())
 
 
 def _without_start(curves: pd.DataFrame) -> pd.DataFrame:
@@ -68,7 +74,9 @@ def _without_start(curves: pd.DataFrame) -> pd.DataFrame:
 def training_curves(
     runs: pd.DataFrame, validation_curves: pd.DataFrame, training_curves: pd.DataFrame
 ) -> tuple[Figure, pd.DataFrame]:
-    """Validation loss against samples, one panel per family; the train loss is faint."""
+    """Validation loss against samples, one panel per family; the train loss is faint. Runs on preferences have
+    a loss per pair and a figure of their own."""
+    runs = runs[scores_tokens(runs)]
     known = validation_curves["run"].isin(runs["run"])
     validation = _without_start(validation_curves[known & validation_curves["val_loss"].notna()])
     present = [family for family in FAMILIES if (runs[runs["run"].isin(validation["run"])]["family"] == family).any()]
@@ -103,17 +111,11 @@ def _family(ax: Axes, runs: pd.DataFrame, validation: pd.DataFrame, train: pd.Da
     if not grid:
         label_ends(ax, ends, gap=0.038)
         return
-    sizes = runs.set_index("run")["size"]
     order = list(runs.sort_values("params_total")["size"].drop_duplicates())
-    for x, y, run, colour in ends:
-        ax.plot(
-            x,
-            y,
-            marker=style.MARKERS[order.index(sizes[run]) % len(style.MARKERS)],
-            color=colour,
-            ls="",
-            zorder=4,
-        )
+    last = validation.groupby("run", sort=False).tail(1).merge(runs[["run", "size"]], on="run")
+    for run, x, y, size in last[["run", "samples", "val_loss", "size"]].itertuples(index=False, name=None):
+        marker = style.MARKERS[order.index(size) % len(style.MARKERS)]
+        ax.plot(x, y, marker=marker, color=colours[run], ls="", zorder=4)
     for name in runs["architecture"].drop_duplicates():
         ax.plot([], [], color=style.ARCHITECTURE[name], label=style.NAMES[name])
     for i, size in enumerate(order):
@@ -122,20 +124,24 @@ def _family(ax: Axes, runs: pd.DataFrame, validation: pd.DataFrame, train: pd.Da
 
 
 def freezing(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Validation loss of the runs with frozen parts and of the baseline."""
+    """Validation loss of the runs with frozen parts and of the baseline, one line per seed."""
     names = {
         "F1": ("connector alone (F1)", style.ORANGE),
         "F2": ("connector and encoder (F2)", style.GREEN),
         "baseline": ("all (baseline)", BLUE),
     }
-    own = _without_start(validation_curves[validation_curves["run"].isin(names)])
-    if not set(own["run"]) & {"F1", "F2"}:
+    own = _without_start(validation_curves)
+    own = own.assign(base=own["run"].map(base_name))
+    own = own[own["base"].isin(names)]
+    if not set(own["base"]) & {"F1", "F2"}:
         raise NothingToDraw("the runs F1 and F2 are not in this study")
     figure, (ax,) = panels(1, height=3.0)
-    for run, (text, colour) in names.items():
-        curve = own[own["run"] == run]
-        if not curve.empty:
-            ax.plot(curve["samples"], curve["val_loss"], color=colour, marker="o", ms=3.5, label=text)
+    for base, (text, colour) in names.items():
+        curves = own[own["base"] == base]
+        label = style.seeded(text, curves["run"].nunique())
+        for i, (_, curve) in enumerate(curves.groupby("run", sort=False)):
+            look = {"color": colour, "marker": "o", "ms": 3.5, "label": None if i else label}
+            ax.plot(curve["samples"], curve["val_loss"], **look)
     ax.set_xlim(left=0)
     style.counts(ax)
     ax.set_xlabel("samples seen")
@@ -156,25 +162,27 @@ def attention_entropy(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> tu
     present = [family for family in FAMILIES if (figure_runs["family"] == family).any()]
     figure, axes = panels(len(present), height=3.4, sharey=True)
     colours = colours_of(runs)
+    ends = []
     for ax, family in zip(axes, present, strict=True):
         names = figure_runs[figure_runs["family"] == family]
-        ends = _draw(ax, own[own["run"].isin(names["run"])], "attention_entropy", colours)
+        ends.append(_draw(ax, own[own["run"].isin(names["run"])], "attention_entropy", colours))
         for value in sorted({_uniform(row) for row in names.to_dict("records")} - {None}):
             ax.axhline(value, color=GREY, ls=":", lw=1)
             ax.annotate(
                 f"uniform {value:.2f}",
-                (0.01, value),
+                (0.99, value),
                 xycoords=("axes fraction", "data"),
-                xytext=(0, -3),
-                va="top",
+                xytext=(0, 2),
+                ha="right",
                 textcoords="offset points",
                 fontsize=7,
                 color=GREY,
             )
         style.counts(ax)
-        label_ends(ax, ends, gap=0.05)
         ax.set_title(FAMILIES[family])
         ax.set_xlabel("samples seen")
+    for ax, drawn in zip(axes, ends, strict=True):  # once the common axis has its limits
+        label_ends(ax, drawn, gap=0.05)
     axes[0].set_ylabel("attention entropy (nats)")
     return figure, own[["run", "step", "samples", "attention_entropy"]]
 
@@ -201,15 +209,48 @@ def fine_coarse_ratio(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> tu
     present = [family for family in FAMILIES if (own["run"].map(families) == family).any()]
     figure, axes = panels(len(present), height=3.4, width=2.6 * len(present) + 1.0, sharey=True)
     colours = colours_of(runs)
+    ends = []
     for ax, family in zip(axes, present, strict=True):
-        ends = _draw(ax, own[own["run"].map(families) == family], "ratio", colours)
+        drawn = _draw(ax, own[own["run"].map(families) == family], "ratio", colours)
+        ends.append([] if family == "grid" else drawn)
         ax.axhline(1, color=GREY, ls=":", lw=1)
         if family == "grid":
             ax.set_xscale("log")
         style.counts(ax)
-        if family != "grid":
-            label_ends(ax, ends, gap=0.045)
         ax.set_title(FAMILIES[family])
         ax.set_xlabel("samples seen")
+    for ax, drawn in zip(axes, ends, strict=True):  # once the common axis has its limits
+        label_ends(ax, drawn, gap=0.045)
     axes[0].set_ylabel("fine loss / coarse loss (validation)")
     return figure, own[["run", "step", "samples", "loss_fine", "loss_coarse", "ratio"]]
+
+
+PREFERENCE = {  # panel: what is validated, what is trained, and the value of a model that does not prefer
+    "DPO loss (nats per pair)": ("val_loss", "train_loss", np.log(2)),
+    "reward accuracy": ("reward_accuracy", "reward_accuracy", 0.5),
+    "reward margin": ("reward_margin", "reward_margin", 0.0),
+}
+
+
+def preference(
+    runs: pd.DataFrame, validation_curves: pd.DataFrame, training_curves: pd.DataFrame
+) -> tuple[Figure, pd.DataFrame]:
+    """Loss, accuracy and margin of the runs that learn to prefer one answer; the training faint."""
+    own = _without_start(validation_curves[validation_curves["reward_accuracy"].notna()])
+    train = training_curves[training_curves["reward_accuracy"].notna()]
+    if own.empty:
+        raise NothingToDraw("no run of this study learns to prefer one answer to another")
+    figure, axes = panels(len(PREFERENCE), height=2.9)
+    colours = colours_of(runs)
+    for ax, (title, (validated, trained, indifferent)) in zip(axes, PREFERENCE.items(), strict=True):
+        for run, curve in train.groupby("run", sort=False):
+            smooth = curve[["samples", trained]].groupby(np.arange(len(curve)) * FAINT // len(curve)).mean()
+            ax.plot(smooth["samples"], smooth[trained], color=colours[run], lw=0.7, alpha=0.4)
+        for run, curve in own.groupby("run", sort=False):
+            ax.plot(curve["samples"], curve[validated], color=colours[run], marker="o", ms=3.5, label=run)
+        ax.axhline(indifferent, color=GREY, ls=":", lw=1)
+        style.counts(ax)
+        ax.set_title(title)
+        ax.set_xlabel("samples seen")
+    style.legend_below(figure, axes[0], "held-out pairs; faint: training; dotted: no preference")
+    return figure, own[["run", "step", "samples", "val_loss", *REWARDS]]

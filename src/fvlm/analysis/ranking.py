@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.bootstrap import NO_INTERVAL, OVER_SEEDS, OVER_VIDEOS, interval, t_interval
+from fvlm.analysis.bootstrap import NO_INTERVAL, Cell
 from fvlm.analysis.catalog import COLUMNS
 from fvlm.analysis.study import Study
 
@@ -53,7 +53,7 @@ def _row(study: Study, base: str) -> dict:
         "samples": own["samples"].mean(),
         "best_val_loss": own["best.val_loss"].mean(),
         "final_val_loss": own["final.val_loss"].mean(),
-        "evaluation_loss": np.mean([study.loss(run, kind) for run in members]),
+        "evaluation_loss": study.level(base, Cell(kind=kind)).value,
     }
     if not others:
         return row | {"note": f"{reference} is not in this study", "interval": NO_INTERVAL}
@@ -64,51 +64,20 @@ def _row(study: Study, base: str) -> dict:
 
 
 def differences(study: Study, base: str, reference: str, kind: str = "all", same_validation: bool = True) -> dict:
-    """Differences to `reference` (negative: better), and the one to quote with its interval.
-
-    With two or more common seeds: best validation loss, t interval over the per-seed differences.
-    Otherwise the loss of the evaluation with its paired bootstrap, which knows the noise of the evaluation
-    videos and nothing of the seed's.
-    """
-    one, two = study.seeds(base), study.seeds(reference)
-    common = sorted(one.keys() & two.keys())
-    pairs = [(one[seed], two[seed]) for seed in common] or [(next(iter(one.values())), next(iter(two.values())))]
-    result: dict = {"n_seeds": max(len(common), 1)}
-    columns = {
-        name: np.array(
-            [study.runs.loc[a, f"{name}.val_loss"] - study.runs.loc[b, f"{name}.val_loss"] for a, b in pairs],
-            float,
-        )
-        for name in ("best", "final")
-    }
-    evaluated = np.array([study.loss(a, kind) - study.loss(b, kind) for a, b in pairs])
-    result["evaluation_difference"] = evaluated.mean()
+    """Differences to `reference` (negative: better), and the one to quote with its interval: of the evaluation,
+    or of the best validation where there was none; over the seeds common to both, see `Study.estimate`."""
+    evaluated = study.difference(base, reference, Cell(kind=kind))
+    result: dict = {"n_seeds": evaluated.n_seeds, "evaluation_difference": evaluated.value}
+    quoted, measure = evaluated, "evaluation loss"
     if same_validation:
-        result |= {f"{name}_difference": values.mean() for name, values in columns.items()}
-    if len(common) > 1:
-        values, measure = (
-            (columns["best"], "best validation loss") if same_validation else (evaluated, "evaluation loss")
-        )
-        low, high = t_interval(values)
-        return result | {
-            "difference": values.mean(),
-            "low": low,
-            "high": high,
-            "interval": OVER_SEEDS,
-            "measure": measure,
-        }
-    draws = [study.draws(run, kind) for run in pairs[0]]
-    if draws[0] is not None and draws[1] is not None:
-        low, high = interval(draws[0] - draws[1])
-        return result | {
-            "difference": evaluated.mean(),
-            "low": low,
-            "high": high,
-            "interval": OVER_VIDEOS,
-            "measure": "evaluation loss",
-        }
+        best, final = (study.validation_difference(base, reference, which) for which in ("best", "final"))
+        result |= {"best_difference": best.value, "final_difference": final.value}
+        if np.isnan(evaluated.value):
+            quoted, measure = best, "best validation loss"
     return result | {
-        "difference": result.get("best_difference", np.nan),
-        "interval": NO_INTERVAL,
-        "measure": "best validation loss",
+        "difference": quoted.value,
+        "low": quoted.low,
+        "high": quoted.high,
+        "interval": quoted.interval,
+        "measure": measure,
     }

@@ -1,11 +1,13 @@
 """What a run is when it is compared: its name without the seed, its mode, its evaluation, the data it saw."""
 
 import re
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.bootstrap import Replicates
+from fvlm.analysis.bootstrap import WHOLE, Cell, Estimate, Replicates, pooled
 
 SEED_SUFFIX = re.compile(r"-s\d+$")
 DATA_FIELDS = {  # a difference in one of these means that two runs saw different data
@@ -28,15 +30,24 @@ def trained_mode(run: pd.Series) -> str:
     return "coarse_fine" if run["fine_pass"] else "coarse_only"
 
 
+def scores_tokens(runs: pd.DataFrame) -> pd.Series:
+    """True for runs whose loss is in nats per token; that of a run on preferences is per pair of answers."""
+    return runs.get("config.data.loss", pd.Series("", index=runs.index)) != "preference"
+
+
+def difference(losses: np.ndarray) -> np.ndarray:
+    """(2, ...) -> the first minus the second; negative: the first is better."""
+    return losses[0] - losses[1]
+
+
 class Study:
     """The runs by base name, with their evaluation."""
 
     def __init__(self, runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame):
         self.runs = runs.assign(base=runs["run"].map(base_name)).set_index("run", drop=False)
-        self.replicates = Replicates(bootstrap)
-        whole = evaluation[evaluation["source"] == "all"]
-        keys = whole[["run", "mode", "frames", "kind"]].itertuples(index=False, name=None)
-        self._losses = dict(zip(keys, whole["loss"].astype(float), strict=True))
+        self._replicates = Replicates(bootstrap)
+        keys = evaluation[["run", *Cell._fields]].itertuples(index=False, name=None)
+        self._losses = dict(zip(keys, evaluation["loss"].astype(float), strict=True))
 
     def of_family(self, family: str) -> pd.DataFrame:
         return self.runs[self.runs["family"] == family]
@@ -48,15 +59,62 @@ class Study:
             int(seed) if pd.notna(seed) else 0: run for run, seed in zip(chosen["run"], chosen["seed"], strict=True)
         }
 
-    def loss(self, run: str, kind: str = "all") -> float:
-        """Evaluation loss in the mode the run was trained in; NaN if it was not evaluated."""
-        return self.loss_of(run, trained_mode(self.runs.loc[run]), "own", kind)
+    def matched(self, bases: list[str]) -> list[list[str]]:
+        """Per seed that all bases have, their runs; without a common seed, the first run of each; without
+        runs of a base, none."""
+        found = [self.seeds(base) for base in bases]
+        if not all(found):
+            return []
+        common = sorted(set.intersection(*(set(own) for own in found)))
+        return [[own[seed] for own in found] for seed in common] or [[next(iter(own.values())) for own in found]]
 
-    def loss_of(self, run: str, mode: str, frames: str, kind: str = "all") -> float:
-        return self._losses.get((run, mode, frames, kind), np.nan)
+    def loss(self, run: str, cell: Cell = WHOLE) -> float:
+        """Evaluation loss, by default over all sources in the mode the run was trained in; NaN if there is none."""
+        return self._losses.get((run, *self._full(run, cell)), np.nan)
 
-    def draws(self, run: str, kind: str = "all") -> np.ndarray | None:
-        return self.replicates.loss(run, trained_mode(self.runs.loc[run]), "own", kind)
+    def draws(self, run: str, cell: Cell = WHOLE) -> np.ndarray | None:
+        return self._replicates.loss(run, self._full(run, cell))
+
+    def _full(self, run: str, cell: Cell) -> Cell:
+        return cell if cell.mode else cell._replace(mode=trained_mode(self.runs.loc[run]))
+
+    def estimate(self, terms: list[tuple[str, Cell]], combine: Callable[[np.ndarray], np.ndarray]) -> Estimate:
+        """`combine` of evaluation losses (terms, ...) -> (...), pooled over the seeds that all terms have.
+
+        With two or more such seeds the interval is a t interval over theirs, else a bootstrap over the videos,
+        which is paired, since every row was drawn alike.
+        """
+        cells = [cell for _, cell in terms]
+        runs = self.matched([base for base, _ in terms])
+        if not runs:
+            return Estimate()
+        losses = [[self.loss(*pair) for pair in zip(row, cells, strict=True)] for row in runs]
+        draws = [self.draws(*pair) for pair in zip(runs[0], cells, strict=True)]
+        sampled = None if any(draw is None for draw in draws) else combine(np.array(draws))
+        return pooled(combine(np.array(losses).T), sampled)
+
+    def level(self, base: str, cell: Cell = WHOLE) -> Estimate:
+        """A loss, the mean over the seeds of `base`. Its interval is always over the videos, however many seeds:
+        levels stand beside each other in a figure; what is claimed are differences."""
+        runs = list(self.seeds(base).values())
+        if not runs:
+            return Estimate()
+        draws = [self.draws(run, cell) for run in runs]
+        sampled = None if any(draw is None for draw in draws) else np.mean(draws, axis=0)
+        value = np.mean([self.loss(run, cell) for run in runs], keepdims=True)
+        return replace(pooled(value, sampled), n_seeds=len(runs))
+
+    def difference(self, base: str, other: str, cell: Cell = WHOLE) -> Estimate:
+        """How far the evaluation loss of `base` lies above that of `other`."""
+        return self.estimate([(base, cell), (other, cell)], difference)
+
+    def validation_difference(self, base: str, other: str, which: str = "best") -> Estimate:
+        """How far the best or final validation loss of `base` lies above that of `other`; over seeds."""
+        matched = self.matched([base, other])
+        if not matched:
+            return Estimate()
+        losses = [self.runs.loc[names, f"{which}.val_loss"] for names in matched]
+        return pooled(difference(np.array(losses, float).T))
 
     def data_differs(self, run: str, other: str) -> str:
         """What differs in the data that two runs saw, in words; empty if nothing does."""

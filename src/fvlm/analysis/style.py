@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
+from fvlm.analysis.bootstrap import OVER_SEEDS, OVER_VIDEOS
+
 # Okabe and Ito's palette, which stays apart for colour-blind readers
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
     "#0072B2",
@@ -107,6 +109,31 @@ def heading(figure: Figure, text: str) -> None:
     figure.suptitle(text, x=0.01, ha="left", fontsize=9.5, fontweight="bold")
 
 
+LEFT_RIGHT = ", left over videos, right"  # levels beside differences
+
+
+def legend_below(figure: Figure, ax: Axes, note: str, ncols: int = 3) -> None:
+    """The legend of `ax` below all panels, under a line of explanation."""
+    figure.legend(
+        *ax.get_legend_handles_labels(), loc="outside lower center", ncols=ncols, title=note, title_fontsize=8
+    )
+
+
+def seeded(name: str, n_seeds: int) -> str:
+    """A run's name with its seeds where there are several: those that its interval is over."""
+    return f"{name}, {n_seeds:.0f} seeds" if n_seeds > 1 else name
+
+
+def bars_words(intervals, what: str = ",") -> str:
+    """What the bars of differences are over, given the kinds of their intervals; `what` has bars."""
+    kinds = set(intervals)
+    if {OVER_SEEDS, OVER_VIDEOS} <= kinds:
+        return f"bars: 95 %{what} over seeds where several are named, else paired over videos"
+    if not {OVER_SEEDS, OVER_VIDEOS} & kinds:
+        return "no intervals"
+    return f"bars: 95 %{what} {'over seeds' if OVER_SEEDS in kinds else 'paired over videos'}"
+
+
 def dots(
     ax: Axes,
     value,
@@ -152,7 +179,9 @@ def label_ends(ax: Axes, ends: list[tuple[float, float, str, str]], gap: float =
     ordered = sorted(ends, key=lambda end: end[1])
     places = [float(np.clip(to_axes.transform((x, np.clip(y, low, high)))[1], 0, 1)) for x, y, *_ in ordered]
     steps = gap * np.arange(len(places))
-    places = np.minimum(isotonic_regression(np.array(places) - steps).x, 1 - steps[-1]) + steps if places else []
+    places = (
+        np.clip(isotonic_regression(np.array(places) - steps).x, 0, max(0, 1 - steps[-1])) + steps if places else []
+    )
     for (x, y, text, colour), place in zip(ordered, places, strict=True):
         ax.annotate(
             text,
@@ -166,6 +195,7 @@ def label_ends(ax: Axes, ends: list[tuple[float, float, str, str]], gap: float =
             annotation_clip=False,
             arrowprops={
                 "arrowstyle": "-",
+                "relpos": (0, 0.5),
                 "color": colour,
                 "lw": 0.4,
                 "alpha": 0.6,

@@ -43,6 +43,8 @@ class Index:
     frames          int32, images; 0 for text
     text_tokens     int32, of the whole chat, before any cut; of a preference pair with the chosen answer
     answer_tokens   int32, of these the ones the assistant says
+    question_tokens int32, text tokens before the header of the first answer; 0 where its header is another
+    rejected_tokens int32, of the whole chat with the rejected answer; 0 where there is none
     group           int64, the same for samples of the same original video, or else file (of the same first image,
                     where neither is named), evenly spread over [0, 2^63)
     hashes          (n, 2) uint64, perceptual hashes of the first and the middle image; 0: none, or a flat one
@@ -59,6 +61,8 @@ class Index:
     frames: np.ndarray
     text_tokens: np.ndarray
     answer_tokens: np.ndarray
+    question_tokens: np.ndarray
+    rejected_tokens: np.ndarray
     group: np.ndarray
     hashes: np.ndarray
     keys: np.ndarray
@@ -205,7 +209,9 @@ def load_index(path: Path | str) -> Index:
     try:
         with np.load(path, allow_pickle=False) as stored:
             values = {field.name: stored[field.name] for field in fields(Index)}
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except KeyError as error:
+        raise UserError(f"{path}: an index of another version ({error}); make it again with `fvlm index`") from error
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: no index ({error}); make it with `fvlm index`") from error
     values |= {name: str(values[name]) for name in ("kind", "source", "tokenizer")}
     return Index(**values | {"rejected": int(values["rejected"])})

@@ -13,9 +13,9 @@ from fvlm.batch import Batch
 from fvlm.data.batches import micro_batches, rank_shares
 from fvlm.data.index import Index, check_tokenizer, load_index
 from fvlm.data.order import Order, in_file_order, split_held_out
-from fvlm.data.samples import decode_frames, image_suffixes, sample_text
+from fvlm.data.samples import decode_frames, image_suffixes, rejected_text, sample_text
 from fvlm.data.tar import read_sample
-from fvlm.data.text import encode_chat, load_tokenizer
+from fvlm.data.text import encode_chat, load_tokenizer, question_length
 from fvlm.errors import UserError
 from fvlm.schema import Run, Source, Study
 
@@ -95,7 +95,10 @@ def _open(source: Source, study: Study) -> Index:
 class Steps:
     """Item i is step i of an order: its micro-batches, ready for the model.
 
+    loss            which text tokens are scored, as `data.loss` says. With "preference" each sample of the order is two
+                    neighbours in its batch, the chosen answer before the rejected one, which share their frames
     rank, ranks     which share of every step this process takes, of how many
+    raises          ValueError if the order was not drawn with pairs, but the loss wants them
     """
 
     def __init__(
@@ -109,6 +112,8 @@ class Steps:
         rank: int = 0,
         ranks: int = 1,
     ):
+        if loss == "preference" and not order.rejected_tokens.all():
+            raise ValueError("loss 'preference' needs an order that was drawn with pairs=True")
         self.rank, self.ranks = rank, ranks
         self.corpus, self.order, self.batch_size, self.loss = corpus, order, batch_size, loss
         self.max_tokens, self.results = run.data.max_text_tokens, Path(study.results)
@@ -124,12 +129,17 @@ class Steps:
 
     def batch(self, places: list[int]) -> Batch:
         """The samples at some places of the order, each decoded to where it lies in the batch."""
-        here = zip(self.order.source[places].tolist(), self.order.row[places].tolist(), strict=True)
-        counts = [int(self.corpus.indices[source].frames[row]) for source, row in here]
+        counts = [self._shown(i) for i in places]
         # NumPy asks for huge pages, torch.empty does not: without them a third of the time goes into page faults.
         frames = np.empty((sum(counts), IMAGE, IMAGE, 3), np.uint8)
         parts = np.split(frames, np.cumsum(counts)[:-1])
-        return pack([self.sample(i, part) for i, part in zip(places, parts, strict=True)], frames)
+        samples = [sample for i, part in zip(places, parts, strict=True) for sample in self.samples(i, part)]
+        return pack(samples, frames)
+
+    def _shown(self, i: int) -> int:
+        """Distinct frames of sample i: none for a model that sees nothing."""
+        place, row = int(self.order.source[i]), int(self.order.row[i])
+        return int(self.corpus.indices[place].frames[row]) if self.order.positions[i] else 0
 
     def groups(self, step: int) -> list[list[int]]:
         """Places in the order of the samples of each micro-batch of this rank."""
@@ -140,20 +150,16 @@ class Steps:
         groups = micro_batches(here.positions, here.text_tokens, self.most_positions, self.most_tokens)
         return [(low + mine[group]).tolist() for group in groups]
 
-    def sample(self, i: int, out: np.ndarray | None = None) -> dict:
-        """Sample i of the order: frames (T, 224, 224, 3) uint8, positions, ids, mask, key, source.
+    def samples(self, i: int, out: np.ndarray) -> list[dict]:
+        """Sample i of the order, or the two halves of a pair, as `pack` takes them.
 
-        out     where to put the frames, of their shape
+        out     (T, 224, 224, 3) uint8, where to put its distinct frames; T = 0: they are not decoded
         """
         place, row = int(self.order.source[i]), int(self.order.row[i])
         index, name = self.corpus.indices[place], self.corpus.names[place]
         file = self.results / index.shards[index.shard[row]]
         key = str(index.keys[row])
         members = read_sample(file, int(index.offset[row]), int(index.length[row]), key)
-        text = sample_text(members, self.corpus.prompts[place])
-        ids, answer = encode_chat(self.tokenizer, text, self.max_tokens)
-        mask = answer.copy() if self.loss == "answers" else np.ones(len(ids), dtype=bool)
-        mask[0] = False  # nothing stands before it in a text-only sample, so it is scored in none
         found = len(image_suffixes(members))
         if found != index.frames[row]:
             raise UserError(
@@ -161,33 +167,54 @@ class Steps:
                 f"source {name!r} so that it is made again"
             )
         try:
-            frames = decode_frames(members, out)
+            frames = decode_frames(members, out) if len(out) else out
         except ValueError as error:
             raise UserError(
                 f"{file}: sample {key!r}: a frame cannot be decoded ({error}); make the shard again"
             ) from error
-        return {
-            "frames": frames,
-            "positions": int(self.order.positions[i]),
-            "ids": ids,
-            "mask": mask,
-            "key": key,
-            "source": name,
-        }
+        texts = self._texts(sample_text(members, self.corpus.prompts[place]), f"{file}: sample {key!r}", name)
+        about = {"positions": int(self.order.positions[i]) // len(texts), "key": key, "source": name}
+        first = bool(self.order.question_first[i])
+        shown = (frames, None)  # both halves of a pair show the same
+        return [about | {"frames": shown[k]} | self._encoded(text, first) for k, text in enumerate(texts)]
+
+    def _texts(self, text: dict, where: str, source: str) -> list[dict]:
+        """A sample's text; of a pair with the chosen and with the rejected answer."""
+        if self.loss != "preference":
+            return [text]
+        worse = rejected_text(text)
+        if worse is None:
+            raise UserError(
+                f"{where} has no rejected answer, its index says it has; delete the index of source {source!r} so that "
+                "it is made again"
+            )
+        return [text, worse]
+
+    def _encoded(self, text: dict, question_first: bool) -> dict:
+        """Ids and loss mask of a text, and how many of its tokens stand before the frames."""
+        ids, answer = encode_chat(self.tokenizer, text, self.max_tokens)
+        question = question_length(self.tokenizer, ids, answer) if question_first else 0
+        mask = np.ones(len(ids), dtype=bool) if self.loss == "all" else answer.copy()
+        mask[0] = False  # nothing stands before it in a text-only sample, so it is scored in none
+        return {"ids": ids, "mask": mask, "question": question}
 
 
 def pack(samples: list[dict], frames: np.ndarray | None = None) -> Batch:
     """One batch of the given samples, end to end. A still image's one frame is named once per position.
 
+    samples     frames (T, 224, 224, 3) uint8, or None: those of the sample before; positions; ids and mask (S,); key
+                and source; question, how many ids stand before the frames (without it none)
     frames      (U, 224, 224, 3), where the samples' frames lie end to end already; None: they are copied together
     """
-    frame_index, start = [], 0
+    frame_index, start, distinct = [], 0, 0
     for s in samples:
-        distinct = len(s["frames"])
+        if s["frames"] is not None:
+            start, distinct = start + distinct, len(s["frames"])
         frame_index.append(start + np.arange(s["positions"]) % max(distinct, 1))
-        start += distinct
+    if frames is None:
+        frames = np.concatenate([s["frames"] for s in samples if s["frames"] is not None])
     return Batch(
-        frames=torch.from_numpy(np.concatenate([s["frames"] for s in samples]) if frames is None else frames),
+        frames=torch.from_numpy(frames),
         frame_index=torch.from_numpy(np.concatenate(frame_index).astype(np.int64)),
         frame_counts=torch.tensor([s["positions"] for s in samples]),
         token_ids=torch.from_numpy(np.concatenate([s["ids"] for s in samples]).astype(np.int64)),
@@ -195,6 +222,7 @@ def pack(samples: list[dict], frames: np.ndarray | None = None) -> Batch:
         loss_mask=torch.from_numpy(np.concatenate([s["mask"] for s in samples])),
         keys=[s["key"] for s in samples],
         sources=[s["source"] for s in samples],
+        question_counts=torch.tensor([s.get("question", 0) for s in samples]),
     )
 
 
@@ -230,5 +258,13 @@ def validation_steps(run: Run, study: Study, batch_size: int = 8) -> Steps | Non
     corpus = open_held_out(run, study, "validation", run.train.validation_samples)
     if not sum(len(rows) for rows in corpus.rows):
         return None
-    order = in_file_order(corpus.indices, corpus.rows, run.data.static_frames, run.data.max_text_tokens)
+    order = in_file_order(
+        corpus.indices,
+        corpus.rows,
+        run.data.static_frames,
+        run.data.max_text_tokens,
+        question_first=run.data.question_first,
+        frames_seen=run.model.visual_tokens > 0,
+        pairs=run.data.loss == "preference",
+    )
     return Steps(corpus, order, run, study, run.data.loss, batch_size)

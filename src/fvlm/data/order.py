@@ -18,9 +18,13 @@ PARTS = 10_000  # shares are kept to a hundredth of a percent
 class Order:
     """`n` samples in training order; sample i is row `row[i]` of source `source[i]`.
 
+    A preference pair is one sample here; its positions and text tokens are those of both halves together.
+
     source, row     (n,) int64
-    positions       (n,) int64, visual positions of the sample as trained (static frames counted)
+    positions       (n,) int64, visual positions of the sample as trained (static frames counted); 0: it shows nothing
     text_tokens     (n,) int64, after the cut at max_text_tokens
+    rejected_tokens (n,) int64, of these the ones of a pair's rejected half; 0 for a sample that is no pair
+    question_first  (n,) bool, True: its question stands before its frames
     stream          (n,) int64, which part of the mixture a place belongs to: a kind, or a weighted source of one
     """
 
@@ -28,6 +32,8 @@ class Order:
     row: np.ndarray
     positions: np.ndarray
     text_tokens: np.ndarray
+    rejected_tokens: np.ndarray
+    question_first: np.ndarray
     stream: np.ndarray
 
     def __len__(self) -> int:
@@ -40,6 +46,12 @@ class Order:
     def first(self, n: int) -> "Order":
         return self.at(slice(n))
 
+    def sequences(self) -> tuple[np.ndarray, np.ndarray]:
+        """Visual positions and text tokens of each sequence that the language model reads: a pair is two of them."""
+        pair = self.rejected_tokens > 0
+        positions, chosen = self.positions // (1 + pair), self.text_tokens - self.rejected_tokens
+        return np.append(positions, positions[pair]), np.append(chosen, self.rejected_tokens[pair])
+
 
 def draw_order(
     indices: list[Index],
@@ -50,6 +62,10 @@ def draw_order(
     max_tokens: int,
     seed: int,
     epoch: int = 0,
+    *,
+    question_first: float = 0.0,
+    frames_seen: bool = True,
+    pairs: bool = False,
 ) -> Order:
     """The longest order that the mixture allows without showing any sample twice.
 
@@ -58,7 +74,11 @@ def draw_order(
     share       kind -> share of the samples
     weights     source -> weight among the sources of its kind; a kind without any draws its samples evenly
     epoch       another one is another order of the same samples
-    raises      UserError if a kind with a share, or a source with a weight, has no sample
+    question_first  share of the samples with frames whose question stands before them; which ones follows from seed
+                and epoch alone, whatever the mixture
+    frames_seen False: for a model that sees nothing; no sample has a position
+    pairs       every sample is a preference pair
+    raises      UserError if a kind with a share, or a source with a weight, has no sample, or a pair half of one
 
     Both hold in every window: where the shares are whole percents, any 100 samples in a row have exactly theirs.
     """
@@ -76,7 +96,9 @@ def draw_order(
         mine = of_kind == k
         for to, column in zip((source, row, stream), columns, strict=True):
             to[mine] = column[: np.count_nonzero(mine)]
-    return _with_lengths(source, row, stream, indices, static_frames, max_tokens)
+    lengths = _lengths(indices, source, row, static_frames, max_tokens, frames_seen, pairs)
+    first = _question_first(indices, source, row, question_first, [seed, epoch]) & (lengths["positions"] > 0)
+    return Order(source, row, **lengths, question_first=first, stream=stream)
 
 
 def interleave(shares: list[float], counts: list[int]) -> np.ndarray:
@@ -129,23 +151,68 @@ def _draw_kind(
     return source, row, len(KINDS) + source
 
 
-def in_file_order(indices: list[Index], rows: list[np.ndarray], static_frames: int, max_tokens: int) -> Order:
-    """The given rows, source after source: for evaluation."""
-    source = np.concatenate([np.full(len(r), i) for i, r in enumerate(rows)]).astype(np.int64)
-    row = np.concatenate(rows).astype(np.int64)
-    return _with_lengths(source, row, source, indices, static_frames, max_tokens)
+def in_file_order(
+    indices: list[Index],
+    rows: list[np.ndarray],
+    static_frames: int,
+    max_tokens: int,
+    *,
+    question_first: float = 0.0,
+    frames_seen: bool = True,
+    pairs: bool = False,
+) -> Order:
+    """The given rows, source after source, for evaluation. Arguments as in `draw_order`; its seed is fixed."""
+    nothing = np.zeros(0, np.int64)
+    source = np.concatenate([nothing, *(np.full(len(r), i) for i, r in enumerate(rows))])
+    row = np.concatenate([nothing, *rows]).astype(np.int64)
+    lengths = _lengths(indices, source, row, static_frames, max_tokens, frames_seen, pairs)
+    first = _question_first(indices, source, row, question_first, [0, 0]) & (lengths["positions"] > 0)
+    return Order(source, row, **lengths, question_first=first, stream=source)
 
 
-def _with_lengths(source, row, stream, indices, static_frames, max_tokens) -> Order:
-    positions = np.zeros(len(row), dtype=np.int64)
-    tokens = np.zeros(len(row), dtype=np.int64)
+def _lengths(
+    indices: list[Index],
+    source: np.ndarray,
+    row: np.ndarray,
+    static_frames: int,
+    max_tokens: int,
+    frames_seen: bool,
+    pairs: bool,
+) -> dict[str, np.ndarray]:
+    positions, tokens, rejected = np.zeros((3, len(row)), np.int64)
     for i, index in enumerate(indices):
         mine = source == i
-        frames = index.frames[row[mine]]
+        here = row[mine]
+        frames = index.frames[here]
         still = index.kind in ("image", "preference")
         positions[mine] = np.where(frames == 1, static_frames, frames) if still else frames
-        tokens[mine] = np.minimum(index.text_tokens[row[mine]], max_tokens)
-    return Order(source, row, positions, tokens, stream)
+        tokens[mine] = np.minimum(index.text_tokens[here], max_tokens)
+        if pairs:
+            rejected[mine] = np.minimum(index.rejected_tokens[here], max_tokens)
+            _check_pairs(index, here)
+    positions *= (2 if pairs else 1) if frames_seen else 0
+    return {"positions": positions, "text_tokens": tokens + rejected, "rejected_tokens": rejected}
+
+
+def _check_pairs(index: Index, rows: np.ndarray) -> None:
+    alone = rows[index.rejected_tokens[rows] == 0]
+    if len(alone):
+        raise UserError(
+            f"source {index.source!r}: {len(alone)} of its samples, first {str(index.keys[alone[0]])!r}, have no "
+            "rejected answer, which data.loss 'preference' needs; take the source out of data.sources or mend its table"
+        )
+
+
+def _question_first(
+    indices: list[Index], source: np.ndarray, row: np.ndarray, share: float, seed: list[int]
+) -> np.ndarray:
+    """Drawn for every row of an index, used or not, so that it depends on nothing else."""
+    first = np.zeros(len(row), bool)
+    for i, index in enumerate(indices):
+        mine = source == i
+        drawn = np.random.default_rng([*seed, len(KINDS), i]).random(len(index))  # behind the kinds' own numbers
+        first[mine] = drawn[row[mine]] < share
+    return first
 
 
 def cut_to_samples(order: Order, samples: int, run: str) -> Order:

@@ -38,6 +38,14 @@ def sample_text(members: dict[str, bytes], prompt: str) -> dict:
     return {**described, "user": prompt, "assistant": caption}
 
 
+def rejected_text(text: dict) -> dict | None:
+    """The worse half of a preference pair, of which `sample_text` gives the better one; None where there is none."""
+    answer = text.get("rejected")
+    if not isinstance(answer, str) or not answer or "token_ids" in text or text.get("messages"):
+        return None
+    return {**text, "assistant": answer}
+
+
 def image_suffixes(members: Iterable[str]) -> list[str]:
     """The images among a sample's members by their numbers: 2.jpg stands before 10.jpg."""
     numbered = [(int(match[1] or 0), match[0]) for match in map(IMAGE.fullmatch, members) if match]

@@ -17,19 +17,21 @@ from tokenizers import Tokenizer
 from fvlm.data.ledger import ledger_line
 from fvlm.data.media import MAX_FRAMES, MediaError
 from fvlm.data.perceptual import perceptual_hash
-from fvlm.data.samples import check_image, image_suffixes, sample_text, video_suffixes
+from fvlm.data.samples import check_image, image_suffixes, rejected_text, sample_text, video_suffixes
 from fvlm.data.tar import Entry, samples_of
-from fvlm.data.text import SYSTEM_PROMPT, encode_chat, load_tokenizer
+from fvlm.data.text import SYSTEM_PROMPT, encode_chat, load_tokenizer, question_length
 from fvlm.errors import UserError
 from fvlm.files import write_beside
 
-FORMAT = 3  # raise it when an index of the same shard would come out different
+FORMAT = 4  # raise it when an index of the same shard would come out different
 COLUMNS = {
     "offset": np.int64,
     "length": np.int64,
     "frames": np.int32,
     "text_tokens": np.int32,
     "answer_tokens": np.int32,
+    "question_tokens": np.int32,
+    "rejected_tokens": np.int32,
     "group": np.int64,
     "hashes": np.uint64,
     "keys": np.str_,
@@ -200,11 +202,13 @@ def check_sum(shard: Path, data: mmap.mmap | bytes) -> None:
 
 
 def _describe(data: mmap.mmap, entry: Entry, tokenizer: Tokenizer, work: Work) -> tuple[str | None, tuple | MediaError]:
-    """Original file of a sample, if named; and frames, text tokens, answer tokens, group, hashes, or what is wrong."""
+    """Original file of a sample, if named; and its columns from `frames` to `hashes`, or what is wrong."""
     try:
         text = {suffix: _content(data, entry, suffix) for suffix in ("json", "txt") if suffix in entry.members}
         sample = sample_text(text, work.prompt)
         ids, answer = encode_chat(tokenizer, sample)
+        worse = rejected_text(sample)
+        rejected = 0 if worse is None else len(encode_chat(tokenizer, worse)[0])
         original = str(sample.get("file") or "")
         original.encode()  # half of a surrogate pair could not stand in the ledger
         name = str(sample.get("video") or original).encode()  # clips of one video belong together
@@ -224,7 +228,8 @@ def _describe(data: mmap.mmap, entry: Entry, tokenizer: Tokenizer, work: Work) -
         own = ids.tobytes() if work.foreign else entry.key.encode()  # keys may begin again in each finished tar
         name = _content(data, entry, images[0]) if images else own
     group = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
-    return original or None, (len(images), len(ids), int(answer.sum()), group, hashes)
+    lengths = len(ids), int(answer.sum()), question_length(tokenizer, ids, answer), rejected
+    return original or None, (len(images), *lengths, group, hashes)
 
 
 def _content(data: mmap.mmap, entry: Entry, suffix: str) -> bytes:

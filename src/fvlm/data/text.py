@@ -129,17 +129,32 @@ def encode_chat(
     if first >= max_tokens:
         answer = slice(first, first + max(1, max_tokens // 2))
         kept = max_tokens - len(ids[answer])
-        head = np.r_[0 : kept - min(kept, 3), first - min(kept, 3) : first]  # the turn's own header stays
+        own = min(kept, len(_answer_header(tokenizer)))
+        head = np.r_[0 : kept - own, first - own : first]  # the turn's own header stays
         return np.concatenate([ids[head], ids[answer]]), np.concatenate([mask[head], mask[answer]])
     return ids[:max_tokens], mask[:max_tokens]
+
+
+def question_length(tokenizer: Tokenizer, ids: np.ndarray, answer: np.ndarray) -> int:
+    """How many tokens stand before the first answer's header, `<|im_start|>assistant` and a newline.
+
+    ids, answer     as `encode_chat` gives them
+    returns         0 where there is no answer, or another header before it
+    """
+    header = _answer_header(tokenizer)
+    start = int(np.argmax(answer)) - len(header)
+    return start if start > 0 and ids[start : start + len(header)].tolist() == header else 0
+
+
+def _answer_header(tokenizer: Tokenizer) -> list[int]:
+    return [tokenizer.token_to_id(START), *tokenizer.encode("assistant\n", add_special_tokens=False).ids]
 
 
 def encode_prompt(tokenizer: Tokenizer, question: str, system_prompt: str = SYSTEM_PROMPT) -> np.ndarray:
     """A question up to where the assistant begins to speak: ids (S,) int32, for generation."""
     asked = [{"role": "system", "content": system_prompt}, {"role": "user", "content": question}]
     ids, _ = _encode_messages(tokenizer, asked)
-    header = tokenizer.encode("assistant\n", add_special_tokens=False).ids
-    return np.concatenate([ids, np.array([tokenizer.token_to_id(START), *header], np.int32)])
+    return np.concatenate([ids, np.array(_answer_header(tokenizer), np.int32)])
 
 
 def _messages(sample: dict, system_prompt: str) -> list[dict]:

@@ -6,15 +6,14 @@ import numpy as np
 import torch
 
 from fvlm.config import add_study_arguments, study_of
-from fvlm.data.loader import Steps, open_held_out
-from fvlm.data.order import in_file_order
+from fvlm.data.loader import Steps
 from fvlm.data.samples import sample_text
 from fvlm.data.tar import read_sample
 from fvlm.errors import UserError
 from fvlm.evaluate.load import load_run
+from fvlm.evaluate.maps import fixed_videos, maps_of
 from fvlm.files import write_beside
-from fvlm.schema import Run, Study
-from fvlm.train.loop import autocast
+from fvlm.train.device import autocast
 
 
 def add_arguments(parser) -> None:
@@ -28,7 +27,9 @@ def main(args) -> int:
     run, model, device = load_run(Path(study.results) / "runs" / args.run)
     if run.model.architecture != "foveated":
         raise UserError(f"run {run.name!r} has no query ({run.model.architecture}); name a foveated run")
-    steps = fixed_videos(run, study)
+    steps = fixed_videos(run, study, study.evaluation.attention_videos)
+    if not len(steps):
+        raise UserError(f"run {run.name!r}: none of its video sources holds anything out, so there is no video to show")
     arrays: dict[str, np.ndarray] = {}
     keys, sources, captions = [], [], []
     with torch.no_grad(), autocast(run, device):
@@ -36,11 +37,7 @@ def main(args) -> int:
             (batch,) = steps[k]
             output = model(batch.to(device), run.model.training_mode, with_attention=True)
             side = round(run.model.encoder.patches**0.5)
-            arrays[f"frames_{k}"] = batch.frames[batch.frame_index].numpy()
-            for name, looked in (("fine", output.fine), ("coarse", output.coarse)):
-                if looked is not None:
-                    arrays[f"{name}_{k}"] = looked.patches.float().cpu().numpy().reshape(-1, side, side)
-            arrays[f"entropy_fine_{k}"] = output.entropy_P.float().cpu().numpy()
+            arrays |= {f"{name}_{k}": array for name, array in maps_of(batch, output, side).items()}
             keys.append(batch.keys[0])
             sources.append(batch.sources[0])
             captions.append(_caption(steps, k))
@@ -52,22 +49,6 @@ def main(args) -> int:
 
     write_beside(args.out, write)
     return 0
-
-
-def fixed_videos(run: Run, study: Study) -> Steps:
-    """The same few held-out videos for every run with these sources: the first of each video source in turn."""
-    corpus = open_held_out(run, study, "evaluation", study.evaluation.samples, kinds=("video",))
-    if not corpus.rows:
-        raise UserError(f"run {run.name!r}: none of its video sources holds anything out, so there is no video to show")
-    wanted = study.evaluation.attention_videos
-    for i, (index, rows) in enumerate(zip(corpus.indices, corpus.rows, strict=True)):
-        moving = rows[index.frames[rows] > 1]
-        # One sample per video: rows of the same group ask about the same frames.
-        _, first = np.unique(index.group[moving], return_index=True)
-        share = wanted // len(corpus.rows) + (i < wanted % len(corpus.rows))
-        corpus.rows[i] = moving[np.sort(first)][:share]
-    order = in_file_order(corpus.indices, corpus.rows, run.data.static_frames, run.data.max_text_tokens)
-    return Steps(corpus, order, run, study, "answers", batch_size=1)
 
 
 def _caption(steps: Steps, i: int) -> str:

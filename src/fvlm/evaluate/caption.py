@@ -8,12 +8,12 @@ import torch
 from fvlm.batch import Batch
 from fvlm.data.loader import pack
 from fvlm.data.media import MediaError
-from fvlm.data.text import encode_prompt, load_tokenizer
+from fvlm.data.text import END, START, encode_prompt, load_tokenizer
 from fvlm.data.video import IMAGE_SUFFIXES, decode_image, decode_video
 from fvlm.errors import UserError
 from fvlm.evaluate.load import load_run
 from fvlm.model.generate import generate
-from fvlm.train.loop import autocast
+from fvlm.train.device import autocast
 
 
 def add_arguments(parser) -> None:
@@ -34,32 +34,24 @@ def main(args) -> int:
     mode = args.mode or ("autoregressive" if run.model.training_mode == "coarse_fine" else run.model.training_mode)
     if mode not in run.model.modes:
         raise UserError(f"run {run.name!r} has no mode {mode!r}; it has {', '.join(run.model.modes)}")
+    ids = encode_prompt(tokenizer, args.question)
+    first = run.data.question_first > 0.5  # as most of what the run has seen
+    asked = int(np.flatnonzero(ids == tokenizer.token_to_id(START))[-1]) if first else 0  # all but the answer's header
     for file in args.files:
-        batch = prompt_batch(file, encode_prompt(tokenizer, args.question), run.data.static_frames)
+        batch = prompt_batch(file, ids, run.data.static_frames, asked)
         with torch.no_grad(), autocast(run, device):
-            ids = generate(model, batch.to(device), tokenizer.token_to_id("<|im_end|>"), args.tokens, mode)
-        print(f"{file}: {tokenizer.decode(ids).strip()}")
+            answer = generate(model, batch.to(device), tokenizer.token_to_id(END), args.tokens, mode)
+        print(f"{file}: {tokenizer.decode(answer).strip()}")
     return 0
 
 
-def prompt_batch(file: Path, ids: np.ndarray, static_frames: int) -> Batch:
-    """A batch of one sample: the file's frames and the prompt."""
+def prompt_batch(file: Path, ids: np.ndarray, static_frames: int, asked: int) -> Batch:
+    """A batch of one sample: the file's frames and the prompt, whose first `asked` tokens stand before them."""
     still = file.suffix.lower() in IMAGE_SUFFIXES
     try:
         frames = (decode_image(file) if still else decode_video(file)).frames
     except MediaError as error:
         raise UserError(f"{file} cannot be shown ({error.reason}: {error}); expected a video or an image") from error
     positions = static_frames if still else len(frames)
-    mask = np.zeros(len(ids), dtype=bool)
-    return pack(
-        [
-            {
-                "frames": frames,
-                "positions": positions,
-                "ids": ids,
-                "mask": mask,
-                "key": file.name,
-                "source": "yours",
-            }
-        ]
-    )
+    sample = {"frames": frames, "positions": positions, "ids": ids, "mask": np.zeros(len(ids), dtype=bool)}
+    return pack([{**sample, "question": asked, "key": file.name, "source": "yours"}])

@@ -10,7 +10,7 @@ from fvlm.errors import UserError
 from fvlm.model.build import build_model
 from fvlm.model.foveated import VideoLanguageModel
 from fvlm.schema import Run
-from fvlm.train.loop import device_of
+from fvlm.train.device import device_of
 
 
 def load_run(folder: Path | str) -> tuple[Run, VideoLanguageModel, torch.device]:
@@ -24,7 +24,7 @@ def load_run(folder: Path | str) -> tuple[Run, VideoLanguageModel, torch.device]
     if not saved.is_file():
         raise UserError(
             f"{folder}: no finished run here ({saved} is missing); train it first: snakemake --cores all "
-            f"{folder}/summary.json"
+            f"{folder}/run_summary.json"
         )
     try:
         run = Run.model_validate(json.loads(saved.read_text()))

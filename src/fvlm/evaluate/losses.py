@@ -2,7 +2,8 @@
 
 Each sample is scored with its own frames in all modes, with no frames (blind), and with another sample's frames. Only
 a model whose own-frames loss is clearly the lowest of the three has learnt to see. Answers alone are scored, also of
-runs that were trained on all text, so that runs can be compared.
+runs that were trained on all text, so that runs can be compared; of preference pairs the chosen one. A run that was
+trained with questions before the frames is scored with all of them there and with none.
 """
 
 import sys
@@ -13,12 +14,13 @@ import torch
 
 from fvlm.batch import Batch
 from fvlm.config import add_study_arguments, study_of
-from fvlm.data.loader import Steps, open_held_out, pack
+from fvlm.data.loader import Steps, open_held_out
 from fvlm.data.order import in_file_order
 from fvlm.errors import UserError
 from fvlm.evaluate.load import load_run
+from fvlm.model.foveated import Output
 from fvlm.schema import Run, Study
-from fvlm.train.loop import autocast
+from fvlm.train.device import autocast
 from fvlm.train.state import write_csv
 
 BATCH = 8  # samples per forward pass
@@ -38,22 +40,31 @@ def main(args) -> int:
     rows = []
     with torch.no_grad(), autocast(run, device):
         for i, (members, videos) in enumerate(samples):
-            batch = pack([steps.sample(member) for member in members]).to(device)
-            rows += score(run, model, batch, study, videos)
+            rows += score(run, model, steps.batch(members).to(device), study, videos)
             print(f"{run.name}: batch {i + 1} of {len(samples)} scored", file=sys.stderr, flush=True)
     write_csv(args.out, rows)
     return 0
 
 
 def held_out_samples(run: Run, study: Study) -> Steps:
-    """The run's evaluation samples, source after source; UserError if there is none."""
+    """The run's evaluation samples, source after source; UserError if there is none.
+
+    The questions stand before the frames if the run was trained with any there; `Batch.video_first` puts them behind.
+    """
     corpus = open_held_out(run, study, "evaluation", study.evaluation.samples)
     if not any(len(rows) for rows in corpus.rows):
         raise UserError(
             f"run {run.name!r}: its sources ({', '.join(run.data.sources)}) hold out no sample to evaluate on; raise "
             "their `held_out` in config/sources.yaml"
         )
-    order = in_file_order(corpus.indices, corpus.rows, run.data.static_frames, run.data.max_text_tokens)
+    order = in_file_order(
+        corpus.indices,
+        corpus.rows,
+        run.data.static_frames,
+        run.data.max_text_tokens,
+        question_first=float(run.data.question_first > 0),
+        frames_seen=run.model.visual_tokens > 0,
+    )
     return Steps(corpus, order, run, study, "answers", BATCH)
 
 
@@ -78,10 +89,17 @@ def batches_by_source(steps: Steps) -> list[tuple[list[int], list[int]]]:
 
 
 def score(run: Run, model, batch: Batch, study: Study, videos: list[int]) -> list[dict]:
-    """One row per sample, mode and kind of frames: summed loss in nats, scored tokens, attention entropy in nats.
+    """One row per sample, order, mode and kind of frames: summed loss and attention entropy in nats, scored tokens.
 
     videos  which video each sample is of: samples of one video are not independent
     """
+    rows = _score(run, model, batch.video_first(), study, videos, "video_first")
+    if run.data.question_first > 0:
+        rows += _score(run, model, batch, study, videos, "question_first")
+    return rows
+
+
+def _score(run: Run, model, batch: Batch, study: Study, videos: list[int], order: str) -> list[dict]:
     rows = []
     looks = [(mode, "own", batch) for mode in run.model.modes]
     looks.append(("blind", "none", batch.without_frames()))
@@ -93,15 +111,19 @@ def score(run: Run, model, batch: Batch, study: Study, videos: list[int]) -> lis
             continue  # a batch in which a single sample has frames: there is no other's
         attended = frames == "own" and run.model.architecture == "foveated"
         output = model(seen, run.model.training_mode if mode == "blind" else mode, with_attention=attended)
-        entropies = [None] * len(seen)
-        if attended and output.entropy_P is not None:
-            pieces = output.entropy_P.split(seen.frame_counts.tolist())
-            entropies = [piece.mean().item() if len(piece) else None for piece in pieces]
+        entropies = _entropies(output, seen)
         for i, (key, name) in enumerate(zip(batch.keys, batch.sources, strict=True)):
             rows.append({
-                "run": run.name, "mode": mode, "frames": frames, "source": name, "kind": study.sources[name].kind,
-                "key": key, "group": videos[i], "loss_sum": output.loss_sum_B[i].item(),
-                "tokens": int(output.count_B[i]),
-                "entropy": entropies[i],
+                "run": run.name, "order": order, "mode": mode, "frames": frames, "source": name,
+                "kind": study.sources[name].kind, "key": key, "group": videos[i],
+                "loss_sum": output.loss_sum_B[i].item(), "tokens": int(output.count_B[i]), "entropy": entropies[i],
             })  # fmt: skip
     return rows
+
+
+def _entropies(output: Output, batch: Batch) -> list[float | None]:
+    """Mean attention entropy of each sample; None where nothing looked."""
+    if output.entropy_P is None:
+        return [None] * len(batch)
+    pieces = output.entropy_P.split(batch.frame_counts.tolist())
+    return [piece.mean().item() if len(piece) else None for piece in pieces]

@@ -28,6 +28,9 @@ def build_model(model: schema.Model, seed: int) -> VideoLanguageModel:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if model.architecture == "blind":
+            llama = _language(model.language, model.visual_scale)
+            return VideoLanguageModel(model, nn.Module(), Language(llama), nn.Module())
         dino, llama = _encoder(model.encoder), _language(model.language, model.visual_scale)
         connector = (QueryConnector if model.architecture == "foveated" else PooledConnector)(model)
         _initialise(connector)

@@ -100,6 +100,7 @@ class Encoder(nn.Module):
     def __init__(self, dino: Dinov2Model, image: int):
         super().__init__()
         self.dino = dino
+        dino.embeddings.mask_token.requires_grad_(False)  # of DINOv2's own pretraining; never used here
         self.image = image
         self.patch = dino.config.patch_size
         self.side = image // self.patch

@@ -1,4 +1,4 @@
-"""The video-language model: two-pass foveated reading, its inference mode, and the baselines.
+"""The video-language model: foveated reading in two or more passes, its inference mode, and the baselines.
 
 Letters: B samples, U distinct frames, P visual positions (a frame may stand at several), S text tokens,
 D encoder width, Q query width, E language width.
@@ -7,11 +7,11 @@ D encoder width, Q query width, E language width.
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from fvlm import schema
 from fvlm.batch import Batch
@@ -20,7 +20,7 @@ from fvlm.model.connector import PooledConnector, QueryConnector
 from fvlm.model.encoder import Attention, Encoder, FrameStates, Visits
 from fvlm.model.language import Cache, Language
 from fvlm.model.losses import scored_cross_entropy, sum_per_sample
-from fvlm.model.packing import Rows, count_up, pack
+from fvlm.model.packing import Plan, count_up
 
 
 @dataclass
@@ -49,73 +49,26 @@ class Output:
         return None if looked is None else looked.entropy
 
 
-class Plan:
-    """Where everything of a batch stands, worked out in host memory.
-
-    A GPU is never waited for: nothing is read back from it, and a non-blocking copy to it returns at once.
-    """
-
-    def __init__(self, batch: Batch, visual_tokens: int, device: torch.device):
-        self.device = device
-        self.frame_counts = batch.frame_counts.numpy()
-        self.visual_B = self.frame_counts * visual_tokens
-        self.text_B = batch.token_counts.numpy()
-        self.frame_index = batch.frame_index
-        self.frames = len(batch.frames)
-        # a token with nothing before it cannot be predicted
-        place = count_up(self.text_B) + np.repeat(self.visual_B, self.text_B)
-        scored = batch.loss_mask.numpy() & (place > 0)
-        self.scored = torch.from_numpy(np.flatnonzero(scored))
-        sample = np.repeat(np.arange(len(batch)), self.text_B)
-        self.count_B = torch.from_numpy(np.bincount(sample[scored], minlength=len(batch)))
-
-    @cached_property
-    def rows(self) -> Rows:
-        """Visual and text tokens together."""
-        return pack(self.visual_B, self.text_B, self.device)
-
-    @cached_property
-    def visual_rows(self) -> Rows:
-        """The visual tokens alone."""
-        return pack(self.visual_B, np.zeros_like(self.text_B), self.device)
-
-    @cached_property
-    def visits(self) -> Visits:
-        return Visits.of(self.frame_index, self.frames, self.device)
-
-    @cached_property
-    def shown(self) -> torch.Tensor | None:
-        """The frame of each position; None if position i shows frame i."""
-        return None if self.visits.cells is None else self.on_device(self.frame_index)
-
-    @cached_property
-    def first_P(self) -> torch.Tensor:
-        """True at each sample's first frame."""
-        return self.on_device(torch.from_numpy(count_up(self.frame_counts) == 0))
-
-    def on_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.device, non_blocking=True)
-
-
 class VideoLanguageModel(nn.Module):
     """Encoder, connector and language model of one configuration, in one of its modes.
 
-    Every mode makes visual tokens by `Encoder.encode`, `read` and the connector, and scores them by `_score`.
+    Every mode makes visual tokens by `Encoder.encode`, `read` and the connector, and scores them by `_score`. The
+    blind model has neither encoder nor connector and takes no notice of frames.
     """
 
     def __init__(
         self,
         config: schema.Model,
-        dino: Encoder,
+        dino: Encoder | nn.Module,
         llm: Language,
-        connector: QueryConnector | PooledConnector,
+        connector: QueryConnector | PooledConnector | nn.Module,
     ):
+        """`dino` and `connector` are empty modules in a blind model."""
         super().__init__()
         self.config = config
         self.dino = dino
         self.llm = llm
         self.connector = connector
-        dino.dino.embeddings.mask_token.requires_grad_(False)  # of DINOv2's own pretraining; never used here
 
     def forward(
         self,
@@ -135,7 +88,7 @@ class VideoLanguageModel(nn.Module):
         mode = self.check_mode(mode)
         plan = self.plan(batch)
         text_SE = self.llm.embed(batch.token_ids)
-        visual_PE, coarse_PE, fine, coarse = self.visual_tokens(batch, plan, mode, with_attention)
+        visual_PE, coarse_PE, fine, coarse = self.visual_tokens(batch, text_SE, plan, mode, with_attention)
         loss_B = self._score(visual_PE, text_SE, batch, plan)
         output = Output(loss_B, plan.count_B, loss_B, None, fine, coarse)
         weight = self.config.lambda_coarse
@@ -171,25 +124,29 @@ class VideoLanguageModel(nn.Module):
         return mode
 
     def visual_tokens(
-        self, batch: Batch, plan: Plan, mode: str, with_attention: bool = False
+        self, batch: Batch, text_SE: torch.Tensor, plan: Plan, mode: str, with_attention: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None, Attention | None, Attention | None]:
-        """The visual tokens (P, E) of a mode, the coarse ones if they differ, and where both kinds looked."""
-        if not len(plan.frame_index):
-            nothing = self.llm.embed(batch.token_ids[:0])
-            return nothing, nothing, None, None
+        """The visual tokens (P, E) of a mode, the coarse ones if they differ, and where both kinds looked.
+
+        text_SE   embedded text tokens, of which the queries may depend on the questions before the frames
+        """
+        if not plan.visual_B.any():
+            return text_SE[:0], text_SE[:0], None, None
         states = self.encode(batch.frames)
         if mode == "direct":
             tokens = self.connector.project(states.features)
             tokens = tokens if plan.shown is None else tokens[plan.shown]
             return tokens.flatten(0, 1), None, None, None
         if mode == "autoregressive":
-            tokens, fine = self._read_in_turn(states, plan, with_attention)
+            tokens, fine = self._read_in_turn(states, text_SE, plan, with_attention)
             return tokens, None, fine, None
         coarse_PE, coarse = self._read_static(states, plan, with_attention)
         if mode == "coarse_only":
             return coarse_PE, coarse_PE, None, coarse
-        hidden = self.llm.run_packed(coarse_PE, plan.visual_rows)[plan.visual_rows.cells]
-        tokens, fine = self.read(self._predict(hidden, plan.first_P), states, plan.visits, with_attention)
+        tokens = coarse_PE
+        for _ in range(self.config.fine_passes):
+            query_PQ = self.predict(tokens, text_SE, plan)
+            tokens, fine = self.read(query_PQ, states, plan.visits, with_attention)
         return tokens, coarse_PE, fine, coarse
 
     def encode(self, frames: torch.Tensor) -> FrameStates:
@@ -218,39 +175,71 @@ class VideoLanguageModel(nn.Module):
             attention = Attention(attention.entropy[plan.shown], attention.patches[plan.shown])
         return tokens[plan.shown], attention
 
-    def _predict(self, hidden_PE: torch.Tensor, first_P: torch.Tensor) -> torch.Tensor:
-        """Queries (P, Q): the initial one for a sample's first frame, else that of the position before."""
-        query_PQ = self.connector.llm_to_query(hidden_PE)
-        before = torch.cat([query_PQ[:1], query_PQ[:-1]])
-        return torch.where(first_P[:, None], self.connector.q_init.to(before.dtype), before)
+    def predict(self, visual_PE: torch.Tensor, text_SE: torch.Tensor, plan: Plan) -> torch.Tensor:
+        """Queries (P, Q) of the next pass: from the token before each frame, the initial one where there is none.
+
+        visual_PE   the visual tokens of the pass before
+        """
+        tokens, rows = visual_PE, plan.visual_rows
+        if plan.questions is not None:
+            tokens = torch.cat([visual_PE.to(text_SE.dtype), text_SE[plan.questions]])
+        hidden = self.llm.run_packed(tokens, rows)
+        # the token before stands in the cell before; what stands before a whole sample is not looked at
+        query_PQ = self.connector.llm_to_query(hidden[rows.cells[: len(visual_PE)] - 1])
+        return self._initial_where(plan.initial_P, query_PQ)
+
+    def _initial_where(self, initial: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+        """Queries (*, Q) with the initial one at the places (*,) that are True."""
+        return torch.where(initial[:, None], self.connector.q_init.to(query.dtype), query)
 
     @torch.no_grad()
-    def _read_in_turn(self, states: FrameStates, plan: Plan, with_attention: bool):
+    def _read_in_turn(self, states: FrameStates, text_SE: torch.Tensor, plan: Plan, with_attention: bool):
         """Frame by frame with the language model's cache, all samples abreast, longest first; no gradient."""
         counts = plan.frame_counts
-        longest_first = np.argsort(-counts, kind="stable")
+        longest_first = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
         starts = (np.cumsum(counts) - counts)[longest_first]
-        cache, query, order, tokens, looked = Cache(), None, [], [], []
+        cache, order, tokens, looked = Cache(), [], [], []
+        query, asked, seen_question = self._ask(text_SE, plan, longest_first, cache)
         for time in range(counts.max()):
             rows = int((counts > time).sum())
             positions = torch.from_numpy(starts[:rows] + time)
             seen = states.select(plan.on_device(plan.frame_index[positions]))
-            if query is None:
-                query = self.connector.q_init.expand(rows, -1)
             token, attention = self.read(query[:rows], seen, Visits(None, 1), with_attention)
             order.append(positions)
             tokens.append(token)
             looked.append(attention)
             cache.keep(rows)
-            query = self.connector.llm_to_query(self.llm.run_next(token[:, None], time, cache)[:, 0])
+            mask = None if seen_question is None else F.pad(seen_question[:rows], (0, time + 1), value=True)
+            hidden = self.llm.run_next(token[:, None], asked[:rows] + time, cache, mask)
+            query = self.connector.llm_to_query(hidden[:, 0])
         back = plan.on_device(torch.cat(order).argsort())
         if not with_attention:
             return torch.cat(tokens)[back], None
         entropy = torch.cat([attention.entropy for attention in looked])[back]
         return torch.cat(tokens)[back], Attention(entropy, torch.cat([a.patches for a in looked])[back])
 
+    def _ask(self, text_SE: torch.Tensor, plan: Plan, samples: np.ndarray, cache: Cache):
+        """Put the questions of some samples into the cache, a row each.
+
+        returns   the queries of their first frames (R, Q); the length of each question (R, 1); and which cells of the
+                  cache hold a question, (R, 1, 1, longest) bool, None if there is none
+        """
+        lengths, starts = plan.question_B[samples], (np.cumsum(plan.text_B) - plan.text_B)[samples]
+        count, longest = len(lengths), int(lengths.max())
+        asked = plan.on_device(torch.from_numpy(lengths))[:, None]
+        if not longest:
+            return self.connector.q_init.expand(count, -1), asked, None
+        row, place = np.repeat(np.arange(count), lengths), count_up(lengths)
+        cells, tokens = (plan.on_device(torch.from_numpy(x)) for x in (row * longest + place, starts[row] + place))
+        question = text_SE.new_zeros(count * longest, text_SE.shape[1]).index_copy(0, cells, text_SE[tokens])
+        # a shorter question ends in empty cells, which stand behind its tokens and so are seen by none of them
+        hidden = self.llm.run_next(question.unflatten(0, (count, longest)), 0, cache)
+        last = hidden[torch.arange(count, device=plan.device), asked[:, 0] - 1]
+        query = self._initial_where(asked[:, 0] == 0, self.connector.llm_to_query(last))
+        return query, asked, (torch.arange(longest, device=plan.device) < asked)[:, None, None]
+
     def _score(self, visual_PE: torch.Tensor, text_SE: torch.Tensor, batch: Batch, plan: Plan) -> torch.Tensor:
-        """Summed cross-entropy (B,) of each sample's scored tokens behind its visual tokens."""
+        """Summed cross-entropy (B,) of each sample's scored tokens."""
         hidden = self.hidden(visual_PE, text_SE, plan)
         cells = plan.rows.cells[len(visual_PE) :]
         scored = plan.on_device(plan.scored)
@@ -259,7 +248,7 @@ class VideoLanguageModel(nn.Module):
         return sum_per_sample(values, plan.on_device(plan.count_B))
 
     def hidden(self, visual_PE: torch.Tensor, text_SE: torch.Tensor, plan: Plan) -> torch.Tensor:
-        """Hidden states of [visual tokens, text tokens] in the cells of `plan.rows`."""
+        """Hidden states of visual and text tokens in the cells of `plan.rows`."""
         return self.llm.run_packed(torch.cat([visual_PE.to(text_SE.dtype), text_SE]), plan.rows)
 
     def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:

@@ -1,4 +1,4 @@
-"""Greedy text generation behind a video and a prompt."""
+"""Greedy text generation behind a prompt and a video, in either order."""
 
 import torch
 
@@ -21,9 +21,10 @@ def generate(
     if len(batch) != 1:
         raise ValueError(f"generate takes one sample, got {len(batch)}")
     mode = model.check_mode(mode or model.config.modes[-1])
-    visual_PE = model.visual_tokens(batch, model.plan(batch), mode)[0]
-    text_SE = model.llm.embed(batch.token_ids)
-    next_1SE, cache = torch.cat([visual_PE.to(text_SE.dtype), text_SE])[None], Cache()
+    plan, text_SE = model.plan(batch), model.llm.embed(batch.token_ids)
+    visual_PE = model.visual_tokens(batch, text_SE, plan, mode)[0]
+    question, rest = text_SE.tensor_split([int(plan.question_B[0])])
+    next_1SE, cache = torch.cat([question, visual_PE.to(text_SE.dtype), rest])[None], Cache()
     start, found = 0, []
     while len(found) < max_new_tokens:
         hidden = model.llm.run_next(next_1SE, start, cache)[:, -1]

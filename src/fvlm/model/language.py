@@ -52,13 +52,19 @@ class Language(nn.Module):
         x_RWE = cells.index_copy(0, rows.cells, tokens_ME).unflatten(0, (rows.count, rows.width))
         return self._walk(x_RWE, rows.positions, rows.mask, rows.mask is None, None).flatten(0, 1)
 
-    def run_next(self, x_RWE: torch.Tensor, start: int, cache: Cache) -> torch.Tensor:
-        """Hidden states of W more tokens of every row, behind the `start` tokens in the cache."""
+    def run_next(
+        self, x_RWE: torch.Tensor, start: int | torch.Tensor, cache: Cache, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Hidden states of W more tokens of every row, behind those in the cache; W is 1 if there are any.
+
+        start   the place of the first of them in its sequence, one number or (R, 1)
+        mask    (R, 1, 1, tokens) bool, which tokens of cache and row are real; None: all
+        """
         width = x_RWE.shape[1]
-        if start and width > 1:
-            raise ValueError(f"{width} tokens behind {start} cached ones; expected one")
-        positions = torch.arange(start, start + width, device=x_RWE.device)[None]
-        return self._walk(x_RWE, positions, None, start == 0 and width > 1, cache)
+        if cache.layers and width > 1:
+            raise ValueError(f"{width} tokens behind cached ones; expected one")
+        positions = start + torch.arange(width, device=x_RWE.device)[None]
+        return self._walk(x_RWE, positions, mask, not cache.layers and width > 1, cache)
 
     def _walk(self, x, positions, mask, causal, cache):
         llama = self.llama

@@ -1,17 +1,23 @@
 """Samples of different length in rows of one width, so that no padding is computed where it can be helped.
 
-Letters: B samples, R rows, W cells of a row.
+A sample is [visual tokens, text tokens], or with the question first [question, visual tokens, rest of the text].
+
+Letters: B samples, R rows, W cells of a row, U distinct frames, P visual positions, S text tokens.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 
+from fvlm.batch import Batch
+from fvlm.model.encoder import Visits
+
 
 @dataclass
 class Rows:
-    """Where each token of some samples [visual tokens, text tokens] stands.
+    """Where each token of some samples stands; the tokens of a sample are neighbours.
 
     count, width   R and W
     cells          (M,) int64 into R x W: first all visual tokens, then all text tokens, sample after sample
@@ -49,8 +55,11 @@ def count_up(counts: np.ndarray) -> np.ndarray:
     return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-def pack(visual_B: np.ndarray, text_B: np.ndarray, device: torch.device) -> Rows:
-    """Rows for samples of `visual_B` visual and `text_B` text tokens; a sample may have neither."""
+def pack(visual_B: np.ndarray, text_B: np.ndarray, question_B: np.ndarray, device: torch.device) -> Rows:
+    """Rows for samples of `visual_B` visual and `text_B` text tokens; a sample may have neither.
+
+    question_B   how many of the text tokens stand before the visual ones
+    """
     lengths = visual_B + text_B
     row, column, count, width = first_fit(lengths)
     start = row * width + column
@@ -61,8 +70,8 @@ def pack(visual_B: np.ndarray, text_B: np.ndarray, device: torch.device) -> Rows
     owner[start[sample] + place] = sample
     positions = np.zeros(count * width, np.int64)
     positions[start[sample] + place] = place
-    visual = np.repeat(start, visual_B) + count_up(visual_B)
-    text = np.repeat(start + visual_B, text_B) + count_up(text_B)
+    visual = np.repeat(start + question_B, visual_B) + count_up(visual_B)
+    text = np.repeat(start, text_B) + text_places(visual_B, text_B, question_B)
     alone = count == np.count_nonzero(lengths)
     return Rows(
         count,
@@ -71,6 +80,13 @@ def pack(visual_B: np.ndarray, text_B: np.ndarray, device: torch.device) -> Rows
         _sent(positions, device).view(count, width),
         None if alone else _block_causal(_sent(owner, device).view(count, width)),
     )
+
+
+def text_places(visual_B: np.ndarray, text_B: np.ndarray, question_B: np.ndarray) -> np.ndarray:
+    """The place of each text token (S,) within its sample."""
+    number = count_up(text_B)
+    behind = number >= np.repeat(question_B, text_B)
+    return number + behind * np.repeat(visual_B, text_B)
 
 
 def _sent(values: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -83,3 +99,65 @@ def _block_causal(owner_RW: torch.Tensor) -> torch.Tensor:
     width = owner_RW.shape[1]
     earlier = torch.ones(width, width, dtype=torch.bool, device=owner_RW.device).tril()
     return (owner_RW[:, None, :, None] == owner_RW[:, None, None, :]) & earlier
+
+
+class Plan:
+    """Where everything of a batch stands, worked out in host memory.
+
+    A GPU is never waited for: nothing is read back from it, and a non-blocking copy to it returns at once.
+
+    frame_counts, visual_B, text_B   (B,) frames, visual tokens and text tokens of each sample
+    question_B                       (B,) text tokens before its visual tokens; 0 where it has none of those
+    scored                           (X,) int64, the text tokens that the loss is summed over
+    count_B                          (B,) int64, how many each sample has of them
+    """
+
+    def __init__(self, batch: Batch, visual_tokens: int, device: torch.device):
+        self.device = device
+        self.frame_counts = batch.frame_counts.numpy()
+        self.visual_B = self.frame_counts * visual_tokens
+        self.text_B = batch.token_counts.numpy()
+        self.question_B = np.where(self.visual_B > 0, batch.question_counts.numpy(), 0)
+        self.frame_index = batch.frame_index
+        self.frames = len(batch.frames)
+        # a token with nothing before it cannot be predicted
+        scored = batch.loss_mask.numpy() & (text_places(self.visual_B, self.text_B, self.question_B) > 0)
+        self.scored = torch.from_numpy(np.flatnonzero(scored))
+        sample = np.repeat(np.arange(len(batch)), self.text_B)
+        self.count_B = torch.from_numpy(np.bincount(sample[scored], minlength=len(batch)))
+
+    @cached_property
+    def rows(self) -> Rows:
+        """Visual and text tokens together."""
+        return pack(self.visual_B, self.text_B, self.question_B, self.device)
+
+    @cached_property
+    def visual_rows(self) -> Rows:
+        """The visual tokens, with nothing but the questions before them."""
+        return pack(self.visual_B, self.question_B, self.question_B, self.device)
+
+    @cached_property
+    def questions(self) -> torch.Tensor | None:
+        """The text tokens that stand before frames, sample after sample; None if no sample asks first."""
+        if not self.question_B.any():
+            return None
+        asked = count_up(self.text_B) < np.repeat(self.question_B, self.text_B)
+        return self.on_device(torch.from_numpy(np.flatnonzero(asked)))
+
+    @cached_property
+    def visits(self) -> Visits:
+        return Visits.of(self.frame_index, self.frames, self.device)
+
+    @cached_property
+    def shown(self) -> torch.Tensor | None:
+        """The frame of each position; None if position i shows frame i."""
+        return None if self.visits.cells is None else self.on_device(self.frame_index)
+
+    @cached_property
+    def initial_P(self) -> torch.Tensor:
+        """True at each frame with nothing before it: the first of a sample that does not ask first."""
+        silent = np.repeat(self.question_B == 0, self.frame_counts)
+        return self.on_device(torch.from_numpy((count_up(self.frame_counts) == 0) & silent))
+
+    def on_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.device, non_blocking=True)

@@ -1,34 +1,38 @@
 """`fvlm train RUN`: resolve a run, train or continue it, and write its artefacts.
 
-Declared to Snakemake: summary.json, metrics.csv, validation.csv, model/. Beside them and not declared, so that a
-failed or killed job keeps them: state/ with checkpoints, metrics logs and the lock.
+Declared to Snakemake: run_summary.json, metrics.csv, validation.csv, model/. Beside them and not declared, so that a
+failed or killed job keeps them: state/ with checkpoints, metrics logs, a preference run's reference and the lock;
+attention/, wandb/ and tensorboard/.
 """
 
 import hashlib
-import platform
-import subprocess
+import shutil
 import sys
-import time
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_model, save_model
 
-import fvlm
 from fvlm.config import add_study_arguments, study_of
 from fvlm.data.batches import balanced
 from fvlm.data.loader import Corpus, Steps, open_training, validation_steps
 from fvlm.data.order import Order, cut_to_flops, cut_to_samples, draw_order
 from fvlm.errors import UserError
-from fvlm.files import write_beside, write_json
-from fvlm.flops import parameters, training_flops
+from fvlm.files import sweep, write_beside, write_json
+from fvlm.flops import forward_flops, preference_flops, training_flops
 from fvlm.model.build import build_model
 from fvlm.schema import Run, Study
+from fvlm.train.device import autocast, device_of, precision_on
 from fvlm.train.fill import fill_of, said_of
-from fvlm.train.loop import Trainer, device_of, precision_on
-from fvlm.train.state import RunLock, write_csv
+from fvlm.train.hardware import peak_flops
+from fvlm.train.loop import Trainer
+from fvlm.train.mirror import Mirrors
+from fvlm.train.progress import Spent
+from fvlm.train.reference import Reference
+from fvlm.train.state import FORMAT, RunLock, write_csv
+from fvlm.train.summary import summary_of
+from fvlm.train.watch import Watch
 
 
 def add_arguments(parser) -> None:
@@ -56,8 +60,10 @@ def main(args) -> int:
 
 def train(run: Run, study: Study, folder: Path) -> None:
     """Train `run` from its last checkpoint to the end and write its artefacts into `folder`."""
-    started = time.time()
-    device = device_of(run)
+    spent, device, state = Spent(), device_of(run), folder / "state"
+    sweep(folder)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
     torch.manual_seed(run.train.seed)
     corpus = open_training(run, study)
     order, flops = planned_order(run, corpus)
@@ -70,10 +76,20 @@ def train(run: Run, study: Study, folder: Path) -> None:
     fill = fill_of(steps, flops)
     print(f"{run.name}: {said_of(fill)}", file=sys.stderr, flush=True)
     validation = validation_steps(run, study)
-    trainer = Trainer(run, model, steps, validation, np.cumsum(flops), folder / "state",
-                      identity(run, study, folder), device)  # fmt: skip
-    trainer.train()
-    _write_artefacts(trainer, run, folder, _summary(trainer, order, flops, started) | {"fill": fill})
+    depends = identity(run, study, folder)
+    reference = None
+    if run.data.loss == "preference":  # the model still has its parent's weights
+        sets, workers = [part for part in (steps, validation) if part], run.operation.loader_workers
+        cache = state / "reference.npz"
+        reference = Reference.prepare(model, sets, cache, depends, device, autocast(run, device), workers)
+    work = flops - reference_flops(run, corpus, order)
+    peak = peak_flops(device, study.gpu, precision_on(run, device))
+    trainer = Trainer(run, model, steps, validation, np.cumsum(flops), np.cumsum(work), state, depends, device,
+                      reference, spent, peak)  # fmt: skip
+    mirrors = Mirrors(run, study.study, folder, depends, trainer.resume_step)
+    trainer.train(mirrors, Watch(run, study, folder))
+    mirrors.close()
+    _write_artefacts(trainer, folder, summary_of(trainer, order, flops) | {"fill": fill})
 
 
 def identity(run: Run, study: Study, folder: Path) -> str:
@@ -85,7 +101,7 @@ def identity(run: Run, study: Study, folder: Path) -> str:
     files += [results / "index" / f"{name}.npz" for name in names]
     if run.parent is not None:
         files.append(_parent_weights(run, folder))
-    total = hashlib.sha256(run.digest.encode())
+    total = hashlib.sha256(f"{FORMAT} {run.digest}".encode())
     for path in files:
         with open(path, "rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
@@ -111,6 +127,9 @@ def planned_order(run: Run, corpus: Corpus) -> tuple[Order, np.ndarray]:
         run.data.max_text_tokens,
         run.train.seed,
         run.train.epoch,
+        question_first=run.data.question_first,
+        frames_seen=run.model.visual_tokens > 0,
+        pairs=run.data.loss == "preference",
     )
     flops = sample_flops(run, corpus, order)
     if run.train.samples is not None:
@@ -122,76 +141,60 @@ def planned_order(run: Run, corpus: Corpus) -> tuple[Order, np.ndarray]:
 
 
 def sample_flops(run: Run, corpus: Corpus, order: Order) -> np.ndarray:
-    """(n,) training FLOPs of each sample, exact for its own lengths.
+    """(n,) training FLOPs of each sample, exact for its own lengths; of a pair with the reference's forward passes.
 
     Of a text that is cut the index does not say how many answer tokens are left: all that may be, are counted.
     """
-    distinct = np.zeros(len(order), dtype=np.int64)
-    scored = np.zeros(len(order), dtype=np.int64)
-    for i, index in enumerate(corpus.indices):
-        mine = order.source == i
-        distinct[mine] = index.frames[order.row[mine]]
-        scored[mine] = index.answer_tokens[order.row[mine]]
-    if run.data.loss == "all":
-        scored = order.text_tokens - 1
-    scored = np.minimum(scored, order.text_tokens - 1)
-    return training_flops(
-        run.model, run.optim.freeze, order.positions, order.text_tokens, scored, encoded_frames=distinct
+    positions, encoded, question, texts = lengths_of(run, corpus, order)
+    model, freeze = run.model, run.optim.freeze
+    if run.data.loss != "preference":
+        ((text, scored),) = texts
+        return training_flops(model, freeze, positions, text, scored, encoded, question)
+    (chosen, scored), (rejected, scored_rejected) = texts
+    return preference_flops(
+        model, freeze, positions, chosen, rejected, scored, scored_rejected, encoded, question_tokens=question
     )
 
 
-def _summary(trainer: Trainer, order: Order, flops: np.ndarray, started: float) -> dict:
-    run, model = trainer.run, trainer.run.model
-    counts = parameters(model)
-    last_loss = trainer.metrics.records()[-1]["train_loss"]
-    at_step = {r["step"]: r["train_loss"] for r in trainer.metrics.records()}
-    final = trainer.final or {
-        "step": trainer.step,
-        "samples": len(order),
-        "flops": float(flops.sum()),
-        "val_loss": None,
-    }
-    best = trainer.best or final
-    return {
-        "run": run.name, "family": run.family, "digest": run.digest, "seed": run.train.seed, "parent": run.parent,
-        "question": run.question, "architecture": model.architecture, "deep_query": model.deep_query,
-        "fine_pass": model.fine_pass, "visual_tokens": model.visual_tokens, "encoder": model.encoder.name,
-        "language": model.language.name, **{key: run.labels.get(key, "") for key in ("size", "budget", "letter")},
-        "frozen": list(run.optim.freeze), **{f"params_{key}": value for key, value in counts.items()},
-        "samples": len(order), "samples_planned": run.train.samples, "steps": trainer.step, "flops": float(flops.sum()),
-        "flops_budget": run.train.flops, "text_tokens": int(order.text_tokens.sum()),
-        "frames": int(order.positions.sum()),
-        "final": {**final, "train_loss": last_loss}, "best": {**best, "train_loss": at_step.get(best["step"])},
-        "train_s": round(trainer.train_seconds, 3), "wall_s": round(time.time() - started, 3),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)), "git": git_state(),
-        "device": torch.cuda.get_device_name() if trainer.device.type == "cuda" else platform.machine(),
-        "precision": precision_on(run, trainer.device),
-        "versions": {"fvlm": fvlm.__version__} | {name: version(name) for name in ("torch", "transformers", "numpy")},
-        "config": run.model_dump(mode="json"),
-    }  # fmt: skip
+def reference_flops(run: Run, corpus: Corpus, order: Order) -> np.ndarray:
+    """(n,) of these the FLOPs that are spent before the first step, on the reference of a preference loss."""
+    if run.data.loss != "preference":
+        return np.zeros(len(order))
+    positions, encoded, question, texts = lengths_of(run, corpus, order)
+    return sum(
+        forward_flops(run.model, positions, text, scored, frames, question_tokens=question)
+        for (text, scored), frames in zip(texts, (encoded, 0 * encoded), strict=True)  # frames are encoded once
+    )
 
 
-def git_state() -> str:
-    """The commit, with `-dirty` where the working tree differs; empty outside a checkout."""
-    try:
-        said = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
+def lengths_of(run: Run, corpus: Corpus, order: Order) -> tuple:
+    """What FLOPs are counted from, arrays (n,): visual positions, distinct frames and text tokens before them, of a
+    sample or of one half of a pair; and of each half its text tokens and how many of them are scored."""
+    frames, answers, questions, rejected = np.zeros((4, len(order)), np.int64)
+    for i, index in enumerate(corpus.indices):
+        mine = order.source == i
+        rows = order.row[mine]
+        frames[mine], answers[mine], questions[mine] = (
+            column[rows] for column in (index.frames, index.answer_tokens, index.question_tokens)
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return said.stdout.strip()
+        # both halves of a pair ask the same
+        rejected[mine] = index.rejected_tokens[rows] - index.text_tokens[rows] + index.answer_tokens[rows]
+    pairs = run.data.loss == "preference"
+    chosen = order.text_tokens - order.rejected_tokens
+    texts = [(chosen, np.minimum(chosen if run.data.loss == "all" else answers, chosen - 1))]
+    if pairs:
+        texts.append((order.rejected_tokens, np.minimum(rejected, order.rejected_tokens - 1)))
+    question = np.where(order.question_first & (questions < chosen), questions, 0)
+    return order.positions // (1 + pairs), np.where(order.positions, frames, 0), question, texts
 
 
-def _write_artefacts(trainer: Trainer, run: Run, folder: Path, summary: dict) -> None:
-    """summary.json comes last: where it stands, everything else does."""
-    model = trainer.model
+def _write_artefacts(trainer: Trainer, folder: Path, summary: dict) -> None:
+    """run_summary.json comes last: where it stands, everything else does."""
     write_csv(folder / "metrics.csv", trainer.metrics.records())
     write_csv(folder / "validation.csv", trainer.validations.records())
-    write_beside(folder / "model" / "final.safetensors", lambda beside: save_model(model, str(beside)))
-    trainer.load_best()
-    write_beside(folder / "model" / "best.safetensors", lambda beside: save_model(model, str(beside)))
-    write_json(folder / "model" / "run.json", run.model_dump(mode="json"))
-    write_json(folder / "summary.json", summary)
+    with trainer.averaged():
+        write_beside(folder / "model/final.safetensors", lambda beside: save_model(trainer.model, str(beside)))
+    best = trainer.path_of(trainer.best)
+    write_beside(folder / "model/best.safetensors", lambda beside: shutil.copyfile(best, beside))
+    write_json(folder / "model/run.json", trainer.run.model_dump(mode="json"))
+    write_json(folder / "run_summary.json", summary)

@@ -22,7 +22,7 @@ def fill_of(steps: Steps, flops: np.ndarray) -> dict[str, float]:
     used, cells, count = np.zeros(2), np.zeros(2), 0
     for step in chosen.tolist():
         for group in steps.groups(step):
-            positions, tokens = order.positions[group], order.text_tokens[group]
+            positions, tokens = order.at(group).sequences()
             _, _, rows, width = first_fit(positions * visual + tokens)
             used += (positions.sum(), tokens.sum())
             cells += ((positions * visual + tokens).sum(), rows * width)

@@ -5,6 +5,7 @@ import fcntl
 import io
 import json
 import os
+import pickle
 import socket
 import sys
 import time
@@ -13,6 +14,8 @@ from pathlib import Path
 import torch
 
 from fvlm.files import write_beside
+
+FORMAT = 2  # of a checkpoint; one of another format is not continued
 
 
 class RunLock:
@@ -53,20 +56,27 @@ class RunLock:
         self.file.close()
 
 
-def save_checkpoint(state: Path, step: int, content: dict, keep: int) -> None:
-    """Write checkpoint `step` and drop all but the newest `keep`."""
-    write_beside(state / f"step_{step:08d}.pt", lambda beside: torch.save(content, beside))
+def save_checkpoint(state: Path, step: int, content: dict, keep: int) -> int:
+    """Write checkpoint `step` and drop all but the newest `keep`; returns its bytes."""
+    path = state / f"step_{step:08d}.pt"
+    write_beside(path, lambda beside: torch.save(content, beside))
     for old in sorted(state.glob("step_*.pt"))[:-keep]:
         old.unlink()
+    return path.stat().st_size
 
 
 def load_checkpoint(state: Path, identity: str) -> dict | None:
-    """The newest checkpoint of this very configuration, data and parent that can be read whole, or None."""
+    """The newest checkpoint of this very configuration, data and parent that can be read whole, or None.
+
+    A broken one is deleted, or it would count among the newest that are kept.
+    """
     for path in sorted(state.glob("step_*.pt"), reverse=True):
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError) as error:
-            print(f"{path}: unreadable checkpoint, taking the one before it ({error})", file=sys.stderr)
+        except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            reason = str(error).strip().splitlines()[:1]
+            print(f"{path}: unreadable checkpoint, taking the one before it ({' '.join(reason)})", file=sys.stderr)
+            path.unlink()
             continue
         if content["identity"] == identity:
             return content
@@ -106,6 +116,10 @@ class MetricsLog:
     def append(self, record: dict) -> None:
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
+
+    def sync(self) -> None:
+        """Onto the disk: before a checkpoint that says these lines are there."""
+        os.fsync(self.file.fileno())
 
     def records(self) -> list[dict]:
         return [json.loads(line) for line in self.path.read_text().splitlines()]

@@ -1,0 +1,130 @@
+"""Figures of what the frames are for: does the model see, and does it look for what it was asked?"""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fvlm.analysis import style
+from fvlm.analysis.bootstrap import QUESTION_FIRST, VIDEO_FIRST, VISUAL, Cell, Estimate
+from fvlm.analysis.order import GAIN, PASSES
+from fvlm.analysis.study import Study, difference, scores_tokens, trained_mode
+from fvlm.analysis.style import BLUE, GREY, ORANGE, RED, NothingToDraw, dots, heading
+
+BLIND = "B0"
+SIGHTS = {  # frames shown: what is said of them, colour, marker
+    "own": ("own frames", BLUE, "o"),
+    "other": ("another sample's frames", ORANGE, "s"),
+    "none": ("no frames", RED, "^"),
+    BLIND: ("no frames, trained without any (B0)", GREY, "D"),
+}
+ORDERS = {VIDEO_FIRST: ("video first", BLUE, "o"), QUESTION_FIRST: ("question first", ORANGE, "s")}
+NAMES = {**style.MODE_NAMES, GAIN: "interaction\n(fine − coarse)"}
+
+
+def seeing(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Loss with a sample's own frames, another's, and none, by source with frames; one row of panels per run.
+
+    Left: losses. Right: what is lost against the own frames. Of the last stage that is scored in tokens and of
+    the baseline; beside the baseline the run trained blind, which could learn to do without.
+    """
+    study = Study(runs, evaluation, bootstrap)
+    stages = study.runs[(study.runs["family"] == "stage") & scores_tokens(study.runs)]["base"]
+    bases = [base for base in (*stages.drop_duplicates()[-1:], "baseline") if study.seeds(base)]
+    table = pd.DataFrame([row for base in bases for row in _sights(study, base, evaluation)])
+    if table.empty:
+        raise NothingToDraw("neither a stage nor the baseline has been evaluated on samples with frames")
+    shown = list(table.groupby("run", sort=False))
+    heights = [part["source"].nunique() for _, part in shown]
+    figure = style.plt.figure(figsize=(style.WIDTH, 1.5 + 0.36 * sum(heights) + 0.3 * len(shown)))
+    axes = figure.subplots(len(shown), 2, squeeze=False, sharey="row", sharex="col", height_ratios=heights)
+    for (left, right), (name, part) in zip(axes, shown, strict=True):
+        _draw_sights(left, right, part.reset_index(drop=True))
+        left.set_title(style.seeded(name, part["n_seeds"].iloc[0]))
+    axes[-1, 0].set_xlabel(f"held-out {style.LOSS}")
+    axes[-1, 1].set_xlabel("above the own frames (nats per token)")
+    heading(figure, "Does it see? Loss with a sample's own frames, another's, and none")
+    for text, colour, marker in (SIGHTS[name] for name in SIGHTS if (table["shown"] == name).any()):
+        axes[0, 0].plot([], [], color=colour, marker=marker, ls="", label=text)
+    style.legend_below(figure, axes[0, 0], style.bars_words(table["interval"], style.LEFT_RIGHT), ncols=2)
+    return figure, table
+
+
+def _sights(study: Study, base: str, evaluation: pd.DataFrame) -> list[dict]:
+    members = study.runs[study.runs["base"] == base]
+    own = evaluation[evaluation["run"].isin(members["run"]) & (evaluation["kind"] != "text")]
+    alone = own[own["source"] != "all"][["source", "kind"]].drop_duplicates().sort_values("source")
+    trained = trained_mode(members.iloc[0])
+    rows = []
+    for source, kind in (("all", VISUAL), *alone.itertuples(index=False, name=None)):
+        place = {"source": source, "kind": kind}
+        terms = {
+            "own": (base, Cell(trained, **place)),
+            "other": (base, Cell(trained, "other", **place)),
+            "none": (base, Cell("blind", "none", **place)),
+        }
+        if base == "baseline":
+            terms[BLIND] = (BLIND, Cell("direct", **place))
+        for shown, term in terms.items():
+            loss = study.level(*term)
+            if np.isnan(loss.value):
+                continue
+            gap = Estimate() if shown == "own" else study.estimate([term, terms["own"]], difference)
+            row = {
+                "run": base, **place, "shown": shown,
+                "loss": loss.value, "low": loss.low, "high": loss.high, "n_seeds": loss.n_seeds,
+                "above_own": gap.value, "above_low": gap.low, "above_high": gap.high, "interval": gap.interval,
+            }  # fmt: skip
+            rows.append(row)
+    return rows
+
+
+def _draw_sights(left: Axes, right: Axes, part: pd.DataFrame) -> None:
+    sources, present = (
+        list(part["source"].drop_duplicates()),
+        [name for name in SIGHTS if (part["shown"] == name).any()],
+    )
+    for i, name in enumerate(present):
+        own, look = part[part["shown"] == name], SIGHTS[name][1:]
+        y = own["source"].map(sources.index) + 0.18 * (i - (len(present) - 1) / 2)
+        dots(left, own["loss"], y, own["low"], own["high"], *look)
+        if name != "own":
+            dots(right, own["above_own"], y, own["above_low"], own["above_high"], *look)
+    right.axvline(0, color=GREY, lw=1)
+    left.set_yticks(range(len(sources)), ["all with frames", *sources[1:]])
+    left.set_ylim(len(sources) - 0.5, -0.5)
+    for ax in (left, right):
+        ax.grid(visible=False, axis="y")
+        for line in np.arange(len(sources) - 1) + 0.5:
+            ax.axhline(line, color="#cccccc", lw=0.6)
+
+
+def question_order(question_order: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Left: loss by pass and order. Right: what the question in front changes in each pass, and the interaction."""
+    if question_order.empty:
+        raise NothingToDraw("no run of this study was trained with the question first (data.question_first)")
+    shown = list(question_order.groupby("run", sort=False))
+    figure = style.plt.figure(figsize=(style.WIDTH, 0.9 + 2.4 * len(shown)))
+    axes = figure.subplots(len(shown), 2, squeeze=False, width_ratios=[1.15, 1])
+    for (left, right), (name, table) in zip(axes, shown, strict=True):
+        _draw_orders(left, right, table.set_index("mode"))
+        left.set_title(style.seeded(name, table["n_seeds"].iloc[0]))
+    axes[-1, 1].set_xlabel("question first − video first\n(nats per token; left: better)")
+    heading(figure, "Question first or video first, over the sources with frames")
+    style.legend_below(figure, axes[0, 0], style.bars_words(question_order["interval"]))
+    return figure, question_order
+
+
+def _draw_orders(left: Axes, right: Axes, table: pd.DataFrame) -> None:
+    passes = [name for name in PASSES if name in table.index]
+    for order, (text, colour, marker) in ORDERS.items():
+        left.plot(range(len(passes)), table.loc[passes, order], color=colour, marker=marker, label=text)
+    left.set_xticks(range(len(passes)), [NAMES[name].replace(" + ", "\n+ ") for name in passes])
+    left.set_xlim(-0.3, len(passes) - 0.7)
+    left.set_ylabel(f"held-out {style.LOSS}")
+    for y, name in enumerate(table.index):
+        row = table.loc[name]
+        dots(right, row["difference"], y, row["low"], row["high"], ORANGE if name != GAIN else GREY, "s")
+    right.axvline(0, color=GREY, lw=1)
+    right.set_yticks(range(len(table)), [NAMES[name] for name in table.index])
+    right.set_ylim(len(table) - 0.5, -0.5)

@@ -1,0 +1,94 @@
+"""What a run is trained on, and how much of it is used."""
+
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+
+import torch
+
+from fvlm.schema import Gpu
+
+# Dense bfloat16 tensor-core peak in TFLOP/s, accumulated in float32, without sparsity, from the vendor's data sheets.
+# GPUs that cannot compute in bfloat16 (V100, T4) are left out. The first entry that is found in a device's name counts.
+PEAK_TFLOPS = {
+    "H100 PCIe": 756, "H100": 989, "H200": 989, "GH200": 989,
+    "A100": 312, "A40": 149.7, "A10G": 70, "A10": 125,
+    "L40S": 362, "L40": 181, "L4": 121,
+    "RTX 5090": 209.5, "RTX 4090": 165.2, "RTX 3090": 71,
+}  # fmt: skip
+SLOWER = re.compile(r"Laptop|Max-Q|NVL| D\b")  # another chip under nearly the same name
+
+
+def peak_flops(device: torch.device, gpu: Gpu | None, precision: str) -> float | None:
+    """FLOP/s that `device` can reach at most in `precision`, for the utilisation; None where it is not known.
+
+    gpu     the study's, whose `tflops` counts more than the table
+    """
+    if device.type != "cuda":
+        return None
+    tflops = gpu.tflops if gpu is not None and gpu.tflops is not None else tflops_of(torch.cuda.get_device_name(device))
+    if tflops is None:
+        return None
+    # float32 runs multiply in TF32, at half the rate of bfloat16
+    return tflops * 1e12 * (1.0 if precision == "bfloat16" else 0.5)
+
+
+def tflops_of(name: str) -> float | None:
+    """The bfloat16 peak of a GPU by its name, of which an entry must be whole words: an A1000 is no A100."""
+    if SLOWER.search(name):
+        return None
+    return next((float(peak) for known, peak in PEAK_TFLOPS.items() if re.search(rf"\b{known}\b", name)), None)
+
+
+def memory_gb(device: torch.device) -> float:
+    """Most memory used so far, in 2^30 bytes: tensors on a GPU, or on a CPU the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # macOS counts bytes, Linux KiB
+
+
+def hardware() -> dict:
+    """For the run's summary; what cannot be found out is None."""
+    found = {"cpu": _cpu_name(), "cores": os.cpu_count(), "memory_gb": _memory_gb(), "gpu": None}
+    if torch.cuda.is_available():
+        about = torch.cuda.get_device_properties(torch.cuda.current_device())
+        found |= {
+            "gpu": about.name,
+            "gpus": torch.cuda.device_count(),
+            "gpu_memory_gb": round(about.total_memory / 2**30, 1),
+            "cuda": torch.version.cuda,
+            "driver": _driver(),
+        }
+    return found
+
+
+def _cpu_name() -> str | None:
+    try:
+        with open("/proc/cpuinfo") as file:
+            lines = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        lines = []
+    return lines[0] if lines else platform.processor() or platform.machine() or None
+
+
+def _memory_gb() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (ValueError, OSError):
+        return None
+
+
+def _driver() -> str | None:
+    try:
+        said = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True, text=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = said.stdout.split()
+    return lines[0] if said.returncode == 0 and lines else None

@@ -1,0 +1,62 @@
+"""Where the queries look in a few fixed held-out videos, saved while a run trains."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fvlm.data.loader import Steps
+from fvlm.evaluate.maps import fixed_videos, maps_of
+from fvlm.evaluate.overlay import Row, overlay
+from fvlm.files import write_beside
+from fvlm.model.foveated import VideoLanguageModel
+from fvlm.schema import Run, Study
+
+
+class Watch:
+    """Saves `attention/step_XXXXXXXX.npz` and `.png` in the run's folder whenever it is called.
+
+    It draws no random number and leaves the model as it was, so a run that is watched learns the same. Does nothing for
+    a model without queries, where `operation.attention_videos` is 0, or where no video is held out.
+    """
+
+    def __init__(self, run: Run, study: Study, folder: Path):
+        self.run, self.folder = run, folder / "attention"
+        self.videos = _videos(run, study)
+
+    @torch.no_grad()
+    def __call__(self, model: VideoLanguageModel, step: int, device: torch.device, context) -> None:
+        """step: updates so far; context: the run's autocast."""
+        if self.videos is None:
+            return
+        training = model.training
+        model.eval()
+        side = round(self.run.model.encoder.patches**0.5)
+        rows, arrays = [], {}
+        for k in range(len(self.videos)):
+            (batch,) = self.videos[k]
+            with context:
+                output = model(batch.to(device), self.run.model.training_mode, with_attention=True)
+            maps = maps_of(batch, output, side)
+            looked = maps.get("fine", maps.get("coarse"))
+            arrays |= {f"{name}_{k}": maps[name] for name in ("fine", "coarse", "entropy_fine") if name in maps}
+            entropy = float(maps["entropy_fine"].mean())
+            rows.append(Row(maps["frames"], looked, f"{batch.sources[0]}   {batch.keys[0]}   {entropy:.2f} nats"))
+            arrays |= {f"key_{k}": np.array(batch.keys[0]), f"source_{k}": np.array(batch.sources[0])}
+        model.train(training)
+        picture = overlay(rows, f"{self.run.name}, step {step:,}: where the query looks")
+        name = f"step_{step:08d}"
+        write_beside(self.folder / f"{name}.npz", lambda beside: _save(beside, arrays))
+        write_beside(self.folder / f"{name}.png", lambda beside: picture.save(beside, format="PNG", compress_level=1))
+
+
+def _videos(run: Run, study: Study) -> Steps | None:
+    if run.model.architecture != "foveated" or not run.operation.attention_videos:
+        return None
+    videos = fixed_videos(run, study, run.operation.attention_videos)
+    return videos if len(videos) else None
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with open(path, "wb") as file:
+        np.savez_compressed(file, **arrays)

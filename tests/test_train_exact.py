@@ -1,0 +1,273 @@
+"""A training killed anywhere ends as if it had never been; every setting does what it says, and no other thing."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.numpy import load_file
+
+from fvlm.__main__ import main
+from tests.conftest import ROOT
+from tests.train_cases import content_in, records, same
+
+STEPS = 16
+LONG = {"train.samples": 2 * STEPS, "optim.batch_size": 2, "train.evaluations": 8, "operation.checkpoint_steps": 3}
+Moment = Callable[[Path], bool]
+
+
+def study_file(prepared: Path, folder: Path, run: str, settings: dict) -> Path:
+    """A study on the shards of `prepared`, with runs of its own, one of them with some settings."""
+    results = folder / "results"
+    (results / "runs").mkdir(parents=True)
+    for name in ("tokenizer", "index", "shards"):
+        (results / name).symlink_to(prepared / name)
+    if (prepared / "runs/stage1").exists():
+        (results / "runs/stage1").symlink_to(prepared / "runs/stage1")
+    path = folder / "study.yaml"
+    changes = {"ablations" if run == "baseline" else "stages": {run: settings}}
+    path.write_text(yaml.safe_dump(content_in(results, **changes)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def parent(prepared, tmp_path_factory):
+    """`prepared` with stage1 trained, where preferences begin."""
+    if not (prepared / "runs/stage1").exists():
+        study = study_file(prepared, tmp_path_factory.mktemp("parent"), "stage1", {})
+        assert main(["train", "stage1", "--study", str(study)]) == 0
+        (prepared / "runs").mkdir(exist_ok=True)
+        (study.parent / "results/runs/stage1").rename(prepared / "runs/stage1")
+    return prepared
+
+
+def outcome(folder: Path) -> tuple:
+    """All that a training leaves, without what depends on the clock."""
+    summary = json.loads((folder / "run_summary.json").read_text())
+    return (
+        records(folder / "state/metrics.jsonl"),
+        records(folder / "state/validation.jsonl"),
+        load_file(folder / "model/final.safetensors"),
+        load_file(folder / "model/best.safetensors"),
+        {key: summary[key] for key in ("steps", "samples", "flops", "final", "best", "best_by", "last_loss")},
+    )
+
+
+def equal(one: tuple, two: tuple) -> bool:
+    return all(same(a, b) if i in (2, 3) else a == b for i, (a, b) in enumerate(zip(one, two, strict=True)))
+
+
+# --- kills ---
+
+
+def steps_in(log: Path) -> list[int]:
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [json.loads(line)["step"] for line in lines if line.endswith("}")]
+
+
+def at_step(step: int) -> Moment:
+    return lambda state: step in steps_in(state / "metrics.jsonl")
+
+
+def in_a_checkpoint(state: Path) -> bool:
+    """That is not the first one to go on from."""
+    begun = any(path.stat().st_size for path in state.glob(".step_*.part"))
+    return begun and max(state.glob("step_*.pt")).name > "step_00000000.pt"
+
+
+def in_a_validation(state: Path) -> bool:
+    """The last step is one after which is validated, and its validation is not there yet."""
+    steps = steps_in(state / "metrics.jsonl")
+    return bool(steps) and steps[-1] % 2 == 0 and steps[-1] not in steps_in(state / "validation.jsonl")
+
+
+def after(seconds: float) -> Moment:
+    """So long after it began to train."""
+    seen: list[float] = []
+
+    def moment(state: Path) -> bool:
+        seen.append(time.monotonic())
+        return seen[-1] > seen[0] + seconds
+
+    return moment
+
+
+def kill(study: Path, run: str, moment: Moment) -> None:
+    """Start a training and end it with SIGKILL at some moment after it has found its checkpoint and metrics."""
+    state = study.parent / "results/runs" / run / "state"
+    before = _file_number(state / "metrics.jsonl")
+    with open(study.parent / "log", "a") as log:
+        process = subprocess.Popen([sys.executable, "-m", "fvlm", "train", run, "--study", str(study)], cwd=ROOT,
+                                   env={**os.environ, "PYTHONPATH": "src"}, stderr=log)  # fmt: skip
+        while process.poll() is None:
+            if _file_number(state / "metrics.jsonl") != before and _seen(moment, state):
+                break
+            time.sleep(0.0002)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, (study.parent / "log").read_text()
+
+
+def _file_number(path: Path) -> int | None:
+    return path.stat().st_ino if path.exists() else None
+
+
+def _seen(moment: Moment, state: Path) -> bool:
+    try:
+        return moment(state)
+    except FileNotFoundError:  # renamed between being listed and looked at
+        return False
+
+
+def cut_newest_checkpoint(state: Path) -> None:
+    """As a full disk or a lost write would leave it."""
+    newest = max(state.glob("step_*.pt"))
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+
+
+def check_best_weights_are_there(state: Path) -> None:
+    """Of whichever checkpoint the run goes on from."""
+    for path in state.glob("step_*.pt"):
+        best = torch.load(path, weights_only=True)["best"]
+        assert best is None or (state / f"best_{best['step']:08d}.safetensors").exists(), path.name
+
+
+KILLS = {
+    "averaged": ("baseline", {"optim.ema": 0.7, "operation.micro_frames": 8}, ["cut", "checkpoint"]),
+    "question first": ("baseline", {"data.question_first": 0.5}, ["validation", "time"]),
+    "preference": ("dpo", {"train.samples": 16}, ["step", "checkpoint"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", KILLS)
+def test_killed_again_and_again_it_ends_as_if_never_disturbed(parent, tmp_path, case, monkeypatch):
+    """Metrics, validations and weights are those of the undisturbed run, bit for bit; each step stands there once."""
+    monkeypatch.chdir(ROOT)
+    run, changes, kills = KILLS[case]
+    whole, cut = (study_file(parent, tmp_path / name, run, {**LONG, **changes}) for name in ("whole", "cut"))
+    assert main(["train", run, "--study", str(whole)]) == 0
+    undisturbed = outcome(tmp_path / "whole/results/runs" / run)
+    folder, draw = tmp_path / "cut/results/runs" / run, random.Random(case)
+    reached = 2 * LONG["operation.checkpoint_steps"]
+    last = undisturbed[0][-1]["step"]
+    for how in kills:
+        if how in ("step", "cut"):
+            reached = draw.randint(reached + 1, (reached + last) // 2)
+        moment = {"step": at_step(reached), "cut": at_step(reached), "checkpoint": in_a_checkpoint,
+                  "validation": in_a_validation, "time": after(draw.uniform(0, 0.1))}[how]  # fmt: skip
+        kill(cut, run, moment)
+        check_best_weights_are_there(folder / "state")
+        if how == "cut":
+            cut_newest_checkpoint(folder / "state")
+    assert main(["train", run, "--study", str(cut)]) == 0
+    disturbed = outcome(folder)
+    assert [row["step"] for row in disturbed[0]] == list(range(1, last + 1))
+    assert equal(disturbed, undisturbed)
+    assert not list(folder.rglob(".*.part")), "half-written files of the killed processes"
+
+
+# --- settings ---
+
+SHORT = {
+    "data.sources": ["grid", "moves", "pictures", "chat"],
+    "optim.batch_size": 4,
+    "train.samples": 12,
+    "train.evaluations": 1,
+    "train.precision": "float32",
+    "operation.checkpoint_steps": 100,
+    "operation.attention_videos": 0,
+}
+CONVERGING = {"optim.schedule": "converging", "optim.final_lr": {"connector": 1e-3, "dino": 1e-3, "llm": 1e-3}}
+BY_FLOPS = {"train.samples": None, "train.flops": 6e8}
+FIELDS = {  # field: (another value, what else is set in both runs)
+    "optim.batch_size": (6, {}),
+    "optim.lr": ({"connector": 1e-3, "dino": 1e-3, "llm": 2e-3}, {}),
+    "optim.final_lr": ({"connector": 1e-3, "dino": 1e-3, "llm": 2e-3}, CONVERGING),
+    "optim.schedule": ("constant", {}),
+    "optim.warmup": (0.9, {}),
+    "optim.weight_decay": (0.5, {}),
+    "optim.clip": (0.01, {}),
+    "optim.betas": ([0.5, 0.6], {}),
+    "optim.ema": (0.5, {}),
+    "optim.dpo_beta": (0.5, {}),
+    "optim.freeze": (["dino"], {}),
+    "data.sources": (["grid", "pictures", "chat"], {}),
+    "data.share": ({"video": 0.2, "image": 0.6, "text": 0.2}, {}),
+    "data.weights": ({"grid": 1.0, "moves": 1.0}, {}),
+    "data.static_frames": (2, {}),
+    "data.max_text_tokens": (40, {}),
+    "data.question_first": (1.0, {}),
+    "data.loss": ("all", {}),
+    "train.samples": (8, {}),
+    "train.flops": (4e8, BY_FLOPS),
+    "train.seed": (7, {}),
+    "train.epoch": (1, {}),
+    "train.precision": ("bfloat16", {}),
+    "train.evaluations": (3, {}),
+    "train.validation_samples": (2, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def result_of(parent, tmp_path_factory):
+    """Trains a run with some settings, the same ones once."""
+    done: dict[str, tuple] = {}
+
+    def train(run: str, settings: dict) -> tuple:
+        key = json.dumps([run, settings], sort_keys=True)
+        if key not in done:
+            folder = tmp_path_factory.mktemp("run")
+            study = study_file(parent, folder, run, settings)
+            assert main(["train", run, "--study", str(study)]) == 0
+            done[key] = outcome(folder / "results/runs" / run)
+        return done[key]
+
+    return train
+
+
+def test_the_walk_knows_every_field():
+    from fvlm.schema import Data, Optim, Train
+
+    known = {f"{part}.{name}" for part, kind in (("optim", Optim), ("data", Data), ("train", Train))
+             for name in kind.model_fields}  # fmt: skip
+    assert set(FIELDS) == known
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_field_changes_something_within_three_steps(result_of, field, monkeypatch):
+    """BUG-010: a setting that silently did nothing."""
+    monkeypatch.chdir(ROOT)
+    value, others = FIELDS[field]
+    run = "dpo" if field == "optim.dpo_beta" else "baseline"
+    settings = {**SHORT, **others} if run == "baseline" else {"train.samples": 4}
+    one, other = result_of(run, settings), result_of(run, {**settings, field: value})
+    assert one[0][-1]["step"] <= 6
+    assert not equal(one, other)
+
+
+def test_how_a_run_is_executed_changes_nothing(result_of, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    one = result_of("baseline", {**SHORT, "train.evaluations": 3})
+    other = result_of("baseline", {
+        **SHORT, "train.evaluations": 3, "operation.checkpoint_steps": 2, "operation.checkpoint_minutes": 1e-5,
+        "operation.attention_videos": 2, "operation.loader_workers": 0, "operation.log_seconds": 1e-3,
+        "operation.tensorboard": True,
+    })  # fmt: skip
+    assert equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["micro_frames", "micro_tokens", "threads"])
+def test_how_a_step_is_cut_changes_no_more_than_rounding(result_of, monkeypatch, name):
+    monkeypatch.chdir(ROOT)
+    one, other = result_of("baseline", SHORT), result_of("baseline", {**SHORT, f"operation.{name}": 3})
+    for a, b in zip(one[0] + one[1], other[0] + other[1], strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert a[key] == (b[key] and pytest.approx(b[key], rel=2e-4)), key

@@ -1,0 +1,324 @@
+"""What the training loop is put together from: objective, average of the weights, hardware, watched videos."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fvlm.evaluate.overlay import DIM, OUTLINE, Row, lit, overlay
+from fvlm.model.build import build_model
+from fvlm.schema import Gpu
+from fvlm.train.average import Average
+from fvlm.train.hardware import PEAK_TFLOPS, hardware, memory_gb, peak_flops, tflops_of
+from fvlm.train.objective import make_objective
+from fvlm.train.watch import Watch
+from tests.loader_cases import make_results, run_of
+from tests.model_cases import ALL, both_orders, joined, sample, tiny
+
+CPU = torch.device("cpu")
+
+
+def text_objective(folder, architecture="foveated", **changes):
+    run, _ = run_of(folder)
+    model = tiny(architecture, **changes)
+    return make_objective(run.model_copy(update={"model": model.config}), model, None), model
+
+
+def of_three_sources():
+    samples = both_orders()
+    for i, one in enumerate(samples):
+        one.sources = [("web", "own", "chat")[i % 3]]
+    return samples
+
+
+# --- objective of a text ---
+
+
+@pytest.mark.parametrize("architecture", sorted({architecture for architecture, _ in ALL}))
+def test_units_are_the_tokens_that_the_model_scores(tmp_path, architecture):
+    objective, model = text_objective(tmp_path, architecture)
+    batch = joined(both_orders())
+    batch.loss_mask[:] = True
+    terms = objective(batch)
+    assert objective.units(batch) == terms.counts["loss"] == int(model(batch).count_B.sum())
+    unseen = sum(batch.question_counts.tolist()[i] > 0 or not batch.frame_counts[i] for i in range(len(batch)))
+    unseen = len(batch) if architecture == "blind" else unseen
+    assert objective.units(batch) == len(batch.token_ids) - unseen, "a token with nothing before it is not scored"
+
+
+def test_the_loss_of_a_source_is_that_of_its_samples(tmp_path):
+    objective, model = text_objective(tmp_path)
+    samples = of_three_sources()
+    terms = objective(joined(samples))
+    for name in ("web", "own", "chat"):
+        alone = [model(one) for one in samples if one.sources == [name]]
+        assert terms.counts[f"loss:{name}"] == sum(int(output.count_B) for output in alone)
+        found = float(terms.sums[f"loss:{name}"])
+        assert found == pytest.approx(sum(float(output.loss_sum_B.detach()) for output in alone), rel=1e-9)
+    parts = [name for name in terms.sums if name.startswith("loss:")]
+    assert len(parts) == 3 and sum(terms.counts[name] for name in parts) == terms.counts["loss"]
+
+
+def test_a_source_without_scored_tokens_has_no_loss(tmp_path):
+    objective, _ = text_objective(tmp_path)
+    mute = sample(2, 5, seed=1)
+    mute.loss_mask[:], mute.sources = False, ["mute"]
+    terms = objective(joined([mute, sample(3, 6, seed=2)]))
+    assert set(terms.sums) == set(terms.counts) == {"loss", "objective", "loss_fine", "loss:random"}
+    alone = objective(mute)
+    assert not alone.sums and float(alone.objective.detach()) == 0
+
+
+def test_what_a_step_minimises_with_a_weight_for_the_coarse_pass(tmp_path):
+    plain, _ = text_objective(tmp_path)
+    weighted, model = text_objective(tmp_path, lambda_coarse=0.5)
+    batch = joined(both_orders())
+    terms, without = weighted(batch), plain(batch)
+    sums = {name: float(total) for name, total in terms.sums.items()}
+    assert (
+        sums["objective"] == pytest.approx(sums["loss"] + 0.5 * sums["loss_coarse"]) == float(terms.objective.detach())
+    )
+    assert sums["loss_fine"] == sums["loss"] == pytest.approx(float(without.sums["objective"]))
+    assert "loss_coarse" not in without.sums
+    terms.objective.backward()
+    assert not any(total.requires_grad for total in terms.sums.values())
+    assert float(model.connector.q_static.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize(("architecture", "changes", "names"), [
+    ("foveated", {}, {"loss_fine", "loss_coarse", "attention_entropy"}),
+    ("foveated", {"fine_pass": False}, {"loss_coarse", "attention_entropy"}),
+    ("multi_token", {}, set()),
+    ("blind", {}, set()),
+])  # fmt: skip
+def test_what_is_looked_at_while_validating(tmp_path, architecture, changes, names):
+    objective, model = text_objective(tmp_path, architecture, **changes)
+    batch = joined(both_orders())
+    terms = objective(batch, validating=True)
+    assert set(terms.sums) - {"loss", "objective", "loss:random"} == names
+    if "attention_entropy" in names:
+        assert terms.counts["attention_entropy"] == len(batch.frame_index)
+        mean = float(terms.sums["attention_entropy"]) / len(batch.frame_index)
+        assert 0 < mean < math.log(model.config.encoder.patches + 1)
+    if "loss_coarse" in names:
+        coarse = model(batch, "coarse_only").loss_sum_B.sum()
+        assert float(terms.sums["loss_coarse"]) == pytest.approx(float(coarse.detach()), rel=1e-9)
+
+
+def test_metrics_of_micro_batches_add_up(tmp_path):
+    objective, _ = text_objective(tmp_path)
+    samples = of_three_sources()
+    whole = objective(joined(samples), validating=True)
+    pieces = [objective(joined(samples[i : i + 4]), validating=True) for i in range(0, len(samples), 4)]
+    for name, total in whole.sums.items():
+        assert whole.counts[name] == sum(piece.counts.get(name, 0) for piece in pieces)
+        together = sum(float(piece.sums[name]) for piece in pieces if name in piece.sums)
+        assert together == pytest.approx(float(total), rel=1e-9)
+
+
+def test_sums_are_not_rounded_to_bfloat16(tmp_path):
+    objective, model = text_objective(tmp_path)
+    batch = joined(both_orders())
+    model.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms = objective(batch, validating=True)
+        entropy = model(batch, with_attention=True).entropy_P
+    assert {total.dtype for total in terms.sums.values()} == {torch.float32}
+    assert float(terms.sums["attention_entropy"]) == pytest.approx(float(entropy.double().sum()), rel=1e-5)
+
+
+# --- average ---
+
+
+def trained_a_little(steps: int, decay: float):
+    """A model after some steps, its average, and the weights of the trained parameters after each step."""
+    model = tiny()
+    model.freeze(["dino"])
+    average, path = Average(model, decay), [weights_of(model)]
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    for step in range(steps):
+        optimizer.zero_grad()
+        model(sample(2, 9, seed=step)).loss_sum_B.sum().backward()
+        optimizer.step()
+        average.update()
+        path.append(weights_of(model))
+    return model, average, path
+
+
+def weights_of(model) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_the_average_is_that_of_a_plain_loop():
+    model, average, path = trained_a_little(30, decay=0.6)
+    expected = path[0]
+    for n, weights in enumerate(path[1:], start=1):
+        decay = min(0.6, n / (n + 9))
+        expected = {name: decay * expected[name] + (1 - decay) * weights[name] for name in weights}
+    with average.swapped():
+        found = weights_of(model)
+    moved = {name for name in found if not torch.equal(path[0][name], path[-1][name])}
+    assert moved and all(name.startswith("dino.") for name in set(found) - moved)
+    for name in moved:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-12, atol=1e-14)
+        assert not torch.equal(found[name], path[-1][name])
+    for name in set(found) - moved:
+        assert torch.equal(found[name], path[0][name])
+
+
+def test_the_weights_come_back_bit_for_bit_also_after_an_error():
+    model, average, path = trained_a_little(3, decay=0.9)
+    parameters = [id(p) for p in model.parameters()]
+    with pytest.raises(KeyError), average.swapped():
+        assert not torch.equal(weights_of(model)["connector.q_init"], path[-1]["connector.q_init"])
+        raise KeyError
+    assert all(torch.equal(found, path[-1][name]) for name, found in weights_of(model).items())
+    assert parameters == [id(p) for p in model.parameters()], "the optimizer holds these very objects"
+
+
+def test_an_average_that_is_saved_goes_on_as_if_nothing_had_happened(tmp_path):
+    model, average, _ = trained_a_little(4, decay=0.9)
+    torch.save(average.state_dict(), tmp_path / "average.pt")
+    again = Average(model, 0.9)
+    again.load_state_dict(torch.load(tmp_path / "average.pt", weights_only=True))
+    for one in (average, again):
+        one.update()
+    assert again.updates == 5 and all(map(torch.equal, average.weights, again.weights))
+    other = tiny()
+    with pytest.raises(ValueError, match="other parameters"):
+        Average(other, 0.9).load_state_dict(average.state_dict())
+
+
+# --- hardware ---
+
+
+@pytest.mark.parametrize(("name", "tflops"), [
+    ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H200", 989), ("NVIDIA GH200 480GB", 989),
+    ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA A100 80GB PCIe", 312), ("NVIDIA A10G", 70), ("NVIDIA A10", 125),
+    ("NVIDIA A40", 149.7), ("NVIDIA L4", 121), ("NVIDIA L40", 181), ("NVIDIA L40S", 362),
+    ("NVIDIA GeForce RTX 5090", 209.5), ("NVIDIA GeForce RTX 4090", 165.2), ("NVIDIA GeForce RTX 3090", 71),
+    ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA GeForce RTX 4090 D", None), ("NVIDIA RTX A1000", None),
+    ("NVIDIA H100 NVL", None), ("Tesla V100-SXM2-16GB", None), ("Tesla T4", None),
+])  # fmt: skip
+def test_the_peak_of_a_gpu_is_found_by_its_name(name, tflops):
+    assert tflops_of(name) == tflops
+
+
+def test_the_peak_follows_the_precision_and_the_study(monkeypatch):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA L4")
+    assert peak_flops(cuda, None, "bfloat16") == PEAK_TFLOPS["L4"] * 1e12
+    assert peak_flops(cuda, None, "float32") == PEAK_TFLOPS["L4"] * 1e12 / 2
+    own = Gpu(name="mine", memory_gb=24, tflops=50)
+    assert peak_flops(cuda, own, "bfloat16") == 50e12
+    assert peak_flops(cuda, Gpu(name="mine", memory_gb=24), "bfloat16") == PEAK_TFLOPS["L4"] * 1e12
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some other GPU")
+    assert peak_flops(cuda, None, "bfloat16") is None
+    assert peak_flops(CPU, own, "bfloat16") is None
+
+
+def test_the_memory_of_the_process_is_seen_to_grow():
+    before = memory_gb(CPU)
+    held = np.ones(2**26)  # 0.5 x 2^30 bytes
+    assert memory_gb(CPU) > 0.05 and memory_gb(CPU) >= before
+    assert memory_gb(CPU) > held.nbytes / 2**30
+
+
+def test_the_hardware_is_named():
+    found = hardware()
+    assert found["cpu"] and found["cores"] >= 1 and found["memory_gb"] > 0.5
+    assert (found["gpu"] is not None) == torch.cuda.is_available()
+
+
+# --- watched videos ---
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return make_results(tmp_path_factory.mktemp("results"))
+
+
+def watched(run, study, folder, steps=(0, 7)):
+    model = build_model(run.model, 0)
+    watch = Watch(run, study, folder)
+    for step in steps:
+        watch(model, step, CPU, torch.autocast("cpu", enabled=False))
+    return model
+
+
+def test_watching_saves_maps_and_a_picture_of_the_same_videos(results, tmp_path):
+    run, study = run_of(results, **{"operation.attention_videos": 2})
+    watched(run, study, tmp_path)
+    folder = tmp_path / "attention"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "step_00000000.npz", "step_00000000.png", "step_00000007.npz", "step_00000007.png",
+    ]  # fmt: skip
+    with np.load(folder / "step_00000000.npz") as first, np.load(folder / "step_00000007.npz") as second:
+        assert first.files == second.files and "key_1" in first.files and "key_2" not in first.files
+        for k in range(2):
+            assert first[f"key_{k}"] == second[f"key_{k}"] and str(first[f"source_{k}"]) == "grid"
+            fine, side = first[f"fine_{k}"], round(run.model.encoder.patches**0.5)
+            assert fine.shape[1:] == (side, side) and fine.sum((1, 2)) == pytest.approx(1, rel=1e-3)
+            assert first[f"coarse_{k}"].shape == fine.shape and first[f"entropy_fine_{k}"].shape == (len(fine),)
+    with Image.open(folder / "step_00000000.png") as picture:
+        assert picture.size[0] > 4 * 160 and picture.size[1] > 2 * 160
+
+
+def test_watching_changes_nothing(results, tmp_path):
+    run, study = run_of(results, **{"operation.attention_videos": 1})
+    model, watch = build_model(run.model, 0), Watch(run, study, tmp_path)
+    weights, random = weights_of(model), torch.get_rng_state()
+    for training in (True, False):
+        model.train(training)
+        watch(model, 1, CPU, torch.autocast("cpu", enabled=False))
+        assert all(module.training == training for module in model.modules())
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(found, weights[name]) for name, found in weights_of(model).items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("changes", [
+    {"operation.attention_videos": 0},
+    {"model.architecture": "multi_token"},
+    {"model.architecture": "blind"},
+    {"data.sources": ["pictures", "chat"], "data.share": {"image": 0.5, "text": 0.5}},
+])  # fmt: skip
+def test_nothing_is_watched_where_there_is_nothing_to_see(results, tmp_path, changes):
+    run, study = run_of(results, **{"operation.attention_videos": 2, **changes})
+    watched(run, study, tmp_path, steps=(0,))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_without_fine_pass_shows_where_its_static_query_looks(results, tmp_path):
+    run, study = run_of(results, **{"operation.attention_videos": 1, "model.fine_pass": False})
+    watched(run, study, tmp_path, steps=(3,))
+    with np.load(tmp_path / "attention/step_00000003.npz") as maps:
+        assert "coarse_0" in maps.files and "fine_0" not in maps.files
+    assert (tmp_path / "attention/step_00000003.png").is_file()
+
+
+# --- the picture ---
+
+
+def test_a_frame_is_bright_where_the_query_looks_and_dim_elsewhere():
+    frame = np.full((224, 224, 3), 200, np.uint8)
+    looked = np.zeros((4, 4))
+    looked[0, 0] = 16.0
+    pixels = np.asarray(lit(frame, looked, top=8.0)).astype(int)
+    high, wide = pixels.shape[:2]
+    assert (pixels[high // 8, wide // 8] == 200).all()
+    assert pixels[-high // 8, -wide // 8] == pytest.approx([200 * DIM] * 3, abs=1)
+    outlined = (pixels == OUTLINE).all(2)
+    assert outlined.any() and not outlined[high // 2 :].any() and not outlined[:, wide // 2 :].any()
+
+
+def test_a_long_video_is_thinned_and_a_short_one_shown_whole():
+    def video(frames):
+        return Row(np.zeros((frames, 224, 224, 3), np.uint8), np.full((frames, 4, 4), 1 / 16), "web   key")
+
+    widths = {frames: overlay([video(frames)], "A6, step 1").size[0] for frames in (2, 4, 5, 8, 64)}
+    assert widths[2] == widths[4] < widths[5] < widths[8] == widths[64]
+    one, three = (overlay([video(3)] * rows, "A6, step 1").size[1] for rows in (1, 3))
+    assert three - one > 2 * 160
