@@ -231,13 +231,15 @@ def evaluated(found, difficulty):
     else:
         modes = {("coarse_only", "own"): 1.012, ("coarse_fine", "own"): 1.0, ("autoregressive", "own"): 1.004}
     trained = "direct" if len(modes) == 1 else "coarse_fine" if found["fine_pass"] else "coarse_only"
-    if found["architecture"] != "blind":
-        modes |= {(trained, "other"): 1.25, ("blind", "none"): 1.18}
+    blind = found["architecture"] == "blind"  # whatever it is shown
+    modes |= {(trained, "other"): 1.0 if blind else 1.25, ("blind", "none"): 1.0 if blind else 1.18}
     looks = [(mode, frames, "video_first", factor, 0.0) for (mode, frames), factor in modes.items()]
     if found["question_first"]:
         looks += [(mode, "own", "question_first", modes[mode, "own"], gain) for mode, gain in QUESTION_FIRST.items()]
     pairs = found["config"]["data"]["loss"] == "preference"
     chosen = difficulty[(difficulty["kind"] == "preference") == pairs]
+    if "video" not in found["config"]["data"]["share"]:  # held out are samples of the kinds that are trained on
+        chosen = chosen[chosen["kind"] != "video"]
     rng = np.random.default_rng(zlib.crc32(found["run"].encode()))
     parts = []
     for mode, frames, order, factor, gain in looks:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fvlm.analysis.bootstrap import OVER_SEEDS, OVER_VIDEOS, t_interval
+from fvlm.analysis.bootstrap import OVER_SEEDS, OVER_VIDEOS, Cell, t_interval
 from fvlm.analysis.catalog import COLUMNS
 from fvlm.analysis.collect import collect_evaluation, flatten
 from fvlm.analysis.factorial import CELLS, EFFECTS, contrast, factorial
@@ -12,6 +12,7 @@ from fvlm.analysis.gap import corrected, gap, read_off
 from fvlm.analysis.modes import modes, token_efficiency
 from fvlm.analysis.order import GAIN, question_order
 from fvlm.analysis.ranking import ablations
+from fvlm.analysis.study import Study
 from tests.analysis_cases import study_summaries, summary
 from tests.test_analysis_fits import REFERENCE
 
@@ -108,6 +109,13 @@ def test_evaluated_seeds_are_paired_and_one_alone_is_drawn_over_videos(tmp_path)
     assert list(table.index).count("baseline") == 1 and not table.index.str.contains("-s").any()
 
 
+def test_the_seeds_that_are_told_are_those_of_the_interval(tmp_path):
+    tables = seeds_of(tmp_path, baseline=[1.30], A6=[1.32, 1.34])
+    for table in (token_efficiency(*tables), ablations(*tables)):
+        row = table.set_index("run").loc["A6"]
+        assert row["n_seeds"] == 1 and row["interval"] == OVER_VIDEOS
+
+
 def test_a_level_is_the_mean_over_seeds_and_drawn_over_videos(tmp_path):
     tables = seeds_of(tmp_path, baseline=[1.30, 1.34], LR2=[1.28])
     row = modes(*tables).set_index("run").loc["baseline"]
@@ -140,6 +148,44 @@ def test_images_only_is_compared_on_images(tmp_path):
     expected = losses["B2", "all", "image"] - losses["baseline", "all", "image"]
     assert row["difference"] == pytest.approx(expected)
     assert row["low"] < expected < row["high"]
+
+
+def test_runs_that_held_out_other_samples_are_not_compared(tmp_path):
+    """Of X, without texts in its mixture; its seeds are pooled, and its loss is still told."""
+    share = {"video": 0.7, "image": 0.3}
+    found = [
+        *(summary(f"baseline{s}", "ablation", 1.3, seed=seed) for s, seed in (("", 42), ("-s43", 43))),
+        *(summary(f"X{s}", "ablation", 1.2, seed=seed, share=share) for s, seed in (("", 42), ("-s43", 43))),
+        summary("B4", "ablation", 1.2, architecture="multi_token", tokens=4, share=share),
+    ]
+    seen = {(one["run"], "direct" if one["run"] == "B4" else "coarse_fine", "own"): 1.3 for one in found}
+    evaluation_of(tmp_path, seen)
+    rows = pd.read_csv(tmp_path / "evaluation.csv")
+    texts = rows.assign(source="t", kind="text", loss_sum=rows["tokens"])
+    rows = pd.concat([rows, texts[texts["run"].str.startswith("baseline")]])
+    rows.to_csv(tmp_path / "evaluation.csv", index=False)
+    runs, tables = runs_of(found), collect_evaluation([tmp_path / "evaluation.csv"], replicates=50)
+    row = ablations(runs, *tables).set_index("run").loc["X"]
+    assert row[["difference", "evaluation_difference", "best_difference", "low"]].isna().all()
+    assert row["note"] == "other held-out samples or scored tokens than baseline: not compared" and row["n_seeds"] == 2
+    assert row["evaluation_loss"] > 1 and row["best_val_loss"] == pytest.approx(1.2)
+    study = Study(runs, *tables)
+    assert abs(study.difference("X", "baseline", Cell(kind="visual")).value) < 0.02  # these are the same
+    assert token_efficiency(runs, *tables)["run"].tolist() == ["baseline"]
+    assert ablations(runs, *NOTHING).set_index("run").loc["X", "note"] == row["note"]
+
+
+def test_a_loss_per_pair_is_ranked_with_no_loss_per_token():
+    found = [summary("baseline", "ablation", 1.3), summary("P1", "ablation", 0.6, scored="preference")]
+    found.append(summary("P2", "ablation", 0.5, scored="preference", architecture="multi_token"))
+    assert ablations(runs_of(found), *NOTHING)["run"].tolist() == ["baseline"]
+    assert token_efficiency(runs_of(found), *NOTHING)["run"].tolist() == ["baseline"]
+
+
+def test_a_validation_of_other_tokens_is_not_compared():
+    found = [summary("baseline", "ablation", 1.3), summary("X", "ablation", 1.1, scored="answers")]
+    row = ablations(runs_of(found), *NOTHING).set_index("run").loc["X"]
+    assert np.isnan(row["difference"]) and row["data_differs"] == "scored tokens"
 
 
 def test_read_off_is_linear_in_log_n_and_says_where_it_extrapolates():

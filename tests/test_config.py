@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from fvlm.config import load_study, read_yaml, study_from_files
-from fvlm.plan import check_data, plan_rows, plan_text
+from fvlm.plan import check_data, flops_per_sample, plan_rows, plan_text
 from fvlm.schema import Run
 from tests.config_cases import CONFIG, edit, load
 
@@ -51,6 +51,16 @@ def test_every_study_has_enough_data(study):
     rows = plan_rows(resolved)
     assert all(row["samples"] > 0 and row["N"] > 0 and row["flops"] > 0 for row in rows)
     assert plan_text(resolved).count("\n") == len(rows) + 1
+
+
+@pytest.mark.parametrize("name", ["stage3", "dpo"])
+def test_a_plan_counts_the_questions_in_front(name):
+    def planned(share):
+        study = load(CONFIG, "config.yaml", stages={name: {"data.question_first": share}})
+        return flops_per_sample(study.runs[name], study)
+
+    last, mixed, first = (planned(share) for share in (0.0, 0.5, 1.0))
+    assert last < first and mixed == pytest.approx((last + first) / 2)
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -98,6 +108,7 @@ def test_seeds_are_runs_of_their_own_and_the_first_keeps_the_name():
     alone = load(CONFIG, "paper.yaml").runs
     assert runs["baseline"].digest == alone["baseline"].digest != runs["A6"].digest != runs["A6-s8"].digest
     assert load(CONFIG, "paper.yaml", seeds={"A6": [42, 43]}).runs["A6"].digest == alone["A6"].digest
+    assert list(load(CONFIG, "paper.yaml", seeds={"A6": None, "grid": None}).runs) == list(alone)  # taken back
 
 
 def test_a_study_based_on_another_says_only_what_differs(folder):
@@ -108,7 +119,7 @@ def test_a_study_based_on_another_says_only_what_differs(folder):
 
 
 def test_only_builds_the_runs_it_names(folder):
-    study = load(folder, only={"stages": ["stage1"], "ablations": ["baseline", "A6"]})
+    study = load(folder, "paper.yaml", only={"stages": ["stage1"], "ablations": ["baseline", "A6"]})
     families = [run.family for run in study.runs.values()]
     assert [families.count(family) for family in ("stage", "ablation", "grid")] == [1, 2, 24]
 
@@ -117,7 +128,7 @@ def test_the_same_files_and_changes_give_the_same_study():
     changes = {"baseline": {"train.seed": 7}}
     study = study_from_files([str(CONFIG / "config.yaml")], changes, CONFIG)
     assert study == load(CONFIG, baseline={"train.seed": 7})
-    assert all(run.train.seed == 7 for run in study.runs.values() if run.family != "stage")
+    assert all(run.train.seed == 7 for run in study.runs.values() if run.family == "grid")
 
 
 # --- the digest: training is repeated exactly when something that it depends on changes ---

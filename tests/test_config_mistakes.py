@@ -20,6 +20,18 @@ MISTAKES = {
         "A6: {model.fine_pas:",
         ("config/ablations.yaml", "A6", "'model.fine_pas'", "'model.fine_pass'"),
     ),
+    "a run called like a seed of another": (
+        "ablations.yaml",
+        "A7: {model.deep_query: false,",
+        "A6-s43: {model.deep_query: false,",
+        ("config/ablations.yaml: A6-s43", "called like a further seed", "`seeds:`"),
+    ),
+    "a share of questions above 1": (
+        "ablations.yaml",
+        "Q1: {data.question_first: 0.5}",
+        "Q1: {data.question_first: 1.5}",
+        ("config/ablations.yaml: Q1", "'data.question_first'", "less than or equal to 1", "found 1.5"),
+    ),
     "nothing to train": (
         "ablations.yaml",
         "F1: {optim.freeze: [llm, dino]}",
@@ -106,14 +118,14 @@ MISTAKES = {
     ),
     "two names of the same files": (
         "sources.yaml",
-        "grid: {kind: video, reader: demo, samples: 640, demo_seed: 1",
-        "grid: {kind: video, reader: demo, samples: 640, demo_family: moves, demo_seed: 2",
+        "grid: {kind: video, reader: demo, samples: 480, demo_seed: 1",
+        "grid: {kind: video, reader: demo, samples: 480, demo_family: moves, demo_seed: 2",
         ("'grid' and 'moves'", "the very same files", "take one out"),
     ),
     "held out: the same files": (
         "sources.yaml",
-        "demo_family: grid, samples: 48, demo_seed: 1001",
-        "demo_family: grid, samples: 48, demo_seed: 1",
+        "demo_family: grid, samples: 64, demo_seed: 1001",
+        "demo_family: grid, samples: 64, demo_seed: 1",
         ("'grid'", "held_out", "'grid_held_out'", "the very same files", "0.1"),
     ),
     "results that no shell command could take": (
@@ -206,7 +218,7 @@ MISTAKES = {
         "model.tokens_per_frame: 16",
         ("config/ablations.yaml", "B2", "model.tokens_per_frame", "16", "49"),
     ),
-    "prepared source": ("config.yaml", "prepare: [preferences]", "prepare: [preference]", ("prepare", "'preferences'")),
+    "prepared source": ("config.yaml", "prepare: []", "prepare: [preference]", ("prepare", "'preferences'")),
     "held out: trained on": (
         "sources.yaml",
         "held_out: grid_held_out",
@@ -225,7 +237,7 @@ MISTAKES = {
         "  parent: stage1\n  model.architecture: multi_token\n",
         ("'stage2'", "model.architecture", "'stage1'"),
     ),
-    "a stage and an ablation of one name": ("ablations.yaml", "A6: {", "stage1: {", ("'stage1'", "two runs", "rename")),
+    "a stage and an ablation of one name": ("ablations.yaml", "A7: {", "stage1: {", ("'stage1'", "two runs", "rename")),
     "a list for a mapping": ("config.yaml", "ablations:\n", "only: [A1]\nablations:\n", ("'demo'", "only", "mapping")),
     "only what is not there": (
         "config.yaml",
@@ -268,7 +280,7 @@ def test_a_missing_file_is_named(folder):
 
 
 def test_more_than_one_epoch_is_refused_before_the_first_job(folder):
-    edit(folder / "config.yaml", "train.samples: 2400", "train.samples: 200000")
+    edit(folder / "config.yaml", "train.samples: 1800", "train.samples: 200000")
     with pytest.raises(UserError) as caught:
         check_data(load(folder))
     for part in ("'stage3'", "train.samples 200,000", "grid", "twice", "lower it"):
@@ -288,6 +300,7 @@ def test_a_budget_that_buys_more_than_one_epoch_is_refused(folder):
         ({"stage1": [1, 2]}, ("'stage1'", "no ablation or grid run")),
         ({"A6": [1, 1]}, ("A6", "[1, 1]", "different whole numbers")),
         ({"A6": 3}, ("A6", "found 3", "list")),
+        ({"A6": [42, -1]}, ("A6", "found [42, -1]", "from 0")),
         ({"A6": []}, ("A6", "found []", "list")),
     ],
 )

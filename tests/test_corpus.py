@@ -11,7 +11,7 @@ from fvlm.data.corpus import SOURCES, VIDEOS, make_corpus
 from fvlm.data.encode import CODECS, RATES, choose_shape
 from fvlm.data.media import MediaError
 from fvlm.data.readers import read_rows
-from fvlm.data.scenes import COLOURS, PLACES, SCENES, TICKS_PER_S
+from fvlm.data.scenes import COLOURS, NUMBERS, PLACES, SCENES, TICKS_PER_S
 from fvlm.data.video import decode_image, decode_video
 from fvlm.errors import UserError
 
@@ -41,30 +41,65 @@ def test_clips_are_of_many_kinds():
     lengths = np.array([shape.ticks for shape in shapes]) / TICKS_PER_S
     assert lengths.min() < 1
     assert lengths.max() > 64
-    assert 3 < np.median(lengths) < 4
+    assert 2.8 < np.median(lengths) < 3.5
     assert any(shape.variable for shape in shapes)
     assert any(shape.offset_s for shape in shapes)
 
 
 @pytest.mark.parametrize("source", VIDEOS)
 def test_scenes_look_as_their_captions_say(source, tmp_path):
-    make_corpus(source, tmp_path / source, samples=12, seed=5, processes=1)
+    make_corpus(source, tmp_path / source, samples=60, seed=5, processes=1)
+    checked = set()
     for row in read_rows(tmp_path / source, "samples.jsonl"):
-        clip = decode_video(tmp_path / source / row.file)
+        frames = decode_video(tmp_path / source / row.file).frames
         if source == "grid":
-            seen = [colour_at(clip.frames[-1], x, y) for y in (1 / 6, 0.5, 5 / 6) for x in (1 / 6, 0.5, 5 / 6)]
-            assert " ".join(seen) == row.text["caption"]
-        elif source == "questions" and row.text["user"].startswith("When"):
-            second, colour = int(row.text["assistant"].split()[-1]), row.text["user"].split()[3]
-            there = [colour in colours_of(frame) for frame in clip.frames]
-            assert there[second] != there[second - 1]
-            assert len(set(there[:second])) == 1
+            assert all(colours_of(frame) == row.text["caption"].split() for frame in frames)
         elif source == "moves":
-            assert row.text["caption"].split()[1] in colours_of(clip.frames[0])
+            checked |= moves_are_seen(row.text["caption"].split(" then "), frames)
+        else:
+            checked |= {answer_is_seen(row.text["user"].split(), row.text["assistant"], frames)}
+    expected = {"grid": set(), "moves": {"colour", "place", "hidden", "back"}}
+    assert checked >= expected.get(source, {"What colour", "Where is", "How many", "When does"})
 
 
-def colours_of(frame: np.ndarray) -> set[str]:
-    return {colour_at(frame, *spot) for spot in PLACES.values()} - {"grey"}
+def moves_are_seen(words: list[str], frames: np.ndarray) -> set[str]:
+    """Each event of a caption, in its frame where every second has one; returns the kinds of events."""
+    if len(words) != len(frames):  # long clips rest between their events
+        assert words[0] in colours_of(frames[0])
+        return set()
+    colour, hidden, kinds = words[0], False, set()
+    for word, frame in zip(words, frames, strict=True):
+        hidden = word == "hidden"
+        colour = word if word in COLOURS else colour
+        seen = dict(zip(PLACES, colours_of(frame), strict=True))
+        assert [name for name in seen.values() if name != "grey"] == ([] if hidden else [colour]), (word, seen)
+        if word in PLACES:
+            assert seen[word] == colour
+        kinds.add("colour" if word in COLOURS else "place" if word in PLACES else word)
+    return kinds
+
+
+def answer_is_seen(asked: list[str], answer: str, frames: np.ndarray) -> str:
+    """The answer in the last frame; returns the question's first two words."""
+    seen = dict(zip(PLACES, colours_of(frames[-1]), strict=True))
+    place = next((place for place in PLACES if place in " ".join(asked)), None)
+    match asked[:2]:
+        case ["What", "colour"]:
+            assert seen[place] == answer
+        case ["Where", "is"]:
+            assert [f"at the {place}" for place, colour in seen.items() if colour == asked[3]] == [answer]
+        case ["How", "many"]:
+            assert NUMBERS[sum(colour != "grey" for colour in seen.values())] == answer
+        case ["When", "does"]:
+            second, spot = int(answer.split()[-1]), list(PLACES).index(place)
+            there = [colours_of(frame)[spot] != "grey" for frame in frames]
+            assert there == [number >= second for number in range(len(frames))]
+    return " ".join(asked[:2])
+
+
+def colours_of(frame: np.ndarray) -> list[str]:
+    """At each of PLACES."""
+    return [colour_at(frame, *spot) for spot in PLACES.values()]
 
 
 def colour_at(frame: np.ndarray, x: float, y: float) -> str:
@@ -101,10 +136,13 @@ def test_impossible_wishes_are_refused(tmp_path):
 
 def test_conversations_are_right(tmp_path):
     make_corpus("chat", tmp_path / "chat", samples=60, seed=2, processes=1)
+    counted = 0
     for line in (tmp_path / "chat" / "samples.jsonl").read_text().splitlines():
         messages = json.loads(line)["messages"]
         assert [message["role"] for message in messages] == ["user", "assistant"] * (len(messages) // 2)
         for asked, said in zip(messages[::2], messages[1::2], strict=True):
             words = asked["content"].rstrip("?.").split()
-            if "plus" in words:
-                assert int(said["content"]) == int(words[2]) + int(words[4])
+            if words[0] == "Count":
+                assert said["content"].split() == [str(i) for i in range(int(words[2]), int(words[4]) + 1)]
+                counted += 1
+    assert counted

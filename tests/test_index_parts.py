@@ -166,7 +166,7 @@ def test_an_index_of_another_version_is_to_be_made_again(root, tmp_path):
         with np.load(path) as stored:
             kept = {name: stored[name] for name in stored if name not in ("question_tokens", "rejected_tokens")}
         np.savez(path, **kept | ({"identity": "{}"} if path == part else {}))
-    with pytest.raises(UserError, match=r"t.npz: an index of another version .*; make it again with `fvlm index`"):
+    with pytest.raises(UserError, match=r"t.npz: an index of another version .*; delete it, .* with `fvlm index`"):
         load_index(out)
     assert same(index_texts(root, [tar], out), load_index(out))
 

@@ -17,7 +17,7 @@ from fvlm.train.mirror import Mirrors
 from tests.conftest import ROOT
 from tests.loader_cases import run_of
 
-IDENTITY = "0123456789abcdef" * 4
+IDENTITY = "0123456789abcdef" * 2
 TRAIN = {"step": 1, "samples": 4, "train_loss": 2.5, "loss:web": 2.25, "loss_coarse": None, "mfu": None}
 VALIDATION = {"step": 1, "samples": 4, "val_loss": 3.5, "loss:web": 3.25, "loss_fine": None}
 STARTED = """
@@ -139,7 +139,7 @@ def test_an_offline_run_holds_the_numbers_and_leaves_the_home_alone(tmp_path):
     said = in_process(tmp_path, records, wandb="offline")
     assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
     (run,) = offline_runs(tmp_path)
-    assert (run["id"], run["project"], run["name"]) == (IDENTITY[:32], "smoke", "baseline")
+    assert (run["id"], run["project"], run["name"]) == (IDENTITY, "smoke", "baseline")
     one, two = run["steps"]
     assert one["_step"] == 1 and one["train/train_loss"] == 2.5 and one["validation/val_loss"] == 3.5
     assert one["train/loss/web"] == 2.25 and one["validation/loss/web"] == 3.25 and "train/mfu" not in one

@@ -39,7 +39,7 @@ def test_smoke_makes_everything(smoke):
 def test_every_run_reports_itself(smoke):
     runs = smoke.folder / "results/smoke/runs"
     names = sorted(path.name for path in runs.iterdir())
-    assert len(names) == 3 + 7 + 3 * 2 * 2
+    assert len(names) == 4 + 11 + 3 * 2 * 2
     for name in names:
         summary = json.loads((runs / name / "run_summary.json").read_text())
         metrics = list(csv.DictReader((runs / name / "metrics.csv").read_text().splitlines()))
@@ -183,8 +183,8 @@ def test_the_paper_study_expands_without_its_data(workflow):
     [
         (
             "config/config.yaml",
-            "  train.evaluations: 5",
-            "  train.evaluatons: 5",
+            "  train.evaluations: 4",
+            "  train.evaluatons: 4",
             ["train.evaluatons", "train.evaluations"],
         ),
         (
@@ -193,7 +193,7 @@ def test_the_paper_study_expands_without_its_data(workflow):
             "A6: {model.fine_pas:",
             ["ablations.yaml", "A6", "model.fine_pass"],
         ),
-        ("config/config.yaml", "train.samples: 2400", "train.samples: 240000", ["stage3", "twice"]),
+        ("config/config.yaml", "train.samples: 1800", "train.samples: 240000", ["stage3", "twice"]),
         (
             "config/config.yaml",
             "baseline:\n",
@@ -205,7 +205,7 @@ def test_the_paper_study_expands_without_its_data(workflow):
 )
 def test_a_mistake_stops_the_dry_run_with_one_sentence(workflow, file, old, new, expected):
     text = (
-        (workflow.folder / file).read_text().replace("prepare: [preferences]", "")
+        (workflow.folder / file).read_text().replace("prepare: []", "")
         if "prepare" in new
         else (workflow.folder / file).read_text()
     )

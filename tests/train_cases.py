@@ -42,6 +42,7 @@ CHANGES = {
     "only": {"stages": ["stage1", "dpo"], "ablations": ["baseline", "F1"]},
     "sources": {name: {"samples": count} for name, count in SAMPLES.items()},
     "prepare": [],
+    "seeds": {"baseline": None},
 }  # fmt: skip
 TIMING = ("samples_per_s", "mfu", "tflops", "memory_gb", "data_wait_s")
 

@@ -58,7 +58,7 @@ def load_study(config: dict, folder: Path | str = "config") -> Study:
     }
     settings["sources"] = _sources(files["sources"], config.get("sources", {}), where)
     build = _Builder(files, config, where, _questions(folder / "ablations.yaml"), settings["sources"])
-    settings["runs"] = _named(build.runs(), where)
+    settings |= {"runs": _named(build.runs(), where), "seeds": build.seeds.lists}
     study = _validated(Study, settings, where)
     check_study(study)
     return study
@@ -164,7 +164,8 @@ class _Builder:
         self.base = {"parent": None, **copy.deepcopy(files["baseline"])}
         self._override(self.base, config.get("baseline", {}), f"{where}: baseline")
 
-        self._run("ablation", "baseline", [("config/baseline.yaml", {})])  # so that its mistakes carry its name
+        said = "config/baseline.yaml" + (f" with {where}: baseline" if config.get("baseline") else "")
+        self._run("ablation", "baseline", [(said, {})])  # so that its mistakes carry its name
 
     def runs(self) -> list[Run]:
         runs = [*self._stages(), *self._ablations(), *self._grid()]
@@ -172,7 +173,8 @@ class _Builder:
         return runs
 
     def _stages(self) -> list[Run]:
-        return [self._run("stage", name, lines) for name, lines in self._listed("stages")]
+        listed = self._listed("stages")
+        return [self._run("stage", _unseeded(name, lines[-1][0]), lines) for name, lines in listed]
 
     def _ablations(self) -> list[Run]:
         return [run for name, lines in self._listed("ablations") for run in self._seeded("ablation", name, lines)]
@@ -232,12 +234,11 @@ class _Builder:
 
     def _seeded(self, family: str, name: str, lines: list, labels: dict | None = None) -> list[Run]:
         """One run per seed; the first keeps the name, the others have it with the suffix -s and their seed."""
-        first, *others = self.seeds.of(family, name) or (None,)
-        where = f"{self.where}: seeds: {name}"
-        own = lines if first is None else [*lines, (where, {"train.seed": first})]
-        runs = [self._run(family, name, own, labels)]
-        for seed in others:
-            runs.append(self._run(family, f"{name}-s{seed}", [*lines, (where, {"train.seed": seed})], labels))
+        where = lines[-1][0]  # a mistake is in a line, not in the seeds
+        runs = []
+        for seed in self.seeds.of(family, _unseeded(name, where)) or [None]:
+            own = lines if seed is None else [*lines, (where, {"train.seed": seed})]
+            runs.append(self._run(family, f"{name}-s{seed}" if runs else name, own, labels))
         return [run.model_copy(update={"question": self.questions.get(name, "")}) for run in runs]
 
     def _run(self, family: str, name: str, lines: list[tuple[str, dict]], labels: dict | None = None) -> Run:
@@ -281,6 +282,16 @@ class _Builder:
             place[leaf] = copy.deepcopy(value)
 
 
+def _unseeded(name: str, where: str) -> str:
+    """A name as it is written, which must not look like that of a further seed: tables pool those."""
+    if re.search(r"-s\d+$", name):
+        raise UserError(
+            f"{where}: {name!r} is called like a further seed of another run; give it another name, or a seed "
+            "under `seeds:` of the study"
+        )
+    return name
+
+
 class _Seeds:
     """The study's `seeds:`: of a run, or of all ablations or grid runs. Null takes back what it is based on."""
 
@@ -288,10 +299,11 @@ class _Seeds:
         self.lists = {name: seeds for name, seeds in lists.items() if seeds is not None}
         self.where, self.known = where, set(WHOLE.values())
         for name, seeds in self.lists.items():
-            whole = isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)
+            whole = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
             if not whole or len(set(seeds)) < len(seeds):
                 raise UserError(
-                    f"{where}: seeds: {name}: found {seeds!r}, expected a list of different whole numbers: [42, 43, 44]"
+                    f"{where}: seeds: {name}: found {seeds!r}, expected a list of different whole numbers from 0: "
+                    "[42, 43, 44]"
                 )
 
     def of(self, family: str, name: str) -> list[int] | None:

@@ -59,13 +59,14 @@ def flops_per_sample(run: Run, study: Study) -> float:
 def _flops_at(run: Run, shown: float, frames: float, tokens: float) -> float:
     """Of a sample of these lengths. Of a text the plan does not know how much is the question: half is taken."""
     if run.data.loss == "preference":
-        return preference_flops(run.model, run.optim.freeze, shown, tokens, tokens, tokens, tokens, frames)
-    both = [
-        training_flops(run.model, run.optim.freeze, shown, tokens, tokens, frames, question_tokens=question)
-        for question in (0, tokens / 2)
-    ]
-    share = run.data.question_first
-    return (1 - share) * both[0] + share * both[1]
+        count, texts = preference_flops, (tokens,) * 4
+    else:
+        count, texts = training_flops, (tokens,) * 2
+    first, last = (
+        count(run.model, run.optim.freeze, shown, *texts, frames, question_tokens=question)
+        for question in (tokens / 2, 0)
+    )
+    return run.data.question_first * first + (1 - run.data.question_first) * last
 
 
 def planned_samples(run: Run, study: Study) -> int:

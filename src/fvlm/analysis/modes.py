@@ -47,8 +47,9 @@ def token_efficiency(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd
     """Ablations that differ in how a frame is read (seeds pooled), by visual tokens per frame.
 
     The loss is the evaluation's where every one of them was evaluated, else the best validation's; the interval
-    is that of its difference to the baseline. Tokens 0 is a run trained blind; without one, the baseline evaluated
-    without its frames. FLOPs are training FLOPs per sample.
+    is that of its difference to the baseline. A run that holds out other samples than the baseline, such as B2, which
+    sees images alone, has no loss to stand beside the others' and is left out. Tokens 0 is a run trained blind; without
+    one, the baseline evaluated without its frames. FLOPs are training FLOPs per sample.
     """
     study = Study(runs, evaluation, bootstrap)
     own = study.of_family("ablation")
@@ -58,6 +59,8 @@ def token_efficiency(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd
     rows = [_efficiency_row(study, base, evaluated, reference) for base in chosen["base"].drop_duplicates()]
     if reference and evaluated and not (chosen["architecture"] == "blind").any():
         rows += _withheld_row(study)
+    if reference:
+        rows = [row for row in rows if row["run"] == "baseline" or np.isfinite(row["difference"])]
     table = pd.DataFrame(rows, columns=COLUMNS["token_efficiency"])
     first = table["run"] != "baseline"
     order = table.assign(first=first).sort_values(["tokens_per_frame", "first", "run"]).index
@@ -78,7 +81,7 @@ def _efficiency_row(study: Study, base: str, evaluated: bool, reference: str | N
         "tokens_per_frame": first["visual_tokens"],
         "loss": study.level(base).value if evaluated else members["best.val_loss"].mean(),
         **_above(gap),
-        "n_seeds": len(members),
+        "n_seeds": gap.n_seeds or len(members),  # that the interval is over
         "measure": "evaluation loss" if evaluated else "best validation loss",
         "flops_per_sample": (members["flops"] / members["samples"]).mean(),
         "samples": members["samples"].mean(),

@@ -78,7 +78,7 @@ def token_efficiency(token_efficiency: pd.DataFrame) -> tuple[Figure, pd.DataFra
     """Loss against visual tokens per frame, and against the training FLOPs of a sample."""
     table = token_efficiency
     if table.empty:
-        raise NothingToDraw("no ablation differs in how a frame is read (baseline, A6, B1, B2)")
+        raise NothingToDraw("no ablation differs in how a frame is read (baseline, A6, B0, B1, B3, B4)")
     figure, (left, right) = panels(2, height=3.6, sharey=True)
     beside = table.groupby("tokens_per_frame").cumcount()  # runs with equally many tokens stand side by side
     marker = table.groupby("architecture").cumcount().map(lambda k: style.MARKERS[k % len(style.MARKERS)])

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from fvlm.analysis import style
 from fvlm.analysis.bootstrap import QUESTION_FIRST, VIDEO_FIRST, VISUAL, Cell, Estimate
 from fvlm.analysis.order import GAIN, PASSES
-from fvlm.analysis.study import Study, difference, scores_tokens, trained_mode
+from fvlm.analysis.study import Study, difference, trained_mode
 from fvlm.analysis.style import BLUE, GREY, ORANGE, RED, NothingToDraw, dots, heading
 
 BLIND = "B0"
@@ -29,7 +29,7 @@ def seeing(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame
     the baseline; beside the baseline the run trained blind, which could learn to do without.
     """
     study = Study(runs, evaluation, bootstrap)
-    stages = study.runs[(study.runs["family"] == "stage") & scores_tokens(study.runs)]["base"]
+    stages = study.of_family("stage")["base"]
     bases = [base for base in (*stages.drop_duplicates()[-1:], "baseline") if study.seeds(base)]
     table = pd.DataFrame([row for base in bases for row in _sights(study, base, evaluation)])
     if table.empty:

@@ -251,6 +251,6 @@ def preference(
         ax.axhline(indifferent, color=GREY, ls=":", lw=1)
         style.counts(ax)
         ax.set_title(title)
-        ax.set_xlabel("samples seen")
+        ax.set_xlabel("pairs seen")
     style.legend_below(figure, axes[0], "held-out pairs; faint: training; dotted: no preference")
     return figure, own[["run", "step", "samples", "val_loss", *REWARDS]]

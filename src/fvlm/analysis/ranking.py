@@ -60,21 +60,25 @@ def _row(study: Study, base: str) -> dict:
     row["data_differs"] = study.data_differs(members[0], others[0])
     if base == reference:
         return row | {"interval": NO_INTERVAL, "measure": "reference"}
-    return row | differences(study, base, reference, kind, same_validation=group != IMAGES)
+    row |= differences(study, base, reference, kind)
+    if np.isnan(row["difference"]) and not row["note"]:
+        row["note"] = f"other held-out samples or scored tokens than {reference}: not compared"
+    return row
 
 
-def differences(study: Study, base: str, reference: str, kind: str = "all", same_validation: bool = True) -> dict:
+def differences(study: Study, base: str, reference: str, kind: str) -> dict:
     """Differences to `reference` (negative: better), and the one to quote with its interval: of the evaluation,
-    or of the best validation where there was none; over the seeds common to both, see `Study.estimate`."""
+    or of the best validation where there is none; over the seeds common to both, see `Study.estimate`."""
     evaluated = study.difference(base, reference, Cell(kind=kind))
-    result: dict = {"n_seeds": evaluated.n_seeds, "evaluation_difference": evaluated.value}
+    best, final = (study.validation_difference(base, reference, which) for which in ("best", "final"))
     quoted, measure = evaluated, "evaluation loss"
-    if same_validation:
-        best, final = (study.validation_difference(base, reference, which) for which in ("best", "final"))
-        result |= {"best_difference": best.value, "final_difference": final.value}
-        if np.isnan(evaluated.value):
-            quoted, measure = best, "best validation loss"
-    return result | {
+    if np.isnan(evaluated.value):
+        quoted, measure = best, "best validation loss"
+    return {
+        "n_seeds": quoted.n_seeds,
+        "best_difference": best.value,
+        "final_difference": final.value,
+        "evaluation_difference": evaluated.value,
         "difference": quoted.value,
         "low": quoted.low,
         "high": quoted.high,

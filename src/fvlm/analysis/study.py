@@ -13,6 +13,7 @@ SEED_SUFFIX = re.compile(r"-s\d+$")
 DATA_FIELDS = {  # a difference in one of these means that two runs saw different data
     "config.data.sources": "sources",
     "config.data.share": "mixture",
+    "config.data.weights": "weights of sources",
     "config.data.static_frames": "static frames",
     "config.data.loss": "scored tokens",
 }
@@ -41,16 +42,21 @@ def difference(losses: np.ndarray) -> np.ndarray:
 
 
 class Study:
-    """The runs by base name, with their evaluation."""
+    """The runs by base name, with their evaluation.
+
+    Two runs are compared over the same held-out samples or not at all: where theirs differ, a difference is NaN.
+    """
 
     def __init__(self, runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame):
         self.runs = runs.assign(base=runs["run"].map(base_name)).set_index("run", drop=False)
         self._replicates = Replicates(bootstrap)
         keys = evaluation[["run", *Cell._fields]].itertuples(index=False, name=None)
-        self._losses = dict(zip(keys, evaluation["loss"].astype(float), strict=True))
+        found = evaluation[["loss", "tokens"]].astype(float).itertuples(index=False, name=None)
+        self._evaluated = dict(zip(keys, found, strict=True))  # a loss, and how many tokens were scored for it
 
     def of_family(self, family: str) -> pd.DataFrame:
-        return self.runs[self.runs["family"] == family]
+        """Its runs with a loss in nats per token."""
+        return self.runs[(self.runs["family"] == family) & scores_tokens(self.runs)]
 
     def seeds(self, base: str) -> dict[int, str]:
         """Seed -> run, for all runs with this base name."""
@@ -70,7 +76,7 @@ class Study:
 
     def loss(self, run: str, cell: Cell = WHOLE) -> float:
         """Evaluation loss, by default over all sources in the mode the run was trained in; NaN if there is none."""
-        return self._losses.get((run, *self._full(run, cell)), np.nan)
+        return self._evaluated.get((run, *self._full(run, cell)), (np.nan, 0.0))[0]
 
     def draws(self, run: str, cell: Cell = WHOLE) -> np.ndarray | None:
         return self._replicates.loss(run, self._full(run, cell))
@@ -86,12 +92,20 @@ class Study:
         """
         cells = [cell for _, cell in terms]
         runs = self.matched([base for base, _ in terms])
-        if not runs:
-            return Estimate()
+        if not runs or not all(self._same_samples(row, cells) for row in runs):
+            return Estimate(n_seeds=len(runs))
         losses = [[self.loss(*pair) for pair in zip(row, cells, strict=True)] for row in runs]
         draws = [self.draws(*pair) for pair in zip(runs[0], cells, strict=True)]
         sampled = None if any(draw is None for draw in draws) else combine(np.array(draws))
         return pooled(combine(np.array(losses).T), sampled)
+
+    def _same_samples(self, runs: list[str], cells: list[Cell]) -> bool:
+        """Whether runs were evaluated on the same samples of the cells' sources: as many tokens are scored in them."""
+        tokens = set()
+        for run, cell in zip(runs, cells, strict=True):
+            own = self._full(run, Cell(source=cell.source, kind=cell.kind))
+            tokens.add(self._evaluated.get((run, *own), (np.nan, 0.0))[1])
+        return len(tokens) == 1
 
     def level(self, base: str, cell: Cell = WHOLE) -> Estimate:
         """A loss, the mean over the seeds of `base`. Its interval is always over the videos, however many seeds:
@@ -111,22 +125,33 @@ class Study:
     def validation_difference(self, base: str, other: str, which: str = "best") -> Estimate:
         """How far the best or final validation loss of `base` lies above that of `other`; over seeds."""
         matched = self.matched([base, other])
-        if not matched:
-            return Estimate()
+        if not matched or not self._same_validation(*matched[0]):
+            return Estimate(n_seeds=len(matched))
         losses = [self.runs.loc[names, f"{which}.val_loss"] for names in matched]
         return pooled(difference(np.array(losses, float).T))
+
+    def _same_validation(self, run: str, other: str) -> bool:
+        """Whether two runs were validated on the same tokens of the same sources."""
+        kinds = self.runs.loc[[run, other], self._data_fields()["mixture"]].fillna(0) > 0
+        differs = {"sources", "scored tokens"} & set(self._differing(run, other))
+        return not differs and bool((kinds.iloc[0] == kinds.iloc[1]).all())
 
     def data_differs(self, run: str, other: str) -> str:
         """What differs in the data that two runs saw, in words; empty if nothing does."""
         one, two = self.runs.loc[run], self.runs.loc[other]
-        differs = [
+        differs = self._differing(run, other)
+        if pd.notna(one["samples"]) and pd.notna(two["samples"]) and one["samples"] != two["samples"]:
+            differs.append("number of samples")
+        return ", ".join(differs)
+
+    def _differing(self, run: str, other: str) -> list[str]:
+        """Words of DATA_FIELDS."""
+        one, two = self.runs.loc[run], self.runs.loc[other]
+        return [
             word
             for word, names in self._data_fields().items()
             if any(not _same(one.get(name), two.get(name)) for name in names)
         ]
-        if pd.notna(one["samples"]) and pd.notna(two["samples"]) and one["samples"] != two["samples"]:
-            differs.append("number of samples")
-        return ", ".join(differs)
 
     def _data_fields(self) -> dict[str, list[str]]:
         """Word -> columns of the runs table (a mapping such as the mixture is several columns)."""

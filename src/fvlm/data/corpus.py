@@ -42,10 +42,8 @@ def make_item(item: int, source: str, seed: int, folder: Path) -> list[dict]:
     if source in VIDEOS:
         shape = choose_shape(rng)
         scene = SCENES[source](rng, shape.seconds)
-        canvas = background(rng, shape.width, shape.height)
-        # Equal frames would give equal coarse tokens, hence equal queries: a grid shimmers, so that looks can differ.
-        canvases = [background(rng, shape.width, shape.height) if source == "grid" else canvas for _ in scene.seconds]
-        drawn = [draw(canvas, things) for canvas, things in zip(canvases, scene.seconds, strict=True)]
+        # Equal frames would give equal coarse tokens, hence equal queries: the background changes, so that looks can.
+        drawn = [draw(background(rng, shape.width, shape.height), things) for things in scene.seconds]
         path = folder / "media" / f"{item:06d}.{shape.container}"
         encode([drawn[second] for second in scene.second_of(shape.ticks)], shape, path)
     else:

@@ -210,7 +210,10 @@ def load_index(path: Path | str) -> Index:
         with np.load(path, allow_pickle=False) as stored:
             values = {field.name: stored[field.name] for field in fields(Index)}
     except KeyError as error:
-        raise UserError(f"{path}: an index of another version ({error}); make it again with `fvlm index`") from error
+        raise UserError(
+            f"{path}: an index of another version ({error}); delete it, and Snakemake makes it again, or make it "
+            "again with `fvlm index`"
+        ) from error
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: no index ({error}); make it with `fvlm index`") from error
     values |= {name: str(values[name]) for name in ("kind", "source", "tokenizer")}

@@ -19,7 +19,7 @@ from fvlm.data.batches import balanced
 from fvlm.data.loader import Corpus, Steps, open_training, validation_steps
 from fvlm.data.order import Order, cut_to_flops, cut_to_samples, draw_order
 from fvlm.errors import UserError
-from fvlm.files import sweep, write_beside, write_json
+from fvlm.files import sweep, write_json
 from fvlm.flops import forward_flops, preference_flops, training_flops
 from fvlm.model.build import build_model
 from fvlm.schema import Run, Study
@@ -30,7 +30,7 @@ from fvlm.train.loop import Trainer
 from fvlm.train.mirror import Mirrors
 from fvlm.train.progress import Spent
 from fvlm.train.reference import Reference
-from fvlm.train.state import FORMAT, RunLock, write_csv
+from fvlm.train.state import FORMAT, RunLock, write_csv, write_weights
 from fvlm.train.summary import summary_of
 from fvlm.train.watch import Watch
 
@@ -80,13 +80,16 @@ def train(run: Run, study: Study, folder: Path) -> None:
     reference = None
     if run.data.loss == "preference":  # the model still has its parent's weights
         sets, workers = [part for part in (steps, validation) if part], run.operation.loader_workers
-        cache = state / "reference.npz"
-        reference = Reference.prepare(model, sets, cache, depends, device, autocast(run, device), workers)
+        cache, about = state / "reference.npz", f"{depends} {precision_on(run, device)}"
+        reference = Reference.prepare(model, sets, cache, about, device, autocast(run, device), workers)
     work = flops - reference_flops(run, corpus, order)
     peak = peak_flops(device, study.gpu, precision_on(run, device))
     trainer = Trainer(run, model, steps, validation, np.cumsum(flops), np.cumsum(work), state, depends, device,
                       reference, spent, peak)  # fmt: skip
-    mirrors = Mirrors(run, study.study, folder, depends, trainer.resume_step)
+    if trainer.resume_step is None:
+        _forget(folder)
+    # trained anew it is another run there, which would not take its first steps a second time
+    mirrors = Mirrors(run, study.study, folder, f"{depends[:16]}{spent.begun:016x}", trainer.resume_step)
     trainer.train(mirrors, Watch(run, study, folder))
     mirrors.close()
     _write_artefacts(trainer, folder, summary_of(trainer, order, flops) | {"fill": fill})
@@ -143,7 +146,8 @@ def planned_order(run: Run, corpus: Corpus) -> tuple[Order, np.ndarray]:
 def sample_flops(run: Run, corpus: Corpus, order: Order) -> np.ndarray:
     """(n,) training FLOPs of each sample, exact for its own lengths; of a pair with the reference's forward passes.
 
-    Of a text that is cut the index does not say how many answer tokens are left: all that may be, are counted.
+    Of a text that is cut the index does not say how many answer tokens are left: all that may be, are counted; and how
+    long a question is that was cut itself is known only but for its answer's header.
     """
     positions, encoded, question, texts = lengths_of(run, corpus, order)
     model, freeze = run.model, run.optim.freeze
@@ -170,22 +174,30 @@ def reference_flops(run: Run, corpus: Corpus, order: Order) -> np.ndarray:
 def lengths_of(run: Run, corpus: Corpus, order: Order) -> tuple:
     """What FLOPs are counted from, arrays (n,): visual positions, distinct frames and text tokens before them, of a
     sample or of one half of a pair; and of each half its text tokens and how many of them are scored."""
-    frames, answers, questions, rejected = np.zeros((4, len(order)), np.int64)
+    frames, whole, answers, questions, rejected = np.zeros((5, len(order)), np.int64)
     for i, index in enumerate(corpus.indices):
         mine = order.source == i
         rows = order.row[mine]
-        frames[mine], answers[mine], questions[mine] = (
-            column[rows] for column in (index.frames, index.answer_tokens, index.question_tokens)
+        frames[mine], whole[mine], answers[mine], questions[mine] = (
+            column[rows] for column in (index.frames, index.text_tokens, index.answer_tokens, index.question_tokens)
         )
         # both halves of a pair ask the same
-        rejected[mine] = index.rejected_tokens[rows] - index.text_tokens[rows] + index.answer_tokens[rows]
+        rejected[mine] = index.rejected_tokens[rows] - whole[mine] + answers[mine]
     pairs = run.data.loss == "preference"
     chosen = order.text_tokens - order.rejected_tokens
     texts = [(chosen, np.minimum(chosen if run.data.loss == "all" else answers, chosen - 1))]
     if pairs:
         texts.append((order.rejected_tokens, np.minimum(rejected, order.rejected_tokens - 1)))
-    question = np.where(order.question_first & (questions < chosen), questions, 0)
+    # a question longer than the whole text may be is cut, to leave up to half of the text to the answer
+    asked = np.where(questions < chosen, questions, chosen - np.minimum(whole - questions, chosen // 2))
+    question = np.where(order.question_first, asked, 0)
     return order.positions // (1 + pairs), np.where(order.positions, frames, 0), question, texts
+
+
+def _forget(folder: Path) -> None:
+    """What an earlier training left and this one may not replace: its pictures, and the word that it is finished."""
+    (folder / "run_summary.json").unlink(missing_ok=True)
+    shutil.rmtree(folder / "attention", ignore_errors=True)
 
 
 def _write_artefacts(trainer: Trainer, folder: Path, summary: dict) -> None:
@@ -193,8 +205,8 @@ def _write_artefacts(trainer: Trainer, folder: Path, summary: dict) -> None:
     write_csv(folder / "metrics.csv", trainer.metrics.records())
     write_csv(folder / "validation.csv", trainer.validations.records())
     with trainer.averaged():
-        write_beside(folder / "model/final.safetensors", lambda beside: save_model(trainer.model, str(beside)))
+        write_weights(folder / "model/final.safetensors", lambda beside: save_model(trainer.model, str(beside)))
     best = trainer.path_of(trainer.best)
-    write_beside(folder / "model/best.safetensors", lambda beside: shutil.copyfile(best, beside))
+    write_weights(folder / "model/best.safetensors", lambda beside: shutil.copyfile(best, beside))
     write_json(folder / "model/run.json", trainer.run.model_dump(mode="json"))
     write_json(folder / "run_summary.json", summary)

@@ -15,7 +15,6 @@ from torch import nn
 from fvlm.batch import Batch
 from fvlm.data.loader import Steps, load_steps
 from fvlm.errors import UserError
-from fvlm.files import write_beside
 from fvlm.schema import Run
 from fvlm.train.average import Average
 from fvlm.train.device import autocast
@@ -25,7 +24,7 @@ from fvlm.train.objective import Terms, make_objective
 from fvlm.train.optim import make_optimizer, rates_at, set_rates
 from fvlm.train.progress import Progress, Spent
 from fvlm.train.reference import Reference
-from fvlm.train.state import MetricsLog, clear, load_checkpoint, save_checkpoint
+from fvlm.train.state import MetricsLog, clear, load_checkpoint, save_checkpoint, write_weights
 from fvlm.train.watch import Watch
 
 
@@ -169,7 +168,7 @@ class Trainer:
         loss = means.pop("objective", None)
         for name, value in (("loss", loss), ("gradient norm", norm)):
             if value is not None and not math.isfinite(value):
-                names = ", ".join(key for batch in batches for key in batch.keys)
+                names = ", ".join(dict.fromkeys(key for batch in batches for key in batch.keys))  # a pair has one
                 self._refuse(f"the {name} is {value} at step {self.step + 1}, samples {names}", "look at these samples")
         self.step += 1
         self.since_evaluation[0] += sums.get("objective", 0.0)
@@ -230,7 +229,7 @@ class Trainer:
 
     def _held_out(self) -> dict:
         totals = Totals()
-        for batches in load_steps(self.validation):
+        for batches in load_steps(self.validation, workers=self.run.operation.loader_workers):
             for batch in batches:
                 with self.context:
                     totals.add(self.objective(batch.to(self.device), validating=True))
@@ -249,7 +248,7 @@ class Trainer:
             return
         if self.best is None or record[self.measure] < self.best[self.measure]:
             self.best = self.final
-            write_beside(self.path_of(self.best), lambda beside: save_model(self.model, str(beside)))
+            write_weights(self.path_of(self.best), lambda beside: save_model(self.model, str(beside)))
 
     def path_of(self, best: dict) -> Path:
         """Best weights, under their step's name: a checkpoint says which, so a resumed run finds its own."""

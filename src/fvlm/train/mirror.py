@@ -30,7 +30,7 @@ class Mirrors:
 
     study_name    the project in Weights & Biases
     folder        the run's; the copies lie in its wandb/ and tensorboard/
-    identity      of configuration, data and parent: a run that is continued goes on in the same place
+    identity      of this training, 32 characters: one that is continued goes on in the same place
     resume_step   where it goes on; None: from the start
     raises        UserError if a package is missing, or Weights & Biases wants a login
     """
@@ -78,7 +78,7 @@ class Mirrors:
 
 
 class _Wandb:
-    """A run of Weights & Biases. Its id is the run's identity: a run that is continued is continued there."""
+    """A run of Weights & Biases. Its id is the training's identity: what is continued is continued there."""
 
     def __init__(self, run: Run, study_name: str, folder: Path, identity: str):
         mode = run.operation.wandb
@@ -100,7 +100,7 @@ class _Wandb:
                 project=study_name,
                 name=run.name,
                 group=run.family,
-                id=identity[:32],
+                id=identity,
                 resume="allow",
                 dir=str(folder.absolute()),
                 mode=mode,

@@ -17,6 +17,7 @@ class Spent:
     validations         at evaluation points, of which there were `validation_count`
     checkpoints         writing them, `checkpoint_count` of them; the largest has `checkpoint_bytes`
     earlier, started    wall time of earlier processes; when this one began
+    begun               when the first one did, nanoseconds since 1970: it tells two trainings of one run apart
     """
 
     steps: float = 0.0
@@ -27,6 +28,7 @@ class Spent:
     checkpoint_bytes: int = 0
     earlier: float = 0.0
     started: float = field(default_factory=time.monotonic)
+    begun: int = field(default_factory=time.time_ns)
 
     @property
     def wall(self) -> float:

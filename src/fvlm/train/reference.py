@@ -47,7 +47,7 @@ class Reference:
 
         step_sets   the training steps and, where anything is held out, the validation steps
         path        the cache, written every minute: a killed run goes on there
-        identity    of configuration, data and parent's weights; a cache of another one is thrown away
+        identity    of configuration, data, parent's weights and precision; a cache of another one is thrown away
         context     the run's autocast, so that the values are those that the training starts from
         workers     threads that read ahead
         """

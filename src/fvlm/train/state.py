@@ -9,10 +9,13 @@ import pickle
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
+from fvlm.errors import UserError
 from fvlm.files import write_beside
 
 FORMAT = 2  # of a checkpoint; one of another format is not continued
@@ -56,10 +59,25 @@ class RunLock:
         self.file.close()
 
 
+def write_weights(path: Path, write: Callable[[Path], None]) -> None:
+    """`write_beside` for what may fill the disk.
+
+    raises   UserError if it cannot be written; of a full disk torch itself says no more than "unexpected pos"
+    """
+    try:
+        write_beside(path, write)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{path} cannot be written ({reason}): is the disk full? Make room; the last checkpoint is intact, and the "
+            "same command goes on from there"
+        ) from error
+
+
 def save_checkpoint(state: Path, step: int, content: dict, keep: int) -> int:
     """Write checkpoint `step` and drop all but the newest `keep`; returns its bytes."""
     path = state / f"step_{step:08d}.pt"
-    write_beside(path, lambda beside: torch.save(content, beside))
+    write_weights(path, lambda beside: torch.save(content, beside))
     for old in sorted(state.glob("step_*.pt"))[:-keep]:
         old.unlink()
     return path.stat().st_size

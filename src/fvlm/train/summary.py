@@ -20,9 +20,6 @@ from fvlm.train.loop import Trainer
 def summary_of(trainer: Trainer, order: Order, flops: np.ndarray) -> dict:
     """Every field of a finished run's summary; `flops` (n,) of the samples of its order."""
     run, model, spent = trainer.run, trainer.run.model, trainer.spent
-    records = trainer.metrics.records()
-    at_step = {record["step"]: record["train_loss"] for record in records}
-    final, best = ({**point, "train_loss": at_step[point["step"]]} for point in (trainer.final, trainer.best))
     return {
         "run": run.name, "family": run.family, "digest": run.digest, "seed": run.train.seed, "parent": run.parent,
         "question": run.question, "architecture": model.architecture, "deep_query": model.deep_query,
@@ -34,9 +31,9 @@ def summary_of(trainer: Trainer, order: Order, flops: np.ndarray) -> dict:
         "samples": len(order), "samples_planned": run.train.samples, "steps": trainer.step,
         "flops": float(flops.sum()), "flops_budget": run.train.flops,
         "text_tokens": int(order.text_tokens.sum()), "frames": int(order.positions.sum()),
-        "final": final, "best": best,
+        "final": trainer.final, "best": trainer.best,
         "best_by": "training loss" if trainer.measure == "train_loss" else "validation loss",
-        "last_loss": _last_of_sources(records),
+        "last_loss": _last_of_sources(trainer.metrics.records()),
         "wall_s": round(spent.wall, 3), "train_s": round(spent.steps, 3), "validation_s": round(spent.validations, 3),
         **_speed(trainer, len(order)), "checkpoints": spent.about_checkpoints(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -1,0 +1,55 @@
+"""The benchmark of the training step runs, and compares two models that compute the same."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "train_step.py"
+WAYS = ["obvious, float32", "fvlm, float32"]
+
+
+def run(folder: Path, *arguments: str) -> tuple[dict, str]:
+    command = [sys.executable, SCRIPT, "--quick", "--json", folder / "out.json", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads((folder / "out.json").read_text())["results"][0], done.stdout
+
+
+def test_quick_run(tmp_path):
+    result, printed = run(tmp_path, "--ways", *WAYS)
+    for case in result["equal"].values():
+        assert case["fvlm"] == pytest.approx(case["obvious"], rel=1e-5)
+        assert case["gradients"] < 1e-4
+    assert set(result["ways"]) == set(WAYS)
+    assert all(0 < found["seconds"] < 5 and found["peak_mb"] > 0 for found in result["ways"].values())
+    assert "| smoke | fvlm, float32 |" in printed
+
+
+def test_throughput_runs_without_a_gpu(tmp_path):
+    result, printed = run(tmp_path, "--throughput", "--ways", *WAYS)
+    assert all(found["samples_per_s"] > 0 for found in result["throughput"].values())
+    assert result["throughput"]["fvlm, float32"]["mfu"] is None  # a CPU's peak is not known
+    assert "| smoke | fvlm, float32 |" in printed
+
+
+def test_a_wrong_side_is_noticed():
+    """Text-only samples, repeated images and padding in one batch; then one weight is moved on one side."""
+    script = runpy.run_path(str(SCRIPT))
+    run, batches, one = script["inputs"](script["ON_GPU"]["smoke"])
+    kinds = {(frames > 0) for batch in batches for frames in batch.frame_counts.tolist()}
+    assert kinds == {True, False}
+    device = script["torch"].device("cpu")
+    script["check"](run, batches, one, device)
+
+    class Moved(script["Side"]):
+        def __init__(self, way, *rest):
+            super().__init__(way, *rest)
+            if not way.ours:
+                self.model.connector.q_init.data += 0.1
+
+    script["compare"].__globals__["Side"] = Moved
+    with pytest.raises(RuntimeError, match="do not compute the same"):
+        script["check"](run, batches, one, device)
