@@ -118,8 +118,8 @@ MISTAKES = {
     ),
     "two names of the same files": (
         "sources.yaml",
-        "grid: {kind: video, reader: demo, samples: 480, demo_seed: 1",
-        "grid: {kind: video, reader: demo, samples: 480, demo_family: moves, demo_seed: 2",
+        "grid: {kind: video, reader: demo, samples: 380, demo_seed: 1",
+        "grid: {kind: video, reader: demo, samples: 380, demo_family: moves, demo_seed: 2",
         ("'grid' and 'moves'", "the very same files", "take one out"),
     ),
     "held out: the same files": (
@@ -280,7 +280,7 @@ def test_a_missing_file_is_named(folder):
 
 
 def test_more_than_one_epoch_is_refused_before_the_first_job(folder):
-    edit(folder / "config.yaml", "train.samples: 1800", "train.samples: 200000")
+    edit(folder / "config.yaml", "train.samples: 1600", "train.samples: 200000")
     with pytest.raises(UserError) as caught:
         check_data(load(folder))
     for part in ("'stage3'", "train.samples 200,000", "grid", "twice", "lower it"):
@@ -288,7 +288,7 @@ def test_more_than_one_epoch_is_refused_before_the_first_job(folder):
 
 
 def test_a_budget_that_buys_more_than_one_epoch_is_refused(folder):
-    edit(folder / "config.yaml", "C4: 3.2e+11", "C4: 3.2e+15")
+    edit(folder / "config.yaml", "C4: 2.4e+11", "C4: 3.2e+15")
     with pytest.raises(UserError, match=r"'S-C4-F': train\.flops 3\.2e\+15 = about .* twice"):
         check_data(load(folder))
 

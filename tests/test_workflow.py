@@ -183,8 +183,8 @@ def test_the_paper_study_expands_without_its_data(workflow):
     [
         (
             "config/config.yaml",
-            "  train.evaluations: 4",
-            "  train.evaluatons: 4",
+            "  train.evaluations: 3",
+            "  train.evaluatons: 3",
             ["train.evaluatons", "train.evaluations"],
         ),
         (
@@ -193,7 +193,7 @@ def test_the_paper_study_expands_without_its_data(workflow):
             "A6: {model.fine_pas:",
             ["ablations.yaml", "A6", "model.fine_pass"],
         ),
-        ("config/config.yaml", "train.samples: 1800", "train.samples: 240000", ["stage3", "twice"]),
+        ("config/config.yaml", "train.samples: 1600", "train.samples: 240000", ["stage3", "twice"]),
         (
             "config/config.yaml",
             "baseline:\n",

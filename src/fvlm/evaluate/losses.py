@@ -111,12 +111,12 @@ def _score(run: Run, model, batch: Batch, study: Study, videos: list[int], order
             continue  # a batch in which a single sample has frames: there is no other's
         attended = frames == "own" and run.model.architecture == "foveated"
         output = model(seen, run.model.training_mode if mode == "blind" else mode, with_attention=attended)
-        entropies = _entropies(output, seen)
+        entropies, losses = _entropies(output, seen), output.loss_sum_B.tolist()
         for i, (key, name) in enumerate(zip(batch.keys, batch.sources, strict=True)):
             rows.append({
                 "run": run.name, "order": order, "mode": mode, "frames": frames, "source": name,
                 "kind": study.sources[name].kind, "key": key, "group": videos[i],
-                "loss_sum": output.loss_sum_B[i].item(), "tokens": int(output.count_B[i]), "entropy": entropies[i],
+                "loss_sum": losses[i], "tokens": int(output.count_B[i]), "entropy": entropies[i],
             })  # fmt: skip
     return rows
 
@@ -125,5 +125,5 @@ def _entropies(output: Output, batch: Batch) -> list[float | None]:
     """Mean attention entropy of each sample; None where nothing looked."""
     if output.entropy_P is None:
         return [None] * len(batch)
-    pieces = output.entropy_P.split(batch.frame_counts.tolist())
+    pieces = output.entropy_P.cpu().split(batch.frame_counts.tolist())
     return [piece.mean().item() if len(piece) else None for piece in pieces]

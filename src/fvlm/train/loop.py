@@ -17,7 +17,7 @@ from fvlm.data.loader import Steps, load_steps
 from fvlm.errors import UserError
 from fvlm.schema import Run
 from fvlm.train.average import Average
-from fvlm.train.device import autocast
+from fvlm.train.device import autocast, precision_on
 from fvlm.train.hardware import memory_gb
 from fvlm.train.mirror import Mirrors
 from fvlm.train.objective import Terms, make_objective
@@ -267,7 +267,7 @@ class Trainer:
             "best": self.best, "final": self.final, "since_evaluation": self.since_evaluation,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-            "spent": self.spent.state_dict(),
+            "spent": self.spent.state_dict(), "precision": precision_on(self.run, self.device),
         }  # fmt: skip
         size = save_checkpoint(self.state, self.step, content, keep=1 if finished else 2)
         # the checkpoint before this one is kept as well, and so is what it calls the best
@@ -292,6 +292,9 @@ class Trainer:
             torch.cuda.set_rng_state(saved["cuda_rng"], self.device)
         if self.step < self.total:
             said = f"continuing at step {self.step} of {self.total}"
+            now = precision_on(self.run, self.device)
+            if saved["precision"] != now:
+                said += f", in {now}, which began in {saved['precision']}: this machine computes otherwise"
         else:
             said = f"already trained with this configuration, data and parent; to train anew, delete {self.state}"
         print(f"{self.run.name}: {said}", file=sys.stderr, flush=True)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from fvlm.errors import UserError
 from fvlm.files import write_beside
 
-FORMAT = 2  # of a checkpoint; one of another format is not continued
+FORMAT = 3  # of a checkpoint; one of another format is not continued
 
 
 class RunLock:
