@@ -196,7 +196,7 @@ MISTAKES = {
     ),
     "no number": (
         "config.yaml",
-        "train.samples: 2000",
+        "train.samples: 1500",
         "train.samples: many",
         ("train.samples", "'many'", "integer"),
     ),
