@@ -288,7 +288,7 @@ def test_more_than_one_epoch_is_refused_before_the_first_job(folder):
 
 
 def test_a_budget_that_buys_more_than_one_epoch_is_refused(folder):
-    edit(folder / "config.yaml", "C4: 2.4e+11", "C4: 3.2e+15")
+    edit(folder / "config.yaml", "C4: 1.6e+11", "C4: 3.2e+15")
     with pytest.raises(UserError, match=r"'S-C4-F': train\.flops 3\.2e\+15 = about .* twice"):
         check_data(load(folder))
 
