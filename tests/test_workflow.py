@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from fvlm.analysis import catalog
 
+TIMING = ("samples_per_s", "mfu", "tflops", "memory_gb", "data_wait_s")
 SMOKE = ("--configfile", "config/smoke.yaml")
 COLLECTING = {"collect_runs", "collect_curves", "collect_evaluation", "table", "figure", "plan", "ledger"}
 
@@ -165,7 +166,7 @@ def _wait(condition, seconds: float = 90) -> None:
 
 def _without_speed(path: Path) -> list[dict]:
     rows = list(csv.DictReader(path.read_text().splitlines()))
-    return [{key: value for key, value in row.items() if key not in ("samples_per_s", "memory_gb")} for row in rows]
+    return [{key: value for key, value in row.items() if key not in TIMING} for row in rows]
 
 
 @pytest.mark.workflow
