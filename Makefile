@@ -1,5 +1,5 @@
 # Needs python3 (3.11 to 3.13), git and make; everything else goes into .venv, pinned by requirements.lock.
-#   make demo    the whole study at demo size: data, 41 trainings, tables, figures, report
+#   make demo    the whole study at demo size: data, 53 trainings, tables, figures, report
 #   make test    all tests; ARGS="-m 'not workflow'" leaves out the slow ones
 #   make lint    style of the package, the rules and the workflow
 # Another package index is chosen by pip's own variables, such as PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS.

@@ -14,6 +14,21 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("Snakefile", "rules", "config", "workflow", "envs", "src")
 
 
+MOST_WORKERS = 4  # of pytest; each holds a torch and up to 2 GB
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    return min(MOST_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """One worker makes the smoke study and begins with it; the tests of any other file share that file's fixtures."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("smoke" if "smoke" in item.fixturenames else item.path.stem))
+    items.sort(key=lambda item: "smoke" not in item.fixturenames)
+
+
 @dataclass
 class Workflow:
     """A checkout in `folder`; its own src/ is what its jobs import."""

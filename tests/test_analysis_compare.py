@@ -275,6 +275,12 @@ def test_question_order_is_two_by_two_with_its_interaction(tmp_path):
     assert gain["low"] < gain["difference"] < gain["high"] < 0
 
 
+def test_question_order_of_pooled_tokens_has_their_one_pass_and_no_interaction(tmp_path):
+    losses = {("B1", "direct", "own", order): loss for order, loss in (("video_first", 1.3), ("question_first", 1.2))}
+    table = question_order(runs_of([summary("B1", "ablation", 1.3)]), *evaluation_of(tmp_path, losses))
+    assert table["mode"].tolist() == ["direct"] and table["difference"].iloc[0] == pytest.approx(-0.1, abs=0.01)
+
+
 def test_question_order_over_seeds(tmp_path):
     found = [summary("Q1", "ablation", 1.3), summary("Q1-s43", "ablation", 1.3, seed=43)]
     tables = evaluation_of(tmp_path, orders_of("Q1") | orders_of("Q1-s43", shift=0.02))

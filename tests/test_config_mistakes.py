@@ -280,7 +280,7 @@ def test_a_missing_file_is_named(folder):
 
 
 def test_more_than_one_epoch_is_refused_before_the_first_job(folder):
-    edit(folder / "config.yaml", "train.samples: 1600", "train.samples: 200000")
+    edit(folder / "config.yaml", "train.samples: 1400", "train.samples: 200000")
     with pytest.raises(UserError) as caught:
         check_data(load(folder))
     for part in ("'stage3'", "train.samples 200,000", "grid", "twice", "lower it"):

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb.proto import wandb_internal_pb2
 
 from fvlm.errors import UserError
+from fvlm.train.command import train
 from fvlm.train.mirror import Mirrors
 from tests.conftest import ROOT
 from tests.loader_cases import run_of
@@ -178,7 +179,8 @@ def test_a_package_that_is_missing_stops_before_the_training(tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, package, None)  # as Python itself marks what cannot be imported
     run, study = run_of(tmp_path, **changes)
     with pytest.raises(UserError, match=rf"wants the package {package}, .* pip install 'fvlm\[{package}\]'"):
-        Mirrors(run, study.study, tmp_path / "run", IDENTITY, None)
+        train(run, study, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_copy_that_cannot_be_opened_is_done_without(tmp_path, capsys):

@@ -50,6 +50,7 @@ def study_schema() -> dict:
     settings = {name: field for name, field in study["properties"].items() if name not in ("runs", "sources")}
     change = without_name(source)
     del change["required"]  # it changes an entry of sources.yaml, or adds one
+    settings["seeds"]["additionalProperties"]["type"] = ["array", "null"]  # null takes back what it is based on
     named = {"type": "object", "additionalProperties": {"$ref": "#/$defs/overrides"}}
     parts["$defs"]["overrides"] = overrides(parts["$defs"])
     scaling = {

@@ -7,7 +7,7 @@ from fvlm.analysis.bootstrap import QUESTION_FIRST, VIDEO_FIRST, VISUAL, Cell
 from fvlm.analysis.catalog import COLUMNS
 from fvlm.analysis.study import Study
 
-PASSES = ("coarse_only", "coarse_fine", "autoregressive")
+PASSES = ("direct", "coarse_only", "coarse_fine", "autoregressive")  # direct: the only one of pooled tokens
 GAIN = "coarse_fine - coarse_only"  # of looking twice; its difference is the interaction of pass and order
 
 

@@ -27,7 +27,7 @@ from fvlm.train.device import autocast, device_of, precision_on
 from fvlm.train.fill import fill_of, said_of
 from fvlm.train.hardware import peak_flops
 from fvlm.train.loop import Trainer
-from fvlm.train.mirror import Mirrors
+from fvlm.train.mirror import Mirrors, require_packages
 from fvlm.train.progress import Spent
 from fvlm.train.reference import Reference
 from fvlm.train.state import FORMAT, RunLock, write_csv, write_weights
@@ -61,6 +61,7 @@ def main(args) -> int:
 def train(run: Run, study: Study, folder: Path) -> None:
     """Train `run` from its last checkpoint to the end and write its artefacts into `folder`."""
     spent, device, state = Spent(), device_of(run), folder / "state"
+    require_packages(run)
     sweep(folder)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -25,6 +26,19 @@ class Mirror(Protocol):
     def close(self) -> None: ...
 
 
+def require_packages(run: Run) -> None:
+    """Raise UserError if a package is missing that `operation.wandb` or `operation.tensorboard` wants."""
+    for package, wanted, off in (
+        ("wandb", run.operation.wandb is not None, "null"),
+        ("tensorboard", run.operation.tensorboard, "false"),
+    ):
+        if wanted and find_spec(package) is None:
+            raise UserError(
+                f"run {run.name!r}: operation.{package} wants the package {package}, which is not installed; "
+                f"pip install 'fvlm[{package}]', or write operation.{package}: {off}"
+            )
+
+
 class Mirrors:
     """The copies that `operation.wandb` and `operation.tensorboard` ask for; usually none.
 
@@ -32,7 +46,7 @@ class Mirrors:
     folder        the run's; the copies lie in its wandb/ and tensorboard/
     identity      of this training, 32 characters: one that is continued goes on in the same place
     resume_step   where it goes on; None: from the start
-    raises        UserError if a package is missing, or Weights & Biases wants a login
+    raises        UserError if Weights & Biases wants a login
     """
 
     def __init__(self, run: Run, study_name: str, folder: Path, identity: str, resume_step: int | None):
@@ -87,10 +101,8 @@ class _Wandb:
         os.environ["WANDB_SILENT"] = "true"
         if mode == "offline":
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would look for a network
-        try:
-            import wandb
-        except ImportError as error:
-            raise _missing(run, "operation.wandb", "wandb", "null") from error
+        import wandb
+
         (folder / "wandb").mkdir(parents=True, exist_ok=True)
         settings = wandb.Settings(
             silent=True, console="off", disable_git=True, save_code=False, finish_timeout=FINISH_SECONDS
@@ -129,11 +141,9 @@ class _TensorBoard:
     """
 
     def __init__(self, run: Run, folder: Path, resume_step: int | None):
-        try:
-            from tensorboard.compat.proto import event_pb2, summary_pb2
-            from tensorboard.summary.writer.record_writer import RecordWriter
-        except ImportError as error:
-            raise _missing(run, "operation.tensorboard", "tensorboard", "false") from error
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
         self.Event, self.Summary = event_pb2.Event, summary_pb2.Summary
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
         (folder / "tensorboard").mkdir(parents=True, exist_ok=True)
@@ -153,10 +163,3 @@ class _TensorBoard:
     def _write(self, **content: object) -> None:
         self.writer.write(self.Event(wall_time=time.time(), **content).SerializeToString())
         self.file.flush()
-
-
-def _missing(run: Run, key: str, package: str, off: str) -> UserError:
-    return UserError(
-        f"run {run.name!r}: {key} wants the package {package}, which is not installed; "
-        f"pip install 'fvlm[{package}]', or write {key}: {off}"
-    )
