@@ -225,11 +225,11 @@ def turn(run: schema.Run, batches: list[Batch], short: Batch, way: str) -> dict[
     prepared = [(side.prepare(batch), scored_tokens(batch)) for batch in batches]
     gc.collect()
     start_peak()
-    before, start = _status("VmRSS"), time.process_time()
+    before, start = status("VmRSS"), time.process_time()
     for batch, scored in prepared:
         side.step(batch, scored)
     seconds = (time.process_time() - start) / len(batches)
-    return {"seconds": seconds, "peak_mb": (_status("VmHWM") - before) / 1024}
+    return {"seconds": seconds, "peak_mb": (status("VmHWM") - before) / 1024}
 
 
 def start_peak() -> None:
@@ -238,7 +238,7 @@ def start_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
     """KiB."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1])

@@ -6,10 +6,10 @@ import numpy as np
 
 from fvlm.config import load_study, merged, read_yaml
 from fvlm.data.index import write_index
-from fvlm.data.loader import Corpus, Steps, open_training
-from fvlm.data.order import Order, draw_order
+from fvlm.data.loader import Steps, open_training
 from fvlm.data.text import train_tokenizer
 from fvlm.schema import Run, Study
+from fvlm.train.command import drawn_order
 from tests.conftest import ROOT
 from tests.index_cases import write_tar
 from tests.reader_cases import picture
@@ -94,26 +94,9 @@ def preference_run(results: Path, **changes) -> tuple[Run, Study]:
     return run.model_copy(update={"data": run.data.model_copy(update=pairs)}), study
 
 
-def drawn(run: Run, corpus: Corpus) -> Order:
-    """The run's samples as training draws them."""
-    return draw_order(
-        corpus.indices,
-        corpus.rows,
-        run.data.share,
-        run.data.weights,
-        run.data.static_frames,
-        run.data.max_text_tokens,
-        run.train.seed,
-        run.train.epoch,
-        question_first=run.data.question_first,
-        frames_seen=run.model.visual_tokens > 0,
-        pairs=run.data.loss == "preference",
-    )
-
-
 def steps_of(run: Run, study: Study, loss: str | None = None, batch_size: int = 6, **share) -> Steps:
     corpus = open_training(run, study)
-    return Steps(corpus, drawn(run, corpus), run, study, loss or run.data.loss, batch_size, **share)
+    return Steps(corpus, drawn_order(run, corpus), run, study, loss or run.data.loss, batch_size, **share)
 
 
 def spoken(tokenizer, ids: np.ndarray, mask: np.ndarray) -> list[str]:

@@ -12,9 +12,10 @@ from fvlm.data.tar import read_sample
 from fvlm.data.text import END, START
 from fvlm.errors import UserError
 from fvlm.evaluate.maps import fixed_videos
+from fvlm.train.command import drawn_order
 from fvlm.train.fill import fill_of
 from tests.index_cases import write_tar
-from tests.loader_cases import FORMS, drawn, make_index, make_results, preference_run, run_of, spoken, steps_of
+from tests.loader_cases import FORMS, make_index, make_results, preference_run, run_of, spoken, steps_of
 from tests.reader_cases import picture
 
 BLIND = {"model.architecture": "blind"}
@@ -287,7 +288,7 @@ def test_one_order_for_index_and_loader(results):
     """The lengths that steps are planned with are those that come."""
     for run, study in (run_of(results), preference_run(results), run_of(results, **{"data.max_text_tokens": 20})):
         corpus = open_training(run, study)
-        order = drawn(run, corpus)
+        order = drawn_order(run, corpus)
         assert all(len(index) == len(load_index(results / f"index/{name}.npz")) for name, index in
                    zip(corpus.names, corpus.indices, strict=True))  # fmt: skip
         steps = Steps(corpus, order, run, study, run.data.loss, 1)

@@ -45,12 +45,7 @@ def alternatives(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.Dat
         if name not in ("baseline", BLIND):
             dots(right, part["difference"], y, part["difference_low"], part["difference_high"], *look)
     right.axvline(0, color=GREY, lw=1)
-    left.set_yticks(range(len(sources)), ["all sources", *sources[1:]])
-    left.set_ylim(len(sources) - 0.5, -0.5)
-    for ax in (left, right):
-        ax.grid(visible=False, axis="y")
-        for line in np.arange(len(sources) - 1) + 0.5:
-            ax.axhline(line, color="#cccccc", lw=0.6)
+    style.bands((left, right), ["all sources", *sources[1:]])
     left.set_xlabel(f"held-out {style.LOSS}")
     right.set_xlabel("difference to the baseline (left: better)")
     heading(figure, "Foveated reading against its alternatives")

@@ -80,10 +80,8 @@ def _sights(study: Study, base: str, evaluation: pd.DataFrame) -> list[dict]:
 
 
 def _draw_sights(left: Axes, right: Axes, part: pd.DataFrame) -> None:
-    sources, present = (
-        list(part["source"].drop_duplicates()),
-        [name for name in SIGHTS if (part["shown"] == name).any()],
-    )
+    sources = list(part["source"].drop_duplicates())
+    present = [name for name in SIGHTS if (part["shown"] == name).any()]
     for i, name in enumerate(present):
         own, look = part[part["shown"] == name], SIGHTS[name][1:]
         y = own["source"].map(sources.index) + 0.18 * (i - (len(present) - 1) / 2)
@@ -91,12 +89,7 @@ def _draw_sights(left: Axes, right: Axes, part: pd.DataFrame) -> None:
         if name != "own":
             dots(right, own["above_own"], y, own["above_low"], own["above_high"], *look)
     right.axvline(0, color=GREY, lw=1)
-    left.set_yticks(range(len(sources)), ["all with frames", *sources[1:]])
-    left.set_ylim(len(sources) - 0.5, -0.5)
-    for ax in (left, right):
-        ax.grid(visible=False, axis="y")
-        for line in np.arange(len(sources) - 1) + 0.5:
-            ax.axhline(line, color="#cccccc", lw=0.6)
+    style.bands((left, right), ["all with frames", *sources[1:]])
 
 
 def question_order(question_order: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:

@@ -3,6 +3,8 @@
 Solid line: fitted, or measured. Dashed line: extrapolated. Hollow marker: excluded. Bars: 95 % intervals.
 """
 
+from collections.abc import Sequence
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -161,6 +163,16 @@ def dots(
         mfc="white" if hollow else colour,
         label=label,
     )
+
+
+def bands(axes: Sequence[Axes], labels: Sequence[str]) -> None:
+    """A labelled band for each group of horizontal bars, from the top down, on axes that share y."""
+    axes[0].set_yticks(range(len(labels)), labels)
+    axes[0].set_ylim(len(labels) - 0.5, -0.5)
+    for ax in axes:
+        ax.grid(visible=False, axis="y")
+        for line in np.arange(len(labels) - 1) + 0.5:
+            ax.axhline(line, color="#cccccc", lw=0.6)
 
 
 def bars(low, value, high) -> np.ndarray:

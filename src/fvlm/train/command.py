@@ -120,9 +120,9 @@ def _parent_weights(run: Run, folder: Path) -> Path:
     return path
 
 
-def planned_order(run: Run, corpus: Corpus) -> tuple[Order, np.ndarray]:
-    """The run's samples in training order, rearranged so that steps cost the same, and the training FLOPs of each."""
-    order = draw_order(
+def drawn_order(run: Run, corpus: Corpus) -> Order:
+    """The run's samples as its seed draws them, as many as there are."""
+    return draw_order(
         corpus.indices,
         corpus.rows,
         run.data.share,
@@ -135,6 +135,11 @@ def planned_order(run: Run, corpus: Corpus) -> tuple[Order, np.ndarray]:
         frames_seen=run.model.visual_tokens > 0,
         pairs=run.data.loss == "preference",
     )
+
+
+def planned_order(run: Run, corpus: Corpus) -> tuple[Order, np.ndarray]:
+    """The run's samples in training order, rearranged so that steps cost the same, and the training FLOPs of each."""
+    order = drawn_order(run, corpus)
     flops = sample_flops(run, corpus, order)
     if run.train.samples is not None:
         order = cut_to_samples(order, run.train.samples, run.name)
