@@ -21,13 +21,9 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(MOST_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
 
 
-@pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(items):
-    """One worker makes the smoke study and begins with it; the tests of any other file share that file's fixtures."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("smoke" if "smoke" in item.fixturenames else item.path.stem))
-    items.sort(key=lambda item: "smoke" not in item.fixturenames)
-    return (yield)  # the plugin that reads the groups comes after a wrapper
+    """A worker runs a whole file; the one with the smoke study takes longest and begins."""
+    items.sort(key=lambda item: item.path.stem != "test_workflow")
 
 
 @dataclass
