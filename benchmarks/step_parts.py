@@ -47,7 +47,8 @@ class Anew(Encoder):
             states.keys.append(x)
             if len(states.keys) == len(self.layers):
                 return states
-            query, key, value = (self._split(part(layer.norm1(x))) for part in self._parts(layer))
+            normed = layer.norm1(x)
+            query, key, value = (self._split(part(normed)) for part in self._parts(layer))
             seen = F.scaled_dot_product_attention(query, key, value)
             x = self._finish(layer, x, seen.transpose(1, 2).flatten(2))
         return states
@@ -56,8 +57,9 @@ class Anew(Encoder):
         made = FrameStates([], [], None)
         for layer, x in zip(self.layers, states.keys, strict=True):
             _, key, value = self._parts(layer)
-            made.keys.append(self._split(key(layer.norm1(x))))
-            made.values.append(self._split(value(layer.norm1(x))))
+            normed = layer.norm1(x)
+            made.keys.append(self._split(key(normed)))
+            made.values.append(self._split(value(normed)))
         return super().read(query_PD, made, visits, weights)
 
     def _parts(self, layer):
@@ -163,9 +165,7 @@ def turn(size: str, precision: str, name: str) -> dict[str, float]:
     before, cpu, wall = status("VmRSS"), time.process_time(), time.perf_counter()
     for batch, scored in prepared:
         side.step(batch, scored)
-    cpu, wall = (
-        (end - begin) / len(batches) for end, begin in ((time.process_time(), cpu), (time.perf_counter(), wall))
-    )
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     peak = (status("VmHWM") - before) / 1024
     return {
         "cpu_s": cpu / len(batches),

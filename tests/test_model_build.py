@@ -54,6 +54,16 @@ def test_loaded_weights_give_the_outputs_of_their_models(checkpoints):
         assert all(value.dtype == torch.float32 for value in found.parameters())
 
 
+def test_a_checkpoint_s_padding_token_is_trained_as_any_other(tmp_path):
+    """It may be the token that ends every answer; transformers would keep its embedding from learning."""
+    config = language_config(configuration().language)
+    config.pad_token_id = 2
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "llm")
+    model = build_model(configuration(language={"weights": str(tmp_path / "llm")}), 0)
+    model.llm.embed(torch.tensor([2, 3])).sum().backward()
+    assert (model.llm.llama.embed_tokens.weight.grad[2:4] == 1).all()
+
+
 @pytest.mark.parametrize("deep", [True, False])
 def test_the_whole_model_with_loaded_weights_is_made_of_its_two_models(checkpoints, deep):
     model = build_model(with_weights(checkpoints).model_copy(update={"deep_query": deep}), 0).double()

@@ -28,6 +28,15 @@ def test_quick_run(tmp_path):
     assert "| smoke | fvlm, float32 |" in printed
 
 
+def test_the_parts_of_a_step_change_no_loss():
+    """Each change is refused if its first loss is not that of the unchanged step."""
+    script = SCRIPT.with_name("step_parts.py")
+    names = ["anew", "padded", "all-logits"]
+    command = [sys.executable, script, "--quick", "--only", *names]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed.count("\n|") == 2 + len(names) and "keys and values made anew by each reading" in printed
+
+
 def test_throughput_runs_without_a_gpu(tmp_path):
     result, printed = run(tmp_path, "--throughput", "--ways", *WAYS)
     assert all(found["samples_per_s"] > 0 for found in result["throughput"].values())

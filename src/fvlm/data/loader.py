@@ -1,4 +1,4 @@
-"""From a run's order to ready batches: seek in the shards, decode JPEGs, tokenize, pack. No padding anywhere."""
+"""From a run's order to ready batches: seek in the shards, decode JPEGs, tokenize, lay end to end, unpadded."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -226,31 +226,32 @@ def pack(samples: list[dict], frames: np.ndarray | None = None) -> Batch:
     )
 
 
-def load_steps(steps: Steps, first: int = 0, workers: int = 0) -> Iterator[list[Batch]]:
+def load_steps(steps: Steps, first: int = 0, workers: int = 0, pin: bool = False) -> Iterator[list[Batch]]:
     """Steps `first`, `first` + 1, ... in order, read ahead by `workers` threads (0: read when asked for).
 
     Threads rather than processes: reading, decoding and tokenizing let go of Python's lock, and a batch that changes
     hands between processes costs as much again.
+    pin   in memory that a GPU copies from without waiting
     """
+
+    def read(step: int) -> list[Batch]:
+        return [batch.pin_memory() for batch in steps[step]] if pin else steps[step]
+
     rest = range(first, len(steps))
     if not workers:
-        yield from (_pinned(steps[step]) for step in rest)
+        yield from map(read, rest)
         return
     ahead: deque[Future[list[Batch]]] = deque()
     pool = ThreadPoolExecutor(workers)
     try:
         for step in rest:
-            ahead.append(pool.submit(lambda step: _pinned(steps[step]), step))
+            ahead.append(pool.submit(read, step))
             if len(ahead) > 2 * workers:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _pinned(batches: list[Batch]) -> list[Batch]:
-    return [batch.pin_memory() for batch in batches] if torch.cuda.is_available() else batches
 
 
 def validation_steps(run: Run, study: Study, batch_size: int = 8) -> Steps | None:

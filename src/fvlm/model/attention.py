@@ -24,8 +24,8 @@ def attend(
     return _attend_fused(query, key, value, mask, causal, on_gpu=query.device.type == "cuda")
 
 
-def _attend_fused(query, key, value, mask, causal, on_gpu):
-    """The same from torch's kernels that keep no scores.
+def _attend_fused(query, key, value, mask, causal, on_gpu: bool) -> torch.Tensor:
+    """`attend` by torch's kernels that keep no scores.
 
     On GPUs only the flash kernel takes grouped keys, and it takes neither a mask nor float32; the memory-efficient
     one takes both, but wants a key for every head. Left to itself torch would fall back to plain products.
@@ -44,8 +44,8 @@ def _for_every_head(query, key, value):
     return key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
 
 
-def _attend_plainly(query, key, value, mask, causal):
-    """The same from plain matrix products: on CPUs in bfloat16 faster than torch's fused kernel."""
+def _attend_plainly(query, key, value, mask, causal) -> torch.Tensor:
+    """`attend` by plain matrix products: on CPUs in bfloat16 faster than torch's fused kernel."""
     key, value = _for_every_head(query, key, value)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if causal:
@@ -56,10 +56,11 @@ def _attend_plainly(query, key, value, mask, causal):
 
 
 def attention_weights(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """The weights that `attend` uses without a mask, in float32 or finer: (B, H, S, L)."""
+    """The weights that `attend` uses without a mask, in float32 or finer also under autocast: (B, H, S, L)."""
     precise = torch.promote_types(query.dtype, torch.float32)
-    scores = query.to(precise) @ key.to(precise).transpose(-1, -2)
-    return (scores * query.shape[-1] ** -0.5).softmax(-1)
+    with torch.autocast(query.device.type, enabled=False):
+        scores = query.to(precise) @ key.to(precise).transpose(-1, -2)
+        return (scores * query.shape[-1] ** -0.5).softmax(-1)
 
 
 def working_dtype(weight: torch.Tensor) -> torch.dtype:

@@ -199,8 +199,11 @@ class Encoder(nn.Module):
         pixels = pixels.flatten(1, 2)
 
         weight = projection.weight.permute(0, 2, 3, 1)  # D p1 p2 c
-        std = weight.new_tensor(PIXEL_STD)
-        shift = weight.new_tensor(PIXEL_MEAN) / std
+        mean, std = (
+            torch.tensor(values, dtype=weight.dtype).to(weight.device, non_blocking=True)
+            for values in (PIXEL_MEAN, PIXEL_STD)
+        )
+        shift = mean / std
         bias = projection.bias - (weight * shift).sum((1, 2, 3))
         patches = F.linear(pixels.to(working_dtype(weight)), (weight / (255 * std)).flatten(1), bias)
 

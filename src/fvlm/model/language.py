@@ -38,6 +38,7 @@ class Language(nn.Module):
     def __init__(self, llama: LlamaModel):
         super().__init__()
         self.llama = llama
+        llama.embed_tokens.padding_idx = None  # a checkpoint's padding token may be one that is trained: <|im_end|>
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         return self.llama.embed_tokens(token_ids)
@@ -66,7 +67,10 @@ class Language(nn.Module):
         positions = start + torch.arange(width, device=x_RWE.device)[None]
         return self._walk(x_RWE, positions, mask, not cache.layers and width > 1, cache)
 
-    def _walk(self, x, positions, mask, causal, cache):
+    def _walk(
+        self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, causal: bool, cache: Cache | None
+    ) -> torch.Tensor:
+        """Tokens x (R, W, E) at `positions` (R or 1, W) through all layers; mask and causal as in `attend`."""
         llama = self.llama
         x = x.to(llama.norm.weight.dtype)  # the residual stream stays exact under autocast
         cos, sin = llama.rotary_emb(x, positions)

@@ -12,12 +12,16 @@ def device_of(run: Run) -> torch.device:
     return torch.device("cuda" if run.operation.gpus and torch.cuda.is_available() else "cpu")
 
 
+def cpu_has_bfloat16() -> bool:
+    """Does this CPU compute in bfloat16, or can it only emulate it?"""
+    can = torch.cpu.get_capabilities()
+    return any(can.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+
+
 def precision_on(run: Run, device: torch.device) -> str:
-    """The precision that a run really has here: bfloat16 falls back to float32 on a CPU that can only emulate it."""
-    if run.train.precision == "bfloat16" and device.type == "cpu":
-        can = torch.cpu.get_capabilities()
-        if not any(can.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")):
-            return "float32"
+    """The precision that a run really has here: bfloat16 falls back to float32 on a CPU without it."""
+    if device.type == "cpu" and not cpu_has_bfloat16():
+        return "float32"
     return run.train.precision
 
 

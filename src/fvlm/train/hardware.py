@@ -5,7 +5,7 @@ import platform
 import re
 import resource
 import subprocess
-import sys
+from pathlib import Path
 
 import torch
 
@@ -19,6 +19,7 @@ PEAK_TFLOPS = {
     "L40S": 362, "L40": 181, "L4": 121,
     "RTX 5090": 209.5, "RTX 4090": 165.2, "RTX 3090": 71,
 }  # fmt: skip
+STATUS = Path("/proc/self/status")
 SLOWER = re.compile(r"Laptop|Max-Q|NVL| D\b")  # another chip under nearly the same name
 
 
@@ -47,8 +48,9 @@ def memory_gb(device: torch.device) -> float:
     """Most memory used so far, in 2^30 bytes: tensors on a GPU, or on a CPU the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # macOS counts bytes, Linux KiB
+    if STATUS.exists():  # getrusage would tell the parent's peak, where that was higher
+        return int(re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())[1]) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # bytes on macOS
 
 
 def hardware() -> dict:

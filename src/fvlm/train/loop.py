@@ -121,7 +121,7 @@ class Trainer:
         operation = self.run.operation
         progress = Progress(self.run, self.step, self.total, self.evaluate_after, self.spent, self.peak)
         ended = saved = time.monotonic()
-        for batches in load_steps(self.steps, self.step, operation.loader_workers):
+        for batches in load_steps(self.steps, self.step, operation.loader_workers, self.device.type == "cuda"):
             waited = time.monotonic() - ended
             samples, work = self.samples_seen, self._so_far(self.work)
             record = self._update(batches)
@@ -229,7 +229,8 @@ class Trainer:
 
     def _held_out(self) -> dict:
         totals = Totals()
-        for batches in load_steps(self.validation, workers=self.run.operation.loader_workers):
+        workers, pin = self.run.operation.loader_workers, self.device.type == "cuda"
+        for batches in load_steps(self.validation, workers=workers, pin=pin):
             for batch in batches:
                 with self.context:
                     totals.add(self.objective(batch.to(self.device), validating=True))

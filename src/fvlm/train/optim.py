@@ -29,12 +29,13 @@ def make_optimizer(groups: dict[str, dict[str, nn.Parameter]], optim: Optim) -> 
 def rates_at(optim: Optim, step: int, steps: int) -> dict[str, float]:
     """Learning rate of each group for update `step` (from 0) of `steps`.
 
-    Linear warm-up, then cosine decay to 0, a constant, or `converging`: a cosine path from lr to final_lr, which
-    may go down for one group and up for another.
+    Linear warm-up, then cosine decay to 0 (which the step after the last would have), a constant, or `converging`:
+    a cosine path from lr to final_lr, which may go down for one group and up for another.
     """
     warm = max(1, round(optim.warmup * steps))
     rise = min(1.0, (step + 1) / warm)
-    progress = min(1.0, max(0.0, (step + 1 - warm) / max(1, steps - warm)))
+    decay = steps - warm + (optim.schedule == "cosine")
+    progress = min(1.0, max(0.0, (step + 1 - warm) / max(1, decay)))
     bend = 0.5 * (1 + math.cos(math.pi * progress))  # 1 at the start, 0 at the end
     rates = {}
     for name in GROUPS:

@@ -107,7 +107,7 @@ def _fill(cache: _Cache, model, step_sets: Sequence[Steps], total: int, device, 
     model.eval()
     before = 0  # steps of the sets already passed
     for validating, steps in enumerate(step_sets):
-        for batches in load_steps(steps, max(0, cache.steps - before), workers):
+        for batches in load_steps(steps, max(0, cache.steps - before), workers, device.type == "cuda"):
             cache.rows += _ask(model, batches, bool(validating), device, context)
             cache.steps += 1
             if time.monotonic() - saved > SAVE_SECONDS or cache.steps == total:
