@@ -22,10 +22,16 @@ include: "rules/report.smk"
 rule all:
     default_target: True
     input:
-        f"{R}/plan.txt",
-        [f"{R}/index/{source}.npz" for source in STUDY.used_sources],
-        f"{R}/tables/data.csv",
-        DATA_REPORT,
+        (
+            []
+            if STUDY.results_from
+            else [
+                f"{R}/plan.txt",
+                [f"{R}/index/{source}.npz" for source in STUDY.used_sources],
+                f"{R}/tables/data.csv",
+                DATA_REPORT,
+            ]
+        ),
         TABLES,
         FIGURES,
 
@@ -51,6 +57,7 @@ rule plan:
 include: "rules/data.smk"
 include: "rules/train.smk"
 include: "rules/evaluate.smk"
+include: "rules/imported.smk" if STUDY.results_from else "rules/collect.smk"
 include: "rules/analysis.smk"
 
 

@@ -26,12 +26,13 @@ from fvlm.plan import check_data, check_memory, plan_text
 
 try:
     STUDY = load_study(config)
-    check_data(STUDY)
-    check_memory(STUDY)
+    if not STUDY.results_from:
+        check_data(STUDY)
+        check_memory(STUDY)
 except UserError as error:
     raise WorkflowError(str(error))
 
-R = STUDY.results
+R = f"{STUDY.results}/imported" if STUDY.results_from else STUDY.results
 RUNS = STUDY.runs
 STAGES = [name for name, run in RUNS.items() if run.family == "stage"]
 EVALUATED = [
@@ -40,7 +41,9 @@ EVALUATED = [
 # Of the last stage that learns to see; preferring answers comes after it.
 SEEING = [name for name in STAGES if RUNS[name].data.loss != "preference"]
 ATTENTION_RUN = [
-    name for name in SEEING[-1:] if RUNS[name].model.architecture == "foveated"
+    name
+    for name in SEEING[-1:]
+    if RUNS[name].model.architecture == "foveated" and not STUDY.results_from
 ]
 
 TABLES = [f"{R}/tables/{name}.csv" for name in (*catalog.COLLECTED, *catalog.TABLES)]
@@ -136,7 +139,13 @@ def digest_of_runs():
 
 def announce(stream):
     """What is about to be built, in a few lines."""
-    print(plan_text(STUDY), file=stream, flush=True)
+    if STUDY.results_from:
+        print(
+            f"tables and figures of {', '.join(STUDY.results_from)}; nothing is trained",
+            file=stream,
+        )
+    else:
+        print(plan_text(STUDY), file=stream, flush=True)
 
 
 def make_report():

@@ -56,6 +56,8 @@ def load_study(config: dict, folder: Path | str = "config") -> Study:
     settings = {
         key: config[key] for key in config if key not in ("baseline", "stages", "ablations", "scaling", "based_on")
     }
+    if isinstance(config.get("results_from"), str):
+        settings["results_from"] = [config["results_from"]]
     settings["sources"] = _sources(files["sources"], config.get("sources", {}), where)
     build = _Builder(files, config, where, _questions(folder / "ablations.yaml"), settings["sources"])
     settings |= {"runs": _named(build.runs(), where), "seeds": build.seeds.lists}
@@ -105,8 +107,7 @@ def _named(runs: list[Run], where: str) -> dict[str, Run]:
 
 
 def _questions(path: Path) -> dict[str, str]:
-    """The comment behind each line of ablations.yaml: the question that the ablation answers, for "
-    "tables and figures."""
+    """The comment behind each line of ablations.yaml: what it asks, for tables and figures."""
     return dict(re.findall(r"^(\w+):.*\s#\s*(.+)$", path.read_text(), re.MULTILINE))
 
 

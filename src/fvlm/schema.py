@@ -235,6 +235,7 @@ class Study(Strict):
     only: dict[Literal["stages", "ablations"], list[str]] = {}
     seeds: dict[str, list[int]] = {}  # of a run, or of all `ablations` or `grid` runs; the first keeps the run's name
     prepare: list[str] = []  # sources to shard and index though no run trains on them yet
+    results_from: tuple[str, ...] = ()  # finished results from elsewhere: their tables and figures, and no training
 
     @property
     def used_sources(self) -> list[str]:

@@ -1,0 +1,61 @@
+# The study's finished runs as whole tables, each written once.
+
+
+rule collect_runs:
+    input:
+        [f"{R}/runs/{run}/run_summary.json" for run in RUNS],
+    output:
+        report(
+            f"{R}/tables/runs.csv",
+            caption="../workflow/report/runs.rst",
+            category="Training",
+            labels={"what": "All runs", "form": "table"},
+        ),
+    log:
+        f"{R}/logs/collect_runs.log",
+    conda:
+        "../envs/analysis.yaml"
+    shell:
+        "python -m fvlm collect runs {input} --out {output} 2> {log}"
+
+
+rule collect_curves:
+    input:
+        lambda wildcards: [
+            f"{R}/runs/{run}/{'validation' if wildcards.curve == 'validation' else 'metrics'}.csv"
+            for run in RUNS
+        ],
+    output:
+        f"{R}/tables/{{curve}}_curves.csv",
+    log:
+        f"{R}/logs/collect_{{curve}}_curves.log",
+    wildcard_constraints:
+        curve="validation|training",
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        points=lambda wildcards: 0 if wildcards.curve == "validation" else 400,
+    shell:
+        "python -m fvlm collect curves {input} --points {params.points} --out {output} 2> {log}"
+
+
+rule collect_evaluation:
+    input:
+        [f"{R}/evaluation/{run}.csv" for run in EVALUATED],
+    output:
+        losses=report(
+            f"{R}/tables/evaluation.csv",
+            caption="../workflow/report/evaluation.rst",
+            category="Evaluation",
+            labels={"what": "Losses by run, mode and source", "form": "table"},
+        ),
+        bootstrap=f"{R}/tables/bootstrap.csv",
+    log:
+        f"{R}/logs/collect_evaluation.log",
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        replicates=1000,
+    shell:
+        "python -m fvlm collect evaluation {input} --replicates {params.replicates}"
+        " --out {output.losses} --bootstrap {output.bootstrap} 2> {log}"

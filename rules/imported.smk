@@ -1,0 +1,16 @@
+# Finished results from elsewhere (`results_from`) as the tables that collecting a study makes.
+
+
+rule import_results:
+    input:
+        STUDY.results_from,
+    output:
+        [f"{R}/tables/{name}.csv" for name in catalog.COLLECTED],
+    log:
+        f"{R}/logs/import_results.log",
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        folder=f"{R}/tables",
+    shell:
+        "python -m fvlm import {input:q} --out-dir {params.folder} 2> {log}"
