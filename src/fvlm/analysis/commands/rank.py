@@ -69,10 +69,10 @@ def warnings(own: pd.DataFrame, base: pd.DataFrame) -> list[str]:
     early = own[own["best_is_early"]]
     if len(early):
         row = early.iloc[0]
-        worse = 100 * (row["final"] / row["best"] - 1)
+        worse, at = 100 * (row["final"] / row["best"] - 1), row["best_evaluation"]
         said.append(
-            f"best at evaluation {row['best_evaluation']:.0f} of {row['evaluations']:.0f}, step {row['best_step']:.10g} of "
-            f" {row['final_step']:.10g}; {worse:.1f} % worse at the end"
+            f"best at evaluation {at:.0f} of {row['evaluations']:.0f}, step {row['best_step']:.10g} "
+            f"of {row['final_step']:.10g}; {worse:.1f} % worse at the end"
         )
     seen, other = own["samples"].mean(), base["samples"].mean()
     if abs(seen / other - 1) > APART:
