@@ -16,6 +16,7 @@ from fvlm.analysis.catalog import COLLECTED, COLUMNS, RUN
 from fvlm.analysis.collect import collect_curves, collect_evaluation, collect_runs
 from fvlm.analysis.files import read_csv
 from fvlm.analysis.points import read_points
+from fvlm.analysis.study import base_name
 from fvlm.errors import UserError
 
 POINTS = ("run_id", "step", "samples_seen", "val_loss")
@@ -164,12 +165,15 @@ def _parameters(path: Path, table: pd.DataFrame, summaries: pd.DataFrame | None)
 
 def short_names(ids: list[str]) -> dict[str, str]:
     """`A1_deep_query_off` -> `A1`, the name that tables and figures look for; as it is, where two would become one."""
-    short = {}
-    for run in ids:
-        found = ABLATION.fullmatch(run)
-        short[run] = found["name"] + (found["seed"] or "") if found else run
-    taken = list(short.values())
-    return {run: name if taken.count(name) == 1 else run for run, name in short.items()}
+    found = {run: ABLATION.fullmatch(run) for run in ids}
+    long: dict[str, set[str]] = {}  # short name -> the names, without seed, that would become it
+    for run, match in found.items():
+        if match:
+            long.setdefault(match["name"], set()).add(base_name(run))
+    return {
+        run: match["name"] + (match["seed"] or "") if match and len(long[match["name"]]) == 1 else run
+        for run, match in found.items()
+    }
 
 
 def place_of(run: str) -> dict:
