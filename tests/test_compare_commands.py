@@ -1,7 +1,10 @@
 """`fvlm gap`, `factorial`, `rank` and `check-curves` on files of a user's own."""
 
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,6 +17,7 @@ from fvlm.analysis.factorial import welch
 from tests.compare_cases import SIZES, curve, ending, made, points, run, save, smooth
 from tests.test_analysis_fits import REFERENCE
 
+ROOT = Path(__file__).resolve().parents[1]
 NAMED = ["--columns", "architecture=arch,N=params_M,L=loss_train,group=frames"]
 CELLS = "deep_fine=baseline,shallow_fine=A1,deep_coarse=A6,shallow_coarse=A7"
 reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="no reference data (FVLM_TEST_REFERENCE)")
@@ -450,6 +454,34 @@ def test_jumps_of_the_reference(tmp_path):
     assert {"135M-scaling", "360M-scaling", "135M-C4-F"} <= {row["run"] for row in early["runs"]}
     assert {"360M-scaling", "135M-C4-F"} == {row["run"] for row in late["runs"]}
     assert all(row["percent"] < -1 for row in [*early["runs"], *late["runs"]])
+
+
+# --- the page about them ---
+
+
+def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
+    page = (ROOT / "docs/compare.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    (table,) = re.findall(r"```csv\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "points.csv").write_text(table)
+    names = {"baseline": 1.36, "A1": 1.35, "A6": 1.37, "A7": 1.375}
+    (tmp_path / "results/tables").mkdir(parents=True)
+    frames = [curve(name, ending(loss)) for name, loss in names.items()]
+    save(tmp_path / "all_eval_points.csv", *frames)
+    columns = {"run_id": "run", "samples_seen": "samples"}  # as the workflow collects them
+    save(tmp_path / "results/tables/validation_curves.csv", *[frame.rename(columns=columns) for frame in frames])
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(code, {})
+    lines = [
+        line.split("  #")[0]
+        for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+        for line in block.splitlines()
+    ]
+    assert len(lines) >= 8
+    for line in lines:
+        run(*shlex.split(line)[1:])
+    for out in ("gap.json", "factorial.json", "rank.csv", "jumps.json", "mine/factorial.csv", "figures/factorial.png"):
+        assert (tmp_path / out).exists(), out
 
 
 # --- mistakes, and what a command costs ---
