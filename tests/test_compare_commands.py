@@ -18,7 +18,7 @@ from tests.compare_cases import SIZES, curve, ending, made, points, run, save, s
 from tests.test_analysis_fits import REFERENCE
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMED = ["--columns", "architecture=arch,N=params_M,L=loss_train,group=frames"]
+NAMED = ["--columns", "architecture=arch,N=params_M,L=loss_train,group=frames,pair=config"]
 CELLS = "deep_fine=baseline,shallow_fine=A1,deep_coarse=A6,shallow_coarse=A7"
 reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="no reference data (FVLM_TEST_REFERENCE)")
 
@@ -90,6 +90,14 @@ def test_seeds_give_the_gaps_a_t_interval(tmp_path):
     assert (found["percent"], found["low"], found["high"]) == pytest.approx((7 / 3, sure.low, sure.high))
 
 
+def test_seeds_that_some_runs_lack_are_left_out_and_told(tmp_path, capsys):
+    frames = [points(1.01).assign(seed=1), points(1.03).assign(seed=2), points(2.0)[:1].assign(seed=3)]
+    run("gap", save(tmp_path / "points.csv", *frames), "--out", tmp_path / "gap.json")
+    found = made(tmp_path / "gap.json")["groups"][0]["pairs"][1]
+    assert found["n_seeds"] == 2 and found["at_foveated"]["percent"] == pytest.approx(2)
+    assert "seeds 3 are not those of every run" in capsys.readouterr().out
+
+
 def samples_of(frame, n=400, own=0.02, shared=0.5, seed=0):
     """Losses by sample whose difficulty is common to all runs; their means are L up to the runs' own noise."""
     rng = np.random.default_rng(seed)
@@ -137,6 +145,27 @@ def test_videos_are_drawn_whole(tmp_path):
         raw = made(tmp_path / "gap.json")["groups"][0]["pairs"][0]["raw"]
         widths.append(raw["high"] - raw["low"])
     assert widths[1] == pytest.approx(widths[0], rel=0.1) and widths[2] == pytest.approx(widths[0] / 2, rel=0.15)
+
+
+@pytest.mark.parametrize("by_run", [True, False])
+def test_samples_name_their_run_or_its_group(tmp_path, by_run):
+    """Two groups with the same N; one source's keys are another's too."""
+    frames = [points(above).assign(frames=frames) for frames, above in ((8, 1.02), (64, 1.05))]
+    every = pd.concat(frames, ignore_index=True)
+    every["run"] = [f"r{place}" for place in range(len(every))]
+    parts = []
+    for place, row in enumerate(every.to_dict("records")):
+        own = pd.concat([samples_of(pd.DataFrame([row]), n=30, seed=seed).assign(source=f"s{seed}") for seed in (0, 1)])
+        named = {"run": f"r{place}"} if by_run else {"group": row["frames"]}
+        parts.append((own.drop(columns=["architecture", "N"]) if by_run else own).assign(**named))
+    table = every if by_run else every.drop(columns="run")
+    path, samples = save(tmp_path / "points.csv", table), save(tmp_path / "samples.csv", *parts)
+    run("gap", path, "--columns", "group=frames", "--samples", samples, "--out", tmp_path / "gap.json")
+    groups = made(tmp_path / "gap.json")["groups"]
+    for group, expected in zip(groups, (2, 5), strict=True):
+        for pair in group["pairs"]:
+            assert pair["at_baseline"]["percent"] == pytest.approx(expected, abs=1e-6)
+            assert pair["at_baseline"]["low"] < expected < pair["at_baseline"]["high"]
 
 
 def test_samples_that_disagree_with_their_loss_are_told(tmp_path, capsys):
@@ -491,6 +520,8 @@ MISTAKES = {
     "no file": ("gap", None, [], "cannot be read"),
     "no column": ("gap", POINTS.drop(columns="L"), [], "no column 'L'"),
     "a column of --columns": ("gap", POINTS, ["--columns", "L=loss"], "no column 'loss'"),
+    "no run": ("rank", CURVES.drop(columns="run_id"), ["--baseline", "x"], "no column 'run' or 'run_id'"),
+    "no resamples": ("gap", POINTS, ["--bootstrap", "0"], "two resamples or more"),
     "an unknown name": ("gap", POINTS, ["--columns", "loss=L"], "no column is called 'loss'"),
     "a word": ("gap", POINTS.astype({"L": object}).replace({"L": {POINTS["L"][2]: "high"}}), [], "row 4: L is 'high'"),
     "not positive": ("gap", POINTS.assign(N=-POINTS["N"]), [], "expected a positive number"),

@@ -113,6 +113,8 @@ def _from_summaries(summaries: list[Path], folder: Path | None = None) -> dict[s
 def _from_points(path: Path) -> dict[str, pd.DataFrame]:
     checked = read_points(path, POINTS, positive=("val_loss",), text=("run_id",))
     table = read_csv(path, POINTS).dropna(how="all").reset_index(drop=True)
+    if len(table) != len(checked):
+        raise UserError(f"{path}: found rows of blanks; expected a row for each evaluation: remove them")
     table[list(POINTS)] = checked
     for column in ("train_loss", "attention_entropy", "loss_fine", "loss_coarse", *PARAMETERS, *FLOPS):
         if column in table:
@@ -125,7 +127,7 @@ def _from_points(path: Path) -> dict[str, pd.DataFrame]:
             "or name a further seed RUN-s43"
         )
     beside = path.with_name(SUMMARIES)
-    sizes = _parameters(path, table, read_csv(beside, ("run_id",)) if beside.exists() else None)
+    sizes = _parameters(path, table, read_csv(beside, ()) if beside.exists() else None)
     names = short_names(list(table["run_id"].drop_duplicates()))
     parts = [
         _one_run(place_of(names[run]), own.sort_values("step"), sizes.get(run, np.nan))
@@ -150,10 +152,12 @@ def _parameters(path: Path, table: pd.DataFrame, summaries: pd.DataFrame | None)
     known: dict[str, float] = {}
     sources = [(path.with_name(SUMMARIES), summaries)] if summaries is not None else []
     for where, rows in [*sources, (path, table)]:
+        if "run_id" not in rows:
+            raise UserError(f"{where}: no column 'run_id'; found {', '.join(rows.columns[:12])}; rename the column")
         column = next((name for name in PARAMETERS if name in rows), None)
         if column:
             numbers = _numbers(where, rows, column)
-            known |= {run: n for run, n in zip(rows["run_id"], numbers, strict=True) if n > 0}
+            known |= {run: n for run, n in zip(rows["run_id"].astype(str), numbers, strict=True) if n > 0}
     if "model_size" in table:
         sizes = table.drop_duplicates("run_id").set_index("run_id")["model_size"]
         for _, members in sizes.groupby(sizes):

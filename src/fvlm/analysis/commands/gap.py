@@ -37,6 +37,8 @@ def add_arguments(parser) -> None:
 
 
 def main(args) -> None:
+    if args.bootstrap < 2:
+        raise UserError(f"--bootstrap {args.bootstrap}: expected two resamples or more, some thousand for an interval")
     points = read(
         args.points, args.columns, args.keep, ("architecture", "N", "L"), ("group", "pair", "seed", "run"), ("N", "L")
     )
@@ -47,6 +49,7 @@ def main(args) -> None:
     parts = points.groupby("group", sort=False) if "group" in points else [("", points)]
     for group, own in parts:
         side = Group(args.points, group, own, names)
+        said += side.left_out()
         draws = None
         if samples is not None:
             draws, told = side.resample(args.samples, samples, args.bootstrap, args.seed)
@@ -103,6 +106,13 @@ class Group:
         losses = [own for side in self.sides for own in side["losses"]]
         self.losses = np.array([[own[seed] for seed in self.seeds] for own in losses])
         self.pairs = self._pairs(paired="pair" in points)
+
+    def left_out(self) -> list[str]:
+        """The seeds that not every run has, in words."""
+        other = {seed for side in self.sides for own in side["losses"] for seed in own} - set(self.seeds)
+        if not other:
+            return []
+        return [f"{self.where}: seeds {', '.join(f'{seed:g}' for seed in sorted(other))} are not those of every run"]
 
     def _side(self, points: pd.DataFrame, name: str) -> pd.DataFrame:
         """One row per size, ascending in N: pair, N, losses {seed: loss}, run."""

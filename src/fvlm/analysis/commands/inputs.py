@@ -15,7 +15,7 @@ from fvlm.analysis.points import read_points
 from fvlm.analysis.study import base_name
 from fvlm.errors import UserError
 
-ALSO = {"run": ("run_id",), "samples": ("samples_seen",), "pair": ("size", "config")}
+ALSO = {"run": ("run_id",), "samples": ("samples_seen",), "pair": ("size",)}
 TEXT = ("run", "architecture", "group", "pair", "key", "source", "video", "lr_schedule", "model_size")
 
 
@@ -66,6 +66,13 @@ def read(
     if unknown:
         raise UserError(f"--columns: no column is called {unknown[0]!r} here; expected {_words((*needed, *optional))}")
     called = {name: _called(name, found, given) for name in (*needed, *optional)}
+    for name in needed:
+        if found and called[name] not in found and name not in given:
+            also = "".join(f" or {other!r}" for other in ALSO.get(name, ()))
+            raise UserError(
+                f"{path}: no column {name!r}{also}; found {', '.join(found[:12])}; say which it is with "
+                f"--columns {name}=COLUMN"
+            )
     filters = [_filter(text) for text in keep]
     chosen = {name: column for name, column in called.items() if name in (*needed, *given) or column in found}
     extra = [column for column, _ in filters if column not in chosen.values()]
