@@ -59,6 +59,21 @@ def test_the_units_of_n_do_not_matter(tmp_path):
         assert left["at_baseline"]["percent"] == pytest.approx(right["at_baseline"]["percent"], rel=1e-9)
 
 
+def test_a_curve_is_read_off_on_its_own_segment(tmp_path):
+    """A baseline that bends: at each N of the foveated model, the loss by hand."""
+    sizes = ((2e8, 1e8), (4e8, 2.5e8), (8e8, 1e9), (1.6e9, 3e9))
+    frame = points(sizes=sizes)
+    losses = {1e8: 4.0, 2.5e8: 3.0, 1e9: 2.8, 3e9: 2.7}
+    frame.loc[frame["architecture"] == "pooled", "L"] = list(losses.values())
+    run("gap", save(tmp_path / "points.csv", frame), "--out", tmp_path / "gap.json")
+    pairs = made(tmp_path / "gap.json")["groups"][0]["pairs"]
+    for pair in pairs:
+        n, loss = pair["N"]["foveated"], pair["L"]["foveated"]
+        there = np.interp(np.log(n), np.log(list(losses)), list(losses.values()))
+        assert pair["at_foveated"]["percent"] == pytest.approx(100 * (loss / there - 1))
+        assert pair["at_foveated"]["extrapolates"] is False
+
+
 def test_a_size_without_partner_still_shapes_its_curve(tmp_path):
     """The baseline's extra size makes the smallest pair an interpolation."""
     more = pd.DataFrame([{"architecture": "pooled", "N": 5e7, "L": 5 - 0.15 * np.log(5e7), "pair": "small"}])
@@ -134,6 +149,10 @@ def test_the_interval_over_samples_is_paired(tmp_path, capsys):
     assert out.read_text() == first
 
 
+def shuffled(parts):
+    return [part.sample(frac=1, random_state=place) for place, part in enumerate(parts)]
+
+
 def test_videos_are_drawn_whole(tmp_path):
     """The same samples four times over know no more than once."""
     frame = points()
@@ -141,7 +160,7 @@ def test_videos_are_drawn_whole(tmp_path):
     copies = [once.assign(key=once["key"] + f"-{copy}") for copy in range(4)]
     path, widths = save(tmp_path / "points.csv", frame), []
     for parts in ([once], copies, [part.drop(columns="video") for part in copies]):
-        run("gap", path, "--samples", save(tmp_path / "samples.csv", *parts), "--out", tmp_path / "gap.json")
+        run("gap", path, "--samples", save(tmp_path / "samples.csv", *shuffled(parts)), "--out", tmp_path / "gap.json")
         raw = made(tmp_path / "gap.json")["groups"][0]["pairs"][0]["raw"]
         widths.append(raw["high"] - raw["low"])
     assert widths[1] == pytest.approx(widths[0], rel=0.1) and widths[2] == pytest.approx(widths[0] / 2, rel=0.15)
@@ -355,6 +374,12 @@ def test_an_early_best_and_other_data_are_told(tmp_path, capsys):
     capsys.readouterr()
     run("rank", path, "--baseline", "baseline", "--by", "best")
     assert capsys.readouterr().out.splitlines()[2].split()[1] == "early"
+
+
+def test_a_short_curve_that_falls_has_no_early_best(tmp_path, capsys):
+    frames = [curve("baseline", [3.0, 2.0, 1.5, 1.4]), curve("late", [3.0, 2.0, 1.4, 1.5])]
+    run("rank", save(tmp_path / "curves.csv", *frames), "--baseline", "baseline")
+    assert "warning" not in capsys.readouterr().out
 
 
 @reference
