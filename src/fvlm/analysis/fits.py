@@ -91,6 +91,18 @@ def fit_power_laws(
     return PowerLaws(theta[best], centre, floor, residuals, float(cost[best]), delta, log)
 
 
+def block_length(residuals: np.ndarray) -> int:
+    """Rows that a block needs for residuals in the order of one curve: Andrews' (1991) rule for the lag-1
+    correlation; 1 where that is not positive, at most a quarter of the rows."""
+    n, own = len(residuals), residuals - residuals.mean()
+    power = (own**2).sum()
+    rho = min((own[1:] * own[:-1]).sum() / power, 0.97) if power > 0 else 0.0
+    if rho <= 0:
+        return 1
+    length = 1.1447 * (4 * rho**2 / ((1 - rho) ** 2 * (1 + rho) ** 2) * n) ** (1 / 3)
+    return int(np.clip(np.ceil(length), 1, max(1, n // 4)))
+
+
 def bootstrap(fit: PowerLaws, x: np.ndarray, draws: int = 400, block: int = 1, seed: int = 0) -> np.ndarray:
     """Moving-block bootstrap of the residuals -> theta (draws, p).
 
@@ -110,8 +122,8 @@ def bootstrap(fit: PowerLaws, x: np.ndarray, draws: int = 400, block: int = 1, s
 
 @dataclass(frozen=True)
 class Estimate:
-    """One parameter: value with its 95 % interval, or the reason why there is none (`reason` empty:
-    identified)."""
+    """One parameter: value with its 95 % interval (NaN if nothing was drawn), or the reason why there is none
+    (`reason` empty: identified)."""
 
     name: str
     value: float
@@ -121,23 +133,38 @@ class Estimate:
 
 
 def estimates(
-    x: np.ndarray, loss: np.ndarray, names: tuple[str, ...], floor: bool = True, block: int = 1
+    x: np.ndarray,
+    loss: np.ndarray,
+    names: tuple[str, ...],
+    floor: bool = True,
+    block: int | None = 1,
+    draws: int = 400,
+    seed: int = 0,
+    delta: float = DELTA,
+    log: bool = True,
+    product: float | None = None,
 ) -> tuple[PowerLaws | None, list[Estimate]]:
     """Fit, and judge each parameter: E, then per variable its coefficient and its exponent, then derived
     exponents.
 
     names   of the variables, such as ("N", "D"); they must vary enough (three values each) to be identified
+    block   rows of the bootstrap that stay together; None: as many as block_length says of the residuals
+    draws   of the bootstrap; 0: no intervals, and none that is too wide
+    delta, log   of the fit: fit_power_laws
+    product   of N and D, at which N_opt and D_opt are wanted too
     returns the fit (None if there are too few points for one), and the estimates in order
     """
     x = np.asarray(x, float).reshape(len(loss), -1)
     n, p = len(loss), 2 * len(names) + int(floor)
     if n <= p:
         reason = f"{n} points cannot carry {p} parameters and an error"
-        return None, [Estimate(name, np.nan, np.nan, np.nan, reason) for name in parameter_names(names, floor)]
-    fit = fit_power_laws(x, loss, floor)
-    draws = bootstrap(fit, x, block=block)
-    reasons = [_exponent_reason(fit, x, draws, k, name) for k, name in enumerate(names)]
-    return fit, _judged(fit, draws, names, reasons)
+        known = parameter_names(names, floor) + (["N_opt", "D_opt"] if product else [])
+        return None, [Estimate(name, np.nan, np.nan, np.nan, reason) for name in known]
+    fit = fit_power_laws(x, loss, floor, delta, log)
+    block = block_length(fit.residuals) if block is None else min(block, n)
+    drawn = bootstrap(fit, x, draws, block, seed) if draws else np.empty((0, p))
+    reasons = [_exponent_reason(fit, x, drawn, k, name) for k, name in enumerate(names)]
+    return fit, _judged(fit, drawn, names, reasons) + (_optima(fit, drawn, reasons, product) if product else [])
 
 
 def parameter_names(names: tuple[str, ...], floor: bool) -> list[str]:
@@ -147,45 +174,78 @@ def parameter_names(names: tuple[str, ...], floor: bool) -> list[str]:
 
 def _exponent_reason(fit: PowerLaws, x: np.ndarray, draws: np.ndarray, k: int, name: str) -> str:
     """Why the exponent of variable k cannot be had; empty if it can."""
-    values = np.unique(np.round(np.log(x[:, k]), 6))
-    if len(values) < 3:
-        return f"{len(values)} value{'s' * (len(values) != 1)} of {name}; an exponent needs three"
+    values = _distinct(x[:, k])
+    if values < 3:
+        return f"{values} value{'s' * (values != 1)} of {name}; an exponent needs three"
     exponent = fit.exponents[k]
     term = fit.terms[k] * (x[:, k] / fit.centre[k]) ** -exponent
-    if term.max() - term.min() < max(fit.rmse * float(fit.predict(x).mean()), 1e-4):
+    if np.ptp(term) < max(_noise(fit, x), 1e-4):
         return f"the {name} term vanishes: over these data it changes the loss by less than the fit's error"
     if exponent <= EXPONENTS[0] * 1.001 or exponent >= EXPONENTS[1] * 0.999:
         return f"the exponent of {name} ran into its bound {exponent:.2g}"
-    low, high = np.quantile(draws[:, draws.shape[1] - fit.variables + k], [0.025, 0.975])
-    if high - low > WIDEST * exponent:
-        return f"the interval of the exponent of {name}, {low:.2g} to {high:.2g}, is too wide"
+    if len(draws):
+        low, high = np.quantile(draws[:, draws.shape[1] - fit.variables + k], [0.025, 0.975])
+        if high - low > WIDEST * exponent:
+            return f"the interval of the exponent of {name}, {low:.2g} to {high:.2g}, is too wide"
     return ""
+
+
+def _distinct(values: np.ndarray, apart: float = 0.01) -> int:
+    """How many values there are that differ from each other by 1 % or more."""
+    found, last = 0, -np.inf
+    for value in np.log(np.unique(values)):
+        if value - last >= apart:
+            found, last = found + 1, value
+    return found
+
+
+def _noise(fit: PowerLaws, x: np.ndarray) -> float:
+    """How large a term may come out, in nats from end to end, where there is none.
+
+    It is the residuals' spread s (from the mean absolute one, which outliers move little); where there are many points
+    less: a slope's standard error lets a line over n points rise by about 3.5 s / sqrt(n), and it may be two of them.
+    """
+    n, p = len(fit.residuals), len(fit.theta)
+    spread = np.sqrt(np.pi / 2 * n / (n - p)) * np.abs(fit.residuals).mean()
+    return spread * min(1.0, 7 / np.sqrt(n)) * (float(fit.predict(x).mean()) if fit.log else 1.0)
 
 
 def _judged(fit: PowerLaws, draws: np.ndarray, names: tuple[str, ...], reasons: list[str]) -> list[Estimate]:
     k = fit.variables
     exponents = draws[:, -k:]
+    any_reason = next((reason for reason in reasons if reason), "")
     result = []
     if fit.floor:
-        reason = next((reason for reason in reasons if reason), "")
-        low = np.quantile(draws[:, 0], 0.025)
-        if not reason and low <= 1e-6:
-            reason = "the interval of the floor reaches zero"
-        result.append(_estimate("E", fit.limit, draws[:, 0], reason))
+        low = np.quantile(draws[:, 0], 0.025) if len(draws) else fit.limit
+        reached = "the interval of the floor reaches zero" if low <= 1e-6 else ""
+        result.append(_estimate("E", fit.limit, draws[:, 0], any_reason or reached))
     coefficients = draws[:, int(fit.floor) : -k] * fit.centre**exponents
     for i, name in enumerate(names):
         result.append(_estimate(f"A_{name}", fit.coefficients[i], coefficients[:, i], reasons[i]))
         result.append(_estimate(f"exponent_{name}", fit.exponents[i], exponents[:, i], reasons[i]))
     if names == ("N", "D"):  # at fixed compute C ~ N D the loss is lowest at N ~ C^(b / (a + b))
-        reason = next((reason for reason in reasons if reason), "")
         share, own = exponents[:, 1] / exponents.sum(axis=1), fit.exponents[1] / fit.exponents.sum()
-        result.append(_estimate("N_opt_exponent", own, share, reason))
-        result.append(_estimate("D_opt_exponent", 1 - own, 1 - share, reason))
+        result.append(_estimate("N_opt_exponent", own, share, any_reason))
+        result.append(_estimate("D_opt_exponent", 1 - own, 1 - share, any_reason))
     return result
+
+
+def _optima(fit: PowerLaws, draws: np.ndarray, reasons: list[str], product: float) -> list[Estimate]:
+    """N_opt and D_opt where N D = product: a A N^-a = b B D^-b (Hoffmann et al. 2022, eq. 4)."""
+
+    def log_n(theta: np.ndarray) -> np.ndarray:
+        first, second, a, b = theta[:, -4:].T
+        ratio = np.log(np.maximum(a * first, 1e-300)) - np.log(np.maximum(b * second, 1e-300))
+        found = np.log(fit.centre[0]) + (ratio + b * np.log(product / fit.centre.prod())) / (a + b)
+        return np.clip(found, -300, 300)  # a draw whose term vanishes has no optimum
+
+    reason = next((reason for reason in reasons if reason), "")
+    own, drawn = np.exp(log_n(fit.theta[None]))[0], np.exp(log_n(draws))
+    return [_estimate("N_opt", own, drawn, reason), _estimate("D_opt", product / own, product / drawn, reason)]
 
 
 def _estimate(name: str, value: float, draws: np.ndarray, reason: str) -> Estimate:
     if reason:
         return Estimate(name, np.nan, np.nan, np.nan, reason)
-    low, high = np.quantile(draws, [0.025, 0.975])
+    low, high = np.quantile(draws, [0.025, 0.975]) if len(draws) else (np.nan, np.nan)
     return Estimate(name, float(value), float(low), float(high))
