@@ -202,12 +202,12 @@ def _distinct(values: np.ndarray, apart: float = 0.01) -> int:
 def _noise(fit: PowerLaws, x: np.ndarray) -> float:
     """How large a term may come out, in nats from end to end, where there is none.
 
-    It is the residuals' spread s (from the mean absolute one, which outliers move little); where there are many points
-    less: a slope's standard error lets a line over n points rise by about 3.5 s / sqrt(n), and it may be two of them.
+    A slope's standard error lets a line over n points rise by about 3.5 s / sqrt(n), and it may be more than two of
+    them; s is the residuals' spread, from the mean absolute one, which outliers move little.
     """
     n, p = len(fit.residuals), len(fit.theta)
     spread = np.sqrt(np.pi / 2 * n / (n - p)) * np.abs(fit.residuals).mean()
-    return spread * min(1.0, 7 / np.sqrt(n)) * (float(fit.predict(x).mean()) if fit.log else 1.0)
+    return spread * 8 / np.sqrt(n) * (float(fit.predict(x).mean()) if fit.log else 1.0)
 
 
 def _judged(fit: PowerLaws, draws: np.ndarray, names: tuple[str, ...], reasons: list[str]) -> list[Estimate]:
