@@ -104,20 +104,25 @@ def block_length(residuals: np.ndarray) -> int:
 
 
 def bootstrap(fit: PowerLaws, x: np.ndarray, draws: int = 400, block: int = 1, seed: int = 0) -> np.ndarray:
-    """Moving-block bootstrap of the residuals -> theta (draws, p).
+    """Moving-block bootstrap of the residuals -> theta (draws, p)."""
+    target = resampled(fit, x, draws, block, seed)
+    theta = np.repeat(fit.theta[None], draws, axis=0)
+    return descend(fit.objective(x), theta, target, tolerance=1e-9)[0]
+
+
+def resampled(fit: PowerLaws, x: np.ndarray, draws: int, block: int = 1, seed: int = 0) -> np.ndarray:
+    """What each draw is fitted to, (draws, n): log loss (if the fit is of it) or the loss in nats.
 
     block   rows that stay together: 1 for independent runs; more for the autocorrelated points of one curve
     Residuals are scaled by sqrt(n / (n - p)) and by t / z at 95 %, so that few points give honestly wide
     intervals.
     """
-    objective = fit.objective(x)
-    n, p = len(objective.z), len(fit.theta)
+    n, p = len(fit.residuals), len(fit.theta)
     scale = np.sqrt(n / (n - p)) * stdtrit(n - p, 0.975) / ndtri(0.975)
     rng = np.random.default_rng(seed)
     first = rng.integers(0, n - block + 1, size=(draws, -(-n // block)))
     rows = (first[:, :, None] + np.arange(block)).reshape(draws, -1)[:, :n]
-    target = objective.predict(fit.theta[None]) - scale * fit.residuals[rows]
-    return descend(objective, np.repeat(fit.theta[None], draws, axis=0), target, tolerance=1e-9)[0]
+    return fit.objective(x).predict(fit.theta[None]) - scale * fit.residuals[rows]
 
 
 @dataclass(frozen=True)
