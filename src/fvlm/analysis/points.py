@@ -11,6 +11,7 @@ from scipy.special import stdtrit
 from fvlm.errors import UserError
 
 FEWEST = 2  # rows
+RUNS = ("run", "run_id")  # columns that name the run of a point
 
 
 def read_points(
@@ -25,7 +26,7 @@ def read_points(
     columns   must be there; names are exact
     positive  of all columns: those whose numbers must be above zero
     optional  are returned where the file has them
-    text      of all columns: those that hold words (never empty); the others hold finite numbers
+    text      of all columns: those that hold words (empty only where optional); the others hold finite numbers
     raises    UserError for a file that is missing or no CSV, a column that is missing, a cell that is empty or of the
               wrong kind, two equal rows, fewer than two rows; rows are counted as in the file, the header is row 1
     """
@@ -43,7 +44,7 @@ def read_points(
     seen: dict[tuple, int] = {}
     for number, cells in rows:
         row = tuple(
-            _word(path, number, name, cells[place])
+            _word(path, number, name, cells[place], name in columns)
             if name in text
             else _number(path, number, name, cells[place], name in positive)
             for name, place in zip(chosen, places, strict=True)
@@ -81,8 +82,8 @@ def _cells(path: Path | str) -> tuple[list[str], list[tuple[int, list[str]]]]:
     return header, lines[1:]
 
 
-def _word(path: Path | str, number: int, name: str, cell: str) -> str:
-    if not cell:
+def _word(path: Path | str, number: int, name: str, cell: str, needed: bool) -> str:
+    if needed and not cell:
         raise UserError(f"{path}, row {number}: {name} is empty; expected a word")
     return cell
 
@@ -122,3 +123,20 @@ def check_falls(
             f"{path}: the loss L rises with {name}{what} (as {name}^{slope[0]:.2g}); expected one that falls: "
             "check the columns, or leave out the runs that diverged"
         )
+
+
+def one_schedule(points: pd.DataFrame) -> str:
+    """Why points of several schedules of the learning rate (column lr_schedule) cannot be fitted together; empty if
+    there is one, or the file does not say: at equal N and D a decayed rate gives a lower loss than a constant one."""
+    if "lr_schedule" not in points or points["lr_schedule"].nunique() < 2:
+        return ""
+    counts = points["lr_schedule"].value_counts(sort=False)
+    listed = ", ".join(f"{name}: {count} points" for name, count in counts.items())
+    return f"runs of {len(counts)} learning-rate schedules are mixed ({listed}); fit each by itself"
+
+
+def longest_run(points: pd.DataFrame) -> int:
+    """Points of the run with most of them: above 1 they lie on curves, and their errors are correlated. 1 where no
+    column names runs."""
+    names = [name for name in RUNS if name in points]
+    return int(points[names[0]].value_counts().max()) if names else 1
