@@ -1,18 +1,21 @@
 """Fits find the constants that made the data, and refuse what the data cannot say."""
 
+import itertools
 import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.optimize import least_squares
+from scipy.optimize import least_squares, minimize
 
 from fvlm.analysis.collect import flatten
-from fvlm.analysis.fits import estimates, fit_power_laws
+from fvlm.analysis.descent import descend
+from fvlm.analysis.fits import SQUARES, block_length, bootstrap, estimates, fit_power_laws, resampled
 from fvlm.analysis.isoflop import isoflop
 from fvlm.analysis.scaling import scaling_fits
 from tests.analysis_cases import BUDGETS, LAW, SIZES, law, study_summaries
+from tests.fit_cases import correlated
 
 # The first study's data: named by the environment, or in a folder beside the checkout.
 BESIDE = next(Path(__file__).parents[2].glob("*/reference"), Path("reference"))
@@ -90,6 +93,103 @@ def test_the_optimum_is_that_of_a_library_optimizer():
     size = np.abs(fit.residuals)
     cost = np.where(size <= 1e-3, size**2 / 2, 1e-3 * (size - 5e-4)).sum()
     assert cost <= found.cost * (1 + 1e-6)
+
+
+def random_problem(seed):
+    """(N, D) and losses of a random law, random places and random noise, some with heavy tails."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(8, 50))
+    sizes = np.exp(rng.uniform(np.log(1e7), np.log(1e10), int(rng.integers(3, 8))))
+    x = np.column_stack([rng.choice(sizes, n), np.exp(rng.uniform(np.log(1e8), np.log(1e11), n))])
+    exponents, terms = rng.uniform(0.1, 0.8, 2), rng.uniform(0.05, 1, 2)
+    loss = rng.uniform(0, 2) + (terms * (x / [1e9, 1e10]) ** -exponents).sum(axis=1)
+    return x, loss * np.exp(10 ** rng.uniform(-4, -1) * rng.standard_t(rng.choice([2, 50]), size=n))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_start_of_a_library_optimizer_ends_lower(seed):
+    """L-BFGS-B with finite differences from a part of the grid of Hoffmann et al. (2022), within the same bounds."""
+    x, loss = random_problem(seed)
+    log_x, log_loss = np.log(x), np.log(loss)
+
+    def cost(p):
+        parts = p[0] - p[3] * log_x[:, 0], p[1] - p[4] * log_x[:, 1]
+        size = np.abs(np.logaddexp(np.logaddexp(*parts), p[2]) - log_loss)
+        return np.where(size <= 1e-3, size**2 / 2, 1e-3 * (size - 5e-4)).sum()
+
+    terms, floors, powers = (0, 5, 10, 15, 20, 25), (-1, -0.5, 0, 0.5, 1), (0, 0.5, 1, 1.5, 2)
+    starts = list(itertools.product(terms, terms, floors, powers, powers))[seed::131]
+    bounds = [(None, None)] * 3 + [(0.01, 3.0)] * 2
+    lowest = min(minimize(cost, start, method="L-BFGS-B", bounds=bounds).fun for start in starts)
+    fit = fit_power_laws(x, loss)
+    with np.errstate(divide="ignore"):
+        own = cost([*np.log(fit.coefficients), np.log(fit.limit), *fit.exponents])
+    assert own == pytest.approx(fit.cost, rel=1e-6)
+    assert fit.cost <= lowest * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_other_start_of_ours_ends_lower(seed):
+    """From 300 random places, in another order of magnitude each."""
+    x, loss = random_problem(seed)
+    fit = fit_power_laws(x, loss)
+    rng = np.random.default_rng(seed)
+    theta = np.column_stack([np.exp(rng.uniform(-5, 1, (300, 3))), np.exp(rng.uniform(-4, 1, (300, 2)))])
+    found, cost = descend(fit.objective(x), theta, np.log(loss)[None])
+    assert found.shape == (300, 5) and fit.cost <= cost.min() * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("log", [True, False])
+@pytest.mark.parametrize("delta", [1e-3, 1e6])
+def test_the_optimum_is_stationary(log, delta):
+    """By central differences of the cost, in all directions that are not pressed against a bound."""
+    x, loss = grid([n for n, _ in SIZES.values()], noise=0.01)
+    fit = fit_power_laws(x, loss, delta=delta, log=log)
+    objective = fit.objective(x)
+    target = objective.target(loss)
+    for step in 1e-4 * np.diag(fit.theta):
+        costs = objective.cost(objective.predict(np.stack([fit.theta - step, fit.theta, fit.theta + step])) - target)
+        assert costs[1] < min(costs[0], costs[2])
+        assert abs(costs[2] - costs[0]) < 0.02 * (costs[0] + costs[2] - 2 * costs[1])
+
+
+@pytest.mark.parametrize("scales", [(1e-9, 1e9), (1e9, 1e-9), (1e9, 1e9), (1e-9, 1e-9)])
+def test_the_fit_does_not_depend_on_units(scales):
+    x, loss = grid([n for n, _ in SIZES.values()], noise=0.005, seed=2)
+    fit, other = fit_power_laws(x, loss), fit_power_laws(x * np.array(scales), loss)
+    assert other.theta == pytest.approx(fit.theta, rel=1e-6)
+    assert other.cost == pytest.approx(fit.cost, rel=1e-9)
+    assert other.coefficients == pytest.approx(fit.coefficients * np.array(scales) ** fit.exponents, rel=1e-5)
+
+
+def test_a_resample_has_residuals_of_their_sign():
+    """Losses are skewed upwards; so must be what is drawn."""
+    x = np.geomspace(1e4, 1e6, 60)
+    noise = np.random.default_rng(0).exponential(0.01, 60)
+    fit = fit_power_laws(x, (1 + 14 * x**-0.35) * np.exp(noise), delta=SQUARES)
+    drawn = resampled(fit, x, 200) - fit.objective(x).predict(fit.theta[None])
+    skew = [float((part**3).mean() / part.std() ** 3) for part in (-fit.residuals, drawn)]
+    assert skew[0] > 0.5 and skew[1] == pytest.approx(skew[0], rel=0.2)
+    assert 1 < drawn.std() / fit.residuals.std() < 1.2
+
+
+def test_a_bootstrapped_fit_is_the_fit_of_what_was_drawn():
+    x, loss = grid([n for n, _ in SIZES.values()], noise=0.01)
+    fit = fit_power_laws(x, loss)
+    target, theta = resampled(fit, x, 8, block=3, seed=5), bootstrap(fit, x, 8, block=3, seed=5)
+    objective = fit.objective(x)
+    for drawn, own in zip(target, theta, strict=True):
+        alone = fit_power_laws(x, np.exp(drawn))
+        cost = objective.cost(objective.predict(own[None]) - drawn)[0]
+        assert cost == pytest.approx(alone.cost, rel=1e-3)
+
+
+def test_blocks_are_as_long_as_the_correlation_asks():
+    assert block_length(correlated(400, 0.0, 1.0, 0)) <= 4
+    lengths = [block_length(correlated(400, rho, 1.0, 0)) for rho in (0.3, 0.6, 0.9)]
+    assert lengths == sorted(lengths) and lengths[-1] > 20
+    assert block_length(np.array([1.0, -1.0] * 20)) == 1 and block_length(np.zeros(20)) == 1
+    assert block_length(correlated(20, 0.95, 1.0, 0)) <= 5  # a quarter of the rows
 
 
 def test_two_model_sizes_are_refused():

@@ -29,6 +29,14 @@ COMMANDS = {
     "collect": ("fvlm.analysis.collect", "gather finished runs into one table"),
     "table": ("fvlm.analysis.tables", "make one table from the collected ones"),
     "figure": ("fvlm.analysis.figures", "draw one figure"),
+    "gap": ("fvlm.analysis.commands.gap", "the gap between two architectures, raw and at equal parameters"),
+    "factorial": ("fvlm.analysis.commands.factorial", "main effects and interaction of query depth and fine pass"),
+    "rank": ("fvlm.analysis.commands.rank", "runs ranked against a baseline, best and final, ties grouped"),
+    "check-curves": ("fvlm.analysis.commands.check_curves", "jumps of the loss that several runs share"),
+    "fit": ("fvlm.analysis.commands.fit", "fit L(N, D) = E + A/N^alpha + B/D^beta to points"),
+    "powerlaw": ("fvlm.analysis.commands.powerlaw", "fit L(C) = A C^-alpha + L_inf, or L(D), to points or to one run"),
+    "isoflop": ("fvlm.analysis.commands.isoflop", "the best model size at each budget, and its exponent in C"),
+    "envelope": ("fvlm.analysis.commands.envelope", "the best model size along the lower envelope of training curves"),
 }
 
 

@@ -4,8 +4,9 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 
-from fvlm.analysis.bootstrap import WHOLE, Estimate, pooled
+from fvlm.analysis.bootstrap import LEVEL, OVER_SEEDS, WHOLE, Estimate, pooled
 from fvlm.analysis.catalog import COLUMNS
 from fvlm.analysis.study import Study
 
@@ -22,6 +23,32 @@ def contrast(cells: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
     return np.tensordot(np.asarray(weights), cells, axes=1)
 
 
+def effects(cells: list[np.ndarray]) -> dict[str, Estimate]:
+    """Each effect over seeds; cells (4,) of losses (seeds,), in the order of CELLS.
+
+    Cells with the same seeds in the same order should be given as an array (4, seeds): then the effect is taken
+    within each seed, and the interval is Student's over seeds. A list of cells with other seeds each gives Welch's
+    interval (Welch 1947): variances add, with Satterthwaite's degrees of freedom. One seed in a cell: no interval.
+    """
+    if isinstance(cells, np.ndarray):
+        return {name: pooled(contrast(cells, weights)) for name, weights in EFFECTS.items()}
+    return {name: welch(cells, weights) for name, weights in EFFECTS.items()}
+
+
+def welch(cells: list[np.ndarray], weights: tuple[float, ...]) -> Estimate:
+    """The weighted sum of the means of independent samples, with Welch's interval at 95 %."""
+    value = float(np.dot(weights, [np.mean(own) for own in cells]))
+    fewest = min(map(len, cells))
+    if fewest < 2:
+        return Estimate(value, n_seeds=fewest)
+    parts = np.square(weights) * [np.var(own, ddof=1) / len(own) for own in cells]
+    if not parts.any():
+        return Estimate(value, value, value, OVER_SEEDS, fewest)
+    degrees = parts.sum() ** 2 / sum(part**2 / (len(own) - 1) for part, own in zip(parts, cells, strict=True))
+    half = float(stdtrit(degrees, (1 + LEVEL) / 2) * np.sqrt(parts.sum()))
+    return Estimate(value, value - half, value + half, OVER_SEEDS, fewest)
+
+
 def factorial(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -> pd.DataFrame:
     """Three effects at the best and the final validation and in the evaluation; no row if one of the cells
     is missing.
@@ -36,7 +63,7 @@ def factorial(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFr
     rows = []
     for measure in ("best", "final"):
         cells = np.array([study.runs.loc[names, f"{measure}.val_loss"] for names in matched], float).T  # (4, seeds)
-        rows += [_row(measure, name, pooled(contrast(cells, weights)), cells) for name, weights in EFFECTS.items()]
+        rows += [_row(measure, name, effect, cells) for name, effect in effects(cells).items()]
     cells = np.array([[study.loss(run) for run in names] for names in matched]).T
     terms = [(base, WHOLE) for base in CELLS.values()]
     for name, weights in EFFECTS.items():

@@ -5,6 +5,8 @@ FLOPs, is read off at the other's parameter count: once where the foveated model
 baseline is.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 
@@ -14,16 +16,23 @@ from fvlm.analysis.grid import grid_points
 from fvlm.analysis.study import Study
 
 
-def read_off(n: np.ndarray, loss: np.ndarray, at: float) -> tuple[np.ndarray, int]:
-    """Loss at `at` parameters, piecewise linear in log N; beyond the ends the nearest segment is prolonged.
+def read_off(
+    n: np.ndarray, loss: np.ndarray, at: float, scale: Callable[[np.ndarray], np.ndarray] = np.log
+) -> tuple[np.ndarray, int]:
+    """Loss at `at` parameters, piecewise linear in scale(N); beyond the ends the nearest segment is prolonged.
 
     n (k,) ascending, k >= 2; loss (k,) or (k, R) -> loss () or (R,), and on which side that
     extrapolates: -1 below the smallest N, 1 above the largest, 0 not
     """
-    x, here = np.log(n), np.log(at)
+    x, here = scale(n), scale(at)
     right = int(np.clip(np.searchsorted(x, here), 1, len(x) - 1))
     share = (here - x[right - 1]) / (x[right] - x[right - 1])
     return loss[right - 1] + share * (loss[right] - loss[right - 1]), int(here > x[-1]) - int(here < x[0])
+
+
+def linear(n):
+    """The scale of a curve that is read off linearly in N."""
+    return n
 
 
 def percent(loss, reference):
@@ -36,17 +45,23 @@ def corrected(
     loss_foveated: np.ndarray,
     n_baseline: np.ndarray,
     loss_baseline: np.ndarray,
-    pair: int,
+    pair: int | tuple[int, int],
+    scale: Callable[[np.ndarray], np.ndarray] = np.log,
 ) -> dict:
-    """The gaps of one pair, in percent. Curves ascend in N; losses are (k,), or (k, R) for R seeds or replicates."""
-    own, other = n_foveated[pair], n_baseline[pair]
-    at_foveated, beyond_one = read_off(n_baseline, loss_baseline, own)
-    at_baseline, beyond_two = read_off(n_foveated, loss_foveated, other)
+    """The gaps of one pair, in percent. Curves ascend in N; losses are (k,), or (k, R) for R seeds or replicates.
+
+    pair   its place in both curves, or its place in each
+    scale  of N, in which the curves are read off: np.log, or `linear`
+    """
+    left, right = (pair, pair) if isinstance(pair, int) else pair
+    own, other = n_foveated[left], n_baseline[right]
+    at_foveated, beyond_one = read_off(n_baseline, loss_baseline, own, scale)
+    at_baseline, beyond_two = read_off(n_foveated, loss_foveated, other, scale)
     return {
-        "raw": percent(loss_foveated[pair], loss_baseline[pair]),
-        "at_foveated": percent(loss_foveated[pair], at_foveated),
+        "raw": percent(loss_foveated[left], loss_baseline[right]),
+        "at_foveated": percent(loss_foveated[left], at_foveated),
         "at_foveated_extrapolates": beyond_one,
-        "at_baseline": percent(at_baseline, loss_baseline[pair]),
+        "at_baseline": percent(at_baseline, loss_baseline[right]),
         "at_baseline_extrapolates": beyond_two,
     }
 
@@ -101,7 +116,7 @@ def _rows(study: Study, family: str, budget: str, sizes: list[str], n: list[np.n
         if not np.isfinite(losses).all():
             continue
         for pair, size in enumerate(sizes):
-            found = _gaps(n, losses, replicates, pair)
+            found = gaps_of(n, losses, replicates, pair)
             means = losses.reshape(2, len(sizes), -1).mean(axis=2)
             rows.append({
                 "family": family, "budget": budget, "size": size, "measure": measure,
@@ -112,14 +127,24 @@ def _rows(study: Study, family: str, budget: str, sizes: list[str], n: list[np.n
     return rows
 
 
-def _gaps(n: list[np.ndarray], losses: np.ndarray, draws: np.ndarray | None, pair: int) -> dict:
-    """The columns of one pair's gaps; losses (2 k, seeds) and their replicates (2 k, R), foveated first."""
-    if len(n[0]) < 2:
-        raw = pooled(percent(*losses), None if draws is None else percent(*draws))
+def gaps_of(
+    n: list[np.ndarray],
+    losses: np.ndarray,
+    draws: np.ndarray | None,
+    pair: int | tuple[int, int],
+    scale: Callable[[np.ndarray], np.ndarray] = np.log,
+) -> dict:
+    """The columns of one pair's gaps, see `corrected`; losses (k, seeds) and their replicates (k, R) are those of all
+    runs, the foveated ones, by n[0], first."""
+    cut = len(n[0])
+    left, right = (pair, pair) if isinstance(pair, int) else pair
+    if min(map(len, n)) < 2:
+        chosen = [left, cut + right]
+        raw = pooled(percent(*losses[chosen]), None if draws is None else percent(*draws[chosen]))
         return {**_columns("raw", raw), "note": "one size: no curve to correct with"}
 
     def every(values: np.ndarray) -> dict:
-        return corrected(n[0], values[: len(n[0])], n[1], values[len(n[0]) :], pair)
+        return corrected(n[0], values[:cut], n[1], values[cut:], (left, right), scale)
 
     gaps, spread, row = every(losses), {} if draws is None else every(draws), {}
     for name in ("raw", "at_foveated", "at_baseline"):

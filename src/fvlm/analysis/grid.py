@@ -1,5 +1,6 @@
 """The scaling grid as points."""
 
+import numpy as np
 import pandas as pd
 
 ARCHITECTURES = ("foveated", "multi_token", "pixel_shuffle")
@@ -34,3 +35,13 @@ def grid_points(runs: pd.DataFrame) -> pd.DataFrame:
 def envelope(points: pd.DataFrame) -> pd.DataFrame:
     """Of one architecture's points: the lowest loss at each budget."""
     return points.loc[points.groupby("budget")["loss"].idxmin()].sort_values("C")
+
+
+def budgets_of(flops: np.ndarray, apart: float = 0.05) -> np.ndarray:
+    """Which budget (n,), counted from the smallest, each C (n,) belongs to: what was spent differs a little from what
+    was allowed, and a gap of 5 % begins the next budget."""
+    order = np.argsort(flops)
+    steps = np.diff(np.log(flops[order]), prepend=np.log(flops[order[0]])) > np.log1p(apart)
+    labels = np.empty(len(flops), int)
+    labels[order] = np.cumsum(steps)
+    return labels

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.bootstrap import NO_INTERVAL, Cell
+from fvlm.analysis.bootstrap import NO_INTERVAL, Cell, Estimate, pooled
 from fvlm.analysis.catalog import COLUMNS
 from fvlm.analysis.study import Study
 
@@ -85,3 +85,36 @@ def differences(study: Study, base: str, reference: str, kind: str) -> dict:
         "interval": quoted.interval,
         "measure": measure,
     }
+
+
+def paired(losses: pd.Series, others: pd.Series) -> Estimate:
+    """How far `losses` lie above `others`, over the seeds that both have; both are indexed by seed.
+
+    Without a common seed the difference of the means, and no interval.
+    """
+    common = losses.index.intersection(others.index)
+    if len(common):
+        return pooled((losses[common] - others[common]).to_numpy(float))
+    return Estimate(float(losses.mean() - others.mean()))
+
+
+def tied(losses: dict[str, pd.Series]) -> dict[str, int | None]:
+    """Run -> its group, 1 the best; the runs in ascending order of their mean loss.
+
+    A run belongs to the group before it if the interval of its difference to the best of that group includes zero,
+    else it begins the next. A run whose difference has no interval is in no group (None).
+    """
+    groups: dict[str, int | None] = {}
+    leader, group = None, 0
+    for run in sorted(losses, key=lambda name: losses[name].mean()):
+        if len(losses[run]) < 2:
+            groups[run] = None
+            continue
+        gap = None if leader is None else paired(losses[run], losses[leader])
+        if gap is not None and np.isnan(gap.low):
+            groups[run] = None
+            continue
+        if gap is None or gap.low > 0 or gap.high < 0:
+            leader, group = run, group + 1
+        groups[run] = group
+    return groups

@@ -80,13 +80,14 @@ def _isoflop_rows(architecture: str, points: pd.DataFrame) -> list[dict]:
             estimate, rmse = Estimate(name, np.nan, np.nan, np.nan, reason), np.nan
         else:
             x, y = np.log(used["flops"].to_numpy(float)), np.log(used[column].to_numpy(float))
-            estimate, rmse = _slope(name, x, y)
+            estimate, rmse = log_slope(name, x, y)
         rows.append(_row("iso-FLOP minima", FORMS["iso"], architecture, points, estimate, rmse))
     return rows
 
 
-def _slope(name: str, x: np.ndarray, y: np.ndarray) -> tuple[Estimate, float]:
-    """Slope of y on x by least squares with its t interval, and the root mean square residual."""
+def log_slope(name: str, x: np.ndarray, y: np.ndarray) -> tuple[Estimate, float]:
+    """Slope of log y on log x by least squares with its t interval, and the root mean square residual; three
+    points or more, and not identified where the interval is wider than 1."""
     slope, intercept = np.polyfit(x, y, 1)
     residuals = y - intercept - slope * x
     error = np.sqrt((residuals**2).sum() / (len(x) - 2) / ((x - x.mean()) ** 2).sum())

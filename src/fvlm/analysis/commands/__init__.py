@@ -1,0 +1,70 @@
+"""Commands for a user's own points and curves: one module each, which reads files, calls the library and writes one."""
+
+from pathlib import Path
+
+import numpy as np
+
+from fvlm.analysis.scaling import log_slope
+from fvlm.errors import UserError
+from fvlm.files import write_json
+
+
+def write_result(read: Path | str, out: Path | str, content: dict) -> None:
+    """Write a command's JSON, whole or not at all.
+
+    raises  UserError if that would overwrite what was read, or cannot be written
+    """
+    if Path(out).resolve() == Path(read).resolve():
+        raise UserError(f"--out {out}: this is the file that was read; expected another name")
+    try:
+        write_json(out, content)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror}); choose another place") from error
+
+
+def number(value: float) -> float | None:
+    """A plain float; None where there is no finite value."""
+    return float(value) if np.isfinite(value) else None
+
+
+def interval(low: float, high: float) -> list[float] | None:
+    return None if number(low) is None or number(high) is None else [float(low), float(high)]
+
+
+def bootstrap_words(draws: int, seed: int) -> dict | None:
+    """How the intervals were made; None without any."""
+    return {"of": "residuals, in moving blocks", "level": 0.95, "draws": draws, "seed": seed} if draws else None
+
+
+def natural(text: str) -> int:
+    """An argument that counts something: 0 or more."""
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
+def positive(text: str) -> float:
+    value = float(text)
+    if not (np.isfinite(value) and value > 0):
+        raise ValueError
+    return value
+
+
+def shown(value: float | None, ci: list[float] | None = None) -> str:
+    """A number with its interval, as the summaries print them."""
+    if value is None:
+        return "not identified"
+    return f"{value:.4g}" + (f" ({ci[0]:.4g} to {ci[1]:.4g})" if ci else "")
+
+
+def exponent(name: str, flops, optimum, refused: str, few: str) -> tuple[float | None, list[float] | None, str]:
+    """Slope of log optimum on log flops and its interval, or None for both and the reason: `refused`, or `few` where
+    there are fewer than three points. A column of NaN gives None."""
+    x, y = np.log(np.asarray(flops, float)), np.log(np.asarray(optimum, float))
+    if refused or len(x) < 3:
+        return None, None, refused or few
+    if not np.isfinite(y).all():
+        return None, None, f"no values for {name}"
+    found, _ = log_slope(name, x, y)
+    return number(found.value), interval(found.low, found.high), found.reason

@@ -1,0 +1,206 @@
+"""The numerical part of the fits: sums of power laws under Huber's loss, many problems at once.
+
+Letters: R problems (starts, or bootstrap resamples), n points, k variables, p parameters of each problem.
+theta (R, p) = [E (if floor), k terms in nats at z = 0, k exponents]; the model is E + sum_k A_k exp(-a_k z_k), where
+z (n, k) is log x less its mean, so that the units of x do not matter.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+EXPONENTS = (0.01, 3.0)  # bounds
+STARTS = 8
+MOST_STEPS = 400
+ROWS = 64  # problems that descend together: their arrays stay in the processor's cache
+LEAST = 1e-300
+NEAR = 1e-2  # a step that gains less of the cost has come near the optimum, where the exact Hessian is better
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised: Huber's loss of predicted - observed, of log loss or of the loss itself in nats."""
+
+    z: np.ndarray  # (n, k)
+    floor: bool
+    delta: float
+    log: bool = True
+
+    @property
+    def parameters(self) -> int:
+        return int(self.floor) + 2 * self.z.shape[1]
+
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        k = self.z.shape[1]
+        return tuple(
+            np.array([edge] * (self.parameters - k) + [end] * k)
+            for edge, end in zip((0.0, np.inf), EXPONENTS, strict=True)
+        )
+
+    def target(self, loss: np.ndarray) -> np.ndarray:
+        """What predictions are held against."""
+        return np.log(np.maximum(loss, LEAST)) if self.log else loss
+
+    def predict(self, theta: np.ndarray) -> np.ndarray:
+        """theta (R, p) -> (R, n), comparable with `target`."""
+        z, f = self.z, int(self.floor)
+        k = z.shape[1]
+        loss = np.repeat(theta[:, :1], len(z), axis=1) if self.floor else 0.0
+        for i in range(k):
+            loss = loss + theta[:, f + i, None] * np.exp(-theta[:, f + k + i, None] * z[:, i])
+        return self.target(loss)
+
+    def cost(self, residuals: np.ndarray) -> np.ndarray:
+        """(R, n) -> (R,)."""
+        size = np.abs(residuals)
+        inner = np.minimum(size, self.delta)
+        return (inner * (size - 0.5 * inner)).sum(axis=1)
+
+
+def starts(objective: Objective, loss: np.ndarray) -> np.ndarray:
+    """Where to begin: the lowest points of a grid over the exponents, on which the rest is linear (S, p).
+
+    The linear part is least squares of relative errors with nonnegative solutions, for all grid points at once: of all
+    sets of columns the best whose solution is positive.
+    """
+    n, k = objective.z.shape
+    f = int(objective.floor)
+    axis = np.geomspace(*EXPONENTS, 60 if k == 1 else 21)
+    weight = 1 / loss if objective.log else np.ones(n)
+    powers = np.exp(-objective.z[:, :, None] * axis)  # (n, k, grid)
+    columns = np.concatenate([np.ones((n, f)), powers.reshape(n, -1)], axis=1) * weight[:, None]
+    gram, target = columns.T @ columns, columns.T @ (loss * weight)
+    points = np.array(list(itertools.product(range(len(axis)), repeat=k)))
+    chosen = points + np.arange(k) * len(axis) + f
+    if f:
+        chosen = np.column_stack([np.zeros(len(points), int), chosen])
+    linear = _nonnegative(gram[chosen[:, :, None], chosen[:, None, :]], target[chosen])
+    theta = np.concatenate([np.maximum(linear, 1e-4), axis[points]], axis=1)
+    costs = objective.cost(objective.predict(theta) - objective.target(loss))
+    return theta[_lowest(costs.reshape((len(axis),) * k))]
+
+
+def _nonnegative(gram: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Batched least squares without negative solutions: gram (G, c, c), target (G, c) -> (G, c)."""
+    c = target.shape[1]
+    best, gained = np.zeros_like(target), np.zeros(len(target))
+    for kept in itertools.product((False, True), repeat=c):
+        if not any(kept):
+            continue
+        rows = np.flatnonzero(kept)
+        part = gram[:, rows[:, None], rows]
+        ridge = 1e-12 * np.einsum("gcc->gc", part)[:, :, None] * np.eye(len(rows))
+        found = np.linalg.solve(part + ridge, target[:, rows][:, :, None])[:, :, 0]
+        gain = (found * target[:, rows]).sum(axis=1)
+        better = (found >= 0).all(axis=1) & (gain > gained)
+        best[better] = 0
+        best[np.ix_(better, rows)] = found[better]
+        gained[better] = gain[better]
+    return best
+
+
+def _lowest(costs: np.ndarray) -> np.ndarray:
+    """Positions in a flattened grid of costs: those no higher than their neighbours, then the lowest others."""
+    around = np.pad(costs, 1, constant_values=np.inf)
+    least = np.full(costs.shape, np.inf)
+    for shift in itertools.product((0, 1, 2), repeat=costs.ndim):
+        if set(shift) != {1}:
+            window = tuple(slice(s, s + size) for s, size in zip(shift, costs.shape, strict=True))
+            least = np.minimum(least, around[window])
+    order = np.lexsort([costs.ravel(), (costs > least).ravel()])
+    return order[: max(STARTS, min(2 * STARTS, int((costs <= least).sum())))]
+
+
+def descend(
+    objective: Objective, theta: np.ndarray, target: np.ndarray, tolerance: float = 1e-14
+) -> tuple[np.ndarray, np.ndarray]:
+    """The minimum next to each start: theta (R, p), target (R or 1, n) -> theta, cost (R,).
+
+    Levenberg-Marquardt within bounds, each row with its own damping. Far from the optimum the Hessian is that of
+    reweighted least squares, near it the exact one, which converges quadratically where Huber's loss is almost the sum
+    of absolute errors. A row is done when a step gains less than `tolerance` of its cost, or no step gains anything.
+    """
+    theta = np.array(theta, float)
+    target = np.broadcast_to(target, (len(theta), len(objective.z)))
+    costs = np.empty(len(theta))
+    for first in range(0, len(theta), ROWS):
+        rows = slice(first, first + ROWS)
+        theta[rows], costs[rows] = _descend_rows(objective, theta[rows], target[rows], tolerance)
+    return theta, costs
+
+
+def _descend_rows(objective: Objective, theta, target, tolerance):
+    low, high = objective.bounds
+    theta = np.clip(theta, low, high)
+    costs = objective.cost(objective.predict(theta) - target)
+    damping, exact = np.full(len(theta), 1e-3), np.zeros(len(theta), bool)
+    active = np.arange(len(theta))
+    for _ in range(MOST_STEPS):
+        here, seen = theta[active], target[active]
+        trial = np.clip(here - _step(objective, here, seen, damping[active], exact[active]), low, high)
+        gain = costs[active] - objective.cost(objective.predict(trial) - seen)
+        better = gain > 0
+        small = gain <= tolerance * costs[active]
+        theta[active[better]] = trial[better]
+        costs[active[better]] -= gain[better]
+        settled = np.where(better, small & exact[active], damping[active] > 1e8) | (costs[active] <= 0)
+        damping[active] = np.clip(np.where(better, damping[active] / 5, damping[active] * 5), 1e-14, 1e9)
+        exact[active] |= better & (gain <= NEAR * costs[active])
+        active = active[~settled]
+        if not len(active):
+            break
+    return theta, objective.cost(objective.predict(theta) - target)
+
+
+def _step(objective: Objective, theta, target, damping, exact) -> np.ndarray:
+    """One damped Newton step (R, p); parameters pressed against a bound stay there."""
+    delta, (low, high) = objective.delta, objective.bounds
+    predicted, jacobian = _linearised(objective, theta)
+    residuals = predicted - target
+    size = np.abs(residuals)
+    pull = np.clip(residuals, -delta, delta)  # first derivative of Huber's loss
+    gradient = (jacobian @ pull[:, :, None])[:, :, 0]
+    reweighted = delta / np.maximum(size, delta)
+    weight = np.where(exact[:, None], (size <= delta) - pull * objective.log, reweighted)
+    hessian = (jacobian * weight[:, None]) @ jacobian.transpose(0, 2, 1)
+    if exact.any():
+        _add_curvature(objective, hessian, jacobian, np.where(exact[:, None], pull, 0))
+    pressed = ((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0))
+    gradient[pressed] = 0
+    hessian *= ~(pressed[:, :, None] | pressed[:, None, :])
+    scale = ((jacobian**2) @ reweighted[:, :, None])[:, :, 0]
+    diagonal = range(theta.shape[1])
+    hessian[:, diagonal, diagonal] += damping[:, None] * scale + pressed + 1e-14
+    return np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
+
+
+def _linearised(objective: Objective, theta) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions (R, n) and their derivatives (R, p, n)."""
+    z, f = objective.z, int(objective.floor)
+    k = z.shape[1]
+    jacobian = np.empty((*theta.shape, len(z)))
+    loss = np.repeat(theta[:, :1], len(z), axis=1) if f else np.zeros((len(theta), len(z)))
+    jacobian[:, :f] = 1
+    for i in range(k):
+        np.exp(-theta[:, f + k + i, None] * z[:, i], out=jacobian[:, f + i])
+        term = theta[:, f + i, None] * jacobian[:, f + i]
+        jacobian[:, f + k + i] = -term * z[:, i]
+        loss += term
+    if objective.log:
+        jacobian /= np.maximum(loss, LEAST)[:, None]
+    return objective.target(loss), jacobian
+
+
+def _add_curvature(objective: Objective, hessian, jacobian, pull) -> None:
+    """Add the second derivatives of the terms: with t = A exp(-a z), d2t / dA da = -z t / A and d2t / da2 = z^2 t.
+    (Those of the logarithm are in the weights: `- pull`.)"""
+    z, f = objective.z, int(objective.floor)
+    k = z.shape[1]
+    for i in range(k):
+        term, exponent = f + i, f + k + i
+        cross = (pull * jacobian[:, term] * z[:, i]).sum(axis=1)
+        hessian[:, term, exponent] -= cross
+        hessian[:, exponent, term] -= cross
+        hessian[:, exponent, exponent] -= (pull * jacobian[:, exponent] * z[:, i]).sum(axis=1)

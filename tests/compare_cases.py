@@ -1,0 +1,63 @@
+"""Points and curves in a user's own CSV files, with gaps, effects and jumps that are known."""
+
+import json
+
+import numpy as np
+import pandas as pd
+
+from fvlm.__main__ import main
+
+SIZES = ((1.0e8, 1.2e8), (3.0e8, 3.3e8), (1.0e9, 1.1e9))  # N of the foveated model, of the baseline
+
+
+def line(n):
+    return 5 - 0.15 * np.log(n)
+
+
+def points(above=1.02, law=line, sizes=SIZES):
+    """Two architectures whose curves lie `above` each other."""
+    rows = [
+        {"architecture": name, "N": n, "L": factor * law(n), "pair": f"p{place}"}
+        for place, pair in enumerate(sizes)
+        for name, n, factor in zip(("foveated", "pooled"), pair, (above, 1.0), strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def curve(run, loss, every=6400, **columns):
+    """Evaluations of one run; loss (n,)."""
+    place = np.arange(1, len(loss) + 1)
+    frame = pd.DataFrame({"run_id": run, "step": 200 * place, "samples_seen": every * place, "val_loss": loss})
+    return frame.assign(**columns)
+
+
+def smooth(n, rng, noise=0.005, every=8000):
+    """A power law in D with a floor and independent noise of log loss."""
+    samples = every * np.arange(1, n + 1)
+    law = 1.05 + rng.uniform(5, 30) * samples ** -rng.uniform(0.2, 0.5)
+    return law * np.exp(noise * rng.normal(size=n))
+
+
+def ending(final, best=None, n=20, at=18):
+    """A falling curve whose best and last values are given; the best at evaluation `at`."""
+    loss = (final if best is None else best) + 0.5 * np.exp(-np.arange(n) / 3.0) + 1e-3
+    loss[at - 1], loss[-1] = (final - 1e-4 if best is None else best), final
+    return loss
+
+
+def save(path, *frames):
+    pd.concat(frames, ignore_index=True).to_csv(path, index=False)
+    return str(path)
+
+
+def run(*arguments):
+    assert main([str(word) for word in arguments]) == 0
+
+
+def made(out):
+    """What a command wrote: strict JSON, where NaN is none."""
+
+    def refuse(word):
+        raise AssertionError(f"{out} holds {word}, which is no JSON")
+
+    return json.loads(out.read_text(), parse_constant=refuse)

@@ -1,0 +1,420 @@
+"""fvlm fit, powerlaw, isoflop and envelope: known laws are found, what the data cannot say is null, bad input is one
+sentence."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fvlm.__main__ import main
+from tests.fit_cases import A_OPT, LAW, correlated, joint_points, law, refuse, run, training_curves
+from tests.test_analysis_fits import REFERENCE
+
+COMMANDS = ("fit", "powerlaw", "isoflop", "envelope")
+REFUSED = ("alpha", "a", "b", "N_opt")
+
+# --- fit ---
+
+
+def test_fit_without_noise_is_the_law(tmp_path):
+    found = run("fit", joint_points(noise=0), tmp_path)
+    for name, value in {**LAW, "a": A_OPT, "b": 1 - A_OPT}.items():
+        assert found[name] == pytest.approx(value, rel=1e-4), name
+    assert found["identified"] is True and found["reason"] is None and found["n"] == 48
+    assert found["objective"] < 1e-12 and found["ci"] is None and found["method"]
+
+
+def test_n_opt_is_where_the_fitted_loss_is_lowest(tmp_path):
+    found = run("fit", joint_points(), tmp_path, "--budget", "1e21", "--flops-per-nd", "7")
+    n = np.geomspace(1e8, 1e11, 200_001)
+    loss = found["A"] * n ** -found["alpha"] + found["B"] * (1e21 / 7 / n) ** -found["beta"]
+    assert found["N_opt"] == pytest.approx(n[np.argmin(loss)], rel=1e-3)
+    assert found["N_opt"] * found["D_opt"] == pytest.approx(1e21 / 7)
+
+
+def test_fit_with_intervals_holds_the_law_and_depends_on_the_seed_alone(tmp_path):
+    table = joint_points(seed=3)
+    found = run("fit", table, tmp_path, "--bootstrap", "400", "--seed", "1")
+    for name, value in {**LAW, "a": A_OPT, "b": 1 - A_OPT}.items():
+        low, high = found["ci"][name]
+        assert low < found[name] < high
+        assert low - (high - low) / 4 < value < high + (high - low) / 4, name
+    assert found["bootstrap"]["draws"] == 400
+    assert run("fit", table, tmp_path, "--bootstrap", "400", "--seed", "1") == found
+    other = run("fit", table, tmp_path, "--bootstrap", "400", "--seed", "2")
+    assert other["ci"] != found["ci"] and other["alpha"] == found["alpha"]
+
+
+@pytest.mark.parametrize("scales", [(1e-9, 1e9), (1e9, 1e-9), (1e9, 1e9), (3.7e-9, 1.0)])
+def test_fit_does_not_depend_on_the_units(tmp_path, scales):
+    for seed in range(3):
+        table = joint_points(seed=seed)
+        found = run("fit", table, tmp_path, "--budget", "1e21")
+        scaled = table.assign(N=table["N"] * scales[0], D=table["D"] * scales[1])
+        budget = 1e21 * scales[0] * scales[1]
+        other = run("fit", scaled, tmp_path, "--budget", repr(budget))
+        for name in ("E", "alpha", "beta", "a", "b", "objective"):
+            assert other[name] == pytest.approx(found[name], rel=1e-6), name
+        assert other["A"] == pytest.approx(found["A"] * scales[0] ** found["alpha"], rel=1e-5)
+        assert other["B"] == pytest.approx(found["B"] * scales[1] ** found["beta"], rel=1e-5)
+        assert other["N_opt"] == pytest.approx(found["N_opt"] * scales[0], rel=1e-5)
+
+
+def test_fit_does_not_depend_on_the_order_of_rows_or_on_other_columns(tmp_path):
+    table = joint_points()
+    found = run("fit", table, tmp_path)
+    shuffled = table.sample(frac=1, random_state=0).assign(note="x, y", empty="")[["note", "L", "D", "empty", "N"]]
+    other = run("fit", shuffled, tmp_path)
+    for name in ("E", "A", "B", "alpha", "beta", "objective"):
+        assert other[name] == pytest.approx(found[name], rel=1e-6)
+
+
+def refused(found: dict) -> str:
+    assert found["identified"] is False
+    assert all(found[name] is None for name in REFUSED), found
+    assert all(found["ci"][name] is None for name in REFUSED) if found["ci"] else True
+    return found["reason"]
+
+
+@pytest.mark.parametrize("options", [(), ("--bootstrap", "100")])
+def test_two_sizes_give_no_exponent(tmp_path, options):
+    table = joint_points()
+    two = table[table["N"].isin(sorted(table["N"].unique())[2:4])]
+    found = run("fit", two, tmp_path, *options)
+    assert refused(found) == "2 values of N; an exponent needs three"
+    assert found["E"] is None and found["A"] is None and found["n"] == 12 and found["objective"] > 0
+
+
+def test_sizes_that_differ_by_less_than_a_percent_are_one(tmp_path):
+    table = joint_points()
+    two = table[table["N"].isin(sorted(table["N"].unique())[2:4])]
+    near = pd.concat([two, two.assign(N=two["N"] * 1.004, L=two["L"] * 1.001)])
+    assert "2 values of N" in refused(run("fit", near, tmp_path))
+
+
+@pytest.mark.parametrize("options", [(), ("--bootstrap", "200")])
+def test_a_vanishing_term_gives_no_exponent(tmp_path, options):
+    table = joint_points()
+    rng = np.random.default_rng(1)
+    flat = (1.9 + LAW["B"] * table["D"] ** -LAW["beta"]) * np.exp(0.003 * rng.normal(size=len(table)))
+    reason = refused(run("fit", table.assign(L=flat), tmp_path, *options))
+    assert "the N term vanishes" in reason or "ran into its bound" in reason
+
+
+def test_mixed_schedules_give_nothing(tmp_path):
+    table = joint_points()
+    kinds = np.where(np.arange(len(table)) % 2, "cosine", "constant")
+    found = run("fit", table.assign(lr_schedule=kinds), tmp_path, "--bootstrap", "50")
+    assert "2 learning-rate schedules are mixed" in refused(found) and "cosine: 24 points" in found["reason"]
+    assert found["E"] is None and found["beta"] is None
+    assert run("fit", table.assign(lr_schedule="cosine"), tmp_path)["identified"] is True
+
+
+def test_an_exponent_at_its_bound_is_no_exponent(tmp_path):
+    table = joint_points()
+    steep = 2 + 0.5 * (table["N"] / 1e8) ** -5.0 + 0.3 * (table["D"] / 1e10) ** -0.3
+    assert "exponent of N ran into its bound 3" in refused(run("fit", table.assign(L=steep), tmp_path))
+
+
+def test_an_interval_that_is_too_wide_is_seen_by_the_bootstrap(tmp_path):
+    table = joint_points(sizes=4, budgets=3, noise=0.02)
+    assert run("fit", table, tmp_path)["identified"] is True
+    assert "too wide" in refused(run("fit", table, tmp_path, "--bootstrap", "300"))
+
+
+def test_five_points_carry_no_fit(tmp_path):
+    found = run("fit", joint_points().iloc[::9].iloc[:5], tmp_path, "--bootstrap", "50")
+    assert refused(found) == "5 points cannot carry 5 parameters and an error"
+    assert found["objective"] is None
+
+
+def test_intervals_cover_the_law_about_as_often_as_they_say(tmp_path):
+    inside = []
+    for seed in range(40):
+        found = run("fit", joint_points(sizes=5, budgets=4, noise=0.001, seed=seed), tmp_path, "--bootstrap", "200")
+        truth = {"alpha": LAW["alpha"], "beta": LAW["beta"], "a": A_OPT}
+        inside += [found["ci"][name][0] <= value <= found["ci"][name][1] for name, value in truth.items()]
+    assert 0.85 <= np.mean(inside) <= 0.995  # 120 of them, three by three dependent
+
+
+# --- powerlaw ---
+
+
+def power_points(noise=0.0, n=12, seed=0, floor=1.1) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    c = np.geomspace(1e16, 1e20, n)
+    return pd.DataFrame({"C": c, "L": (floor + 60 * c**-0.1) * np.exp(noise * rng.normal(size=n))})
+
+
+def test_powerlaw_finds_the_law_of_each_architecture(tmp_path):
+    table = pd.concat([power_points().assign(architecture="one"), power_points(floor=2.0).assign(architecture="two")])
+    found = run("powerlaw", table, tmp_path)
+    assert list(found["fits"]) == ["one", "two"] and found["n"] == 24
+    for name, floor in (("one", 1.1), ("two", 2.0)):
+        one = found["fits"][name]
+        assert [one["A"], one["alpha"], one["L_inf"]] == pytest.approx([60, 0.1, floor], rel=1e-3)
+        assert one["identified"] is True and one["n"] == 12
+
+
+@pytest.mark.parametrize("loss", ["huber", "squares"])
+def test_powerlaw_in_any_column(tmp_path, loss):
+    table = power_points(noise=1e-4).rename(columns={"C": "D"})
+    one = run("powerlaw", table, tmp_path, "--x", "D", "--loss", loss)["fits"]["all"]
+    assert one["ci"]["alpha"][0] < 0.1 < one["ci"]["alpha"][1] and one["block"] == 1
+
+
+def test_one_curve_is_drawn_in_blocks_and_its_intervals_are_wider(tmp_path):
+    table = power_points(n=200)
+    table["L"] *= np.exp(correlated(200, 0.9, 0.002, seed=0))
+    apart = run("powerlaw", table, tmp_path)["fits"]["all"]
+    curve = run("powerlaw", table.assign(run="r"), tmp_path)["fits"]["all"]
+    chosen = run("powerlaw", table, tmp_path, "--block", str(curve["block"]))["fits"]["all"]
+    assert apart["block"] == 1 and 10 <= curve["block"] <= 50
+    assert chosen["ci"] == curve["ci"] and curve["optimum"] == apart["optimum"]
+    width = [one["ci"]["alpha"] and np.ptp(one["ci"]["alpha"]) for one in (apart, curve)]
+    assert width[1] is None or width[1] > 1.5 * width[0]
+
+
+def test_block_intervals_cover_the_law_of_a_correlated_curve(tmp_path):
+    inside = {"blocks": [], "apart": []}
+    for seed in range(40):
+        d = np.linspace(1e4, 3e5, 80)
+        loss = (1.05 + 13.7 * d**-0.35) * np.exp(correlated(80, 0.7, 0.004, seed))
+        table = pd.DataFrame({"D": d, "L": loss})
+        for name, own in (("blocks", table.assign(run="r")), ("apart", table)):
+            one = run("powerlaw", own, tmp_path, "--x", "D", "--loss", "squares", "--bootstrap", "200")["fits"]["all"]
+            inside[name].append(one["ci"]["alpha"] is None or one["ci"]["alpha"][0] <= 0.35 <= one["ci"]["alpha"][1])
+    assert np.mean(inside["blocks"]) >= 0.75 and np.mean(inside["blocks"]) > np.mean(inside["apart"]) + 0.1
+
+
+def test_a_straight_line_has_no_floor(tmp_path):
+    table = power_points(noise=1e-4, floor=0.0)
+    one = run("powerlaw", table, tmp_path)["fits"]["all"]
+    assert one["L_inf"] is None and "floor reaches zero" in one["reasons"]["L_inf"]
+    assert one["alpha"] == pytest.approx(0.1, rel=0.1)
+
+
+def test_a_frontier_is_the_lowest_point_at_each_budget(tmp_path):
+    table = power_points()
+    both = pd.concat([table, table.assign(L=table["L"] * 1.1)])
+    found = run("powerlaw", both, tmp_path, "--lowest")["fits"]["all"]
+    assert found["n"] == 12 and found["L_inf"] == pytest.approx(1.1, rel=1e-3) and not found["warnings"]
+    assert any("--lowest" in text for text in run("powerlaw", both, tmp_path)["fits"]["all"]["warnings"])
+
+
+def test_three_points_or_two_schedules_give_no_power_law(tmp_path):
+    one = run("powerlaw", power_points(n=3), tmp_path)["fits"]["all"]
+    assert one["alpha"] is None and "3 points cannot carry 3 parameters" in one["reason"]
+    mixed = power_points().assign(lr_schedule=["constant", "cosine"] * 6)
+    one = run("powerlaw", mixed, tmp_path)["fits"]["all"]
+    assert one["identified"] is False and one["alpha"] is None and one["L_inf"] is None and "mixed" in one["reason"]
+
+
+# --- isoflop ---
+
+
+def grid(sizes=13, low=2e7, high=2e10, noise=0.0, seed=0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    rows = [
+        (c, n, c / 6 / n, law(n, c / 6 / n) * np.exp(noise * rng.normal()))
+        for c in np.geomspace(6e18, 3e21, 6)
+        for n in np.geomspace(low, high, sizes)
+    ]
+    return pd.DataFrame(rows, columns=["C", "N", "D", "L"])
+
+
+def test_isoflop_minima_are_those_of_the_law(tmp_path):
+    found = run("isoflop", grid(), tmp_path)
+    assert found["a"] == pytest.approx(A_OPT, abs=0.005) and found["b"] == pytest.approx(1 - A_OPT, abs=0.005)
+    assert found["n"] == 78 and found["identified"] is True
+    dense = np.geomspace(2e7, 2e10, 20001)
+    for row in found["budgets"]:
+        best = law(dense, row["C"] / 6 / dense)
+        assert np.log(row["N_opt"] / dense[np.argmin(best)]) == pytest.approx(0, abs=0.05)
+        assert row["L_opt"] == pytest.approx(best.min(), rel=2e-4)
+        assert row["edge"] is False and row["used"] is True
+
+
+def test_isoflop_with_noise_holds_the_exponent(tmp_path):
+    inside = []
+    for seed in range(40):
+        found = run("isoflop", grid(noise=0.001, seed=seed).drop(columns="D"), tmp_path)
+        assert found["b"] is None and all(row["D_opt"] is None for row in found["budgets"])
+        inside.append(found["ci"]["a"][0] <= A_OPT <= found["ci"]["a"][1])
+    assert np.mean(inside) >= 0.85
+
+
+def test_minima_at_the_edge_are_marked_and_left_out(tmp_path):
+    found = run("isoflop", grid(low=4e8), tmp_path)
+    edges = [row["edge"] for row in found["budgets"]]
+    assert edges == [True, True, False, False, False, False]
+    assert all("smallest size is best" in row["reason"] for row in found["budgets"][:2])
+    assert found["a"] == pytest.approx(A_OPT, abs=0.01)
+    few = run("isoflop", grid(low=1.2e9), tmp_path)
+    assert few["a"] is None and few["ci"]["a"] is None and few["identified"] is False
+    assert "2 of 6 minima lie inside the sizes" in few["reason"]
+
+
+def test_spent_budgets_are_told_apart_by_their_gaps(tmp_path):
+    table = grid()
+    rng = np.random.default_rng(0)
+    spent = table.assign(C=table["C"] * np.exp(rng.uniform(-0.01, 0.01, len(table))))
+    found = run("isoflop", spent, tmp_path)
+    assert len(found["budgets"]) == 6 and found["a"] == pytest.approx(A_OPT, abs=0.01)
+
+
+def test_budgets_without_gaps_are_refused(tmp_path, capsys):
+    table = grid().iloc[:26].assign(C=np.geomspace(1e18, 3e18, 26))
+    assert "no gap of 5 % between the budgets" in refuse("isoflop", table, tmp_path, capsys)
+
+
+# --- envelope ---
+
+
+def test_envelope_follows_the_law(tmp_path):
+    found = run("envelope", training_curves(), tmp_path)
+    assert found["a"] == pytest.approx(A_OPT, abs=0.01) and found["b"] == pytest.approx(1 - A_OPT, abs=0.01)
+    for row in found["changes"]:
+        dense = np.geomspace(2e7, 2e10, 20001)
+        best = dense[np.argmin(law(dense, row["C"] / 6 / dense))]
+        assert np.log(row["N_opt"] / best) == pytest.approx(0, abs=0.2)
+    noisy = run("envelope", training_curves(noise=0.0005, seed=1), tmp_path)
+    assert noisy["a"] == pytest.approx(A_OPT, abs=0.03)
+    assert noisy["ci"]["a"][0] < A_OPT < noisy["ci"]["a"][1]
+
+
+def test_envelope_marks_budgets_with_one_size_and_at_the_edge(tmp_path):
+    found = run("envelope", training_curves(), tmp_path, "--budgets", "100")
+    rows = found["budgets"]
+    assert len(rows) == 100 and rows[0]["edge"] and rows[-1]["edge"]
+    assert "one size alone" in rows[0]["reason"] and rows[0]["sizes"] == 1 and not rows[0]["used"]
+    assert any("smallest size is best" in (row["reason"] or "") for row in rows)
+    curves = training_curves().set_index("run")
+    for row in rows:
+        if row["used"]:
+            own = curves.loc[row["run"]]
+            assert row["N_opt"] == own["N"].iloc[0] and row["reason"] is None
+            assert row["L_opt"] == pytest.approx(law(row["N_opt"], row["C"] / 6 / row["N_opt"]), rel=1e-3)
+
+
+def test_envelope_of_three_sizes_gives_no_exponent(tmp_path):
+    found = run("envelope", training_curves(sizes=3).rename(columns={"run": "run_id", "C": "flops"}), tmp_path)
+    assert found["a"] is None and found["ci"]["a"] is None and "an exponent needs three" in found["reason"]
+    mixed = training_curves().assign(lr_schedule="cosine")
+    mixed.loc[mixed["run"] == "r3", "lr_schedule"] = "constant"
+    assert "mixed" in run("envelope", mixed, tmp_path)["reason"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.drop(columns="run"), "no column 'run' or 'run_id'"),
+        (lambda t: t.drop(columns="C"), "no column 'C' or 'flops'"),
+        (lambda t: t.assign(N=np.arange(1.0, len(t) + 1)), "run r0 has 60 values of N"),
+        (lambda t: pd.concat([t, t.iloc[:1].assign(L=9.0)]), "run r0 has two losses at C = "),
+        (lambda t: t.assign(L=t["L"].where(t["run"] != "r2", t["L"].to_numpy()[::-1])), "rises with C in run r2"),
+    ],
+)
+def test_envelope_refuses_curves_that_are_none(tmp_path, capsys, change, words):
+    assert words in refuse("envelope", change(training_curves()), tmp_path, capsys)
+
+
+# --- bad input, for all ---
+
+BAD = {
+    "no column": (lambda t: t.drop(columns="L"), "no column 'L'; found"),
+    "empty cell": (lambda t: t.assign(L=t["L"].where(t.index != 3)), "row 5: L is empty"),
+    "not a number": (lambda t: t.assign(L=t["L"].astype(object).where(t.index != 3, "nan")), "row 5: L is nan"),
+    "infinite": (lambda t: t.assign(L=t["L"].where(t.index != 2, np.inf)), "row 4: L is inf"),
+    "text": (lambda t: t.assign(L=t["L"].astype(object).where(t.index != 2, "low")), "row 4: L is 'low'"),
+    "zero": (lambda t: t.assign(C=t["C"].where(t.index != 2, 0.0)), "row 4: C is 0.0; expected a positive"),
+    "negative": (lambda t: t.assign(L=t["L"].where(t.index != 2, -1.0)), "row 4: L is -1.0; expected a positive"),
+    "twice": (lambda t: pd.concat([t, t.iloc[4:5]]), "have the same"),
+    "one point": (lambda t: t.iloc[:1], "1 row below the header; expected 2 or more"),
+    "no points": (lambda t: t.iloc[:0], "0 rows below the header"),
+    "nothing": (lambda t: "", "the file is empty"),
+    "ragged": (lambda t: "run,N,D,C,L\nr,1,1,1,2\nr,1,1,1\n", "row 3: 4 cells where the header has 5"),
+    "binary": (lambda t: "run,N,D,C,L\nr,1,1,1,1\nr,1,1,2,\x00\n", "row 3: L is '\\x00'"),
+    "rising": (lambda t: t.assign(L=1 / t["L"]), "the loss L rises with"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_bad_input_is_one_sentence(tmp_path, capsys, command, name):
+    if (command, name) == ("fit", "zero"):
+        pytest.skip("fit reads no C")
+    change, words = BAD[name]
+    table = {"envelope": training_curves, "isoflop": grid}.get(command, joint_points)()
+    if command == "powerlaw":
+        table = table.groupby("C", as_index=False).agg({"N": "first", "D": "first", "L": "min"})
+    assert words in refuse(command, change(table), tmp_path, capsys)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_missing_file_and_an_output_over_the_input_are_refused(tmp_path, capsys, command):
+    assert main([command, str(tmp_path / "no.csv"), "--out", str(tmp_path / "out.json")]) == 2
+    assert "No such file" in capsys.readouterr().err
+    table = {"envelope": training_curves, "isoflop": grid}.get(command, joint_points)()
+    path = tmp_path / "points.csv"
+    table.to_csv(path, index=False)
+    before = path.read_bytes()
+    assert main([command, str(path), "--out", str(path)]) == 2
+    assert "this is the file that was read" in capsys.readouterr().err and path.read_bytes() == before
+
+
+def test_no_command_imports_what_is_slow():
+    names = ", ".join(f"fvlm.analysis.commands.{name}" for name in COMMANDS)
+    heavy = "{'torch', 'transformers', 'matplotlib', 'scipy.optimize', 'scipy.stats', 'scipy.interpolate'}"
+    code = f"import sys, {names}; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# --- the first study's data ---
+
+
+@pytest.mark.skipif(not REFERENCE.is_dir(), reason="no reference data (FVLM_TEST_REFERENCE)")
+class TestReference:
+    """Evaluation points of the first study; D is samples, N total parameters."""
+
+    @staticmethod
+    def points() -> pd.DataFrame:
+        table = pd.read_csv(REFERENCE / "release_scaling_data" / "all_eval_points.csv")
+        sizes = table["model_size"].map({"135M": 157.6e6, "360M": 382.6e6})
+        return table.assign(N=sizes, D=table["samples_seen"].astype(float), L=table["val_loss"])
+
+    def power(self, query, folder) -> dict:
+        return run("powerlaw", self.points().query(query), folder, "--x", "D", "--loss", "squares")["fits"]["all"]
+
+    def test_135m_at_a_constant_rate(self, tmp_path):
+        one = self.power("run_id == '135M-scaling'", tmp_path)
+        assert one["A"] == pytest.approx(13.73, abs=0.01)
+        assert one["alpha"] == pytest.approx(0.346, abs=0.001)
+        assert one["L_inf"] == pytest.approx(1.057, abs=0.001)
+        assert one["rmse"] == pytest.approx(0.0119, abs=1e-4) and not one["warnings"]
+        assert one["ci"]["alpha"] == pytest.approx([0.27, 0.43], abs=0.03)
+        assert one["ci"]["L_inf"] == pytest.approx([0.976, 1.107], abs=0.03)
+
+    def test_the_stored_pooled_fit_is_four_cosine_runs(self, tmp_path):
+        one = self.power("run_id in ['135M-C1-F', '135M-C2-F', '135M-C3-F', '135M-C4-F']", tmp_path)
+        best = one["optimum"]
+        assert [best["A"], best["alpha"], best["L_inf"]] == pytest.approx([3321.8, 0.9261, 1.279], rel=1e-4)
+        assert one["n"] == 82 and one["rmse"] == pytest.approx(0.0581, abs=1e-4)
+        assert any("4 runs are pooled" in text for text in one["warnings"])
+        assert any("cosine" in text for text in one["warnings"])
+
+    def test_360m_is_not_identified(self, tmp_path):
+        one = self.power("run_id == '360M-scaling'", tmp_path)
+        best = one["optimum"]
+        assert [best["A"], best["alpha"], best["L_inf"]] == pytest.approx([3.23, 0.1705, 1.0201], rel=2e-3)
+        assert one["identified"] is False and one["alpha"] is None and "too wide" in one["reason"]
+
+    def test_the_joint_fit_is_refused(self, tmp_path):
+        constant = self.points().query("run_id in ['135M-scaling', '360M-scaling']")
+        assert "2 values of N" in refused(run("fit", constant, tmp_path))
+        stored = self.points().query("run_id == '360M-scaling' or run_id.str.match('135M-C.-F')")
+        assert "schedules are mixed" in refused(run("fit", stored, tmp_path))
+        assert "2 values of N" in refused(run("fit", stored.drop(columns="lr_schedule"), tmp_path))

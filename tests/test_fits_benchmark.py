@@ -1,0 +1,48 @@
+"""The benchmark of the fits runs, and compares two ways to the same optimum."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "fits.py"
+
+
+def test_quick_run(tmp_path):
+    command = [sys.executable, SCRIPT, "--quick", "--json", tmp_path / "out.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    (result,) = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert result["points"] == 24
+    assert result["fit"]["starts"] == 30 and result["bootstrap"]["timed"] == 5
+    for one in (result["fit"], result["bootstrap"]):
+        assert one["plain_s"] > 2 * one["ours_s"] > 0 and one["plain_above"] > -1e-9
+        assert one["ratio"] == pytest.approx(one["plain_s"] / one["ours_s"])
+    assert "| 24 | fit, 30 starts |" in done.stdout
+
+
+def test_a_fit_that_is_not_the_optimum_is_noticed():
+    script = runpy.run_path(str(SCRIPT))
+    x, loss = script["points"](6, 4)
+    fit = script["fit_power_laws"]
+
+    def off(x, loss):
+        return fit(x, loss * np.where(np.arange(len(loss)) == 3, 1.02, 1.0))
+
+    script["measure_fit"].__globals__["fit_power_laws"] = off
+    with pytest.raises(RuntimeError, match="our objective is"):
+        script["measure_fit"](x, loss, script["STARTS"][37::300], 1)
+
+
+def test_the_gradient_is_that_of_the_objective():
+    script = runpy.run_path(str(SCRIPT))
+    x, loss = script["points"](6, 4)
+    data, p = (np.log(x), np.log(loss)), np.array([6.1, 6.2, 0.5, 0.33, 0.29])
+    value, gradient = script["with_gradient"](p, *data)
+    assert value == pytest.approx(1e3 * script["objective"](p, *data))
+    for i, step in enumerate(1e-6 * np.eye(5)):
+        sides = [script["objective"](p + sign * step, *data) for sign in (1, -1)]
+        assert gradient[i] == pytest.approx(1e3 * (sides[0] - sides[1]) / 2e-6, rel=1e-3, abs=1e-6)

@@ -1,0 +1,246 @@
+"""Results from elsewhere become the tables that collecting a study makes."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fvlm.__main__ import main
+from fvlm.analysis.catalog import COLLECTED, COLUMNS, FIGURES, RUN, TABLES
+from fvlm.analysis.files import read_table, write_table
+from fvlm.analysis.imported import place_of, read_results, short_names
+from fvlm.errors import UserError
+from tests.analysis_cases import BUDGETS, SIZES, collect, law, study_summaries, write_study
+from tests.test_analysis_fits import REFERENCE
+
+reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="no reference data (FVLM_TEST_REFERENCE)")
+
+
+def evaluations(run, final=1.3, n=12, samples=32 * 9200, **columns):
+    """Evaluation points of one run as a foreign study writes them; the best is the last but one."""
+    place = np.arange(1, n + 1)
+    loss = final + 0.5 * np.exp(-place / 3.0)
+    loss[-2], loss[-1] = final - 0.01, final
+    frame = pd.DataFrame({"run_id": run, "step": place * 9200 // n, "samples_seen": place * samples / n})
+    return frame.assign(val_loss=loss, train_loss=loss - 0.1, attention_entropy=3.4, lr=1e-4, **columns)
+
+
+ABLATIONS = {"baseline": 1.36, "A1_deep_query_off": 1.35, "A6_coarse_only": 1.37, "A7_shallow": 1.375, "F1_freeze": 1.9}
+
+
+def save(path, frames):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.concat(frames, ignore_index=True).to_csv(path, index=False)
+    return path
+
+
+def grid():
+    """Points of a scaling grid that say N and FLOPs."""
+    frames = []
+    for size, pair in SIZES.items():
+        for budget, flops in BUDGETS.items():
+            for letter, n in zip("FB", pair, strict=True):
+                d = flops / (n * 1500)
+                frame = evaluations(f"{size}-{budget}-{letter}", law(n, d, letter), samples=d)
+                frames.append(frame.assign(total_params=n, total_flops=flops * frame["samples_seen"] / d))
+    return frames
+
+
+def drawn(tables, folder, figures=tuple(name for name in FIGURES if not FIGURES[name].attention)):
+    """Figure -> its numbers, or the words that say why there are none; all by the commands of the workflow."""
+    for name, table in tables.items():
+        write_table(table, folder / "tables" / f"{name}.csv")
+    where = ["--tables", str(folder / "tables")]
+    for name in TABLES:
+        assert main(["table", name, *where, "--out", str(folder / "tables" / f"{name}.csv")]) == 0
+    found = {}
+    for name in figures:
+        assert main(["figure", name, *where, "--out-dir", str(folder / "figures")]) == 0
+        numbers = pd.read_csv(folder / "figures" / f"{name}.csv")
+        found[name] = numbers["reason"].iloc[0] if list(numbers) == ["reason"] else numbers
+    return found
+
+
+def test_points_become_runs_and_curves(tmp_path):
+    path = save(tmp_path / "points.csv", [evaluations(run, loss) for run, loss in ABLATIONS.items()])
+    summaries = pd.DataFrame({"run_id": list(ABLATIONS)[:2], "total_params": [157.6e6, 157.7e6]})
+    summaries.to_csv(tmp_path / "run_summaries.csv", index=False)
+    tables = read_results([path])
+    assert list(tables) == list(COLLECTED)
+    for name in ("validation_curves", "training_curves", "evaluation", "bootstrap"):
+        assert list(tables[name]) == list(COLUMNS[name])
+    runs = tables["runs"].set_index("run")
+    assert list(tables["runs"]) == list(RUN)
+    assert runs.index.tolist() == ["baseline", "A1", "A6", "A7", "F1"] and (runs["family"] == "ablation").all()
+    row = runs.loc["A1"]
+    assert (row["final.val_loss"], row["best.val_loss"]) == pytest.approx((1.35, 1.34))
+    assert (row["samples"], row["best.samples"]) == pytest.approx((294_400, 294_400 * 11 / 12))
+    assert runs["params_total"].tolist()[:2] == [157.6e6, 157.7e6] and runs["params_total"][2:].isna().all()
+    assert runs["flops"].isna().all() and runs["text_tokens"].isna().all()
+    curve = tables["validation_curves"]
+    assert len(curve) == 60 and (curve["attention_entropy"] == 3.4).all() and curve["loss_fine"].isna().all()
+    assert tables["training_curves"]["train_loss"].to_numpy() == pytest.approx(curve["val_loss"] - 0.1)
+    assert tables["evaluation"].empty and tables["bootstrap"].empty
+
+
+def test_the_tables_are_read_as_collected_ones(tmp_path):
+    tables = read_results([save(tmp_path / "points.csv", [evaluations("baseline")])])
+    for name, table in tables.items():
+        write_table(table, tmp_path / "tables" / f"{name}.csv")
+        assert len(read_table(tmp_path / "tables", name)) == len(table)
+
+
+def test_points_of_ablations_draw_their_figures(tmp_path):
+    path = save(tmp_path / "points.csv", [evaluations(run, loss) for run, loss in ABLATIONS.items()])
+    found = drawn(read_results([path]), tmp_path)
+    shown = {name for name, numbers in found.items() if not isinstance(numbers, str)}
+    expected = {"ablation_ranking", "factorial", "freezing", "attention_entropy", "training_curves", "token_efficiency"}
+    assert shown == expected
+    factorial = read_table(tmp_path / "tables", "factorial").set_index(["measure", "effect"])["estimate"]
+    interaction = next(value for (measure, name), value in factorial.items() if measure == "final" and "inter" in name)
+    assert interaction == pytest.approx(1.36 - 1.35 - 1.37 + 1.375)
+
+
+def test_points_of_a_grid_draw_the_scaling_figures(tmp_path):
+    found = drawn(read_results([save(tmp_path / "points.csv", grid())]), tmp_path)
+    for name in ("loss_vs_flops", "isoflop", "model_size_scaling", "gap", "training_curves"):
+        assert not isinstance(found[name], str), found[name]
+    assert "did not record how many tokens" in found["chinchilla_ratio"]
+    gaps = read_table(tmp_path / "tables", "gap")
+    assert len(gaps) == 12 and (gaps["raw_percent"] > 0).all()
+    fits = read_table(tmp_path / "tables", "scaling_fits")
+    assert fits.loc[(fits["fit"] == "parameters and samples") & (fits["parameter"] == "E"), "identified"].all()
+
+
+def test_a_grid_that_does_not_say_its_flops_is_shown_and_not_fitted(tmp_path):
+    frames = [frame.drop(columns="total_flops") for frame in grid()[:4]]
+    tables = read_results([save(tmp_path / "points.csv", frames)])
+    assert (tables["runs"]["family"] == "stage").all() and tables["runs"]["size"].tolist() == ["135M"] * 4
+    found = drawn(tables, tmp_path, ("training_curves", "loss_vs_flops"))
+    assert "no scaling grid" in found["loss_vs_flops"] and len(found["training_curves"]) == 48
+
+
+def test_a_size_is_that_of_the_runs_with_the_same_name_of_it(tmp_path):
+    frames = [
+        evaluations("baseline", model_size="135M", total_params=157.6e6),
+        evaluations("LR2", model_size="135M", total_params=np.nan),
+        evaluations("large", model_size="360M", total_params=np.nan),
+    ]
+    runs = read_results([save(tmp_path / "points.csv", frames)])["runs"]
+    assert runs["params_total"].fillna(0).tolist() == [157.6e6, 157.6e6, 0]
+
+
+def test_names_say_what_a_run_is():
+    ids = ["A8_static_1frame", "A8_static_4frames", "A8_static_4frames-s43", "LR2", "A6_coarse-s43", "A6_coarse", "x"]
+    expected = [*ids[:3], "LR2", "A6-s43", "A6", "x"]
+    assert list(short_names(ids).values()) == expected
+    grid_run = place_of("1.7B-C4-B-s43")
+    assert (grid_run["family"], grid_run["size"], grid_run["budget"], grid_run["seed"]) == ("grid", "1.7B", "C4", 43)
+    assert grid_run["architecture"] == "multi_token" and place_of("B0")["architecture"] == "blind"
+    assert place_of("longvid_fine")["family"] == "stage"
+
+
+def result(model_type="foveated", step=100, loss=4.4, **more):
+    one = {"config": "64-frame", "model_type": model_type, "step": step, "loss_mean": loss, "num_frames": 64}
+    return one | {"visual_tokens": 64, "total_flops": 1e12 * 16 * step, "flops_per_sample": 1e12} | more
+
+
+def test_a_list_of_results_becomes_runs(tmp_path):
+    path = tmp_path / "results.json"
+    many = {"visual_tokens": 1024, "model_type": "baseline"}
+    found = [result(step=300, loss=4.1), result(), result(**many), result(step=300, loss=4.0, params=4e8, **many)]
+    path.write_text(json.dumps(found))
+    tables = read_results([path])
+    runs = tables["runs"].set_index("run")
+    assert runs["architecture"].to_dict() == {"64-frame-foveated": "foveated", "64-frame-baseline": "multi_token"}
+    assert runs["visual_tokens"].tolist() == [1, 16] and runs["samples"].tolist() == [4800, 4800]
+    assert runs["final.val_loss"].tolist() == [4.1, 4.0] and runs["flops"].tolist() == [4.8e15, 4.8e15]
+    assert tables["validation_curves"]["step"].tolist() == [100, 300, 100, 300] and tables["training_curves"].empty
+    found = drawn(tables, tmp_path, ("training_curves", "gap"))
+    assert len(found["training_curves"]) == 4 and isinstance(found["gap"], str)
+
+
+def test_a_folder_of_runs_gives_what_collecting_gives(tmp_path):
+    runs = [one for one in study_summaries() if one["run"] in ("stage3", "baseline", "A6", "135M-C1-F", "135M-C1-B")]
+    write_study(tmp_path, runs)
+    collect(tmp_path, sorted(runs, key=lambda one: one["run"]))
+    for name, table in read_results([tmp_path]).items():
+        write_table(table, tmp_path / "mine" / f"{name}.csv")
+        one, two = read_table(tmp_path / "mine", name), read_table(tmp_path / "tables", name)
+        if name == "bootstrap":  # the other was made with fewer resamples
+            one, two = one[list(COLUMNS[name])], two[list(COLUMNS[name])]
+        columns = ["standard_error", "low", "high"] if name == "evaluation" else []
+        pd.testing.assert_frame_equal(one.drop(columns=columns), two.drop(columns=columns), check_like=True)
+
+
+def test_results_of_several_kinds_stand_together(tmp_path):
+    runs = [one for one in study_summaries() if one["run"] in ("stage1", "stage2")]
+    write_study(tmp_path / "study", runs)
+    path = save(tmp_path / "points.csv", [evaluations("baseline"), evaluations("A6", 1.4)])
+    tables = read_results([tmp_path / "study", path])
+    assert tables["runs"]["run"].tolist() == ["stage1", "stage2", "baseline", "A6"]
+    assert tables["runs"]["config.data.loss"].isna().tolist() == [False, False, True, True]
+    assert set(tables["evaluation"]["run"]) == {"stage1", "stage2"}
+    assert len(drawn(tables, tmp_path, ("training_curves",))["training_curves"]) == 20 * 2 + 12 * 2
+    with pytest.raises(UserError, match="runs A6, baseline are in several"):
+        read_results([path, save(tmp_path / "again.csv", [evaluations("A6"), evaluations("baseline")])])
+
+
+POINTS = evaluations("baseline")
+MISTAKES = {
+    "no samples": (POINTS.drop(columns="samples_seen"), r"points\.csv: no column 'samples_seen'"),
+    "a word": (POINTS.astype({"val_loss": object}).replace({1.3: "?"}), r"row 13: val_loss is '\?'"),
+    "an optional word": (POINTS.assign(train_loss="low"), "run baseline has train_loss 'low'"),
+    "two at one step": (pd.concat([POINTS, POINTS[:1].assign(val_loss=3)]), "two evaluations at step 766"),
+    "no points": (POINTS[:0], "0 rows"),
+    "a suffix": ("points.txt", "expected a .csv with evaluation points"),
+    "no file": ("none.csv", "no such file"),
+    "no runs": (".", r"no run_summary\.json"),
+    "summaries alone": ("run_summaries.csv", "only adds to evaluation points"),
+    "no list": ({"a": 1}, "expected a list of results"),
+    "an empty list": ([], "expected a list of results"),
+    "no loss": ([{"model_type": "foveated", "step": 1}], "result 1: no loss_mean"),
+    "no samples in a result": ([result(), result(total_flops=None, step=2)], "result 2: no samples_seen"),
+    "an unknown model": ([result("transformer")], "model_type is 'transformer'"),
+    "a word in a result": ([result(loss="low")], "loss_mean is 'low'"),
+    "a result twice": ([result(), result()], "two results at one step"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_what_is_missing_is_named(tmp_path, name):
+    content, expected = MISTAKES[name]
+    path = tmp_path / ("points.csv" if isinstance(content, pd.DataFrame) else "results.json")
+    if isinstance(content, pd.DataFrame):
+        content.to_csv(path, index=False)
+    elif isinstance(content, str):
+        path = tmp_path / content
+        if content == "points.txt":
+            path.write_text("")
+    else:
+        path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=expected):
+        read_results([path])
+
+
+def test_nothing_named_is_refused():
+    with pytest.raises(UserError, match="no results are named"):
+        read_results([])
+
+
+@reference
+def test_the_reference_is_drawn(tmp_path):
+    folder = REFERENCE / "release_scaling_data"
+    tables = read_results([folder / "all_eval_points.csv"])
+    runs = tables["runs"].set_index("run")
+    assert len(runs) == 25 and len(tables["validation_curves"]) == 1002
+    assert runs.loc["135M-C4-F", "params_total"] == 157.6e6  # it has no summary of its own
+    assert runs.loc["360M-scaling", "params_total"] == 382.6e6
+    found = drawn(tables, tmp_path, ("ablation_ranking", "factorial", "freezing", "training_curves"))
+    assert all(isinstance(numbers, pd.DataFrame) for numbers in found.values())
+    factorial = read_table(tmp_path / "tables", "factorial")
+    best = factorial.loc[factorial["measure"] == "best", "estimate"]
+    assert best.tolist() == pytest.approx([0.0034, -0.0161, 0.0160], abs=5e-5)
+    more = read_results([REFERENCE / "scaling_64frames" / "scaling_64frames.json"])
+    assert more["runs"]["samples"].tolist() == [4800, 4800] and more["runs"]["visual_tokens"].tolist() == [1, 16]
