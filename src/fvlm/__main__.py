@@ -27,6 +27,7 @@ COMMANDS = {
         "let a finished run describe a video, or answer a question about it",
     ),
     "collect": ("fvlm.analysis.collect", "gather finished runs into one table"),
+    "import": ("fvlm.analysis.commands.import_results", "finished results from elsewhere as such tables"),
     "table": ("fvlm.analysis.tables", "make one table from the collected ones"),
     "figure": ("fvlm.analysis.figures", "draw one figure"),
     "gap": ("fvlm.analysis.commands.gap", "the gap between two architectures, raw and at equal parameters"),
