@@ -99,6 +99,17 @@ def test_a_finished_run_answers_about_a_video(smoke):
 
 
 @pytest.mark.workflow
+def test_finished_results_are_drawn_without_training(smoke):
+    options = (*SMOKE, "--config", "results_from=results/smoke/runs")
+    assert not set(smoke.planned("figures", *options)) & {"train", "train_stage", "evaluate", "shard", "corpus"}
+    smoke.run("results/smoke/imported/figures/factorial.png", *options)
+    own, imported = (smoke.folder / "results/smoke" / folder for folder in ("tables", "imported/tables"))
+    for name in ("runs", "validation_curves", "training_curves"):
+        rows = [list(csv.DictReader((folder / f"{name}.csv").read_text().splitlines())) for folder in (own, imported)]
+        assert sorted(map(str, rows[0])) == sorted(map(str, rows[1])), name
+
+
+@pytest.mark.workflow
 def test_one_lost_figure_is_one_job(smoke):
     figure = smoke.folder / "results/smoke/figures/three_modes.png"
     figure.unlink()
