@@ -106,7 +106,8 @@ def test_finished_results_are_drawn_without_training(smoke):
     own, imported = (smoke.folder / "results/smoke" / folder for folder in ("tables", "imported/tables"))
     for name in ("runs", "validation_curves", "training_curves"):
         rows = [list(csv.DictReader((folder / f"{name}.csv").read_text().splitlines())) for folder in (own, imported)]
-        assert sorted(map(str, rows[0])) == sorted(map(str, rows[1])), name
+        one, other = (sorted(sorted(row.items()) for row in table) for table in rows)
+        assert one == other, name
 
 
 @pytest.mark.workflow
