@@ -26,6 +26,7 @@ rule all:
         [f"{R}/index/{source}.npz" for source in STUDY.used_sources],
         f"{R}/tables/data.csv",
         DATA_REPORT,
+        DECISIONS,
         TABLES,
         FIGURES,
 

@@ -108,6 +108,30 @@ rule table:
         "python -m fvlm table {wildcards.table} --tables {params.folder} --out {output} 2> {log}"
 
 
+# What the report opens with. Its words are read back when the report is made.
+rule decisions:
+    input:
+        f"{R}/tables/decisions.csv",
+    output:
+        page=report(
+            DECISIONS[0],
+            caption="../workflow/report/decisions.rst",
+            category=catalog.FIRST,
+            labels={"what": "Decisions", "form": "page"},
+        ),
+        text=DECISIONS[1],
+    log:
+        f"{R}/logs/decisions.log",
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        folder=lambda wildcards, input: str(Path(input[0]).parent),
+        study=STUDY.study,
+    shell:
+        "python -m fvlm decisions --tables {params.folder} --study {params.study:q}"
+        " --out {output.page} --text {output.text} 2> {log}"
+
+
 rule figure:
     input:
         tables=lambda wildcards: [

@@ -29,6 +29,7 @@ COMMANDS = {
     "collect": ("fvlm.analysis.collect", "gather finished runs into one table"),
     "table": ("fvlm.analysis.tables", "make one table from the collected ones"),
     "figure": ("fvlm.analysis.figures", "draw one figure"),
+    "decisions": ("fvlm.analysis.decisions_page", "a page of what the sweeps decide, made from its table"),
 }
 
 

@@ -171,6 +171,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "verdict",
         "answer",
         "setting",
+        "changes_default",
         "runs",
         "estimate",
         "low",
@@ -206,6 +207,7 @@ TEXT: dict[str, tuple[str, ...]] = {  # columns where an empty cell is an empty 
         "verdict",
         "answer",
         "setting",
+        "changes_default",
         "runs",
         "unit",
         "interval",
@@ -219,6 +221,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "scaling_fits": ("identified", "data_starved"),
     "isoflop": ("used",),
     "gap": ("at_foveated_extrapolates", "at_baseline_extrapolates"),
+    "decisions": ("changes_default",),
 }
 
 

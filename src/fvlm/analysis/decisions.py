@@ -39,7 +39,8 @@ def decisions(
         if sweep.name == "fine pass":
             rows.append(_factorial_row(study))
     rows.append(_question_row(study))
-    return pd.DataFrame([*rows, *scaling_rows(study, scaling_fits, isoflop)], columns=COLUMNS["decisions"])
+    table = pd.DataFrame([*rows, *scaling_rows(study, scaling_fits, isoflop)], columns=COLUMNS["decisions"])
+    return table.assign(changes_default=table["changes_default"].eq(True))
 
 
 def _own_sweeps(study: Study) -> list[Sweep]:
@@ -93,6 +94,7 @@ def _sweep_row(study: Study, sweep: Sweep) -> dict:
         **_columns(estimate, level, verdict),
         "answer": " ".join([*said, *_remarks(study, sweep, found, level, quoted, winner, members)]),
         "setting": setting,
+        "changes_default": verdict.word == DECIDED and setting != lines(default, list(sweep.keys)),
         "data_differs": differs[quoted],
         "measure": measure,
     }
@@ -244,4 +246,6 @@ def _question_row(study: Study) -> dict:
     helps = verdict.word == DECIDED and estimate.value < 0
     chosen = base if helps or not study.seeds(BASELINE) else BASELINE
     setting = lines(_first(study, chosen), ["data.question_first"])
-    return row | _columns(estimate, LEVEL, verdict) | {"answer": answer, "setting": setting, "measure": EVALUATION}
+    return row | _columns(estimate, LEVEL, verdict) | {
+        "answer": answer, "setting": setting, "changes_default": helps, "measure": EVALUATION,
+    }  # fmt: skip

@@ -113,7 +113,8 @@ def _gap_row(study: Study, budgets: list[Budget], name: str, combine) -> dict:
     verdict, answer = _gap_verdict(estimate, name, pairs)
     better = "multi_token" if verdict.word == DECIDED and estimate.value > 0 else "foveated"
     return row | _columns(estimate, verdict) | {
-        "answer": answer, "setting": f"model.architecture: {better}", "measure": measure,
+        "answer": answer, "setting": f"model.architecture: {better}", "changes_default": better != SIDES[0],
+        "measure": measure,
     }  # fmt: skip
 
 
@@ -129,8 +130,9 @@ def _gap_verdict(estimate: Estimate, name: str, pairs: int) -> tuple[Verdict, st
     return verdict, found_words(
         verdict,
         f"{at}, the foveated model's loss is {unit_words(estimate, PERCENT)} {side} than that of pooled tokens, {mean}",
-        f"the data do not say which is better {at} (percent of the loss, {mean})",
+        f"the data do not say which is better {at}, {mean}",
         estimate,
+        PERCENT,
     )
 
 

@@ -22,7 +22,9 @@ def changed(one: pd.Series, other: pd.Series) -> list[str]:
 
 def lines(run: pd.Series, keys: list[str]) -> str:
     """`key: value` of a run, as an override in a study's file says it; empty where the table does not know."""
-    return "; ".join(f"{key}: {text}" for key in keys if (text := value(run, key)))
+    pooled = run.get("architecture") not in ("foveated", "blind")
+    shown = [key for key in keys if pooled or key != "model.tokens_per_frame"]
+    return "; ".join(f"{key}: {text}" for key in shown if (text := value(run, key)))
 
 
 def value(run: pd.Series, key: str) -> str:

@@ -48,16 +48,17 @@ def sentence(estimate: Estimate, verdict: Verdict, words: str, reference: str) -
     return found_words(verdict, clear, f"the data do not tell {words} from {reference}", estimate)
 
 
-def found_words(verdict: Verdict, clear: str, unclear: str, estimate: Estimate) -> str:
+def found_words(verdict: Verdict, clear: str, unclear: str, estimate: Estimate, unit: str = NATS) -> str:
     """`clear` where the interval excludes 0, with a doubt where that does not decide; else `unclear`."""
     if not np.isfinite(estimate.value):
         said = f"{unclear}: it was not evaluated on the same samples."
     elif verdict.word == DECIDED:
         said = f"{clear} ({interval_words(estimate)})."
     elif verdict.word == LIKELY:
-        said = f"likely: {clear} ({interval_words(estimate)}); {_doubt(estimate)}."
+        doubt = "; but they saw other data, which may be the cause" if estimate.interval == OVER_SEEDS else ""
+        said = f"likely: {clear} ({interval_words(estimate)}){doubt}."
     else:
-        said = f"{unclear}: {number(estimate)} ({interval_words(estimate)})."
+        said = f"{unclear}: {number(estimate)}{SHORT[unit]} ({interval_words(estimate)})."
     return said[:1].upper() + said[1:]
 
 
@@ -66,9 +67,3 @@ def data_words(differs: str, confounded: str) -> list[str]:
     if not differs:
         return []
     return [f"They saw other data: {differs}." if confounded else f"Their data differ on purpose: {differs}."]
-
-
-def _doubt(estimate: Estimate) -> str:
-    if estimate.interval == OVER_SEEDS:
-        return "but they saw other data, which may be the cause"
-    return "that interval does not know the noise of the seed"
