@@ -122,8 +122,9 @@ def _records(table: pd.DataFrame) -> list[dict]:
     """Rows; `first` is the first sentence of the answer, `rest` the others."""
     rows = []
     for row in table.to_dict("records"):
-        first, _, rest = row["answer"].partition(". ")
-        rows.append(row | {"first": first.removesuffix(".") + ".", "rest": rest, "effect": _effect(row)})
+        first, _, rest = row["answer"].removeprefix("Likely: ").partition(". ")
+        first = first[:1].upper() + first[1:].removesuffix(".") + "."
+        rows.append(row | {"first": first, "rest": rest, "effect": _effect(row)})
     return rows
 
 
