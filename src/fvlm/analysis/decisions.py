@@ -172,7 +172,7 @@ def _remarks(
         shown = (f"{base} {number(found[base][0])} ({interval_words(found[base][0])})" for base in others)
         remarks.append(f"Against the same: {'; '.join(shown)}.")
     if winner != sweep.reference:
-        near = [base for base in others if not _apart(study, base, winner, sweep, level)]
+        near = [base for base in others if _alike(study, base, winner, sweep, level)]
         remarks += [f"Not told apart from {winner}: {', '.join(near)}."] if near else []
     if any(not np.isfinite(estimate.value) for estimate, _ in found.values()):
         bad = [base for base, (estimate, _) in found.items() if not np.isfinite(estimate.value)]
@@ -184,9 +184,9 @@ def _remarks(
     return remarks
 
 
-def _apart(study: Study, base: str, winner: str, sweep: Sweep, level: float) -> bool:
+def _alike(study: Study, base: str, winner: str, sweep: Sweep, level: float) -> bool:
     cell = Cell(kind=sweep.kind)
-    return judge(study.estimate([(base, cell), (winner, cell)], difference, level), level).word == DECIDED
+    return judge(study.estimate([(base, cell), (winner, cell)], difference, level), level).word == OPEN
 
 
 def _factorial_row(study: Study) -> dict:

@@ -119,6 +119,10 @@ def _gap_row(study: Study, budgets: list[Budget], name: str, combine) -> dict:
 
 
 def _gap_verdict(estimate: Estimate, name: str, pairs: int) -> tuple[Verdict, str]:
+    if not np.isfinite(estimate.value) and name == sweeps.COMPUTE:
+        return judge(
+            estimate
+        ), "The runs of the grid were evaluated on other held-out samples or scored tokens, or not at all."
     if not np.isfinite(estimate.value):
         needs = "sizes that are close enough for a curve to be read off without extrapolation"
         return Verdict(OPEN, needs=needs), "No loss can be read off at the other's parameters without extrapolation."
@@ -176,7 +180,7 @@ def _best_size(study: Study, architecture: str, isoflop: pd.DataFrame) -> tuple[
     name = nearest.get("language", "")
     return f"model.language: {name}" if isinstance(
         name, str
-    ) and name else "", f"{about} (minimum at {last['n_opt']:.3g})."
+    ) and name else "", f"{about} (minimum at {last['n_opt']:.3g} parameters)."
 
 
 def _columns(estimate: Estimate, verdict: Verdict) -> dict:

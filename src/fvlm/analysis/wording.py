@@ -10,9 +10,10 @@ SHORT = {PERCENT: " %", NATS: " nats per token", EXPONENT: ""}
 
 
 def decimals(estimate: Estimate) -> int:
-    """Two significant digits of the interval's half width, at most six decimals; without an interval, four."""
+    """Two significant digits of the interval's half width, at most six decimals; without an interval, three digits."""
     half = (estimate.high - estimate.low) / 2
-    return int(np.clip(1 - np.floor(np.log10(half)), 1, 6)) if half > 0 else 4
+    digit, of = (1, half) if half > 0 else (2, abs(estimate.value))
+    return int(np.clip(digit - np.floor(np.log10(of)), 1, 6)) if of > 0 else 4
 
 
 def number(estimate: Estimate) -> str:
