@@ -32,6 +32,7 @@ rule all:
                 DATA_REPORT,
             ]
         ),
+        DECISIONS,
         TABLES,
         FIGURES,
 

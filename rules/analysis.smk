@@ -19,6 +19,7 @@ localrules:
 # All tables and figures; with `results_from` of finished results, without training anything.
 rule figures:
     input:
+        DECISIONS,
         TABLES,
         FIGURES,
 
@@ -54,6 +55,30 @@ rule table:
         caption=lambda wildcards: CAPTIONS[f"{wildcards.table}_table"],
     shell:
         "python -m fvlm table {wildcards.table} --tables {params.folder} --out {output} 2> {log}"
+
+
+# What the report opens with. Its words are read back when the report is made.
+rule decisions:
+    input:
+        f"{R}/tables/decisions.csv",
+    output:
+        page=report(
+            DECISIONS[0],
+            caption="../workflow/report/decisions.rst",
+            category=catalog.FIRST,
+            labels={"what": "Decisions", "form": "page"},
+        ),
+        text=DECISIONS[1],
+    log:
+        f"{R}/logs/decisions.log",
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        folder=lambda wildcards, input: str(Path(input[0]).parent),
+        study=STUDY.study,
+    shell:
+        "python -m fvlm decisions --tables {params.folder} --study {params.study:q}"
+        " --out {output.page} --text {output.text} 2> {log}"
 
 
 rule figure:

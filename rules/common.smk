@@ -51,6 +51,14 @@ FIGURES = [
     f"{R}/figures/{name}.{kind}" for name in catalog.FIGURES for kind in ("png", "pdf")
 ]
 
+DECISIONS = [f"{R}/decisions.html", f"{R}/decisions.rst"]
+# For the report's first page, which knows nothing but the configuration; of no use to the study, which is resolved.
+config["decisions"] = (
+    Path(DECISIONS[1]).read_text(encoding="utf-8")
+    if Path(DECISIONS[1]).exists()
+    else ""
+)
+
 # Every job resolves the study again from the same files and --config changes. They travel in the environment, not in
 # params: a study file named by another path must not run anything again; the digests see to real changes.
 os.environ.update(
@@ -151,8 +159,9 @@ def announce(stream):
 def make_report():
     """The self-contained report, and where to look first. A report newer than all figures is kept."""
     page = Path(R) / "report.html"
-    made = [Path(path) for path in [*TABLES, *FIGURES] if Path(path).exists()]
-    if len(made) < len(TABLES) + len(FIGURES):
+    wanted = [*TABLES, *FIGURES, *DECISIONS]
+    made = [Path(path) for path in wanted if Path(path).exists()]
+    if len(made) < len(wanted):
         return  # a part of the study was asked for
     if not page.exists() or any(
         path.stat().st_mtime > page.stat().st_mtime for path in made
@@ -168,6 +177,7 @@ def make_report():
         )
     print(
         f"\nreport   {page}",
+        f"answers  {DECISIONS[0]}",
         *(f"figure   {R}/figures/{name}.png" for name in catalog.HEADLINE),
         sep="\n",
         file=sys.stderr,

@@ -42,6 +42,9 @@ TOKENS = {"B0": 0, "B1": 16, "B2": 49, "B3": 1, "B4": 4}
 FLOPS = {"B0": 1e16, "B1": 6e16, "B2": 9e16, "B3": 3.4e16, "B4": 4e16, "A6": 3.5e16, "A9": 6.4e16}
 KINDS = {"B0": "blind", "B1": "multi_token", "B2": "pixel_shuffle", "B3": "multi_token", "B4": "multi_token"}
 QUESTION_FIRST = {"coarse_only": -0.005, "coarse_fine": -0.03, "autoregressive": -0.028}  # nats, of a run asked first
+STATIC_FRAMES = {"A8a": 1, "A8b": 16, "B2": 1}
+CONNECTOR = {"LR2": 1e-3, "LR3": 3e-5, "LR4": 1e-5}
+FROZEN = {"F1": ["llm", "dino"], "F2": ["llm"]}
 QUESTIONS = {
     "F1": "is the connector alone enough?",
     "A6": "what does looking twice buy?",
@@ -95,7 +98,7 @@ def summary(
         "question_first": question_first,
         "visual_tokens": tokens,
         "encoder": "dinov2-small",
-        "language": "SmolLM2-135M",
+        "language": f"SmolLM2-{size or '135M'}",
         "size": size,
         "budget": budget,
         "letter": letter,
@@ -113,12 +116,24 @@ def summary(
         "versions": {"torch": "2.13"},
         "config": {
             "question": question,
-            "model": {"encoder": {"image": 224, "patch": 14}},
+            "model": {
+                "architecture": architecture,
+                "deep_query": deep,
+                "fine_pass": fine,
+                "fine_passes": 2 if run.startswith("A9") else 1,
+                "tokens_per_frame": tokens if architecture in ("multi_token", "pixel_shuffle") else 16,
+                "encoder": {"image": 224, "patch": 14},
+            },
             "data": {
                 "sources": list(SOURCES),
                 "share": share or {"video": 0.6, "image": 0.26, "text": 0.14},
-                "static_frames": 8,
+                "static_frames": STATIC_FRAMES.get(run.split("-")[0], 8),
+                "question_first": question_first,
                 "loss": scored,
+            },
+            "optim": {
+                "lr": {"connector": CONNECTOR.get(run.split("-")[0], 1e-4), "dino": 1e-5, "llm": 1e-5},
+                "freeze": FROZEN.get(run.split("-")[0], []),
             },
         },
     }

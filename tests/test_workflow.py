@@ -17,7 +17,7 @@ from fvlm.analysis import catalog
 
 TIMING = ("samples_per_s", "mfu", "tflops", "memory_gb", "data_wait_s")
 SMOKE = ("--configfile", "config/smoke.yaml")
-COLLECTING = {"collect_runs", "collect_curves", "collect_evaluation", "table", "figure", "plan", "ledger"}
+COLLECTING = {"collect_runs", "collect_curves", "collect_evaluation", "table", "decisions", "figure", "plan", "ledger"}
 
 
 def times(folder: Path, pattern: str) -> dict[str, int]:
@@ -32,7 +32,9 @@ def test_smoke_makes_everything(smoke):
     for name in catalog.FIGURES:
         assert (results / f"figures/{name}.png").stat().st_size > 5_000
         assert (results / f"figures/{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert "<svg" in (results / "decisions.html").read_text()
     page = (results / "report.html").read_text()
+    assert "What the sweeps decide" in page and "1. Decisions" in page
     assert len(page) > 500_000 and not re.search(r'<(script|link|img)[^>]+(src|href)="https?://', page)
     assert "report.html" in smoke.said and all(name in smoke.said for name in catalog.HEADLINE)
     assert smoke.planned(*SMOKE) == {}

@@ -30,7 +30,7 @@ WHOLE = Cell()
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval, over what that was taken, and how many seeds were pooled."""
+    """A value with its interval (95 % if not asked otherwise), over what it was taken, how many seeds were pooled."""
 
     value: float = np.nan
     low: float = np.nan
@@ -53,29 +53,29 @@ class Replicates:
         return self._rows.get((run, *cell))
 
 
-def pooled(values: np.ndarray, draws: np.ndarray | None = None) -> Estimate:
+def pooled(values: np.ndarray, draws: np.ndarray | None = None, level: float = LEVEL) -> Estimate:
     """The mean of values (seeds,) with a t interval over them; of a single one, the interval of its bootstrap
     replicates `draws` (R,), which knows the noise of the evaluation videos and nothing of the seed's."""
     if len(values) > 1:
-        (low, high), how = t_interval(values), OVER_SEEDS
+        (low, high), how = t_interval(values, level), OVER_SEEDS
     else:
-        (low, high), how = interval(draws), OVER_VIDEOS
+        (low, high), how = interval(draws, level), OVER_VIDEOS
     how = NO_INTERVAL if np.isnan(low) else how
     return Estimate(float(np.mean(values)), low, high, how, len(values))
 
 
-def interval(draws: np.ndarray | None) -> tuple[float, float]:
+def interval(draws: np.ndarray | None, level: float = LEVEL) -> tuple[float, float]:
     """Percentile interval of replicates; NaN when there are none, or one video alone, which has no spread."""
     if draws is None or draws.size == 0 or not np.isfinite(draws).all() or np.ptp(draws) == 0:
         return np.nan, np.nan
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def t_interval(values: np.ndarray) -> tuple[float, float]:
+def t_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
     """Student's t interval of the mean of independent values, one per seed; NaN below two values."""
     n = len(values)
     if n < 2:
         return np.nan, np.nan
-    half = stdtrit(n - 1, (1 + LEVEL) / 2) * np.std(values, ddof=1) / np.sqrt(n)
+    half = stdtrit(n - 1, (1 + level) / 2) * np.std(values, ddof=1) / np.sqrt(n)
     return float(np.mean(values) - half), float(np.mean(values) + half)

@@ -33,6 +33,8 @@ KEYS = ("run", "mode", "frames", "order", "source", "kind")
 INTERVAL = ("low", "high", "interval")
 REWARDS = ("reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected")  # of runs on preferences
 
+FIRST = "1. Decisions"  # Snakemake sorts the categories of a report
+
 COLUMNS: dict[str, tuple[str, ...]] = {
     "runs": RUN,
     "validation_curves": (*CURVE, "val_loss", "loss_fine", "loss_coarse", "attention_entropy", *REWARDS),
@@ -163,6 +165,27 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "data_differs",
     ),
     "question_order": ("run", "mode", "video_first", "question_first", "difference", *INTERVAL, "n_seeds"),
+    "decisions": (
+        "sweep",
+        "question",
+        "verdict",
+        "answer",
+        "setting",
+        "changes_default",
+        "runs",
+        "estimate",
+        "low",
+        "high",
+        "unit",
+        "interval",
+        "confidence",
+        "comparisons",
+        "n_seeds",
+        "more_seeds",
+        "needs",
+        "data_differs",
+        "measure",
+    ),
 }
 TEXT: dict[str, tuple[str, ...]] = {  # columns where an empty cell is an empty word
     "runs": ("run", "family", "architecture", "size", "budget", "letter"),
@@ -178,18 +201,36 @@ TEXT: dict[str, tuple[str, ...]] = {  # columns where an empty cell is an empty 
     "modes": ("run", "family", "mode", "frames", "trained_mode", "gap_interval"),
     "token_efficiency": ("run", "label", "architecture", "interval", "measure", "data_differs"),
     "question_order": ("run", "mode", "interval"),
+    "decisions": (
+        "sweep",
+        "question",
+        "verdict",
+        "answer",
+        "setting",
+        "changes_default",
+        "runs",
+        "unit",
+        "interval",
+        "needs",
+        "data_differs",
+        "measure",
+    ),
 }
 FLAGS: dict[str, tuple[str, ...]] = {
     "runs": ("deep_query", "fine_pass"),
     "scaling_fits": ("identified", "data_starved"),
     "isoflop": ("used",),
     "gap": ("at_foveated_extrapolates", "at_baseline_extrapolates"),
+    "decisions": ("changes_default",),
 }
 
 
 @dataclass(frozen=True)
 class Table:
-    """A derived table: `function` ("module:name" in this package) maps the tables in `needs` to it."""
+    """A derived table: `function` ("module:name" in this package) maps the tables in `needs` to it.
+
+    It may need derived tables that stand before it.
+    """
 
     title: str
     category: str
@@ -228,6 +269,12 @@ TABLES = {
     "scaling_fits": Table("Scaling fits", "Scaling", ("runs",), "scaling:scaling_fits"),
     "isoflop": Table("Iso-FLOP minima", "Scaling", ("runs",), "isoflop:isoflop"),
     "gap": Table("Parameter-corrected gap", "Scaling", ("runs", "evaluation", "bootstrap"), "gap:gap"),
+    "decisions": Table(
+        "What the sweeps decide",
+        FIRST,
+        ("runs", "evaluation", "bootstrap", "scaling_fits", "isoflop"),
+        "decisions:decisions",
+    ),
 }
 
 FIGURES = {

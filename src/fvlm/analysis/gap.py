@@ -94,11 +94,12 @@ def _rows_at_budget(study: Study, budget: str, points: pd.DataFrame) -> list[dic
     if not common:
         return []
     sides = [side.loc[common] for side in sides]
-    bases = [_grid_base(study, side.loc[size, "architecture"], size, budget) for side in sides for size in common]
+    bases = [grid_base(study, side.loc[size, "architecture"], size, budget) for side in sides for size in common]
     return _rows(study, "grid", budget, common, [side["N"].to_numpy(float) for side in sides], bases)
 
 
-def _grid_base(study: Study, architecture: str, size: str, budget: str) -> str:
+def grid_base(study: Study, architecture: str, size: str, budget: str) -> str:
+    """The name, without its seed, of the grid's run of one architecture, size and budget."""
     grid = study.of_family("grid")
     own = grid[(grid["architecture"] == architecture) & (grid["size"] == size) & (grid["budget"] == budget)]
     return own["base"].iloc[0]

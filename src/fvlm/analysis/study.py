@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.bootstrap import WHOLE, Cell, Estimate, Replicates, pooled
+from fvlm.analysis.bootstrap import LEVEL, WHOLE, Cell, Estimate, Replicates, pooled
 
 SEED_SUFFIX = re.compile(r"-s\d+$")
 DATA_FIELDS = {  # a difference in one of these means that two runs saw different data
@@ -84,7 +84,9 @@ class Study:
     def _full(self, run: str, cell: Cell) -> Cell:
         return cell if cell.mode else cell._replace(mode=trained_mode(self.runs.loc[run]))
 
-    def estimate(self, terms: list[tuple[str, Cell]], combine: Callable[[np.ndarray], np.ndarray]) -> Estimate:
+    def estimate(
+        self, terms: list[tuple[str, Cell]], combine: Callable[[np.ndarray], np.ndarray], level: float = LEVEL
+    ) -> Estimate:
         """`combine` of evaluation losses (terms, ...) -> (...), pooled over the seeds that all terms have.
 
         With two or more such seeds the interval is a t interval over theirs, else a bootstrap over the videos,
@@ -97,7 +99,7 @@ class Study:
         losses = [[self.loss(*pair) for pair in zip(row, cells, strict=True)] for row in runs]
         draws = [self.draws(*pair) for pair in zip(runs[0], cells, strict=True)]
         sampled = None if any(draw is None for draw in draws) else combine(np.array(draws))
-        return pooled(combine(np.array(losses).T), sampled)
+        return pooled(combine(np.array(losses).T), sampled, level)
 
     def _same_samples(self, runs: list[str], cells: list[Cell]) -> bool:
         """Whether runs were evaluated on the same samples of the cells' sources: as many tokens are scored in them."""
@@ -124,11 +126,22 @@ class Study:
 
     def validation_difference(self, base: str, other: str, which: str = "best") -> Estimate:
         """How far the best or final validation loss of `base` lies above that of `other`; over seeds."""
-        matched = self.matched([base, other])
-        if not matched or not self._same_validation(*matched[0]):
+        return self.validation_estimate([base, other], difference, which)
+
+    def validation_estimate(
+        self,
+        bases: list[str],
+        combine: Callable[[np.ndarray], np.ndarray],
+        which: str = "best",
+        level: float = LEVEL,
+    ) -> Estimate:
+        """`combine` of best or final validation losses (bases, seeds) -> (seeds,), pooled over the seeds that all have;
+        NaN where they were validated on other tokens. One seed has no interval."""
+        matched = self.matched(bases)
+        if not matched or not all(self._same_validation(matched[0][0], other) for other in matched[0][1:]):
             return Estimate(n_seeds=len(matched))
         losses = [self.runs.loc[names, f"{which}.val_loss"] for names in matched]
-        return pooled(difference(np.array(losses, float).T))
+        return pooled(combine(np.array(losses, float).T), level=level)
 
     def _same_validation(self, run: str, other: str) -> bool:
         """Whether two runs were validated on the same tokens of the same sources."""

@@ -1,0 +1,168 @@
+"""The page of decisions, and the words that the report opens with: `fvlm decisions --tables DIR --study NAME ...`.
+
+Both are made from the table `decisions` alone.
+"""
+
+import argparse
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import pandas as pd
+
+from fvlm.analysis.bootstrap import LEVEL, OVER_SEEDS, Estimate
+from fvlm.analysis.files import read_table
+from fvlm.analysis.verdicts import DECIDED, LIKELY, NOT_RUN, OPEN
+from fvlm.analysis.wording import EXPONENT, NATS, PERCENT, SHORT, number
+from fvlm.files import write_beside
+
+WORDS = (DECIDED, LIKELY, OPEN, NOT_RUN)
+MARKS = {DECIDED: "●", LIKELY: "◐", OPEN: "○", NOT_RUN: "–"}  # in black and white as well
+UNITS = {
+    NATS: ("Differences in loss", "nats per token; left of zero: the alternative is better"),
+    PERCENT: ("Foveated against pooled tokens", "percent of the loss; left of zero: the foveated model is better"),
+    EXPONENT: ("The best model size", "exponent of training compute"),
+}
+WIDTH, HEIGHT, MARGIN = 230, 26, 12  # of a drawing, in pixels
+FARTHEST = 3.0  # an axis ends at so many times the median row's far end: one huge difference must not hide the others
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """An interval in pixels; `beyond`: -1, 0 or 1, on which side the estimate lies outside the axis."""
+
+    zero: float
+    left: float | None
+    right: float | None
+    at: float
+    beyond: int
+    seeds: bool
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tables", required=True, help="folder with the table decisions.csv")
+    parser.add_argument("--study", required=True, help="name of the study, for the title")
+    parser.add_argument("--out", required=True, help="the page to write (HTML)")
+    parser.add_argument(
+        "--text", required=True, help="the same in words, for the report's first page (reStructuredText)"
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    table = read_table(args.tables, "decisions")
+    page, text = render(args.study, table), opening(table)
+    write_beside(args.text, lambda beside: beside.write_text(text, encoding="utf-8"))
+    write_beside(args.out, lambda beside: beside.write_text(page, encoding="utf-8"))
+
+
+def render(study: str, table: pd.DataFrame) -> str:
+    """The whole page, without a reference to anything outside of it."""
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(Path(__file__).with_name("decisions.html").read_text(encoding="utf-8"))
+    run = table[table["verdict"] != NOT_RUN]
+    return template.render(
+        study=study,
+        counts=counts(table),
+        words=dict(zip(WORDS, ("decided", "likely", "open", "none"), strict=True)),
+        groups=[_group(unit, run[run["unit"] == unit]) for unit in UNITS if (run["unit"] == unit).any()],
+        missing=_records(table[table["verdict"] == NOT_RUN]),
+        size=(WIDTH, HEIGHT),
+        headline=headline(table),
+    )
+
+
+def counts(table: pd.DataFrame) -> dict[str, int]:
+    return {word: int((table["verdict"] == word).sum()) for word in WORDS}
+
+
+def headline(table: pd.DataFrame) -> str:
+    """One sentence: how many questions there are, and how many have an answer."""
+    found = counts(table)
+    asked = len(table) - found[NOT_RUN]
+    if not asked:
+        return "The study has run none of the comparisons that decide a setting."
+    said = (
+        f"Of {asked} questions that this study has runs for, {found[DECIDED]} {_is(found[DECIDED])} decided at 95 %, "
+    )
+    said += f"{found[LIKELY]} {_is(found[LIKELY])} likely, {found[OPEN]} not decided"
+    return said + (f"; {found[NOT_RUN]} {'was' if found[NOT_RUN] == 1 else 'were'} not run." if found[NOT_RUN] else ".")
+
+
+def opening(table: pd.DataFrame) -> str:
+    """reStructuredText: the headline, then one line per question with runs."""
+    parts = [f"**What the sweeps decide.** {headline(table)}"]
+    for row in _records(table[table["verdict"] != NOT_RUN]):
+        said = f"- {MARKS[row['verdict']]} **{row['verdict']}**: *{_escaped(row['question'])}* {_escaped(row['first'])}"
+        said += f" {_effect(row)}: ``{row['setting']}``." if row["setting"] else ""
+        said += f" A decision needs {_escaped(row['needs'])}." if row["needs"] else ""
+        parts.append(said)
+    return "\n\n".join(parts) + "\n"
+
+
+def _effect(row: dict) -> str:
+    """What becomes of the setting."""
+    if row["unit"] == EXPONENT:
+        return "Best of the sizes tried"
+    if row["verdict"] != DECIDED:
+        return "The default is kept"
+    return "Changes the default to" if row["changes_default"] else "The default stands"
+
+
+def _is(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([\\*`_|])", r"\\\1", text)
+
+
+def _records(table: pd.DataFrame) -> list[dict]:
+    """Rows; `first` is the first sentence of the answer, `rest` the others."""
+    rows = []
+    for row in table.to_dict("records"):
+        first, _, rest = row["answer"].removeprefix("Likely: ").partition(". ")
+        first = first[:1].upper() + first[1:].removesuffix(".") + "."
+        rows.append(row | {"first": first, "rest": rest, "effect": _effect(row)})
+    return rows
+
+
+def _group(unit: str, table: pd.DataFrame) -> dict:
+    """The rows of one unit, drawn on one axis."""
+    limits = axis(table)
+    rows = [row | {"drawing": drawing(row, limits), "shown": _shown(row)} for row in _records(table)]
+    title, about = UNITS[unit]
+    ticks = [(_place(value, limits), f"{value:+.2g}" if value else "0") for value in (limits[0], 0.0, limits[1])]
+    return {"title": title, "about": about, "rows": rows, "ticks": ticks, "short": SHORT[unit]}
+
+
+def _shown(row: dict) -> str:
+    """The estimate, and at which level its bar is where that is not 95 %."""
+    estimate = Estimate(row["estimate"], row["low"], row["high"], row["interval"], int(row["n_seeds"]))
+    level = "" if np.isclose(row["confidence"], LEVEL) else f" (bar: {100 * row['confidence']:.3g} %)"
+    return number(estimate) + level
+
+
+def axis(table: pd.DataFrame) -> tuple[float, float]:
+    """Where the axis of some rows starts and ends; zero is in its middle."""
+    ends = table[["estimate", "low", "high"]].abs().max(axis=1).dropna()
+    far = float(min(ends.max(), FARTHEST * ends.median())) if len(ends) else 1.0
+    far = far if far > 0 else 1.0
+    return (-far, far)
+
+
+def _place(value: float, limits: tuple[float, float]) -> float:
+    share = (value - limits[0]) / (limits[1] - limits[0])
+    return round(MARGIN + float(np.clip(share, 0, 1)) * (WIDTH - 2 * MARGIN), 1)
+
+
+def drawing(row: dict, limits: tuple[float, float]) -> Drawing | None:
+    """None without an estimate; `left` and `right` are None without an interval."""
+    value = row["estimate"]
+    if not np.isfinite(value):
+        return None
+    known = np.isfinite(row["low"])
+    left, right = (_place(row[name], limits) if known else None for name in ("low", "high"))
+    beyond = int(value > limits[1]) - int(value < limits[0])
+    return Drawing(_place(0.0, limits), left, right, _place(value, limits), beyond, row["interval"] == OVER_SEEDS)

@@ -1,0 +1,70 @@
+"""Sentences of the decisions, made from their numbers."""
+
+import numpy as np
+
+from fvlm.analysis.bootstrap import OVER_SEEDS, OVER_VIDEOS, Estimate
+from fvlm.analysis.verdicts import DECIDED, LIKELY, Verdict
+
+NATS, PERCENT, EXPONENT = "nats per token", "percent", "exponent"
+SHORT = {PERCENT: " %", NATS: " nats per token", EXPONENT: ""}
+
+
+def decimals(estimate: Estimate) -> int:
+    """Two significant digits of the interval's half width, at most six decimals; without an interval, three digits."""
+    half = (estimate.high - estimate.low) / 2
+    digit, of = (1, half) if half > 0 else (2, abs(estimate.value))
+    return int(np.clip(digit - np.floor(np.log10(of)), 1, 6)) if of > 0 else 4
+
+
+def number(estimate: Estimate) -> str:
+    """With its sign, or "not known"."""
+    return f"{estimate.value:+.{decimals(estimate)}f}" if np.isfinite(estimate.value) else "not known"
+
+
+def size(estimate: Estimate) -> str:
+    return f"{abs(estimate.value):.{decimals(estimate)}f}"
+
+
+def unit_words(estimate: Estimate, unit: str = NATS) -> str:
+    return size(estimate) + SHORT[unit]
+
+
+def interval_words(estimate: Estimate) -> str:
+    """`-0.02 to +0.01, over 3 seeds`."""
+    if not np.isfinite(estimate.low):
+        return "one seed, no interval" if estimate.n_seeds == 1 else "no interval"
+    places = decimals(estimate)
+    how = {OVER_SEEDS: f"over {estimate.n_seeds} seeds", OVER_VIDEOS: "over evaluation videos, one seed"}
+    words = how.get(estimate.interval, estimate.interval)
+    return f"{estimate.low:+.{places}f} to {estimate.high:+.{places}f}, {words}"
+
+
+def sentence(estimate: Estimate, verdict: Verdict, words: str, reference: str) -> str:
+    """How far the loss of `words` lies above or below that of `reference`, and how sure that is."""
+    if not np.isfinite(estimate.value):
+        start = f"{words[:1].upper()}{words[1:]} cannot be compared with {reference}:"
+        return f"{start} other held-out samples or scored tokens, or none."
+    side = "higher" if estimate.value > 0 else "lower"
+    clear = f"{words} gives a loss {unit_words(estimate)} {side} than {reference}"
+    return found_words(verdict, clear, f"the data do not tell {words} from {reference}", estimate)
+
+
+def found_words(verdict: Verdict, clear: str, unclear: str, estimate: Estimate, unit: str = NATS) -> str:
+    """`clear` where the interval excludes 0, with a doubt where that does not decide; else `unclear`."""
+    if not np.isfinite(estimate.value):
+        said = f"{unclear}: it was not evaluated on the same samples."
+    elif verdict.word == DECIDED:
+        said = f"{clear} ({interval_words(estimate)})."
+    elif verdict.word == LIKELY:
+        doubt = "; but they saw other data, which may be the cause" if estimate.interval == OVER_SEEDS else ""
+        said = f"likely: {clear} ({interval_words(estimate)}){doubt}."
+    else:
+        said = f"{unclear}: {number(estimate)}{SHORT[unit]} ({interval_words(estimate)})."
+    return said[:1].upper() + said[1:]
+
+
+def data_words(differs: str, confounded: str) -> list[str]:
+    """What differs in the data that two runs saw, as a sentence; none if nothing does."""
+    if not differs:
+        return []
+    return [f"They saw other data: {differs}." if confounded else f"Their data differ on purpose: {differs}."]
