@@ -142,7 +142,7 @@ def test_no_other_start_of_ours_ends_lower(seed):
 @pytest.mark.parametrize("log", [True, False])
 @pytest.mark.parametrize("delta", [1e-3, 1e6])
 def test_the_optimum_is_stationary(log, delta):
-    """A millionth to either side the cost is higher. (Where a residual is delta its curvature jumps, hence the half.)"""
+    """The cost is higher a millionth away, on both sides alike up to the jump of its curvature at delta."""
     x, loss = grid([n for n, _ in SIZES.values()], noise=0.01)
     fit = fit_power_laws(x, loss, delta=delta, log=log)
     objective = fit.objective(x)
