@@ -8,8 +8,8 @@ grid, the lowest objective wins; of the bootstrap, the same optimizer from the f
 Points are drawn from a known law with heavy-tailed noise. Before anything is timed the two are compared: our objective
 must not be higher, and scipy's optimum, refined with analytic gradients and tight tolerances, must be ours. Counted is
 CPU time in one process and one thread; ours is the median over the turns, the plain fit runs once, the plain bootstrap
-over a part of the resamples, in proportion, once with scipy's tolerances and once with tight ones: how far it ends above
-the optimum is told beside it.
+over a part of the resamples, in proportion, once with scipy's tolerances and once with tight ones; how far it ends
+above the optimum is told beside it.
 """
 
 import argparse
@@ -161,18 +161,6 @@ def table(results: list[dict]) -> str:
         for name, row in rows.items():
             cells = f"{row['plain_s']:.3g} | {row['ours_s']:.2g} | {row['ratio']:,.0f} | {row['plain_above']:.2g}"
             lines.append(f"| {one['points']} | {name} | {cells} |")
-    return "\n".join(lines)
-
-
-def table(results: list[dict]) -> str:
-    """Markdown."""
-    lines = ["| points | | plain, CPU s | ours, CPU s | times faster | plain stops above the optimum by |"]
-    lines.append("| ---: | --- |" + " ---: |" * 4)
-    for one in results:
-        for name, text in (("fit", "{starts:,} starts"), ("bootstrap", "{resamples:,} resamples ({timed} timed)")):
-            row = one[name]
-            cells = f"{row['plain_s']:.3g} | {row['ours_s']:.3g} | {row['ratio']:,.0f} | {row['plain_above']:.2g}"
-            lines.append(f"| {one['points']} | {name}, {text.format(**row)} | {cells} |")
     return "\n".join(lines)
 
 
