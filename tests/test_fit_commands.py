@@ -110,6 +110,12 @@ def test_a_vanishing_term_gives_no_exponent(tmp_path, options):
     assert "the N term vanishes" in reason or "ran into its bound" in reason
 
 
+def test_sizes_and_samples_that_grow_together_cannot_be_told_apart(tmp_path):
+    n = np.geomspace(1e7, 1e10, 20)
+    table = pd.DataFrame({"N": n, "D": 20 * n, "L": law(n, 20 * n)})
+    assert "varies only together" in refused(run("fit", table, tmp_path))
+
+
 def test_mixed_schedules_give_nothing(tmp_path):
     table = joint_points()
     kinds = np.where(np.arange(len(table)) % 2, "cosine", "constant")
@@ -312,6 +318,22 @@ def test_envelope_of_three_sizes_gives_no_exponent(tmp_path):
     mixed = training_curves().assign(lr_schedule="cosine")
     mixed.loc[mixed["run"] == "r3", "lr_schedule"] = "constant"
     assert "mixed" in run("envelope", mixed, tmp_path)["reason"]
+
+
+def test_envelope_of_sparse_curves_is_told(tmp_path):
+    assert not run("envelope", training_curves(), tmp_path)["warnings"]
+    found = run("envelope", training_curves(points=5), tmp_path)
+    assert "13 of 13 curves (r0, ...) have neighbouring points more than 2 times apart" in found["warnings"][0]
+
+
+def test_a_moving_mean_takes_the_noise_out_of_an_envelope(tmp_path):
+    curves = training_curves(noise=0.01, points=400, seed=2)
+    raw, smooth = (run("envelope", curves, tmp_path, "--smooth", k) for k in ("1", "25"))
+    off = [
+        np.mean([abs(np.log(row["L_opt"] / law(row["N_opt"], row["C"] / 6 / row["N_opt"]))) for row in one["budgets"]])
+        for one in (raw, smooth)
+    ]
+    assert off[1] < 0.5 * off[0] and smooth["a"] == pytest.approx(A_OPT, abs=0.06)
 
 
 @pytest.mark.parametrize(

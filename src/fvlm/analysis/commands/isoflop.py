@@ -78,7 +78,8 @@ def exponents(points: pd.DataFrame, mixed: str = "") -> dict:
 
 
 def summary(result: dict) -> str:
-    lines = [f"{result['n']} points at {len(result['budgets'])} budgets"]
+    count = len(result["budgets"])
+    lines = [f"{result['n']} points at {count} budget{'s' * (count != 1)}"]
     for row in result["budgets"]:
         mark = "" if row["used"] else f" (left out: {row['reason']})"
         lines.append(f"  C = {row['C']:.3g}: N_opt {shown(row['N_opt'])}, L_opt {shown(row['L_opt'])}{mark}")

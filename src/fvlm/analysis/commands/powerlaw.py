@@ -64,11 +64,11 @@ def power_law(points: pd.DataFrame, args: argparse.Namespace) -> dict:
     delta, log, _ = LOSSES[args.loss]
     curve = longest_run(points) > 1
     block = args.block or (None if curve else 1)
-    fit, found = estimates(x, loss, ("x",), block=block, draws=args.bootstrap, seed=args.seed, delta=delta, log=log)
-    names = {"A_x": "A", "exponent_x": "alpha", "E": "L_inf"}
+    fit, found = estimates(x, loss, (args.x,), block=block, draws=args.bootstrap, seed=args.seed, delta=delta, log=log)
+    names = {f"A_{args.x}": "A", f"exponent_{args.x}": "alpha", "E": "L_inf"}
     values = {names[one.name]: number(one.value) for one in found}
     ci = {names[one.name]: interval(one.low, one.high) for one in found}
-    reasons = {names[one.name]: one.reason.replace(" of x", f" of {args.x}") for one in found if one.reason}
+    reasons = {names[one.name]: one.reason for one in found if one.reason}
     reasons |= dict.fromkeys(values, one_schedule(points)) if one_schedule(points) else {}
     values |= dict.fromkeys(reasons)
     ci |= dict.fromkeys(reasons)
