@@ -142,15 +142,15 @@ def test_no_other_start_of_ours_ends_lower(seed):
 @pytest.mark.parametrize("log", [True, False])
 @pytest.mark.parametrize("delta", [1e-3, 1e6])
 def test_the_optimum_is_stationary(log, delta):
-    """By central differences of the cost, in all directions that are not pressed against a bound."""
+    """The cost is higher a millionth away, on both sides alike up to the jump of its curvature at delta."""
     x, loss = grid([n for n, _ in SIZES.values()], noise=0.01)
     fit = fit_power_laws(x, loss, delta=delta, log=log)
     objective = fit.objective(x)
     target = objective.target(loss)
-    for step in 1e-4 * np.diag(fit.theta):
+    for step in 1e-6 * np.diag(fit.theta):
         costs = objective.cost(objective.predict(np.stack([fit.theta - step, fit.theta, fit.theta + step])) - target)
         assert costs[1] < min(costs[0], costs[2])
-        assert abs(costs[2] - costs[0]) < 0.02 * (costs[0] + costs[2] - 2 * costs[1])
+        assert abs(costs[2] - costs[0]) < 0.5 * (costs[0] + costs[2] - 2 * costs[1])
 
 
 @pytest.mark.parametrize("scales", [(1e-9, 1e9), (1e9, 1e-9), (1e9, 1e9), (1e-9, 1e-9)])

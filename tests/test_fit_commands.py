@@ -1,17 +1,24 @@
 """fvlm fit, powerlaw, isoflop and envelope: known laws are found, what the data cannot say is null, bad input is one
 sentence."""
 
+import json
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from fvlm.__main__ import main
+from fvlm.analysis.points import read_points
+from fvlm.errors import UserError
 from tests.fit_cases import A_OPT, LAW, correlated, joint_points, law, refuse, run, training_curves
 from tests.test_analysis_fits import REFERENCE
 
+ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("fit", "powerlaw", "isoflop", "envelope")
 REFUSED = ("alpha", "a", "b", "N_opt")
 
@@ -101,6 +108,12 @@ def test_a_vanishing_term_gives_no_exponent(tmp_path, options):
     flat = (1.9 + LAW["B"] * table["D"] ** -LAW["beta"]) * np.exp(0.003 * rng.normal(size=len(table)))
     reason = refused(run("fit", table.assign(L=flat), tmp_path, *options))
     assert "the N term vanishes" in reason or "ran into its bound" in reason
+
+
+def test_sizes_and_samples_that_grow_together_cannot_be_told_apart(tmp_path):
+    n = np.geomspace(1e7, 1e10, 20)
+    table = pd.DataFrame({"N": n, "D": 20 * n, "L": law(n, 20 * n)})
+    assert "varies only together" in refused(run("fit", table, tmp_path))
 
 
 def test_mixed_schedules_give_nothing(tmp_path):
@@ -307,6 +320,22 @@ def test_envelope_of_three_sizes_gives_no_exponent(tmp_path):
     assert "mixed" in run("envelope", mixed, tmp_path)["reason"]
 
 
+def test_envelope_of_sparse_curves_is_told(tmp_path):
+    assert not run("envelope", training_curves(), tmp_path)["warnings"]
+    found = run("envelope", training_curves(points=5), tmp_path)
+    assert "13 of 13 curves (r0, ...) have neighbouring points more than 2 times apart" in found["warnings"][0]
+
+
+def test_a_moving_mean_takes_the_noise_out_of_an_envelope(tmp_path):
+    curves = training_curves(noise=0.01, points=400, seed=2)
+    raw, smooth = (run("envelope", curves, tmp_path, "--smooth", k) for k in ("1", "25"))
+    off = [
+        np.mean([abs(np.log(row["L_opt"] / law(row["N_opt"], row["C"] / 6 / row["N_opt"]))) for row in one["budgets"]])
+        for one in (raw, smooth)
+    ]
+    assert off[1] < 0.5 * off[0] and smooth["a"] == pytest.approx(A_OPT, abs=0.06)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -363,6 +392,39 @@ def test_a_missing_file_and_an_output_over_the_input_are_refused(tmp_path, capsy
     before = path.read_bytes()
     assert main([command, str(path), "--out", str(path)]) == 2
     assert "this is the file that was read" in capsys.readouterr().err and path.read_bytes() == before
+
+
+def test_a_file_as_a_spreadsheet_writes_it_is_read(tmp_path):
+    """A byte order mark, Windows line ends, quotes, spaces, blank lines at the end."""
+    path = tmp_path / "points.csv"
+    path.write_bytes('\ufeffN, D ,"L",note\r\n1e8,"2e9",2.5,"a, b"\r\n2e8, 2e9,2.25,\r\n\r\n,,,\r\n'.encode())
+    table = read_points(path, ("N", "D", "L"), positive=("N", "D", "L"))
+    assert table.to_dict("list") == {"N": [1e8, 2e8], "D": [2e9, 2e9], "L": [2.5, 2.25]}
+
+
+def test_rows_are_counted_as_in_the_file(tmp_path):
+    path = tmp_path / "points.csv"
+    path.write_text("run,L\nr,1\n\nr,2\nr,1_0\n")
+    with pytest.raises(UserError, match="row 5: L is '1_0'"):
+        read_points(path, ("L",))
+    path.write_text("run,L\nr,1\n,2\n")
+    assert list(read_points(path, ("L",), optional=("run",), text=("run",))["run"]) == ["r", ""]
+    with pytest.raises(UserError, match="row 3: run is empty"):
+        read_points(path, ("run", "L"), text=("run",))
+
+
+def test_the_page_runs(tmp_path):
+    """Every command of docs/fits.md, in its order."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "docs/fits.md").read_text(), re.MULTILINE | re.DOTALL)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PATH": path}
+    script = 'fvlm() { python -m fvlm "$@"; }\n' + "\n".join(blocks)
+    subprocess.run(["bash", "-euc", script], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    for name, points in (("power", 6), ("curve", 60)):
+        assert json.loads((tmp_path / f"{name}.json").read_text())["fits"]["all"]["n"] == points
+    for name in ("fit", "iso", "envelope"):
+        found = json.loads((tmp_path / f"{name}.json").read_text())
+        assert found["identified"] is True and found["a"] == pytest.approx(A_OPT, abs=0.03)
 
 
 def test_no_command_imports_what_is_slow():

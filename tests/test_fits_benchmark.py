@@ -18,7 +18,7 @@ def test_quick_run(tmp_path):
     (result,) = json.loads((tmp_path / "out.json").read_text())["results"]
     assert result["points"] == 24
     assert result["fit"]["starts"] == 30 and result["bootstrap"]["timed"] == 5
-    for one in (result["fit"], result["bootstrap"]):
+    for one in (result["fit"], result["bootstrap"]["plain"], result["bootstrap"]["tight"]):
         assert one["plain_s"] > 2 * one["ours_s"] > 0 and one["plain_above"] > -1e-9
         assert one["ratio"] == pytest.approx(one["plain_s"] / one["ours_s"])
     assert "| 24 | fit, 30 starts |" in done.stdout

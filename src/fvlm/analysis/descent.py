@@ -13,7 +13,7 @@ import numpy as np
 EXPONENTS = (0.01, 3.0)  # bounds
 STARTS = 8
 MOST_STEPS = 400
-ROWS = 64  # problems that descend together: their arrays stay in the processor's cache
+TOGETHER = 24_000  # points of the problems that descend together: their arrays stay in the processor's cache
 LEAST = 1e-300
 NEAR = 1e-2  # a step that gains less of the cost has come near the optimum, where the exact Hessian is better
 
@@ -43,14 +43,16 @@ class Objective:
         """What predictions are held against."""
         return np.log(np.maximum(loss, LEAST)) if self.log else loss
 
+    def evaluate(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """theta (R, p) -> the powers exp(-a_k z_k) (R, k, n), and the predicted loss (R, n)."""
+        k, f = self.z.shape[1], int(self.floor)
+        powers = np.exp(theta[:, f + k :, None] * -self.z.T)
+        loss = (theta[:, None, f : f + k] @ powers)[:, 0]
+        return powers, np.maximum(loss + theta[:, :1] if f else loss, LEAST)
+
     def predict(self, theta: np.ndarray) -> np.ndarray:
         """theta (R, p) -> (R, n), comparable with `target`."""
-        z, f = self.z, int(self.floor)
-        k = z.shape[1]
-        loss = np.repeat(theta[:, :1], len(z), axis=1) if self.floor else 0.0
-        for i in range(k):
-            loss = loss + theta[:, f + i, None] * np.exp(-theta[:, f + k + i, None] * z[:, i])
-        return self.target(loss)
+        return self.target(self.evaluate(theta)[1])
 
     def cost(self, residuals: np.ndarray) -> np.ndarray:
         """(R, n) -> (R,)."""
@@ -125,82 +127,92 @@ def descend(
     theta = np.array(theta, float)
     target = np.broadcast_to(target, (len(theta), len(objective.z)))
     costs = np.empty(len(theta))
-    for first in range(0, len(theta), ROWS):
-        rows = slice(first, first + ROWS)
+    together = int(np.clip(TOGETHER // len(objective.z), 32, 1024))
+    for first in range(0, len(theta), together):
+        rows = slice(first, first + together)
         theta[rows], costs[rows] = _descend_rows(objective, theta[rows], target[rows], tolerance)
     return theta, costs
 
 
-def _descend_rows(objective: Objective, theta, target, tolerance):
+def _descend_rows(objective: Objective, theta, target, tolerance) -> tuple[np.ndarray, np.ndarray]:
     low, high = objective.bounds
     theta = np.clip(theta, low, high)
-    costs = objective.cost(objective.predict(theta) - target)
-    damping, exact = np.full(len(theta), 1e-3), np.zeros(len(theta), bool)
-    active = np.arange(len(theta))
+    powers, loss = objective.evaluate(theta)
+    residuals = objective.target(loss) - target
+    costs = objective.cost(residuals)
+    rows, damping, exact = np.arange(len(theta)), np.full(len(theta), 1e-3), np.zeros(len(theta), bool)
+    scale = np.ones(theta.shape)  # of each parameter's damping
+    found, lowest = theta.copy(), costs.copy()
     for _ in range(MOST_STEPS):
-        here, seen = theta[active], target[active]
-        trial = np.clip(here - _step(objective, here, seen, damping[active], exact[active]), low, high)
-        gain = costs[active] - objective.cost(objective.predict(trial) - seen)
+        step = _step(objective, theta, powers, loss, residuals, damping, exact, scale)
+        trial = np.clip(theta - step, low, high)
+        tried = [trial, *objective.evaluate(trial)]
+        tried.append(objective.target(tried[2]) - target)
+        gain = costs - objective.cost(tried[3])
         better = gain > 0
-        small = gain <= tolerance * costs[active]
-        theta[active[better]] = trial[better]
-        costs[active[better]] -= gain[better]
-        settled = np.where(better, small & exact[active], damping[active] > 1e8) | (costs[active] <= 0)
-        damping[active] = np.clip(np.where(better, damping[active] / 5, damping[active] * 5), 1e-14, 1e9)
-        exact[active] |= better & (gain <= NEAR * costs[active])
-        active = active[~settled]
-        if not len(active):
+        if better.all():
+            theta, powers, loss, residuals = tried
+        else:
+            for old, new in zip((theta, powers, loss, residuals), tried, strict=True):
+                old[better] = new[better]
+        settled = np.where(better, exact & (gain <= tolerance * costs), damping > 1e8) | (costs <= 0)
+        exact |= better & (gain <= NEAR * costs)
+        costs = np.where(better, costs - gain, costs)
+        damping = np.clip(np.where(better, damping / 5, damping * 5), 1e-14, 1e9)
+        found[rows], lowest[rows] = theta, costs
+        if settled.all():
             break
-    return theta, objective.cost(objective.predict(theta) - target)
+        if settled.any():
+            state = (theta, powers, loss, residuals, target, costs, rows, damping, exact, scale)
+            state = (part[~settled] for part in state)
+            theta, powers, loss, residuals, target, costs, rows, damping, exact, scale = state
+    return found, lowest
 
 
-def _step(objective: Objective, theta, target, damping, exact) -> np.ndarray:
-    """One damped Newton step (R, p); parameters pressed against a bound stay there."""
+def _step(objective: Objective, theta, powers, loss, residuals, damping, exact, scale) -> np.ndarray:
+    """One damped Newton step (R, p); parameters pressed against a bound stay there.
+
+    scale   the diagonal of each row's last reweighted Hessian (R, p), which is renewed here
+    """
     delta, (low, high) = objective.delta, objective.bounds
-    predicted, jacobian = _linearised(objective, theta)
-    residuals = predicted - target
-    size = np.abs(residuals)
+    jacobian = _jacobian(objective, theta, powers, loss)
     pull = np.clip(residuals, -delta, delta)  # first derivative of Huber's loss
     gradient = (jacobian @ pull[:, :, None])[:, :, 0]
+    size = np.abs(residuals)
     reweighted = delta / np.maximum(size, delta)
     weight = np.where(exact[:, None], (size <= delta) - pull * objective.log, reweighted)
     hessian = (jacobian * weight[:, None]) @ jacobian.transpose(0, 2, 1)
+    scale[~exact] = np.einsum("rpp->rp", hessian)[~exact]
     if exact.any():
         _add_curvature(objective, hessian, jacobian, np.where(exact[:, None], pull, 0))
     pressed = ((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0))
     gradient[pressed] = 0
     hessian *= ~(pressed[:, :, None] | pressed[:, None, :])
-    scale = ((jacobian**2) @ reweighted[:, :, None])[:, :, 0]
     diagonal = range(theta.shape[1])
     hessian[:, diagonal, diagonal] += damping[:, None] * scale + pressed + 1e-14
     return np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
 
 
-def _linearised(objective: Objective, theta) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions (R, n) and their derivatives (R, p, n)."""
-    z, f = objective.z, int(objective.floor)
-    k = z.shape[1]
-    jacobian = np.empty((*theta.shape, len(z)))
-    loss = np.repeat(theta[:, :1], len(z), axis=1) if f else np.zeros((len(theta), len(z)))
+def _jacobian(objective: Objective, theta, powers, loss) -> np.ndarray:
+    """Derivatives (R, p, n) of the predictions."""
+    k, f = objective.z.shape[1], int(objective.floor)
+    jacobian = np.empty((*theta.shape, len(objective.z)))
     jacobian[:, :f] = 1
-    for i in range(k):
-        np.exp(-theta[:, f + k + i, None] * z[:, i], out=jacobian[:, f + i])
-        term = theta[:, f + i, None] * jacobian[:, f + i]
-        jacobian[:, f + k + i] = -term * z[:, i]
-        loss += term
+    jacobian[:, f : f + k] = powers
+    np.multiply(powers, theta[:, f : f + k, None] * -objective.z.T, out=jacobian[:, f + k :])
     if objective.log:
-        jacobian /= np.maximum(loss, LEAST)[:, None]
-    return objective.target(loss), jacobian
+        jacobian *= (1 / loss)[:, None]
+    return jacobian
 
 
 def _add_curvature(objective: Objective, hessian, jacobian, pull) -> None:
     """Add the second derivatives of the terms: with t = A exp(-a z), d2t / dA da = -z t / A and d2t / da2 = z^2 t.
     (Those of the logarithm are in the weights: `- pull`.)"""
-    z, f = objective.z, int(objective.floor)
-    k = z.shape[1]
+    k, f = objective.z.shape[1], int(objective.floor)
     for i in range(k):
         term, exponent = f + i, f + k + i
-        cross = (pull * jacobian[:, term] * z[:, i]).sum(axis=1)
+        pulled = pull * objective.z[:, i]
+        cross = np.einsum("rn,rn->r", pulled, jacobian[:, term])
         hessian[:, term, exponent] -= cross
         hessian[:, exponent, term] -= cross
-        hessian[:, exponent, exponent] -= (pull * jacobian[:, exponent] * z[:, i]).sum(axis=1)
+        hessian[:, exponent, exponent] -= np.einsum("rn,rn->r", pulled, jacobian[:, exponent])

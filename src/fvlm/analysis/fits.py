@@ -16,6 +16,7 @@ from fvlm.analysis.descent import EXPONENTS, Objective, descend, starts
 
 DELTA = 1e-3  # of log loss: about 0.1 %
 SQUARES = 1e6  # a delta that makes Huber's loss least squares
+TOGETHER = 0.9995  # correlation of log N and log D above which they are one variable
 WIDEST = 1.0  # an interval wider than this many times the value says nothing useful about an exponent
 
 
@@ -182,6 +183,9 @@ def _exponent_reason(fit: PowerLaws, x: np.ndarray, draws: np.ndarray, k: int, n
     values = _distinct(x[:, k])
     if values < 3:
         return f"{values} value{'s' * (values != 1)} of {name}; an exponent needs three"
+    others = [np.corrcoef(np.log(x[:, k]), np.log(x[:, i]))[0, 1] for i in range(x.shape[1]) if _distinct(x[:, i]) > 1]
+    if sum(one > TOGETHER for one in others) > 1:  # with itself, and with another
+        return f"{name} varies only together with the other variable; their terms cannot be told apart"
     exponent = fit.exponents[k]
     term = fit.terms[k] * (x[:, k] / fit.centre[k]) ** -exponent
     if np.ptp(term) < max(_noise(fit, x), 1e-4):

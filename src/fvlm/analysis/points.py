@@ -118,7 +118,7 @@ def check_falls(
     log_loss = np.log(points["L"].to_numpy())
     slope = np.linalg.lstsq(design, log_loss)[0]
     variance = ((log_loss - design @ slope) ** 2).sum() / free * np.linalg.pinv(design.T @ design)[0, 0]
-    if slope[0] > max(stdtrit(free, 0.975) * np.sqrt(variance), 1e-9):
+    if slope[0] > max(stdtrit(free, 0.975) * np.sqrt(variance), 1e-6):
         raise UserError(
             f"{path}: the loss L rises with {name}{what} (as {name}^{slope[0]:.2g}); expected one that falls: "
             "check the columns, or leave out the runs that diverged"

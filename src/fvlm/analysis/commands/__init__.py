@@ -4,9 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
+from fvlm.analysis.grid import budgets_of
 from fvlm.analysis.scaling import log_slope
 from fvlm.errors import UserError
 from fvlm.files import write_json
+
+WIDEST_BUDGET = 1.3  # largest C / smallest C
 
 
 def write_result(read: Path | str, out: Path | str, content: dict) -> None:
@@ -56,6 +59,22 @@ def shown(value: float | None, ci: list[float] | None = None) -> str:
     if value is None:
         return "not identified"
     return f"{value:.4g}" + (f" ({ci[0]:.4g} to {ci[1]:.4g})" if ci else "")
+
+
+def separate_budgets(path: Path | str, flops: np.ndarray) -> np.ndarray:
+    """Which budget each point belongs to (grid.budgets_of).
+
+    raises  UserError where no gaps tell the budgets apart
+    """
+    budgets = budgets_of(flops)
+    for budget in np.unique(budgets):
+        own = flops[budgets == budget]
+        if own.max() > WIDEST_BUDGET * own.min():
+            raise UserError(
+                f"{path}: no gap of 5 % between the budgets from {own.min():.3g} to {own.max():.3g}; "
+                "expected runs at a few budgets: write each run's budget into its column"
+            )
+    return budgets
 
 
 def exponent(name: str, flops, optimum, refused: str, few: str) -> tuple[float | None, list[float] | None, str]:

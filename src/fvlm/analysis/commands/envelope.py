@@ -10,6 +10,7 @@ from fvlm.analysis.commands import exponent, natural, number, shown, write_resul
 from fvlm.analysis.points import RUNS, check_falls, one_schedule, read_points
 from fvlm.errors import UserError
 
+APART = 2.0  # C of one point of a curve / C of the last: beyond, a straight line between them misses the curve
 METHOD = (
     "at log-spaced budgets the run with the lowest loss, curves interpolated in log L over log C; where the best size "
     "changes from one to another inside the sizes, their geometric mean is N_opt; a: slope of log N_opt on log C over "
@@ -128,9 +129,22 @@ def exponents(curves: pd.DataFrame, table: pd.DataFrame) -> dict:
         "ci": {"a": ci_a, "b": ci_b},
         "identified": not reason,
         "reason": reason or None,
+        "warnings": _warnings(curves),
         "changes": [{name: number(value) for name, value in row.items()} for row in found.to_dict("records")],
         "budgets": [_budget(row) for row in table.to_dict("records")],
     }
+
+
+def _warnings(curves: pd.DataFrame) -> list[str]:
+    """What the numbers cannot show."""
+    steps = {run: own["C"].to_numpy() for run, own in curves.groupby("run", sort=False)}
+    sparse = [run for run, c in steps.items() if len(c) < 2 or (c[1:] / c[:-1]).max() > APART]
+    if not sparse:
+        return []
+    return [
+        f"{len(sparse)} of {len(steps)} curves ({sparse[0]}, ...) have neighbouring points more than {APART:g} times "
+        "apart in C: what lies between is interpolated, and a may be off by more than its interval"
+    ]
 
 
 def _budget(row: dict) -> dict:
@@ -152,4 +166,5 @@ def summary(result: dict) -> str:
     ]
     lines += [f"    C = {row['C']:.3g}: N_opt {shown(row['N_opt'])}" for row in result["changes"]]
     lines.append(f"  a  {shown(result['a'], result['ci']['a'])}")
+    lines += [f"note: {text}" for text in result["warnings"]]
     return "\n".join(lines + ([f"not identified: {result['reason']}"] if result["reason"] else []))

@@ -7,17 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.commands import exponent, number, shown, write_result
-from fvlm.analysis.grid import budgets_of
+from fvlm.analysis.commands import exponent, number, separate_budgets, shown, write_result
 from fvlm.analysis.isoflop import WINDOW, minimum_rows
 from fvlm.analysis.points import check_falls, one_schedule, read_points
-from fvlm.errors import UserError
 
 METHOD = (
     f"per budget the minimum of a parabola in log N through at most {WINDOW} points around the lowest; minima at the "
     "edge of the sizes are left out; a: slope of log N_opt on log C by least squares, 95 % t interval"
 )
-WIDEST = 1.3  # of a budget: largest C / smallest C
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,18 +36,10 @@ def main(args: argparse.Namespace) -> None:
 
 def by_budget(path: Path | str, points: pd.DataFrame) -> pd.DataFrame:
     """Points as `minimum_rows` takes them: budget, N, D (NaN where there is none), C, loss; equal N of a budget (seeds)
-    averaged.
-
-    raises  UserError where no gaps tell the budgets apart
-    """
-    points = points.assign(budget=budgets_of(points["C"].to_numpy()), loss=points["L"], architecture="", runs=1)
+    averaged."""
+    budgets = separate_budgets(path, points["C"].to_numpy())
+    points = points.assign(budget=budgets, loss=points["L"], architecture="", runs=1)
     points = points if "D" in points else points.assign(D=np.nan)
-    for _, own in points.groupby("budget"):
-        if own["C"].max() > WIDEST * own["C"].min():
-            raise UserError(
-                f"{path}: no gap of 5 % between the budgets from C = {own['C'].min():.3g} to {own['C'].max():.3g}; "
-                "expected runs at a few budgets: write each run's budget into column C"
-            )
     how = dict.fromkeys(("C", "D", "loss"), "mean") | {"runs": "sum", "architecture": "first"}
     return points.groupby(["budget", "N"], as_index=False).agg(how)
 
@@ -89,7 +78,8 @@ def exponents(points: pd.DataFrame, mixed: str = "") -> dict:
 
 
 def summary(result: dict) -> str:
-    lines = [f"{result['n']} points at {len(result['budgets'])} budgets"]
+    count = len(result["budgets"])
+    lines = [f"{result['n']} points at {count} budget{'s' * (count != 1)}"]
     for row in result["budgets"]:
         mark = "" if row["used"] else f" (left out: {row['reason']})"
         lines.append(f"  C = {row['C']:.3g}: N_opt {shown(row['N_opt'])}, L_opt {shown(row['L_opt'])}{mark}")

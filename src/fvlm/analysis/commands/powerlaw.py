@@ -5,7 +5,7 @@ import argparse
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.commands import bootstrap_words, interval, natural, number, shown, write_result
+from fvlm.analysis.commands import bootstrap_words, interval, natural, number, separate_budgets, shown, write_result
 from fvlm.analysis.fits import DELTA, SQUARES, block_length, estimates
 from fvlm.analysis.points import RUNS, check_falls, longest_run, one_schedule, read_points
 from fvlm.errors import UserError
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, help="the JSON file to write")
     parser.add_argument("--x", default="C", help="column of x (default C)")
     parser.add_argument("--loss", choices=LOSSES, default="huber", help="what is minimised (default huber)")
-    parser.add_argument("--lowest", action="store_true", help="keep the lowest loss at each x, as for a frontier")
+    parser.add_argument("--lowest", action="store_true", help="keep the lowest loss at each budget (x within 5 %%)")
     parser.add_argument(
         "--bootstrap", type=natural, default=1000, metavar="n", help="resamples (default 1000; 0: none)"
     )
@@ -54,7 +54,7 @@ def _ordered(points: pd.DataFrame, args: argparse.Namespace) -> pd.DataFrame:
     """Run by run, each in the order of x, so that neighbours are neighbours on a curve."""
     runs = [name for name in RUNS if name in points][:1]
     if args.lowest:
-        points = points.loc[points.groupby(args.x)["L"].idxmin()]
+        points = points.loc[points.groupby(separate_budgets(args.points, points[args.x].to_numpy()))["L"].idxmin()]
     return points.sort_values([*runs, args.x], kind="stable", ignore_index=True)
 
 
@@ -64,11 +64,11 @@ def power_law(points: pd.DataFrame, args: argparse.Namespace) -> dict:
     delta, log, _ = LOSSES[args.loss]
     curve = longest_run(points) > 1
     block = args.block or (None if curve else 1)
-    fit, found = estimates(x, loss, ("x",), block=block, draws=args.bootstrap, seed=args.seed, delta=delta, log=log)
-    names = {"A_x": "A", "exponent_x": "alpha", "E": "L_inf"}
+    fit, found = estimates(x, loss, (args.x,), block=block, draws=args.bootstrap, seed=args.seed, delta=delta, log=log)
+    names = {f"A_{args.x}": "A", f"exponent_{args.x}": "alpha", "E": "L_inf"}
     values = {names[one.name]: number(one.value) for one in found}
     ci = {names[one.name]: interval(one.low, one.high) for one in found}
-    reasons = {names[one.name]: one.reason.replace(" of x", f" of {args.x}") for one in found if one.reason}
+    reasons = {names[one.name]: one.reason for one in found if one.reason}
     reasons |= dict.fromkeys(values, one_schedule(points)) if one_schedule(points) else {}
     values |= dict.fromkeys(reasons)
     ci |= dict.fromkeys(reasons)
@@ -102,7 +102,7 @@ def _warnings(points: pd.DataFrame, x: str) -> list[str]:
     decays = [name for name in points.get("lr_schedule", pd.Series(dtype=str)).unique() if name != "constant"]
     if decays and longest_run(points) > 1:
         found.append(f"along a run whose learning rate decays ({', '.join(decays)}) the loss follows no power law")
-    if points[x].duplicated().any():
+    if np.log(points[x]).round(6).duplicated().any():
         found.append(f"several points share a value of {x}; --lowest keeps the lowest, as a frontier needs")
     return found
 
