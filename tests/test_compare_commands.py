@@ -524,8 +524,6 @@ def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
     save(tmp_path / "all_eval_points.csv", *frames)
     columns = {"run_id": "run", "samples_seen": "samples"}  # as the workflow collects them
     save(tmp_path / "results/tables/validation_curves.csv", *[frame.rename(columns=columns) for frame in frames])
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    exec(code, {})
     lines = [
         line.split("  #")[0]
         for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)

@@ -34,7 +34,7 @@ ENVIRONMENTS = {  # environment -> what runs in it
         *(ROOT / f"src/fvlm/analysis/{name}.py" for name in ("catalog", "files", "style")),
         *(ROOT / f"src/fvlm/data/{name}.py" for name in ("index", "ledger", "perceptual", "samples", "sources", "tar")),
     ],
-    "analysis": sorted((ROOT / "src/fvlm/analysis").glob("*.py")),
+    "analysis": sorted((ROOT / "src/fvlm/analysis").rglob("*.py")),
 }
 
 
