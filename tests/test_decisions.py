@@ -87,6 +87,20 @@ def test_an_interval_over_seeds_that_excludes_zero_decides(tmp_path):
     assert better["setting"] == "model.deep_query: false" and better["changes_default"]
 
 
+def test_whether_it_sees_is_decided_by_the_frames_of_another_sample(tmp_path):
+    seeds = {"baseline": 1.3, "baseline-s43": 1.32, "baseline-s44": 1.31}
+    found = runs_of([summary(run, "ablation", loss, seed=42 + i) for i, (run, loss) in enumerate(seeds.items())])
+    losses = {(run, "coarse_fine", "own"): loss for run, loss in seeds.items()}
+    unseen = decisions(found, *evaluation_of(tmp_path, losses), *NO_GRID).set_index("sweep").loc["sight"]
+    assert unseen["verdict"] == NOT_RUN and "not evaluated" in unseen["answer"]
+    other = losses | {
+        (run, "coarse_fine", "other"): loss + 0.5 + 0.01 * i for i, (run, loss) in enumerate(seeds.items())
+    }
+    row = decisions(found, *evaluation_of(tmp_path, other), *NO_GRID).set_index("sweep").loc["sight"]
+    assert row["verdict"] == DECIDED and row["estimate"] == pytest.approx(0.51, abs=0.02) and row["n_seeds"] == 3
+    assert "Another sample's frames give a loss" in row["answer"] and "higher than its own" in row["answer"]
+
+
 def test_one_seed_is_likely_at_most_however_clear(tmp_path):
     row = table_of(tmp_path, baseline=[1.30], A6=[2.30])[0].loc["fine pass"]
     assert row["verdict"] == LIKELY and row["interval"] == OVER_VIDEOS and row["low"] > 0.9

@@ -16,8 +16,8 @@ from fvlm.analysis.decisions_scaling import scaling_rows
 from fvlm.analysis.factorial import CELLS, EFFECTS, contrast
 from fvlm.analysis.ranking import compared
 from fvlm.analysis.settings import changed, lines, value
-from fvlm.analysis.study import Study, difference
-from fvlm.analysis.sweeps import BASELINE, FACTORIAL, NAMED, QUESTION, SWEEPS, Sweep
+from fvlm.analysis.study import Study, difference, trained_mode
+from fvlm.analysis.sweeps import BASELINE, FACTORIAL, NAMED, QUESTION, SIGHT, SWEEPS, Sweep
 from fvlm.analysis.verdicts import DECIDED, LIKELY, NOT_RUN, OPEN, Verdict, judge
 from fvlm.analysis.wording import NATS, data_words, found_words, interval_words, number, sentence, unit_words
 
@@ -33,7 +33,7 @@ def decisions(
 ) -> pd.DataFrame:
     """One row per sweep, those not run included, and per ablation of the study's own; then the scaling grid's."""
     study = Study(runs, evaluation, bootstrap)
-    rows = []
+    rows = [_sight_row(study)]
     for sweep in (*SWEEPS, *_own_sweeps(study)):
         rows.append(_sweep_row(study, sweep))
         if sweep.name == "fine pass":
@@ -187,6 +187,29 @@ def _remarks(
 def _alike(study: Study, base: str, winner: str, sweep: Sweep, level: float) -> bool:
     cell = Cell(kind=sweep.kind)
     return judge(study.estimate([(base, cell), (winner, cell)], difference, level), level).word == OPEN
+
+
+def _sight_row(study: Study) -> dict:
+    """What another sample's frames cost the baseline, over the samples with frames."""
+    name, question = SIGHT
+    row = {"sweep": name, "question": question, "runs": BASELINE, "unit": NATS, "comparisons": 1}
+    if not study.seeds(BASELINE):
+        return row | _not_run([BASELINE])
+    mode = trained_mode(_first(study, BASELINE))
+    looks = [Cell(mode, "other", kind=VISUAL), Cell(mode, kind=VISUAL)]
+    estimate = study.estimate([(BASELINE, look) for look in looks], difference)
+    if not np.isfinite(estimate.value):
+        unknown = "The baseline was not evaluated with the frames of another sample."
+        return row | {"verdict": NOT_RUN, "answer": unknown, "needs": "its evaluation", "n_seeds": 0}
+    verdict = judge(estimate)
+    side = "higher" if estimate.value > 0 else "lower"
+    answer = found_words(
+        verdict,
+        f"another sample's frames give a loss {unit_words(estimate)} {side} than its own",
+        "the data do not tell a sample's own frames from another's",
+        estimate,
+    )
+    return row | _columns(estimate, LEVEL, verdict) | {"answer": answer, "measure": EVALUATION}
 
 
 def _factorial_row(study: Study) -> dict:

@@ -128,6 +128,7 @@ SWEEPS = (
         reference_words="the video first alone (the baseline)",
     ),
 )
+SIGHT = ("sight", "Does the model use what its own frames show?")
 FACTORIAL = ("query depth x fine pass", "Does the fine pass gain from a deep query?")
 QUESTION = ("question first", "Does the fine pass gain more than the coarse one from knowing the question?", "Q1")
 SCALING = {
