@@ -5,6 +5,7 @@ from pathlib import Path
 from fvlm.analysis import catalog
 
 # A caption's path may hold no wildcard, so caption.rst shows the text that a job carries among its parameters.
+# figure.rst adds the sentences that a figure's job wrote about its own numbers.
 CAPTIONS = {
     name: Path(workflow.source_path(f"../workflow/report/{name}.rst")).read_text()
     for name in [*catalog.FIGURES, *(f"{table}_table" for table in catalog.TABLES)]
@@ -95,7 +96,7 @@ rule figure:
     output:
         png=report(
             f"{R}/figures/{{figure}}.png",
-            caption="../workflow/report/caption.rst",
+            caption="../workflow/report/figure.rst",
             category=lambda wildcards: catalog.FIGURES[wildcards.figure].category,
             labels=lambda wildcards: {
                 "what": catalog.FIGURES[wildcards.figure].title,
@@ -104,6 +105,7 @@ rule figure:
         ),
         pdf=f"{R}/figures/{{figure}}.pdf",
         numbers=f"{R}/figures/{{figure}}.csv",
+        caption=f"{R}/figures/{{figure}}.rst",
     log:
         f"{R}/logs/figure_{{figure}}.log",
     wildcard_constraints:

@@ -1,5 +1,6 @@
 """Everything that is made of a study: all tables, all figures."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -58,7 +59,14 @@ def test_every_figure_is_drawn_in_three_forms(study, name):
     assert draw(study, name, maps) == 0
     for suffix in (".png", ".pdf", ".csv"):
         assert (study / "figures" / f"{name}{suffix}").stat().st_size > 50
-    assert "reason" not in pd.read_csv(study / "figures" / f"{name}.csv").columns[:1]
+    numbers = pd.read_csv(study / "figures" / f"{name}.csv")
+    assert "reason" not in numbers.columns[:1]
+    says = (study / "figures" / f"{name}.rst").read_text()
+    assert "n = " in says and "nan" not in says
+    if {"D", "samples"} & set(numbers.columns):
+        assert "D counts training samples." in says
+    if {"low", "high"} <= set(numbers.columns):
+        assert re.search("95 %|No intervals", says)
 
 
 def test_a_figure_is_the_same_bytes_twice(study):
@@ -195,4 +203,4 @@ def test_every_result_has_its_caption():
     captions = {path.stem for path in REPORT.glob("*.rst")}
     expected = {"runs", "evaluation", *FIGURES, *(f"{name}_table" for name in TABLES)}
     assert expected <= captions
-    assert captions - expected <= {"workflow", "data", "data_report", "caption", "decisions"}
+    assert captions - expected <= {"workflow", "data", "data_report", "caption", "figure", "decisions"}

@@ -333,6 +333,17 @@ FIGURES = {
     "model_size_scaling": Figure("Loss against model size", "Scaling", ("runs",), "plots_scaling:model_size"),
     "chinchilla_ratio": Figure("Data per parameter", "Scaling", ("runs",), "plots_scaling:chinchilla_ratio"),
     "gap": Figure("Gap to the 16-token baseline", "Scaling", ("gap",), "plots_scaling:gap"),
+    "gap_arrows": Figure("The gap on its curves", "Scaling", ("gap",), "plots_gap:gap_arrows"),
+    "isoflop_optimum": Figure(
+        "Best size at each budget", "Scaling", ("isoflop", "scaling_fits"), "plots_fits:isoflop_optimum"
+    ),
+    "envelope": Figure("Envelope of training curves", "Scaling", ("runs", "validation_curves"), "plots_fits:envelope"),
+    "contours": Figure("Fitted loss over N and D", "Scaling", ("runs",), "plots_joint:contours"),
+    "residuals": Figure("Residuals of the joint fit", "Scaling", ("runs",), "plots_joint:residuals"),
+    "bootstrap_pairs": Figure("Bootstrap of the joint fit", "Scaling", ("runs",), "plots_joint:bootstrap_pairs"),
+    "exponents": Figure(
+        "Exponents under each choice", "Scaling", ("runs", "validation_curves"), "plots_fits:exponents"
+    ),
 }
 HEADLINE = (
     "seeing",

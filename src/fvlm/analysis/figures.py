@@ -1,5 +1,5 @@
-"""Draw one figure: `fvlm figure NAME --tables DIR --out-dir DIR` writes NAME.png, NAME.pdf and NAME.csv
-(the numbers drawn)."""
+"""Draw one figure: `fvlm figure NAME --tables DIR --out-dir DIR` writes NAME.png, NAME.pdf, NAME.csv
+(the numbers drawn) and NAME.rst (what the report says about them)."""
 
 from pathlib import Path
 
@@ -8,8 +8,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fvlm.analysis import style
+from fvlm.analysis.captions import as_rst, caption
 from fvlm.analysis.catalog import FIGURES
-from fvlm.analysis.files import read_tables, whole, write_table
+from fvlm.analysis.files import read_csv, read_tables, whole, write_table
 from fvlm.analysis.tables import load
 
 DPI = 150
@@ -39,9 +40,11 @@ def main(args) -> None:
 
 
 def save(figure: Figure, numbers: pd.DataFrame, stem: Path) -> None:
-    """Write the three files of a figure; the same input gives the same bytes."""
+    """Write the four files of a figure; the same input gives the same bytes. The caption is made of the CSV."""
     for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
         with whole(stem.with_suffix(suffix)) as beside:
             figure.savefig(beside, dpi=DPI, metadata=metadata)
     plt.close(figure)
     write_table(numbers, stem.with_suffix(".csv"), digits=6)
+    with whole(stem.with_suffix(".rst")) as beside:
+        beside.write_text(as_rst(caption(stem.name, read_csv(stem.with_suffix(".csv"), ()))), encoding="utf-8")

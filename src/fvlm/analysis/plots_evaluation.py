@@ -9,14 +9,14 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from fvlm.analysis import style
 from fvlm.analysis.bootstrap import WHOLE, Cell, Estimate
 from fvlm.analysis.study import Study
-from fvlm.analysis.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, NothingToDraw, dots, heading, panels
+from fvlm.analysis.style import BLUE, GREY, RED, SKY, NothingToDraw, dots, heading, panels
 
-ALTERNATIVES = {  # run: name and colour
+ALTERNATIVES = {  # run: name and colour, of its architecture; variants of the foveated one are lighter
     "baseline": ("foveated (baseline)", BLUE),
-    "A6": ("static query (A6)", GREEN),
+    "A6": ("static query (A6)", SKY),
     "A1": ("shallow query (A1)", SKY),
-    "A9": ("third look (A9)", PURPLE),
-    "B3": ("1 pooled token (B3)", ORANGE),
+    "A9": ("third look (A9)", SKY),
+    "B3": ("1 pooled token (B3)", RED),
     "B1": ("16 pooled tokens (B1)", RED),
     "B0": ("trained blind (B0)", GREY),
 }

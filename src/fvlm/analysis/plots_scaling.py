@@ -1,5 +1,7 @@
 """Figures of the scaling grid."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -7,11 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from fvlm.analysis import style
+from fvlm.analysis.fits import bootstrap, fit_power_laws
 from fvlm.analysis.grid import envelope, grid_points
 from fvlm.analysis.scaling import STARVED
-from fvlm.analysis.style import GREY, LOSS, MARKERS, NothingToDraw, dots, heading, panels
-
-BEYOND = 4.0  # how far a fit is prolonged, dashed
+from fvlm.analysis.style import BEYOND, GREY, LOSS, MARKERS, NothingToDraw, dots, heading, panels
 
 
 def _points(runs: pd.DataFrame) -> pd.DataFrame:
@@ -38,7 +39,8 @@ def _legend(ax: Axes, points: pd.DataFrame, fits: dict[str, str] | None = None, 
 def loss_vs_flops(
     runs: pd.DataFrame, validation_curves: pd.DataFrame, scaling_fits: pd.DataFrame
 ) -> tuple[Figure, pd.DataFrame]:
-    """Final loss against training FLOPs, the way there faint, and the fits of the lowest loss per budget."""
+    """Final loss against training FLOPs, the way there faint; the frontier of the lowest loss per budget, and its fit,
+    dashed for a decade beyond."""
     points = _points(runs)
     figure, (ax,) = panels(1, height=4.2)
     colours = runs[runs["family"] == "grid"].set_index("run")["architecture"].map(style.ARCHITECTURE)
@@ -49,21 +51,30 @@ def loss_vs_flops(
     ax.set_xscale("log")
     ax.set_xlim(points["C"].min() / 2, points["C"].max() * BEYOND * 1.1)
     lowest, highest = points["loss"].min(), points["loss"].max()
-    fits, notes = {}, []
+    fits, notes, parts = {}, [], []
     for name, own in points.groupby("architecture", sort=False):
-        fits[name], note, end = _draw_fit(ax, name, envelope(own), scaling_fits)
+        best = envelope(own)
+        ax.plot(best["C"], best["loss"], ":", color=style.ARCHITECTURE[name], lw=1)
+        parts.append(own.assign(what="run", frontier=own.index.isin(best.index)))
+        fits[name], note, lines = _draw_fit(ax, name, best, scaling_fits)
+        parts.append(lines)
+        end = lines["loss"].min() if len(lines) else np.inf
         notes += [f"{style.NAMES[name]}: {note}"] if note else []
         lowest = min(lowest, end)
-    ax.set_ylim(lowest - 0.05 * (highest - lowest), highest + 0.5 * (highest - lowest))
+    room = highest - lowest or 0.1 * highest
+    ax.set_ylim(lowest - 0.05 * room, highest + 0.5 * room)
     _legend(ax, points, fits, loc="upper right", ncols=2)
-    ax.set_xlabel("training FLOPs (two per multiply-add); dashed: extrapolated\n" + "\n".join(notes))
+    ax.set_xlabel(
+        "training FLOPs (two per multiply-add); dotted: frontier of the runs; dashed: extrapolated, a decade\n"
+        + "\n".join(notes)
+    )
     ax.set_ylabel(f"final validation {LOSS}")
     perplexity = ax.secondary_yaxis("right", functions=(np.exp, lambda value: np.log(np.maximum(value, 1e-9))))
     perplexity.set_ylabel("perplexity")
-    perplexity.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    perplexity.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if highest - lowest < 2 else (1, 3)))
     made = all(fits.values()) and not notes
     heading(figure, "Loss against training FLOPs" + ("" if made else ": the data do not identify every fit"))
-    return figure, points
+    return figure, pd.concat(parts, ignore_index=True)
 
 
 def _scatter(ax: Axes, points: pd.DataFrame, column: str) -> None:
@@ -72,11 +83,11 @@ def _scatter(ax: Axes, points: pd.DataFrame, column: str) -> None:
         ax.plot(own[column], own["loss"], marker=markers[size], color=style.ARCHITECTURE[name], ls="", zorder=3)
 
 
-def _draw_fit(ax: Axes, architecture: str, best: pd.DataFrame, fits: pd.DataFrame) -> tuple[str, str, float]:
-    """The power law with a floor, or without where no floor is identified; solid within the budgets,
-    dashed beyond.
+def _draw_fit(ax: Axes, architecture: str, best: pd.DataFrame, fits: pd.DataFrame) -> tuple[str, str, pd.DataFrame]:
+    """The power law with a floor, or without where no floor is identified, with the band of its bootstrap; solid
+    within the budgets, dashed beyond.
 
-    returns  words for the legend, what is not identified and why, and the lowest loss drawn
+    returns  words for the legend, what is not identified and why, and what was drawn
     """
     note = ""
     for fit, what in (("compute", "no floor identified"), ("compute, no floor", "no power law identified")):
@@ -86,13 +97,32 @@ def _draw_fit(ax: Axes, architecture: str, best: pd.DataFrame, fits: pd.DataFram
             note = f"{what} ({reason})"
             continue
         floor = own.loc["E", "value"] if "E" in own.index else 0.0
-        within = np.geomspace(best["C"].min(), best["C"].max(), 60)
-        for flops, line in ((within, "-"), (np.geomspace(within[-1], within[-1] * BEYOND, 30), "--")):
-            loss = floor + own.loc["A_C", "value"] * flops ** -own.loc["exponent_C", "value"]
+        exponent = own.loc["exponent_C"]
+        ends = np.array([best["C"].min(), best["C"].max(), best["C"].max() * BEYOND])
+        parts = []
+        for what, line, flops in (
+            ("fitted", "-", np.geomspace(*ends[:2], 60)),
+            ("extrapolated", "--", np.geomspace(*ends[1:], 30)),
+        ):
+            loss = floor + own.loc["A_C", "value"] * flops ** -exponent["value"]
+            low, high = _band(best, "E" in own.index, flops)
             ax.plot(flops, loss, color=style.ARCHITECTURE[architecture], ls=line)
-        word = f": C$^{{-{own.loc['exponent_C', 'value']:.3f}}}$"
-        return word + (f" + {floor:.2f}" if floor else ""), note, float(loss.min())
-    return "", note, np.inf
+            ax.fill_between(flops, low, high, color=style.ARCHITECTURE[architecture], alpha=0.15, lw=0)
+            parts.append(pd.DataFrame({"what": what, "C": flops, "loss": loss, "low": low, "high": high}))
+        told = {"what": "exponent", "value": exponent["value"], "low": exponent["low"], "high": exponent["high"]}
+        parts.append(pd.DataFrame([told | {"runs": len(best)}]))
+        word = f": C$^{{-{exponent['value']:.3f}}}$" + (f" + {floor:.2f}" if floor else "")
+        return word, note, pd.concat(parts).assign(architecture=architecture, reason=note)
+    refused = {"what": "exponent", "runs": len(best), "architecture": architecture, "reason": note}
+    return "", note, pd.DataFrame([refused]).assign(**dict.fromkeys(("loss", "low", "high", "value"), np.nan))
+
+
+def _band(best: pd.DataFrame, floor: bool, flops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95 % of the bootstrap draws of the fit at `flops`: where the curve lies, not where a further run would."""
+    x = best[["C"]].to_numpy(float)
+    fit = fit_power_laws(x, best["loss"].to_numpy(), floor)
+    drawn = [replace(fit, theta=theta).predict(flops) for theta in bootstrap(fit, x)]
+    return tuple(np.quantile(drawn, [0.025, 0.975], axis=0))
 
 
 def isoflop(runs: pd.DataFrame, isoflop: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
@@ -123,7 +153,11 @@ def isoflop(runs: pd.DataFrame, isoflop: pd.DataFrame) -> tuple[Figure, pd.DataF
         nominal = points.loc[points["budget"] == budget, "nominal"].mean()
         axes[0].plot([], [], color=GREY, **look, label=f"{budget}: {nominal:.2g}")
     style.legend_below(figure, axes[0], "training FLOPs (two per multiply-add)", ncols=len(budgets))
-    return figure, points
+    minima = isoflop.rename(columns={"n_opt": "N", "d_opt": "D", "flops": "C"}).assign(
+        what=isoflop["used"].map({True: "minimum", False: "excluded"})
+    )
+    columns = [*points.columns, "what", "reason"]
+    return figure, pd.concat([points.assign(what="run"), minima.reindex(columns=columns)], ignore_index=True)
 
 
 def _draw_minimum(ax: Axes, row: dict, reach: float) -> None:

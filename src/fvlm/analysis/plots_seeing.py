@@ -9,13 +9,13 @@ from fvlm.analysis import style
 from fvlm.analysis.bootstrap import QUESTION_FIRST, VIDEO_FIRST, VISUAL, Cell, Estimate
 from fvlm.analysis.order import GAIN, PASSES
 from fvlm.analysis.study import Study, difference, trained_mode
-from fvlm.analysis.style import BLUE, GREY, ORANGE, RED, NothingToDraw, dots, heading
+from fvlm.analysis.style import BLUE, GREY, ORANGE, PURPLE, NothingToDraw, dots, heading
 
 BLIND = "B0"
 SIGHTS = {  # frames shown: what is said of them, colour, marker
     "own": ("own frames", BLUE, "o"),
     "other": ("another sample's frames", ORANGE, "s"),
-    "none": ("no frames", RED, "^"),
+    "none": ("no frames", PURPLE, "^"),
     BLIND: ("no frames, trained without any (B0)", GREY, "D"),
 }
 ORDERS = {VIDEO_FIRST: ("video first", BLUE, "o"), QUESTION_FIRST: ("question first", ORANGE, "s")}

@@ -12,18 +12,19 @@ from fvlm.analysis.style import BLUE, GREY, NothingToDraw, label_ends, panels
 
 FAMILIES = {"stage": "Stages", "ablation": "Ablations", "grid": "Scaling grid"}
 FAINT = 60  # points of a faint training curve
+FAR = 5.0  # highest over lowest loss from which an axis is logarithmic
 KINDS = {
     "F": style.ORANGE,
-    "LR": style.GREEN,
+    "LR": style.BROWN,
     "A": style.PURPLE,
-    "B": style.RED,
     "D": style.SKY,
     "Q": style.YELLOW,
 }  # sweeps, by first letters
 
 
 def colours_of(runs: pd.DataFrame) -> dict[str, str]:
-    """Run -> colour: stages one each, ablations by sweep (the baseline blue), grid runs by architecture."""
+    """Run -> colour: stages one each, the baseline, grid runs and those that do not read
+    foveated by architecture, other ablations by sweep."""
     result, stages = {}, 0
     for row in runs.to_dict("records"):
         if row["family"] == "grid":
@@ -33,7 +34,8 @@ def colours_of(runs: pd.DataFrame) -> dict[str, str]:
             stages += 1
         else:
             sweep = base_name(row["run"]).rstrip("0123456789abcdefgh")
-            result[row["run"]] = BLUE if base_name(row["run"]) == "baseline" else KINDS.get(sweep, GREY)
+            own = base_name(row["run"]) == "baseline" or row["architecture"] != "foveated"
+            result[row["run"]] = style.ARCHITECTURE[row["architecture"]] if own else KINDS.get(sweep, GREY)
     return result
 
 
@@ -106,7 +108,12 @@ def _family(ax: Axes, runs: pd.DataFrame, validation: pd.DataFrame, train: pd.Da
         ax.set_xlim(validation["samples"].min() * 0.8, validation["samples"].max() * 1.5)
     ends = _draw(ax, validation, "val_loss", colours, width=0.8 if grid else 1.4)
     low, high = validation["val_loss"].min(), validation["val_loss"].max()
-    ax.set_ylim(low - 0.08 * (high - low) - 1e-3, high + 0.03 * (high - low) + 1e-3)
+    if high > FAR * low:
+        ax.set_yscale("log")
+        ax.set_ylim(low / 1.1, high * 1.05)
+        style.losses(ax)
+    else:
+        ax.set_ylim(low - 0.08 * (high - low) - 1e-3, high + 0.03 * (high - low) + 1e-3)
     style.counts(ax)
     if not grid:
         label_ends(ax, ends, gap=0.038)
@@ -127,7 +134,7 @@ def freezing(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> tuple[Figur
     """Validation loss of the runs with frozen parts and of the baseline, one line per seed."""
     names = {
         "F1": ("connector alone (F1)", style.ORANGE),
-        "F2": ("connector and encoder (F2)", style.GREEN),
+        "F2": ("connector and encoder (F2)", style.SKY),
         "baseline": ("all (baseline)", BLUE),
     }
     own = _without_start(validation_curves)
@@ -144,10 +151,13 @@ def freezing(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> tuple[Figur
             ax.plot(curve["samples"], curve["val_loss"], **look)
     ax.set_xlim(left=0)
     style.counts(ax)
+    if own["val_loss"].max() > FAR * own["val_loss"].min():
+        ax.set_yscale("log")
+        style.losses(ax)
     ax.set_xlabel("samples seen")
     ax.set_ylabel(f"validation {style.LOSS}")
     ax.set_title("What is trained")
-    ax.legend()
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure, own[["run", "step", "samples", "val_loss"]]
 
 

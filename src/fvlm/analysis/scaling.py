@@ -97,3 +97,12 @@ def log_slope(name: str, x: np.ndarray, y: np.ndarray) -> tuple[Estimate, float]
     else:
         values, reason = (float(slope), float(low), float(high)), ""
     return Estimate(name, *values, reason), float(np.sqrt(np.mean(residuals**2)))
+
+
+def log_band(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The least-squares line of y on x (three points or more) at `at`, and the half width of its 95 % t band: where
+    the line lies, not where a further point would."""
+    slope, intercept = np.polyfit(x, y, 1)
+    spread = np.sqrt(((y - intercept - slope * x) ** 2).sum() / (len(x) - 2))
+    away = np.sqrt(1 / len(x) + (at - x.mean()) ** 2 / ((x - x.mean()) ** 2).sum())
+    return intercept + slope * at, stdtrit(len(x) - 2, 0.975) * spread * away

@@ -3,6 +3,7 @@
 Solid line: fitted, or measured. Dashed line: extrapolated. Hollow marker: excluded. Bars: 95 % intervals.
 """
 
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib
@@ -29,6 +30,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
     "#B8A500",
     "#666666",
 )
+BROWN = "#8C510A"
 ARCHITECTURE = {"foveated": BLUE, "multi_token": RED, "pixel_shuffle": GREEN, "blind": GREY}
 NAMES = {
     "foveated": "foveated",
@@ -56,6 +58,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 CYCLE = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, YELLOW, GREY)
 WIDTH = 7.2  # inches, of a report column
 LOSS = "loss (nats per token)"
+BEYOND = 10.0  # how many times the largest value a fit is prolonged, dashed
 
 
 class NothingToDraw(Exception):
@@ -102,7 +105,8 @@ def words(title: str, message: str) -> Figure:
     figure, (ax,) = panels(1, height=1.6)
     ax.axis("off")
     ax.set_title(title)
-    ax.text(0.5, 0.5, message, ha="center", va="center", wrap=True, transform=ax.transAxes, color=GREY)
+    text = "\n".join(textwrap.wrap(message, 100))
+    ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, color=GREY)
     return figure
 
 
@@ -228,3 +232,23 @@ def counts(ax: Axes, axis: str = "x") -> None:
         which.set_minor_formatter(matplotlib.ticker.NullFormatter())
     else:
         which.set_major_locator(matplotlib.ticker.MaxNLocator(4))
+
+
+def losses(ax: Axes) -> None:
+    """Plain tick labels on a logarithmic y axis of losses."""
+    low, high = ax.get_ylim()
+    named = (1, 1.2, 1.5, 2, 3, 5, 7) if high / low < 5 else (1, 2, 5)
+    ax.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=named, numticks=12))
+    ax.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    ax.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+
+
+def powers(ax: Axes) -> None:
+    """Few tick labels such as 3e18 on a logarithmic x axis of FLOPs, however short it is."""
+    low, high = ax.get_xlim()
+    if high / low < 100:
+        ax.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 3), numticks=6))
+        ax.xaxis.set_major_formatter(
+            matplotlib.ticker.LogFormatterSciNotation(labelOnlyBase=False, minor_thresholds=(9, 9))
+        )
+    ax.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())

@@ -129,13 +129,13 @@ def exponents(curves: pd.DataFrame, table: pd.DataFrame) -> dict:
         "ci": {"a": ci_a, "b": ci_b},
         "identified": not reason,
         "reason": reason or None,
-        "warnings": _warnings(curves),
+        "warnings": warnings_of(curves),
         "changes": [{name: number(value) for name, value in row.items()} for row in found.to_dict("records")],
         "budgets": [_budget(row) for row in table.to_dict("records")],
     }
 
 
-def _warnings(curves: pd.DataFrame) -> list[str]:
+def warnings_of(curves: pd.DataFrame) -> list[str]:
     """What the numbers cannot show."""
     steps = {run: own["C"].to_numpy() for run, own in curves.groupby("run", sort=False)}
     sparse = [run for run, c in steps.items() if len(c) < 2 or (c[1:] / c[:-1]).max() > APART]

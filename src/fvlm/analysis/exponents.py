@@ -1,0 +1,123 @@
+"""The scaling exponents under every choice that an analysis has to make: how far does the answer depend on it?"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from fvlm.analysis.commands.envelope import changes
+from fvlm.analysis.commands.envelope import envelope as along_curves
+from fvlm.analysis.fits import Estimate, estimates
+from fvlm.analysis.grid import envelope, grid_points
+from fvlm.analysis.isoflop import minima
+from fvlm.analysis.scaling import log_slope
+
+COLUMNS = (
+    "architecture",
+    "exponent",
+    "method",
+    "budgets",
+    "loss",
+    "value",
+    "low",
+    "high",
+    "identified",
+    "reason",
+    "n",
+    "interval",
+)
+LOSSES = {"final": "final.val_loss", "best": "best.val_loss"}
+N_OPT, OF_LOSS = "N_opt", "L(C)"
+ALL, WITHOUT_SMALLEST = "all budgets", "without the smallest"
+T_INTERVAL, OVER_RESIDUALS = "t of the slope", "bootstrap of the residuals"
+STEPS = 200  # budgets at which training curves are compared
+
+
+def exponents(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> pd.DataFrame:
+    """One row per architecture, exponent (a of N_opt ~ C^a; that of L(C)) and choice: the method, with or without
+    the smallest budget, the final or the best validation loss. Along training curves there is no final loss."""
+    curves = grid_curves(runs, validation_curves)
+    rows = []
+    for budgets in (ALL, WITHOUT_SMALLEST):
+        for loss, column in LOSSES.items():
+            points = grid_points(runs.assign(**{"final.val_loss": runs[column]}))
+            for name, own in points.groupby("architecture", sort=False):
+                own = own if budgets == ALL else own[own["nominal"] > own["nominal"].min()]
+                if own.empty:
+                    continue  # one budget
+                curve = curves[(curves["architecture"] == name) & curves["budget"].isin(own["budget"])]
+                for exponent, method, estimate, n, how in _of(own, curve if loss == "final" else None):
+                    rows.append(_row(name, exponent, method, budgets, loss, estimate, n, how))
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table.loc[table["method"].eq(METHODS[0]), "loss"] = "every"
+    return table
+
+
+METHODS = ("training curves", "iso-FLOP minima", "L(N, D)")  # approaches 1, 2 and 3 of Hoffmann et al. (2022)
+FORMS = {"power law": False, "power law + floor": True}
+
+
+def _of(points: pd.DataFrame, curves: pd.DataFrame | None) -> Iterator[tuple[str, str, Estimate, int, str]]:
+    """Of one architecture: exponent, method, estimate, points that it is fitted to, kind of its interval."""
+    if curves is not None:
+        found, estimate = crossings(frontier(curves))
+        yield N_OPT, METHODS[0], estimate, len(found), T_INTERVAL
+    found = minima(points)
+    used = found[found["used"]]
+    few = f"{len(used)} of {len(found)} minima lie inside the sizes tried; an exponent needs three"
+    yield N_OPT, METHODS[1], _slope(used, "flops", "n_opt", few), len(used), T_INTERVAL
+    _, judged = estimates(points[["N", "D"]].to_numpy(), points["loss"].to_numpy(), ("N", "D"))
+    joint = next(one for one in judged if one.name == "N_opt_exponent")
+    yield N_OPT, METHODS[2], joint, len(points), OVER_RESIDUALS
+    best = envelope(points)
+    for form, floor in FORMS.items():
+        _, judged = estimates(best[["C"]].to_numpy(), best["loss"].to_numpy(), ("C",), floor)
+        one = next(one for one in judged if one.name == "exponent_C")
+        yield OF_LOSS, form, one, len(best), OVER_RESIDUALS
+
+
+def _slope(table: pd.DataFrame, x: str, y: str, few: str) -> Estimate:
+    if len(table) < 3:
+        return Estimate(N_OPT, np.nan, np.nan, np.nan, few)
+    return log_slope(N_OPT, np.log(table[x].to_numpy(float)), np.log(table[y].to_numpy(float)))[0]
+
+
+def _row(architecture, exponent, method, budgets, loss, estimate: Estimate, n: int, how: str) -> dict:
+    return {
+        "architecture": architecture,
+        "exponent": exponent,
+        "method": method,
+        "budgets": budgets,
+        "loss": loss,
+        "value": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "identified": not estimate.reason,
+        "reason": estimate.reason,
+        "n": n,
+        "interval": how,
+    }
+
+
+def grid_curves(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> pd.DataFrame:
+    """The validation curves of the grid's runs after their first step: run, architecture, size, budget, N, D, C, L
+    (nats per token), each run in the order of C."""
+    grid = runs.loc[runs["family"] == "grid", ["run", "architecture", "size", "budget", "params_total"]]
+    curves = validation_curves.loc[validation_curves["step"] > 0, ["run", "samples", "flops", "val_loss"]]
+    names = {"params_total": "N", "samples": "D", "flops": "C", "val_loss": "L"}
+    joined = curves.merge(grid, on="run").rename(columns=names).dropna(subset=list(names.values()))
+    return joined[(joined[["D", "C", "L"]] > 0).all(axis=1)].sort_values(["run", "C"], ignore_index=True)
+
+
+def frontier(curves: pd.DataFrame) -> pd.DataFrame:
+    """The lowest loss of any of one architecture's curves, at log-spaced C."""
+    if curves.empty:
+        return pd.DataFrame({"sizes": [], "N_opt": [], "used": []})
+    return along_curves(curves, np.geomspace(curves["C"].min(), curves["C"].max(), STEPS))
+
+
+def crossings(table: pd.DataFrame) -> tuple[pd.DataFrame, Estimate]:
+    """Where the best size changes along a frontier, and the exponent of N_opt in C over these changes."""
+    found = changes(table)
+    few = f"{len(found)} change{'s' * (len(found) != 1)} of the best size along the curves; an exponent needs three"
+    return found, _slope(found, "C", "N_opt", few)

@@ -1,0 +1,232 @@
+"""The figures of fits: drawn from rich, sparse and empty studies; their numbers, and what the captions say of them."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fvlm.__main__ import main
+from fvlm.analysis.captions import SAYS, as_rst, caption
+from fvlm.analysis.catalog import FIGURES
+from fvlm.analysis.exponents import METHODS, exponents, grid_curves
+from fvlm.analysis.files import read_tables
+from fvlm.analysis.fits import DELTA
+from fvlm.analysis.plots_joint import frontier, joint_fits
+from fvlm.analysis.scaling import log_band
+from fvlm.analysis.sentences import number, span, spread
+from tests.analysis_cases import LAW
+from tests.figure_cases import BUDGETS, SIZES, grid_tables, write_tables
+
+NEW = ("isoflop_optimum", "envelope", "contours", "residuals", "bootstrap_pairs", "gap_arrows", "exponents")
+DRAWN = (*NEW, "loss_vs_flops", "isoflop", "gap")
+FORMS = {
+    "rich": {},
+    "sparse": {"sizes": {"135M": 1.4e8, "360M": 3.8e8}, "budgets": {"C1": 1e17, "C2": 3e17}},
+    "one": {"sizes": {"135M": 1.4e8}, "budgets": {"C1": 1e17}, "letters": "F"},
+    "empty": {"sizes": {"135M": 1.4e8}, "budgets": {"C1": 1e17}},
+}
+A = LAW["b"] / (LAW["a"] + LAW["b"])  # of N_opt ~ C^a
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory) -> dict[str, tuple[Path, dict[str, pd.DataFrame]]]:
+    """Name -> the folder, and its tables."""
+    found = {}
+    for name, options in FORMS.items():
+        tables = grid_tables(**options)
+        if name == "empty":
+            tables = {key: table.iloc[:0] for key, table in tables.items()}
+        folder = tmp_path_factory.mktemp(name)
+        write_tables(folder / "tables", tables)
+        found[name] = (folder, tables)
+    return found
+
+
+def drawn(forms, form: str, name: str) -> pd.DataFrame:
+    folder, _ = forms[form]
+    assert main(["figure", name, "--tables", f"{folder}/tables", "--out-dir", f"{folder}/figures"]) == 0
+    return pd.read_csv(folder / "figures" / f"{name}.csv", keep_default_na=False, na_values=[""])
+
+
+def said(forms, form: str, name: str) -> str:
+    return (forms[form][0] / "figures" / f"{name}.rst").read_text().replace("\\", "")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", DRAWN)
+def test_every_figure_is_drawn_from_any_study(forms, name, form):
+    table = drawn(forms, form, name)
+    for suffix in (".png", ".pdf", ".csv", ".rst"):
+        assert (forms[form][0] / "figures" / f"{name}{suffix}").stat().st_size > 30
+    text = said(forms, form, name)
+    nothing = list(table.columns) == ["reason"]
+    assert text.startswith("Nothing to draw: ") == nothing
+    assert nothing if form == "empty" else (form != "rich" or not nothing)
+    if not nothing:
+        assert "n = " in text and "nan" not in text
+    if form == "sparse" and name in ("isoflop_optimum", "envelope", "contours", "bootstrap_pairs", "exponents"):
+        assert re.search("Nothing to draw|not identified|identified in 0 of", text)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_caption_is_made_of_the_csv_alone(forms, name):
+    table = drawn(forms, "rich", name)
+    assert as_rst(caption(name, table)).replace("\\", "") == said(forms, "rich", name)
+    changed = table.copy()
+    for column in table.select_dtypes("number").columns.difference(["n", "runs", "n_seeds"]):
+        changed[column] = table[column] * 1.5
+    assert caption(name, changed) != caption(name, table)
+
+
+def test_the_exponents_said_are_those_of_the_table_of_fits(forms):
+    fits = forms["rich"][1]["scaling_fits"].set_index(["fit", "architecture", "parameter"])
+    table = drawn(forms, "rich", "isoflop_optimum")
+    text = said(forms, "rich", "isoflop_optimum")
+    for architecture in ("foveated", "multi_token"):
+        for symbol, parameter in (("N*", "N_opt_exponent"), ("D*", "D_opt_exponent")):
+            row = fits.loc[("iso-FLOP minima", architecture, parameter)]
+            own = table[(table["architecture"] == architecture) & (table["quantity"] == symbol)]
+            shown = own[own["what"] == "exponent"].iloc[0]
+            assert shown[["value", "low", "high"]].tolist() == pytest.approx(
+                row[["value", "low", "high"]].tolist(), rel=1e-5
+            )
+            values = [number(shown[column]) for column in ("value", "low", "high")]
+            assert "{} ∝ C^{} ({} to {}), n = 4 minima".format(symbol, *values) in text
+            line = own[own["what"] == "fitted"]
+            slope = np.polyfit(np.log(line["C"]), np.log(line["value"]), 1)[0]
+            assert slope == pytest.approx(row["value"], rel=1e-4)
+            ends = own[own["what"] == "extrapolated"]["C"]
+            assert ends.max() / ends.min() == pytest.approx(10, rel=1e-4)
+    assert (table["what"] == "excluded").sum() == 4  # the last budget: N* and D* of both
+    assert text.count("1 left out") == 2
+
+
+def test_the_band_of_a_line_is_that_of_least_squares():
+    rng = np.random.default_rng(0)
+    x = np.linspace(0, 3, 12)
+    draws = []
+    for _ in range(4000):
+        y = 1 + 2 * x + 0.3 * rng.normal(size=12)
+        value, half = log_band(x, y, np.array([-1.0, 1.5, 5.0]))
+        draws.append(np.abs(value - (1 + 2 * np.array([-1.0, 1.5, 5.0]))) <= half)
+    assert np.mean(draws, axis=0) == pytest.approx([0.95] * 3, abs=0.012)
+
+
+def test_the_envelope_lies_on_the_lowest_curve(forms):
+    table = drawn(forms, "rich", "envelope")
+    curves = grid_curves(*(forms["rich"][1][name] for name in ("runs", "validation_curves")))
+    along = table[(table["what"] == "envelope") & (table["architecture"] == "foveated")]
+    for _, row in along.iloc[::40].iterrows():
+        here = [
+            np.interp(np.log(row["C"]), np.log(own["C"]), np.log(own["L"]))
+            for _, own in curves[curves["architecture"] == "foveated"].groupby("run")
+            if own["C"].min() <= row["C"] <= own["C"].max() * (1 + 1e-9)
+        ]
+        assert np.log(row["loss"]) == pytest.approx(min(here), abs=1e-5)
+
+
+def test_the_frontier_has_the_lowest_loss_at_its_compute(forms):
+    table = drawn(forms, "rich", "contours")
+    one = joint_fits(forms["rich"][1]["runs"])["foveated"]
+    line = table[(table["architecture"] == "foveated") & table["what"].isin(["frontier", "extrapolated"])]
+    runs = table[table["what"] == "run"]
+    assert line["C"].max() == pytest.approx(10 * runs["C"].max(), rel=1e-4)
+    for _, row in line.iloc[::30].iterrows():
+        product = row["N"] * row["D"]
+        around = row["N"] * np.geomspace(0.5, 2, 401)
+        loss = one.fit.predict(np.column_stack([around, product / around]))
+        assert row["N"] == pytest.approx(around[loss.argmin()], rel=4e-3)
+        assert row["N"] == pytest.approx(frontier(one.fit, product), rel=1e-4)
+    parameters = table[table["what"] == "parameter"].set_index(["architecture", "parameter"])
+    fits = forms["rich"][1]["scaling_fits"].set_index(["fit", "architecture", "parameter"])
+    for name, known in (("alpha", "exponent_N"), ("beta", "exponent_D"), ("a", "N_opt_exponent"), ("E", "E")):
+        expected = fits.loc[("parameters and samples", "multi_token", known), ["value", "low", "high"]]
+        found = parameters.loc[("multi_token", name), ["value", "low", "high"]]
+        assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+        assert f"{name} {number(found['value'])} ({number(found['low'])} to" in said(forms, "rich", "contours")
+
+
+def test_contours_of_an_unidentified_fit_are_not_drawn(forms):
+    table = drawn(forms, "sparse", "contours")
+    assert set(table["what"]) == {"run", "parameter"}
+    assert table.loc[table["what"] == "parameter", "value"].isna().all()
+    assert said(forms, "sparse", "contours").count("not identified") == 2
+
+
+def test_residuals_are_of_the_log_loss(forms):
+    table = drawn(forms, "rich", "residuals")
+    assert len(table) == 2 * len(SIZES) * len(BUDGETS)
+    assert table["residual"].to_numpy() == pytest.approx(np.log(table["predicted"] / table["loss"]), abs=1e-5)
+    own = table[table["architecture"] == "foveated"]["residual"]
+    share = 100 * (own.abs() <= DELTA).mean()
+    told = (
+        f"foveated: root mean square {number(np.sqrt((own**2).mean()))}, {number(share)} % within ±0.001, n = 35 runs"
+    )
+    assert told in said(forms, "rich", "residuals")
+
+
+def test_the_draws_give_the_intervals_of_the_table_of_fits(forms):
+    table = drawn(forms, "rich", "bootstrap_pairs")
+    fits = forms["rich"][1]["scaling_fits"].set_index(["fit", "architecture", "parameter"])
+    for name, known in (("alpha", "exponent_N"), ("a", "N_opt_exponent"), ("E", "E")):
+        draws = table[(table["what"] == "draw") & (table["architecture"] == "foveated")][name]
+        row = fits.loc[("parameters and samples", "foveated", known)]
+        assert draws.quantile([0.025, 0.975]).tolist() == pytest.approx([row["low"], row["high"]], rel=1e-4)
+        assert f"{name} {number(row['value'])} ({number(row['low'])} to" in said(forms, "rich", "bootstrap_pairs")
+
+
+def test_arrows_end_where_the_gaps_say(forms):
+    table = drawn(forms, "rich", "gap_arrows")
+    assert len(table) == len(SIZES) * len(BUDGETS)
+    own = table[(table["budget"] == "C3")].sort_values("n_foveated")
+    inside = own[~own["at_foveated_extrapolates"]]
+    read = np.interp(np.log(inside["n_foveated"]), np.log(own["n_baseline"]), own["loss_baseline"])
+    assert inside["baseline_at_n_foveated"].to_numpy() == pytest.approx(read, rel=1e-4)
+    text = said(forms, "rich", "gap_arrows")
+    assert f"raw gap: {spread(table['raw_percent'], ' %')}." in text
+    assert f"({table['at_baseline_extrapolates'].sum()} of {len(table)} extrapolate)" in text
+
+
+def test_the_loss_is_prolonged_by_a_decade_and_no_farther(forms):
+    table = drawn(forms, "rich", "loss_vs_flops")
+    fits = forms["rich"][1]["scaling_fits"].set_index(["fit", "architecture", "parameter"]).sort_index()
+    runs = table[table["what"] == "run"]
+    assert runs[runs["frontier"].astype(str) == "True"].groupby("architecture")["budget"].nunique().tolist() == [5, 5]
+    for name, own in table[table["what"] == "extrapolated"].groupby("architecture"):
+        assert own["C"].max() == pytest.approx(10 * runs["C"].max(), rel=1e-4)
+        fit = fits.loc[("compute, no floor", name)]["value"]
+        assert own["loss"].to_numpy() == pytest.approx(fit["A_C"] * own["C"] ** -fit["exponent_C"], rel=1e-4)
+        assert ((own["low"] < own["loss"]) & (own["loss"] < own["high"])).all()
+        assert f"perplexity {number(np.exp(own['loss'].iloc[-1]))}." in said(forms, "rich", "loss_vs_flops")
+
+
+def test_every_choice_finds_the_exponent_of_the_law(forms):
+    table = exponents(**read_tables(forms["rich"][0] / "tables", ("runs", "validation_curves")))
+    own = table[table["exponent"] == "N_opt"]
+    assert set(own["method"]) == set(METHODS) and len(own) == 2 * 2 * (1 + 2 + 2)
+    assert own["identified"].all() and own["value"].to_numpy() == pytest.approx(A, abs=0.03)
+    joint = own[own["method"] == "L(N, D)"]
+    assert ((joint["low"] < A) & (joint["high"] > A)).mean() > 0.7
+    assert (own["low"] < own["value"]).all() and (own["value"] < own["high"]).all()
+    shown = drawn(forms, "rich", "exponents")
+    assert shown["value"].to_numpy() == pytest.approx(table["value"].to_numpy(), rel=1e-5, nan_ok=True)
+    text = f"N_opt, foveated: identified in 10 of 10 analyses, {span(own[own['architecture'] == 'foveated']['value'])}"
+    assert text in said(forms, "rich", "exponents")
+
+
+def test_numbers_in_sentences():
+    assert (
+        number(-0.02814) == "−0.0281"
+        and number(0.5, sign=True) == "+0.5"
+        and number(6971230) == "6.97e6"
+        and number(1523) == "1520"
+    )
+    assert number(1.5e-7) == "1.5e−7"
+    assert span([2.0, 1.0, np.nan]) == "between 1 and 2" and span([3.0]) == "3"
+    assert as_rst("N* of |x_1|") == "N\\* of \\|x\\_1\\|\n"
+
+
+def test_every_figure_has_its_sentences():
+    assert set(SAYS) == set(FIGURES)
