@@ -48,7 +48,9 @@ ATTENTION_RUN = [
 
 TABLES = [f"{R}/tables/{name}.csv" for name in (*catalog.COLLECTED, *catalog.TABLES)]
 FIGURES = [
-    f"{R}/figures/{name}.{kind}" for name in catalog.FIGURES for kind in ("png", "pdf")
+    f"{R}/figures/{name}.{kind}"
+    for name in catalog.FIGURES
+    for kind in ("png", "pdf", "rst")
 ]
 
 DECISIONS = [f"{R}/decisions.html", f"{R}/decisions.rst"]
