@@ -22,10 +22,11 @@ from fvlm.data.sources import (
     tars_of,
 )
 from fvlm.errors import UserError
-from fvlm.plan import check_data, check_memory, plan_text
+from fvlm.plan import check_data, check_memory, check_results, plan_text
 
 try:
     STUDY = load_study(config)
+    check_results(STUDY)
     if not STUDY.results_from:
         check_data(STUDY)
         check_memory(STUDY)

@@ -544,7 +544,7 @@ MISTAKES = {
     "no column": ("gap", POINTS.drop(columns="L"), [], "no column 'L'"),
     "a column of --columns": ("gap", POINTS, ["--columns", "L=loss"], "no column 'loss'"),
     "no run": ("rank", CURVES.drop(columns="run_id"), ["--baseline", "x"], "no column 'run' or 'run_id'"),
-    "no resamples": ("gap", POINTS, ["--bootstrap", "0"], "two resamples or more"),
+    "no resamples": ("gap", POINTS, ["--bootstrap", "0"], "expected some thousand"),
     "an unknown name": ("gap", POINTS, ["--columns", "loss=L"], "no column is called 'loss'"),
     "a word": ("gap", POINTS.astype({"L": object}).replace({"L": {POINTS["L"][2]: "high"}}), [], "row 4: L is 'high'"),
     "not positive": ("gap", POINTS.assign(N=-POINTS["N"]), [], "expected a positive number"),

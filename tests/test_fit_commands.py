@@ -365,7 +365,7 @@ BAD = {
     "no points": (lambda t: t.iloc[:0], "0 rows below the header"),
     "nothing": (lambda t: "", "the file is empty"),
     "ragged": (lambda t: "run,N,D,C,L\nr,1,1,1,2\nr,1,1,1\n", "row 3: 4 cells where the header has 5"),
-    "binary": (lambda t: "run,N,D,C,L\nr,1,1,1,1\nr,1,1,2,\x00\n", "row 3: L is '\\x00'"),
+    "binary": (lambda t: "run,N,D,C,L\nr,1,1,1,1\nr,1,1,2,\x00\n", "it holds null bytes"),
     "rising": (lambda t: t.assign(L=1 / t["L"]), "the loss L rises with"),
 }
 

@@ -56,8 +56,8 @@ def load_study(config: dict, folder: Path | str = "config") -> Study:
     settings = {
         key: config[key] for key in config if key not in ("baseline", "stages", "ablations", "scaling", "based_on")
     }
-    if isinstance(config.get("results_from"), str):
-        settings["results_from"] = [config["results_from"]]
+    if "results_from" in config:
+        settings["results_from"] = _results_from(config["results_from"], where)
     settings["sources"] = _sources(files["sources"], config.get("sources", {}), where)
     build = _Builder(files, config, where, _questions(folder / "ablations.yaml"), settings["sources"])
     settings |= {"runs": _named(build.runs(), where), "seeds": build.seeds.lists}
@@ -104,6 +104,17 @@ def _named(runs: list[Run], where: str) -> dict[str, Run]:
             )
         result[run.name] = run
     return result
+
+
+def _results_from(value: object, where: str) -> list[str]:
+    """One path, or a list of them. An empty list is refused: what was meant to train nothing would train all."""
+    names = [value] if isinstance(value, str) else value
+    if not (isinstance(names, list) and names and all(isinstance(name, str) and name.strip() for name in names)):
+        raise UserError(
+            f"{where}: results_from: found {value!r}; expected a file or folder with finished results, or a list of "
+            "them as '[A, B]'; leave it out to train the study"
+        )
+    return names
 
 
 def _questions(path: Path) -> dict[str, str]:

@@ -1,10 +1,11 @@
 """What a study will do, before it does it: runs, parameters, samples, FLOPs, and whether the data suffice.
 
-`fvlm plan` prints it; the Snakefile calls `check_data` and `check_memory` while it is parsed.
+`fvlm plan` prints it; the Snakefile calls `check_data`, `check_memory` and `check_results` while it is parsed.
 """
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from fvlm.config import add_study_arguments, study_of
 from fvlm.data.sources import sample_count, training_count
@@ -93,6 +94,17 @@ def check_data(study: Study) -> None:
             found = sum(training_count(source, study.results) for source in stream.sources)
             if needed > found * (1 + 1e-9):  # 0.14 x 50 is a bit more than 7
                 raise UserError(_too_few(run, stream, samples, needed, found))
+
+
+def check_results(study: Study) -> None:
+    """The finished results that a study names are there, each once."""
+    for name in study.results_from:
+        if not Path(name).exists():
+            raise UserError(
+                f"results_from: {name}: no such file or folder; expected finished results (several as '[A, B]')"
+            )
+        if study.results_from.count(name) > 1:
+            raise UserError(f"results_from: {name} is there twice; give each file or folder once")
 
 
 def _too_few(run: Run, stream: Stream, samples: int, needed: float, found: float) -> str:

@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 
 from fvlm.analysis.bootstrap import LEVEL, OVER_SEEDS, Estimate
-from fvlm.analysis.files import read_table
+from fvlm.analysis.commands import check_out
+from fvlm.analysis.files import read_table, whole
 from fvlm.analysis.verdicts import DECIDED, LIKELY, NOT_RUN, OPEN
 from fvlm.analysis.wording import EXPONENT, NATS, PERCENT, SHORT, number
-from fvlm.files import write_beside
+from fvlm.errors import UserError
 
 WORDS = (DECIDED, LIKELY, OPEN, NOT_RUN)
 MARKS = {DECIDED: "●", LIKELY: "◐", OPEN: "○", NOT_RUN: "–"}  # in black and white as well
@@ -51,10 +52,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+    for option in ("out", "text"):
+        check_out(getattr(args, option), Path(args.tables) / "decisions.csv", option=f"--{option}")
+    if Path(args.out).resolve() == Path(args.text).resolve():
+        raise UserError(f"--out {args.out} and --text are one file; expected two names")
     table = read_table(args.tables, "decisions")
+    unknown = table.loc[~table["verdict"].isin(WORDS), "verdict"]
+    if len(unknown):
+        raise UserError(
+            f"{args.tables}/decisions.csv: verdict {unknown.iloc[0]!r}; expected {', '.join(WORDS)}: make it again"
+        )
     page, text = render(args.study, table), opening(table)
-    write_beside(args.text, lambda beside: beside.write_text(text, encoding="utf-8"))
-    write_beside(args.out, lambda beside: beside.write_text(page, encoding="utf-8"))
+    with whole(args.out) as one, whole(args.text) as other:
+        one.write_text(page, encoding="utf-8")
+        other.write_text(text, encoding="utf-8")
 
 
 def render(study: str, table: pd.DataFrame) -> str:

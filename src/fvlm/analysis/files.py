@@ -1,5 +1,6 @@
 """Reading and writing the study's tables: written whole or not at all, read with their columns checked."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,21 +15,34 @@ from fvlm.errors import UserError
 @contextmanager
 def whole(path: Path | str) -> Iterator[Path]:
     """A temporary path beside `path`, with the same suffix; renamed to `path` when the block ends without
-    error."""
+    error.
+
+    raises  UserError where it cannot be written
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    beside = path.parent / f".{path.stem}.{os.getpid()}{path.suffix}"
     try:
-        yield beside
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield beside
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
 
 
 def write_table(frame: pd.DataFrame, path: Path | str, digits: int = 8) -> None:
     """Write a table as CSV with `digits` significant digits; an empty cell where there is no value."""
     with whole(path) as beside:
-        frame.to_csv(beside, index=False, float_format=f"%.{digits}g", lineterminator="\n")
+        write_csv(frame, beside, digits)
+
+
+def write_csv(frame: pd.DataFrame, path: Path, digits: int = 8) -> None:
+    """As `write_table`, at once."""
+    frame.to_csv(path, index=False, float_format=f"%.{digits}g", lineterminator="\n")
 
 
 def read_csv(path: Path | str, columns: tuple[str, ...]) -> pd.DataFrame:
@@ -42,10 +56,11 @@ def read_csv(path: Path | str, columns: tuple[str, ...]) -> pd.DataFrame:
             keep_default_na=False,
             na_values=[""],
             low_memory=False,
-            dtype={"key": str, "group": str, "run": str, "source": str},
+            dtype=dict.fromkeys(("key", "group", "run", "run_id", "source"), str),
         )
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; expected a table with {', '.join(columns[:4])}, ...") from error
+    except OSError as error:
+        why = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise UserError(f"{path}: {why}; expected a table with {', '.join(columns[:4])}, ...") from error
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: this is no CSV table ({error}); delete it and make it again") from error
     missing = [name for name in columns if name not in frame.columns]
@@ -60,6 +75,9 @@ def read_csv(path: Path | str, columns: tuple[str, ...]) -> pd.DataFrame:
 def read_table(folder: Path | str, name: str) -> pd.DataFrame:
     """Table `name` of `folder` with the catalog's columns; text is never missing, flags are booleans."""
     frame = read_csv(Path(folder) / f"{name}.csv", COLUMNS[name])
+    if name == "runs" and frame["run"].duplicated().any():
+        twice = frame.loc[frame["run"].duplicated(), "run"].iloc[0]
+        raise UserError(f"{Path(folder) / name}.csv: run {twice} is there twice; give each run one row")
     for column in TEXT.get(name, ()):
         frame[column] = frame[column].astype(object).where(frame[column].notna(), "").astype(str)
     for column in FLAGS.get(name, ()):

@@ -17,6 +17,7 @@ from fvlm.analysis.descent import EXPONENTS, Objective, descend, starts
 DELTA = 1e-3  # of log loss: about 0.1 %
 SQUARES = 1e6  # a delta that makes Huber's loss least squares
 TOGETHER = 0.9995  # correlation of log N and log D above which they are one variable
+AT_ONCE = 4_000_000  # residuals that are drawn before they are fitted: 100 MB or so
 WIDEST = 1.0  # an interval wider than this many times the value says nothing useful about an exponent
 
 
@@ -106,12 +107,18 @@ def block_length(residuals: np.ndarray) -> int:
 
 def bootstrap(fit: PowerLaws, x: np.ndarray, draws: int = 400, block: int = 1, seed: int = 0) -> np.ndarray:
     """Moving-block bootstrap of the residuals -> theta (draws, p)."""
-    target = resampled(fit, x, draws, block, seed)
-    theta = np.repeat(fit.theta[None], draws, axis=0)
-    return descend(fit.objective(x), theta, target, tolerance=1e-9)[0]
+    rng, parts = np.random.default_rng(seed), []
+    most = max(1, AT_ONCE // len(fit.residuals))
+    for first in range(0, draws, most):
+        target = resampled(fit, x, min(most, draws - first), block, rng)
+        theta = np.repeat(fit.theta[None], len(target), axis=0)
+        parts.append(descend(fit.objective(x), theta, target, tolerance=1e-9)[0])
+    return np.concatenate(parts)
 
 
-def resampled(fit: PowerLaws, x: np.ndarray, draws: int, block: int = 1, seed: int = 0) -> np.ndarray:
+def resampled(
+    fit: PowerLaws, x: np.ndarray, draws: int, block: int = 1, seed: int | np.random.Generator = 0
+) -> np.ndarray:
     """What each draw is fitted to, (draws, n): log loss (if the fit is of it) or the loss in nats.
 
     block   rows that stay together: 1 for independent runs; more for the autocorrelated points of one curve

@@ -49,6 +49,7 @@ def corrected(
     scale: Callable[[np.ndarray], np.ndarray] = np.log,
 ) -> dict:
     """The gaps of one pair, in percent. Curves ascend in N; losses are (k,), or (k, R) for R seeds or replicates.
+    A gap is NaN where a prolonged curve has fallen to zero.
 
     pair   its place in both curves, or its place in each
     scale  of N, in which the curves are read off: np.log, or `linear`
@@ -57,6 +58,7 @@ def corrected(
     own, other = n_foveated[left], n_baseline[right]
     at_foveated, beyond_one = read_off(n_baseline, loss_baseline, own, scale)
     at_baseline, beyond_two = read_off(n_foveated, loss_foveated, other, scale)
+    at_foveated, at_baseline = (np.where(loss > 0, loss, np.nan) for loss in (at_foveated, at_baseline))
     return {
         "raw": percent(loss_foveated[left], loss_baseline[right]),
         "at_foveated": percent(loss_foveated[left], at_foveated),
@@ -158,6 +160,8 @@ def gaps_of(
         if side:
             beyond.append(f"the {curve} curve {'below its smallest' if side < 0 else 'above its largest'} size")
     row["note"] = f"extrapolates {' and '.join(beyond)}" if beyond else ""
+    if np.isnan(row["directions_differ"]):
+        row["note"] += "; so far that no loss is left, and no gap"
     return row
 
 

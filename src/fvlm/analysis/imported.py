@@ -15,7 +15,7 @@ import pandas as pd
 from fvlm.analysis.catalog import COLLECTED, COLUMNS, RUN
 from fvlm.analysis.collect import collect_curves, collect_evaluation, collect_runs
 from fvlm.analysis.files import read_csv
-from fvlm.analysis.points import read_points
+from fvlm.analysis.points import LOSS, SIZE, read_points
 from fvlm.analysis.study import base_name
 from fvlm.errors import UserError
 
@@ -111,8 +111,10 @@ def _from_summaries(summaries: list[Path], folder: Path | None = None) -> dict[s
 
 
 def _from_points(path: Path) -> dict[str, pd.DataFrame]:
-    checked = read_points(path, POINTS, positive=("val_loss",), text=("run_id",))
-    table = read_csv(path, POINTS).dropna(how="all").reset_index(drop=True)
+    checked = read_points(path, POINTS, ("val_loss",), (), ("run_id",), ("val_loss",), ("step", "samples_seen"))
+    table = read_csv(path, ()).rename(columns=str.strip).dropna(how="all").reset_index(drop=True)
+    if "architecture" in table:
+        table["architecture"] = table["architecture"].astype(str).str.strip()
     if len(table) != len(checked):
         raise UserError(f"{path}: found rows of blanks; expected a row for each evaluation: remove them")
     table[list(POINTS)] = checked
@@ -137,14 +139,15 @@ def _from_points(path: Path) -> dict[str, pd.DataFrame]:
 
 
 def _numbers(path: Path, table: pd.DataFrame, column: str) -> pd.Series:
-    """An optional column; empty cells are missing, words are refused."""
-    numbers = pd.to_numeric(table[column], errors="coerce")
-    wrong = table[numbers.isna() & table[column].notna()]
+    """An optional column; empty cells are missing; words, infinities and negative numbers are refused."""
+    numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
+    wrong = table[~(numbers.between(0, SIZE[1]) | table[column].isna())]
     if len(wrong):
         raise UserError(
-            f"{path}: run {wrong['run_id'].iloc[0]} has {column} {wrong[column].iloc[0]!r}; expected a number"
+            f"{path}: run {wrong['run_id'].iloc[0]} has {column} {str(wrong[column].iloc[0])!r}; "
+            "expected a number, zero or more: mend the cell, or leave it empty"
         )
-    return numbers.astype(float)
+    return numbers
 
 
 def _parameters(path: Path, table: pd.DataFrame, summaries: pd.DataFrame | None) -> dict[str, float]:
@@ -271,14 +274,18 @@ def _result(path: Path, number: int, one: dict) -> dict:
         found = next((one[name] for name in names if one.get(name) is not None), np.nan)
         if isinstance(found, bool) or not isinstance(found, (int, float)):
             raise UserError(f"{path}, result {number}: {names[0]} is {found!r}; expected a number")
+        if not (0 <= found <= SIZE[1] or found is np.nan):
+            raise UserError(
+                f"{path}, result {number}: {names[0]} is {str(found)[:12]}; expected a number, zero or more"
+            )
         return float(found)
 
     loss = value("loss_mean")
-    if not (np.isfinite(loss) and loss > 0):
-        raise UserError(f"{path}, result {number}: loss_mean is {loss:g}; expected a positive number")
+    if not LOSS[0] <= loss <= LOSS[1]:
+        raise UserError(f"{path}, result {number}: loss_mean is {loss:g}; expected a positive number, in nats")
     samples = value("samples_seen", "samples")
     if np.isnan(samples):
-        samples = value("total_flops") / value("flops_per_sample")
+        samples = value("total_flops") / (value("flops_per_sample") or np.nan)
     if np.isnan(samples):
         raise UserError(f"{path}, result {number}: no samples_seen, and no total_flops with flops_per_sample; add one")
     return {
@@ -289,5 +296,5 @@ def _result(path: Path, number: int, one: dict) -> dict:
         "val_loss": loss,
         "flops": value(*FLOPS),
         "parameters": value(*PARAMETERS),
-        "tokens": value("visual_tokens") / value("num_frames"),
+        "tokens": value("visual_tokens") / (value("num_frames") or np.nan),
     }

@@ -1,7 +1,6 @@
 """Reading a user's points: a CSV with one row per measurement, checked before anything is fitted to it."""
 
 import csv
-import math
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,8 @@ from scipy.special import stdtrit
 from fvlm.errors import UserError
 
 FEWEST = 2  # rows
+LOSS = (1e-6, 1e6)  # nats; beyond, an optimizer with tolerances in nats ends short of the optimum
+SIZE = (1e-40, 1e40)  # of any other positive number, in whatever unit
 RUNS = ("run", "run_id")  # columns that name the run of a point
 
 
@@ -20,6 +21,8 @@ def read_points(
     positive: tuple[str, ...] = (),
     optional: tuple[str, ...] = (),
     text: tuple[str, ...] = (),
+    losses: tuple[str, ...] = ("L",),
+    counts: tuple[str, ...] = (),
 ) -> pd.DataFrame:
     """The given columns of a CSV file, rows in the file's order; other columns are ignored.
 
@@ -27,6 +30,8 @@ def read_points(
     positive  of all columns: those whose numbers must be above zero
     optional  are returned where the file has them
     text      of all columns: those that hold words (empty only where optional); the others hold finite numbers
+    losses    of the positive ones: those in nats, within LOSS; the others lie within SIZE
+    counts    of all columns: those whose numbers must not be below zero
     raises    UserError for a file that is missing or no CSV, a column that is missing, a cell that is empty or of the
               wrong kind, two equal rows, fewer than two rows; rows are counted as in the file, the header is row 1
     """
@@ -41,12 +46,13 @@ def read_points(
     if len(rows) < FEWEST:
         raise UserError(f"{path}: {len(rows)} row{'s' * (len(rows) != 1)} below the header; expected {FEWEST} or more")
     places = [header.index(name) for name in chosen]
+    ranges = {name: _range(name in positive, name in losses, name in counts) for name in chosen}
     seen: dict[tuple, int] = {}
     for number, cells in rows:
         row = tuple(
             _word(path, number, name, cells[place], name in columns)
             if name in text
-            else _number(path, number, name, cells[place], name in positive)
+            else _number(path, number, name, cells[place], ranges[name])
             for name, place in zip(chosen, places, strict=True)
         )
         if row in seen:
@@ -56,6 +62,11 @@ def read_points(
             )
         seen[row] = number
     return pd.DataFrame(list(seen), columns=chosen)
+
+
+def header_of(path: Path | str) -> list[str]:
+    """The names of the columns; raises UserError for a file that is no CSV."""
+    return _cells(path)[0]
 
 
 def _cells(path: Path | str) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -71,6 +82,13 @@ def _cells(path: Path | str) -> tuple[list[str], list[tuple[int, list[str]]]]:
     if not lines:
         raise UserError(f"{path}: the file is empty; expected a CSV file with a header")
     header = lines[0][1]
+    for separator, word in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and separator in header[0]:
+            raise UserError(
+                f"{path}: the columns are separated by {word}; expected commas (and points in decimals): save it as CSV"
+            )
+    if any("\0" in cell for _, cells in lines for cell in cells):
+        raise UserError(f"{path}: this is no CSV file (it holds null bytes); expected text in UTF-8: save it again")
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise UserError(f"{path}: column {', '.join(map(repr, twice))} is there twice; expected each name once")
@@ -88,14 +106,25 @@ def _word(path: Path | str, number: int, name: str, cell: str, needed: bool) -> 
     return cell
 
 
-def _number(path: Path | str, number: int, name: str, cell: str, positive: bool) -> float:
-    expected = f"expected a {'positive ' * positive}number: mend or remove the row"
+Range = tuple[float, float, str]  # the least, the largest, in words
+
+
+def _range(positive: bool, loss: bool, count: bool) -> Range:
+    if positive:
+        low, high = LOSS if loss else SIZE
+        return low, high, f"positive number from {low:g} to {high:g}{' (nats)' * loss}"
+    return (0.0 if count else -SIZE[1]), SIZE[1], f"number{', zero or more' * count}"
+
+
+def _number(path: Path | str, number: int, name: str, cell: str, within: Range) -> float:
+    low, high, words = within
+    expected = f"expected a {words}: mend or remove the row"
     try:
         value = float(cell.replace("_", "?"))  # Python would read 1_0 as 10
     except ValueError as error:
         what = f"is {cell!r}" if cell else "is empty"
         raise UserError(f"{path}, row {number}: {name} {what}; {expected}") from error
-    if not math.isfinite(value) or (positive and value <= 0):
+    if not low <= value <= high:  # nor is NaN
         raise UserError(f"{path}, row {number}: {name} is {cell}; {expected}")
     return value
 

@@ -2,8 +2,10 @@
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 
 from fvlm.analysis.catalog import TABLES
+from fvlm.analysis.commands import check_out
 from fvlm.analysis.files import read_tables, write_table
 
 
@@ -15,6 +17,7 @@ def add_arguments(parser) -> None:
 
 def main(args) -> None:
     table = TABLES[args.name]
+    check_out(args.out, *(Path(args.tables) / f"{name}.csv" for name in table.needs))
     write_table(load(table.function)(**read_tables(args.tables, table.needs)), args.out)
 
 

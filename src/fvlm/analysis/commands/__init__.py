@@ -1,15 +1,29 @@
 """Commands for a user's own points and curves: one module each, which reads files, calls the library and writes one."""
 
+import argparse
 from pathlib import Path
 
 import numpy as np
 
 from fvlm.analysis.grid import budgets_of
+from fvlm.analysis.points import SIZE
 from fvlm.analysis.scaling import log_slope
 from fvlm.errors import UserError
 from fvlm.files import write_json
 
 WIDEST_BUDGET = 1.3  # largest C / smallest C
+RESAMPLES = (40, 1_000_000)  # fewer have no 2.5 % beyond an end of the interval
+
+
+def check_out(out: Path | str, *read: Path | str, option: str = "--out") -> None:
+    """Refuse an output that is a folder, or one of the files that were read.
+
+    raises  UserError
+    """
+    if not str(out) or Path(out).is_dir():
+        raise UserError(f"{option} {out or repr('')}: expected the name of a file, not a folder")
+    if any(Path(out).resolve() == Path(path).resolve() for path in read):
+        raise UserError(f"{option} {out}: this is the file that was read; expected another name")
 
 
 def write_result(read: Path | str, out: Path | str, content: dict) -> None:
@@ -17,8 +31,7 @@ def write_result(read: Path | str, out: Path | str, content: dict) -> None:
 
     raises  UserError if that would overwrite what was read, or cannot be written
     """
-    if Path(out).resolve() == Path(read).resolve():
-        raise UserError(f"--out {out}: this is the file that was read; expected another name")
+    check_out(out, read)
     try:
         write_json(out, content)
     except OSError as error:
@@ -41,16 +54,27 @@ def bootstrap_words(draws: int, seed: int) -> dict | None:
 
 def natural(text: str) -> int:
     """An argument that counts something: 0 or more."""
-    value = int(text)
-    if value < 0:
-        raise ValueError
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number, zero or more")
+    return int(text)
+
+
+def resamples(text: str) -> int:
+    """An argument that counts resamples: 0 for none, or enough of them for an interval."""
+    value, (few, many) = natural(text), RESAMPLES
+    if value and not few <= value <= many:
+        raise argparse.ArgumentTypeError(f"found {text}; expected 0 for no intervals, or {few} to {many}")
     return value
 
 
 def positive(text: str) -> float:
-    value = float(text)
-    if not (np.isfinite(value) and value > 0):
-        raise ValueError
+    """An argument that is a positive number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = np.nan
+    if not SIZE[0] <= value <= SIZE[1]:
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected a positive number from {SIZE[0]:g} to {SIZE[1]:g}")
     return value
 
 

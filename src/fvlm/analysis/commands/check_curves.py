@@ -3,10 +3,10 @@
 import numpy as np
 import pandas as pd
 
+from fvlm.analysis.commands import write_result
 from fvlm.analysis.commands.inputs import add_columns, plain, read_curves
 from fvlm.analysis.curves import CONFIRM, SIDE, STRONG, Jump, Step, between, find_jumps
 from fvlm.errors import UserError
-from fvlm.files import write_json
 
 METHOD = (
     f"line and step over {SIDE} evaluations on each side, log loss; a jump is a step of {STRONG:g} standard errors in "
@@ -16,7 +16,7 @@ METHOD = (
 
 def add_arguments(parser) -> None:
     parser.add_argument("curves", help="CSV: run_id, samples_seen, val_loss; optional lr_schedule, seed")
-    parser.add_argument("--out", help="the JSON to write")
+    parser.add_argument("--out", metavar="FILE", help="the JSON to write")
     parser.add_argument(
         "--tolerance",
         type=float,
@@ -57,7 +57,7 @@ def main(args) -> None:
         "decaying_rate": [run for run, own in parts.items() if _decays(own)],
     }
     if args.out:
-        write_json(args.out, plain(content))
+        write_result(args.curves, args.out, plain(content))
     print("\n".join(summary(content, len(curves))))
 
 
@@ -108,7 +108,10 @@ def summary(content: dict, runs: int) -> list[str]:
         where = f"{_count(step['from_samples'])} and {_count(step['to_samples'])}"
         lines.append(f"in {step['run']} alone, between {where}: {step['percent']:+.1f} %")
     found = [f"{_count(part['from_samples'])} to {_count(part['to_samples'])}" for part in content["intervals"]]
-    lines.append(f"a power law in D may be fitted within: {'; '.join(found)} samples")
+    if found:
+        lines.append(f"a power law in D may be fitted within: {'; '.join(found)} samples")
+    else:
+        lines.append("one place alone has evaluations: no power law in D can be fitted")
     if content["decaying_rate"]:
         lines.append(
             f"but not along {len(content['decaying_rate'])} of the runs, whose learning rate decays (only their last "

@@ -3,11 +3,11 @@
 import numpy as np
 import pandas as pd
 
+from fvlm.analysis.commands import write_result
 from fvlm.analysis.commands.inputs import add_columns, assignments, plain, read_curves
 from fvlm.analysis.curves import ends
 from fvlm.analysis.factorial import CELLS, EFFECTS, effects
 from fvlm.errors import UserError
-from fvlm.files import write_json
 
 ALONE = "one seed in at least one cell: no interval, so that no effect can be told from the noise between seeds"
 
@@ -17,7 +17,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--cells", required=True, metavar="CELL=RUN,...", help=f"which run is which of {', '.join(CELLS)}"
     )
-    parser.add_argument("--out", help="the JSON to write")
+    parser.add_argument("--out", metavar="FILE", help="the JSON to write")
     add_columns(parser, "run=name,val_loss=loss")
 
 
@@ -38,7 +38,7 @@ def main(args) -> None:
         "warnings": [*([] if several else [ALONE]), *_unequal(found)],
     }
     if args.out:
-        write_json(args.out, plain(content))
+        write_result(args.curves, args.out, plain(content))
     print("\n".join(summary(content)))
 
 

@@ -4,7 +4,7 @@ import argparse
 
 import pandas as pd
 
-from fvlm.analysis.commands import bootstrap_words, interval, natural, number, positive, shown, write_result
+from fvlm.analysis.commands import bootstrap_words, interval, natural, number, positive, resamples, shown, write_result
 from fvlm.analysis.fits import block_length, estimates
 from fvlm.analysis.points import RUNS, check_falls, longest_run, one_schedule, read_points
 
@@ -29,7 +29,7 @@ OF_N = ("E", "A", "alpha", "a", "b", "N_opt", "D_opt")  # not given unless both 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("points", help="CSV with columns N, D, L (and lr_schedule, where runs differ in it)")
     parser.add_argument("--out", required=True, help="the JSON file to write")
-    parser.add_argument("--bootstrap", type=natural, default=0, metavar="n", help="resamples for 95 %% intervals")
+    parser.add_argument("--bootstrap", type=resamples, default=0, metavar="n", help="resamples for 95 %% intervals")
     parser.add_argument("--seed", type=natural, default=0, help="of the resamples (default 0)")
     parser.add_argument("--budget", type=positive, help="FLOPs at which N_opt is wanted (default: the largest here)")
     parser.add_argument("--flops-per-nd", type=positive, default=6.0, help="C / (N D) (default 6)")

@@ -3,10 +3,10 @@
 import numpy as np
 import pandas as pd
 
+from fvlm.analysis.commands import check_out, natural, resamples, write_result
 from fvlm.analysis.commands.inputs import add_columns, plain, read
 from fvlm.analysis.gap import gaps_of, linear
 from fvlm.errors import UserError
-from fvlm.files import write_json
 
 TWO = (
     "two points per curve: each curve is one straight line, so that the two directions agree almost by construction "
@@ -22,7 +22,7 @@ DIRECTIONS = {
 
 def add_arguments(parser) -> None:
     parser.add_argument("points", help="CSV: architecture, N, L; optional group, pair, seed, run")
-    parser.add_argument("--out", help="the JSON to write")
+    parser.add_argument("--out", metavar="FILE", help="the JSON to write")
     parser.add_argument("--linear", action="store_true", help="read the curves off linearly in N, not in log N")
     parser.add_argument("--foveated", metavar="NAME", help="the architecture in question, as the file calls it")
     parser.add_argument("--baseline", metavar="NAME", help="the one it is compared with, as the file calls it")
@@ -31,14 +31,14 @@ def add_arguments(parser) -> None:
         metavar="SAMPLES.csv",
         help="losses by sample: run, or architecture and N (and group); key, loss_sum, tokens; optional video",
     )
-    parser.add_argument("--bootstrap", type=int, default=2000, help="resamples of the samples")
-    parser.add_argument("--seed", type=int, default=0, help="of the resampling")
+    parser.add_argument("--bootstrap", type=resamples, default=2000, help="resamples of the samples")
+    parser.add_argument("--seed", type=natural, default=0, help="of the resampling")
     add_columns(parser, "architecture=arch,N=params_M,L=loss,group=frames")
 
 
 def main(args) -> None:
-    if args.bootstrap < 2:
-        raise UserError(f"--bootstrap {args.bootstrap}: expected two resamples or more, some thousand for an interval")
+    if not args.bootstrap:
+        raise UserError("--bootstrap 0: an interval takes resamples; expected some thousand, or no --samples")
     points = read(
         args.points, args.columns, args.keep, ("architecture", "N", "L"), ("group", "pair", "seed", "run"), ("N", "L")
     )
@@ -49,7 +49,7 @@ def main(args) -> None:
     parts = points.groupby("group", sort=False) if "group" in points else [("", points)]
     for group, own in parts:
         side = Group(args.points, group, own, names)
-        said += side.left_out()
+        said += side.left_out() + side.rising()
         draws = None
         if samples is not None:
             draws, told = side.resample(args.samples, samples, args.bootstrap, args.seed)
@@ -67,7 +67,8 @@ def main(args) -> None:
         "warnings": said,
     }
     if args.out:
-        write_json(args.out, plain(content))
+        check_out(args.out, args.samples or args.points)
+        write_result(args.points, args.out, plain(content))
     print("\n".join(summary(content)))
 
 
@@ -113,6 +114,17 @@ class Group:
         if not other:
             return []
         return [f"{self.where}: seeds {', '.join(f'{seed:g}' for seed in sorted(other))} are not those of every run"]
+
+    def rising(self) -> list[str]:
+        """Curves that rise with N, in words."""
+        cut = len(self.n[0])
+        curves = zip(self.names, (self.losses[:cut], self.losses[cut:]), strict=True)
+        return [
+            f"{self.where}: the loss of {name} rises with N from one size to the next; beyond the best size for its "
+            "compute a curve does not say what parameters are worth"
+            for name, losses in curves
+            if (np.diff(losses.mean(axis=1)) > 0).any()
+        ]
 
     def _side(self, points: pd.DataFrame, name: str) -> pd.DataFrame:
         """One row per size, ascending in N: pair, N, losses {seed: loss}, run."""
@@ -178,6 +190,9 @@ class Group:
             np.array([table.loc[keys, name].to_numpy(float) for table in tables]) for name in ("loss_sum", "tokens")
         )
         found = loss.sum(axis=1) / tokens.sum(axis=1)
+        if not found.all():
+            empty = rows["architecture"][int(np.argmin(found))]
+            raise UserError(f"{path}: the losses of {empty} add up to zero; expected a positive sum: check loss_sum")
         away = np.abs(found / self.losses[:, 0] - 1)
         told = [
             f"{self.where}: L of {row['architecture']} at N {row['N']:.10g} is {old:.5g}, its samples give {new:.5g}; "

@@ -1,9 +1,11 @@
 """`fvlm import RESULTS...`: finished results from elsewhere as the tables that collecting a study makes."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
-from fvlm.analysis.files import write_table
+from fvlm.analysis.files import whole, write_csv
 from fvlm.analysis.imported import read_results
+from fvlm.errors import UserError
 
 
 def add_arguments(parser) -> None:
@@ -15,7 +17,12 @@ def add_arguments(parser) -> None:
 
 def main(args) -> int:
     tables = read_results(args.results)
-    for name, table in tables.items():
-        write_table(table, args.out_dir / f"{name}.csv")
+    places = {name: args.out_dir / f"{name}.csv" for name in tables}
+    for place in places.values():
+        if place.resolve() in {path.resolve() for path in args.results}:
+            raise UserError(f"--out-dir {args.out_dir}: {place} was read, and would be lost; expected another folder")
+    with ExitStack() as together:  # a table that cannot be written leaves none
+        for name, table in tables.items():
+            write_csv(table, together.enter_context(whole(places[name])))
     print(f"{len(tables['runs'])} runs, {len(tables['validation_curves'])} evaluation points -> {args.out_dir}")
     return 0

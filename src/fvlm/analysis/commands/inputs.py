@@ -4,14 +4,13 @@ Columns have one name in the code (`run`, `samples`, ...). A file may use the na
 of the usual others (ALSO), or any name that `--columns` gives.
 """
 
-import csv
 import math
 from argparse import ArgumentParser
 from pathlib import Path
 
 import pandas as pd
 
-from fvlm.analysis.points import read_points
+from fvlm.analysis.points import header_of, read_points
 from fvlm.analysis.study import base_name
 from fvlm.errors import UserError
 
@@ -61,13 +60,13 @@ def read(
 
     raises  UserError as `read_points`, for unknown names in `columns`, and where no row is kept
     """
-    given, found = assignments(columns, "--columns"), _header(path)
+    given, found = assignments(columns, "--columns"), header_of(path)
     unknown = [name for name in given if name not in (*needed, *optional)]
     if unknown:
         raise UserError(f"--columns: no column is called {unknown[0]!r} here; expected {_words((*needed, *optional))}")
     called = {name: _called(name, found, given) for name in (*needed, *optional)}
     for name in needed:
-        if found and called[name] not in found and name not in given:
+        if called[name] not in found and name not in given:
             also = "".join(f" or {other!r}" for other in ALSO.get(name, ()))
             raise UserError(
                 f"{path}: no column {name!r}{also}; found {', '.join(found[:12])}; say which it is with "
@@ -75,27 +74,24 @@ def read(
             )
     filters = [_filter(text) for text in keep]
     chosen = {name: column for name, column in called.items() if name in (*needed, *given) or column in found}
+    for column in chosen.values():
+        both = [name for name, other in chosen.items() if other == column]
+        if len(both) > 1:
+            raise UserError(f"{path}: column {column!r} would be {_words(both)}; say with --columns which is which")
     extra = [column for column, _ in filters if column not in chosen.values()]
     table = read_points(
         path,
         tuple(dict.fromkeys([*chosen.values(), *extra])),
         positive=tuple(chosen[name] for name in positive if name in chosen),
         text=(*(chosen[name] for name in TEXT if name in chosen), *extra),
+        losses=tuple(chosen[name] for name in ("L", "val_loss") if name in chosen),
+        counts=tuple(chosen[name] for name in ("step", "samples", "loss_sum") if name in chosen),
     )
     for column, values in filters:
         table = table[_equal(table[column], values)]
         if table.empty:
             raise UserError(f"{path}: no row is left whose {column} is {_words(values, 'or')}; change --keep")
     return pd.DataFrame({name: table[column] for name, column in chosen.items()}).reset_index(drop=True)
-
-
-def _header(path: Path | str) -> list[str]:
-    """The names of the columns; of a file that is no table, none: `read_points` says what is wrong with it."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            return [cell.strip() for cell in next(csv.reader(file), [])]
-    except (OSError, UnicodeDecodeError, csv.Error):
-        return []
 
 
 def _called(name: str, header: list[str], given: dict[str, str]) -> str:

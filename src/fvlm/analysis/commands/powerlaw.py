@@ -5,7 +5,16 @@ import argparse
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.commands import bootstrap_words, interval, natural, number, separate_budgets, shown, write_result
+from fvlm.analysis.commands import (
+    bootstrap_words,
+    interval,
+    natural,
+    number,
+    resamples,
+    separate_budgets,
+    shown,
+    write_result,
+)
 from fvlm.analysis.fits import DELTA, SQUARES, block_length, estimates
 from fvlm.analysis.points import RUNS, check_falls, longest_run, one_schedule, read_points
 from fvlm.errors import UserError
@@ -24,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--loss", choices=LOSSES, default="huber", help="what is minimised (default huber)")
     parser.add_argument("--lowest", action="store_true", help="keep the lowest loss at each budget (x within 5 %%)")
     parser.add_argument(
-        "--bootstrap", type=natural, default=1000, metavar="n", help="resamples (default 1000; 0: none)"
+        "--bootstrap", type=resamples, default=1000, metavar="n", help="resamples (default 1000; 0: none)"
     )
     parser.add_argument("--block", type=natural, default=0, help="points that stay together (default: as the data ask)")
     parser.add_argument("--seed", type=natural, default=0, help="of the resamples (default 0)")
@@ -64,6 +73,10 @@ def power_law(points: pd.DataFrame, args: argparse.Namespace) -> dict:
     delta, log, _ = LOSSES[args.loss]
     curve = longest_run(points) > 1
     block = args.block or (None if curve else 1)
+    if args.block > max(1, len(points) // 2):
+        raise UserError(
+            f"--block {args.block}: {len(points)} points; expected half of them at most, or every resample is the same"
+        )
     fit, found = estimates(x, loss, (args.x,), block=block, draws=args.bootstrap, seed=args.seed, delta=delta, log=log)
     names = {f"A_{args.x}": "A", f"exponent_{args.x}": "alpha", "E": "L_inf"}
     values = {names[one.name]: number(one.value) for one in found}

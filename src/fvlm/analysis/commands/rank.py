@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from fvlm.analysis.bootstrap import NO_INTERVAL
+from fvlm.analysis.commands import check_out
 from fvlm.analysis.commands.inputs import add_columns, read_curves
 from fvlm.analysis.curves import ends
 from fvlm.analysis.files import write_table
@@ -19,7 +20,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("curves", help="CSV: run_id, step, val_loss; optional seed, samples_seen, lr_schedule")
     parser.add_argument("--baseline", required=True, metavar="RUN", help="the run that the others are compared with")
     parser.add_argument("--by", choices=MEASURES, default="final", help="the evaluation that ranks; default: final")
-    parser.add_argument("--out", help="the CSV to write")
+    parser.add_argument("--out", metavar="FILE", help="the CSV to write")
     add_columns(parser, "run=name,val_loss=loss")
 
 
@@ -31,6 +32,7 @@ def main(args) -> None:
         raise UserError(f"--baseline {args.baseline}: no such run in {args.curves}; found {runs}")
     table = ranked(found, args.baseline, args.by)
     if args.out:
+        check_out(args.out, args.curves)
         write_table(table, args.out)
     print("\n".join(summary(table, args.baseline, args.by)))
 

@@ -1,0 +1,273 @@
+"""What is wrong with a user's files, options and outputs is one sentence, and nothing is lost or half-written."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fvlm.__main__ import main
+from fvlm.analysis import fits
+from fvlm.analysis.fits import bootstrap, fit_power_laws
+from fvlm.errors import UserError
+from fvlm.plan import check_results
+from tests.compare_cases import curve, ending, points
+from tests.config_cases import load
+from tests.fit_cases import joint_points, training_curves
+
+RUNS = pd.concat([curve(run, ending(2 + 0.1 * place)) for place, run in enumerate(("baseline", "A1", "A6", "A7"))])
+CELLS = ["--cells", "deep_fine=baseline,shallow_fine=A1,deep_coarse=A6,shallow_coarse=A7"]
+LOSSES = {"fit": "L", "powerlaw": "L", "isoflop": "L", "envelope": "L", "gap": "L"}
+GIVEN = {
+    "fit": (joint_points(), []),
+    "powerlaw": (joint_points(), ["--lowest", "--bootstrap", "0"]),
+    "isoflop": (joint_points(noise=0.0005), []),
+    "envelope": (training_curves(), []),
+    "gap": (points(), []),
+    "factorial": (RUNS, CELLS),
+    "rank": (RUNS, ["--baseline", "baseline"]),
+    "check-curves": (RUNS, []),
+    "import": (RUNS, []),
+}
+every = pytest.mark.parametrize("command", GIVEN)
+
+
+def call(command, path, out, *options):
+    where = "--out-dir" if command == "import" else "--out"
+    return main([command, str(path), where, str(out), *GIVEN[command][1], *options])
+
+
+def refused(capsys, folder, expected, call, *arguments):
+    """`call` ends with status 2 and one sentence, and the folder is as it was."""
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert call(*arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and re.search(expected, said.err), said.err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+FILES = {
+    "semicolons": (lambda text, loss: text.replace(",", ";"), "separated by semicolons; expected commas"),
+    "tabs": (lambda text, loss: text.replace(",", "\t"), "separated by tabs; expected commas"),
+    "null bytes": (lambda text, loss: text.replace("\n", "\0\n", 1), "null bytes"),
+    "UTF-16": (lambda text, loss: text.encode("utf-16"), "no CSV file"),
+    "an open quote": (lambda text, loss: text + '"', "no CSV file"),
+    "a column twice": (lambda text, loss: text.replace("\n", ",x\n").replace(",x", f",{loss}", 1), "is there twice"),
+}
+
+
+@every
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_no_table(tmp_path, capsys, command, name):
+    change, expected = FILES[name]
+    content = change(GIVEN[command][0].to_csv(index=False), LOSSES.get(command, "val_loss"))
+    path = tmp_path / "in.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    refused(capsys, tmp_path, expected, call, command, path, tmp_path / "out")
+
+
+@every
+@pytest.mark.parametrize("cell", ["1,234.5", "3,21", "1e-300", "1e300", "1_0", "-inf", "0x10"])
+def test_a_loss_that_is_none(tmp_path, capsys, command, cell):
+    loss = LOSSES.get(command, "val_loss")
+    table = GIVEN[command][0].astype({loss: object}).reset_index(drop=True)
+    table.loc[1, loss] = cell
+    path = tmp_path / "in.csv"
+    table.to_csv(path, index=False)
+    refused(capsys, tmp_path, f"row 3: {loss} is .*expected a positive number", call, command, path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("command", ["factorial", "rank", "import"])
+@pytest.mark.parametrize("column", ["step", "samples_seen"])
+def test_steps_and_samples_are_not_negative(tmp_path, capsys, command, column):
+    path = tmp_path / "in.csv"
+    RUNS.assign(**{column: RUNS[column] - 1e6}).to_csv(path, index=False)
+    refused(capsys, tmp_path, f"{column} is -.*zero or more", call, command, path, tmp_path / "out")
+
+
+@every
+@pytest.mark.parametrize("where", ["a folder", "the input", "under a file"])
+def test_outputs_that_cannot_be_are_refused(tmp_path, capsys, command, where):
+    path = tmp_path / ("runs.csv" if command == "import" else "in.csv")
+    GIVEN[command][0].to_csv(path, index=False)
+    out = {"a folder": tmp_path, "the input": path, "under a file": path / "out"}[where]
+    expected = {"a folder": "not a folder", "the input": "was read", "under a file": "cannot be written"}[where]
+    if command == "import":  # what it writes is a folder
+        out = {"a folder": path, "the input": tmp_path, "under a file": path / "out"}[where]
+        expected = "was read" if where == "the input" else "cannot be written"
+    refused(capsys, tmp_path, expected, call, command, path, out)
+
+
+@every
+def test_an_output_in_a_new_folder_is_made(tmp_path, command):
+    path = tmp_path / "in.csv"
+    GIVEN[command][0].to_csv(path, index=False)
+    assert call(command, path, tmp_path / "a" / "b") == 0 and (tmp_path / "a" / "b").exists()
+
+
+def test_the_samples_of_a_gap_are_positive_and_not_overwritten(tmp_path, capsys):
+    path, samples = tmp_path / "in.csv", tmp_path / "samples.csv"
+    points().to_csv(path, index=False)
+    rows = [one | {"key": str(key), "loss_sum": one["L"] * 10, "tokens": 10} for key in range(3)
+            for one in points().to_dict("records")]  # fmt: skip
+    pd.DataFrame(rows).to_csv(samples, index=False)
+    refused(capsys, tmp_path, "was read", call, "gap", path, samples, "--samples", str(samples))
+    for factor, expected in ((-1.0, "loss_sum is -.*zero or more"), (0.0, "add up to zero")):
+        table = pd.DataFrame(rows)
+        table.assign(loss_sum=factor * table["loss_sum"].abs()).replace(-0.0, 0.0).to_csv(samples, index=False)
+        refused(capsys, tmp_path, expected, call, "gap", path, tmp_path / "out", "--samples", str(samples))
+
+
+@pytest.mark.parametrize("command", ["fit", "powerlaw", "gap"])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--bootstrap", "1"),
+        ("--bootstrap", "-1"),
+        ("--bootstrap", "9" * 12),
+        ("--seed", "-1"),
+        ("--seed", "1.5"),
+    ],
+)
+def test_resamples_and_seeds_that_cannot_be(tmp_path, capsys, command, option, value):
+    path = tmp_path / "in.csv"
+    GIVEN[command][0].to_csv(path, index=False)
+    with pytest.raises(SystemExit) as ended:
+        call(command, path, tmp_path / "out", option, value)
+    assert ended.value.code == 2 and not (tmp_path / "out").exists()
+    assert re.search(rf"argument {option}: found '?{value}'?; expected", capsys.readouterr().err)
+
+
+def test_a_block_as_long_as_the_curve_is_refused(tmp_path, capsys):
+    path = tmp_path / "in.csv"
+    joint_points().to_csv(path, index=False)
+    arguments = ["powerlaw", str(path), "--x", "D", "--out", str(tmp_path / "out"), "--block"]
+    refused(capsys, tmp_path, "half of them at most", main, [*arguments, "25"])
+    assert main([*arguments, "24"]) == 0
+
+
+def test_a_bootstrap_in_parts_is_that_in_one(monkeypatch):
+    table = joint_points()
+    x = table[["N", "D"]].to_numpy()
+    fit = fit_power_laws(x, table["L"].to_numpy())
+    whole = bootstrap(fit, x, draws=100, block=3, seed=4)
+    monkeypatch.setattr(fits, "AT_ONCE", 48 * 7)
+    assert bootstrap(fit, x, draws=100, block=3, seed=4) == pytest.approx(whole, rel=1e-5)
+
+
+def test_one_column_is_not_two(tmp_path, capsys):
+    path = tmp_path / "in.csv"
+    points().to_csv(path, index=False)
+    refused(capsys, tmp_path, "'N' would be N and L", call, "gap", path, tmp_path / "out", "--columns", "L=N")
+    RUNS.to_csv(path, index=False)
+    refused(capsys, tmp_path, "'step' would be", call, "rank", path, tmp_path / "out", "--columns", "run=step")
+
+
+def test_a_curve_that_is_prolonged_below_zero_gives_no_gap(tmp_path, capsys):
+    path, out = tmp_path / "in.csv", tmp_path / "out"
+    table = points()
+    table.loc[table["pair"].eq("p2") & table["architecture"].eq("pooled"), "N"] = 1e30
+    table.to_csv(path, index=False)
+    assert call("gap", path, out) == 0
+    pair = json.loads(out.read_text())["groups"][0]["pairs"][2]
+    assert pair["at_baseline"]["percent"] is None and pair["at_baseline"]["extrapolates"]
+    assert "no loss is left" in pair["note"] and pair["raw"]["percent"] is not None
+
+
+def test_a_curve_that_rises_with_n_is_told(tmp_path, capsys):
+    path = tmp_path / "in.csv"
+    table = points()
+    table.to_csv(path, index=False)
+    assert call("gap", path, tmp_path / "out") == 0 and "rises" not in capsys.readouterr().out
+    table.assign(L=1 / table["L"]).to_csv(path, index=False)
+    assert call("gap", path, tmp_path / "out") == 0
+    assert "the loss of foveated rises with N" in capsys.readouterr().out
+
+
+def test_one_evaluation_per_run_leaves_no_interval(tmp_path, capsys):
+    path = tmp_path / "in.csv"
+    pd.concat([curve(run, np.array([2.0])) for run in ("a", "b")]).to_csv(path, index=False)
+    assert call("check-curves", path, tmp_path / "out") == 0
+    assert "no power law in D can be fitted" in capsys.readouterr().out
+
+
+def test_a_header_with_blanks_is_read_by_every_command(tmp_path):
+    for command, (table, _) in GIVEN.items():
+        path = tmp_path / f"{command}.csv"
+        path.write_text(table.to_csv(index=False).replace(",", " , "))
+        assert call(command, path, tmp_path / f"{command}.out") == 0, command
+
+
+def test_an_import_that_fails_leaves_no_table(tmp_path, capsys):
+    path, out = tmp_path / "in.csv", tmp_path / "tables"
+    RUNS.to_csv(path, index=False)
+    (out / "evaluation.csv").mkdir(parents=True)
+    refused(capsys, tmp_path, "cannot be written", call, "import", path, out)
+
+
+IMPORTED = {
+    "no FLOPs": ("points.csv", RUNS.assign(total_flops=-1.0), "total_flops '-1.0'; expected a number, zero or more"),
+    "infinite N": ("points.csv", RUNS.assign(total_params=np.inf), "total_params 'inf'; expected"),
+    "a huge integer": (
+        "r.json",
+        [{"model_type": "fov", "step": 10**400, "samples": 1, "loss_mean": 2.0}],
+        "step is 1000",
+    ),
+    "a negative step": ("r.json", [{"model_type": "fov", "step": -1, "samples": 1, "loss_mean": 2.0}], "step is -1"),
+    "no frames": (
+        "r.json",
+        [{"model_type": "fov", "step": 1, "loss_mean": 2, "total_flops": 1, "flops_per_sample": 0, "num_frames": 0}],
+        "no samples_seen",
+    ),
+    "half a summary": ("runs/x/run_summary.json", '{"run": "x", "fam', "expected the summary of a finished run"),
+}
+
+
+@pytest.mark.parametrize("name", IMPORTED)
+def test_results_that_cannot_be(tmp_path, capsys, name):
+    file, content, expected = IMPORTED[name]
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, pd.DataFrame):
+        content.to_csv(path, index=False)
+    else:
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+    given = tmp_path / "runs" if file.startswith("runs") else path
+    refused(capsys, tmp_path, expected, call, "import", given, tmp_path / "out")
+
+
+def test_tables_and_pages_do_not_overwrite_what_they_read(tmp_path, capsys):
+    path, tables = tmp_path / "in.csv", tmp_path / "tables"
+    RUNS.to_csv(path, index=False)
+    assert call("import", path, tables) == 0
+    where = ["--tables", str(tables)]
+    refused(capsys, tmp_path, "was read", main, ["table", "factorial", *where, "--out", str(tables / "runs.csv")])
+    for name in ("scaling_fits", "isoflop", "decisions"):
+        assert main(["table", name, *where, "--out", str(tables / f"{name}.csv")]) == 0
+    page = ["decisions", *where, "--study", "s", "--out"]
+    text = str(tmp_path / "text")
+    refused(capsys, tmp_path, "one file", main, [*page, text, "--text", text])
+    refused(capsys, tmp_path, "not a folder", main, [*page, str(tables), "--text", text])
+    refused(capsys, tmp_path, "was read", main, [*page, str(tables / "decisions.csv"), "--text", text])
+    refused(capsys, tmp_path, "cannot be written", main, [*page, str(path / "page"), "--text", text])
+    runs = (tables / "runs.csv").read_text()
+    (tables / "runs.csv").write_text(runs + runs.split("\n", 1)[1])
+    refused(capsys, tmp_path, "is there twice", main, ["table", "ablations", *where, "--out", text])
+
+
+@pytest.mark.parametrize("value", [[], None, "", 3, {"a": 1}, [""], [3]])
+def test_results_from_nothing_trains_nothing(folder, value):
+    with pytest.raises(UserError, match=r"results_from: found .*; expected a file or folder"):
+        load(folder, results_from=value)
+
+
+def test_results_that_are_not_there_are_named(folder, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("")
+    check_results(load(folder, results_from=str(path)))
+    with pytest.raises(UserError, match=r"a\.csv,b\.csv: no such file or folder"):
+        check_results(load(folder, results_from=f"{path},b.csv"))
+    with pytest.raises(UserError, match="is there twice"):
+        check_results(load(folder, results_from=[str(path), str(path)]))
