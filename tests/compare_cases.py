@@ -61,3 +61,17 @@ def made(out):
         raise AssertionError(f"{out} holds {word}, which is no JSON")
 
     return json.loads(out.read_text(), parse_constant=refuse)
+
+
+def samples_of(frame, n=400, own=0.02, shared=0.5, seed=0):
+    """Losses by sample whose difficulty is common to all runs; their means are L up to the runs' own noise."""
+    rng = np.random.default_rng(seed)
+    difficulty, tokens = shared * rng.normal(size=n), rng.integers(20, 60, size=n)
+    difficulty -= np.average(difficulty, weights=tokens)
+    parts = []
+    for row in frame.to_dict("records"):
+        noise = own * rng.normal(size=n)
+        loss = row["L"] + difficulty + noise - np.average(noise, weights=tokens)
+        part = pd.DataFrame({"key": [f"k{i}" for i in range(n)], "loss_sum": loss * tokens, "tokens": tokens})
+        parts.append(part.assign(architecture=row["architecture"], N=row["N"]))
+    return pd.concat(parts)

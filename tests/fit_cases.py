@@ -64,3 +64,13 @@ def refuse(command: str, table: pd.DataFrame | str, folder: Path, capsys, *optio
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1
     return said.err
+
+
+def grid(sizes=13, low=2e7, high=2e10, noise=0.0, seed=0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    rows = [
+        (c, n, c / 6 / n, law(n, c / 6 / n) * np.exp(noise * rng.normal()))
+        for c in np.geomspace(6e18, 3e21, 6)
+        for n in np.geomspace(low, high, sizes)
+    ]
+    return pd.DataFrame(rows, columns=["C", "N", "D", "L"])

@@ -244,6 +244,8 @@ def test_tables_and_pages_do_not_overwrite_what_they_read(tmp_path, capsys):
     assert call("import", path, tables) == 0
     where = ["--tables", str(tables)]
     refused(capsys, tmp_path, "was read", main, ["table", "factorial", *where, "--out", str(tables / "runs.csv")])
+    drawing = ["figure", "factorial", *where, "--out-dir", str(tables)]
+    refused(capsys, tmp_path, "the folder of the tables", main, drawing)
     for name in ("scaling_fits", "isoflop", "decisions"):
         assert main(["table", name, *where, "--out", str(tables / f"{name}.csv")]) == 0
     page = ["decisions", *where, "--study", "s", "--out"]

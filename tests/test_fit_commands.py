@@ -15,7 +15,7 @@ import pytest
 from fvlm.__main__ import main
 from fvlm.analysis.points import read_points
 from fvlm.errors import UserError
-from tests.fit_cases import A_OPT, LAW, correlated, joint_points, law, refuse, run, training_curves
+from tests.fit_cases import A_OPT, LAW, correlated, grid, joint_points, law, refuse, run, training_curves
 from tests.test_analysis_fits import REFERENCE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -223,131 +223,6 @@ def test_three_points_or_two_schedules_give_no_power_law(tmp_path):
     mixed = power_points().assign(lr_schedule=["constant", "cosine"] * 6)
     one = run("powerlaw", mixed, tmp_path)["fits"]["all"]
     assert one["identified"] is False and one["alpha"] is None and one["L_inf"] is None and "mixed" in one["reason"]
-
-
-# --- isoflop ---
-
-
-def grid(sizes=13, low=2e7, high=2e10, noise=0.0, seed=0) -> pd.DataFrame:
-    rng = np.random.default_rng(seed)
-    rows = [
-        (c, n, c / 6 / n, law(n, c / 6 / n) * np.exp(noise * rng.normal()))
-        for c in np.geomspace(6e18, 3e21, 6)
-        for n in np.geomspace(low, high, sizes)
-    ]
-    return pd.DataFrame(rows, columns=["C", "N", "D", "L"])
-
-
-def test_isoflop_minima_are_those_of_the_law(tmp_path):
-    found = run("isoflop", grid(), tmp_path)
-    assert found["a"] == pytest.approx(A_OPT, abs=0.005) and found["b"] == pytest.approx(1 - A_OPT, abs=0.005)
-    assert found["n"] == 78 and found["identified"] is True
-    dense = np.geomspace(2e7, 2e10, 20001)
-    for row in found["budgets"]:
-        best = law(dense, row["C"] / 6 / dense)
-        assert np.log(row["N_opt"] / dense[np.argmin(best)]) == pytest.approx(0, abs=0.05)
-        assert row["L_opt"] == pytest.approx(best.min(), rel=2e-4)
-        assert row["edge"] is False and row["used"] is True
-
-
-def test_isoflop_with_noise_holds_the_exponent(tmp_path):
-    inside = []
-    for seed in range(40):
-        found = run("isoflop", grid(noise=0.001, seed=seed).drop(columns="D"), tmp_path)
-        assert found["b"] is None and all(row["D_opt"] is None for row in found["budgets"])
-        inside.append(found["ci"]["a"][0] <= A_OPT <= found["ci"]["a"][1])
-    assert np.mean(inside) >= 0.85
-
-
-def test_minima_at_the_edge_are_marked_and_left_out(tmp_path):
-    found = run("isoflop", grid(low=4e8), tmp_path)
-    edges = [row["edge"] for row in found["budgets"]]
-    assert edges == [True, True, False, False, False, False]
-    assert all("smallest size is best" in row["reason"] for row in found["budgets"][:2])
-    assert found["a"] == pytest.approx(A_OPT, abs=0.01)
-    few = run("isoflop", grid(low=1.2e9), tmp_path)
-    assert few["a"] is None and few["ci"]["a"] is None and few["identified"] is False
-    assert "2 of 6 minima lie inside the sizes" in few["reason"]
-
-
-def test_spent_budgets_are_told_apart_by_their_gaps(tmp_path):
-    table = grid()
-    rng = np.random.default_rng(0)
-    spent = table.assign(C=table["C"] * np.exp(rng.uniform(-0.01, 0.01, len(table))))
-    found = run("isoflop", spent, tmp_path)
-    assert len(found["budgets"]) == 6 and found["a"] == pytest.approx(A_OPT, abs=0.01)
-
-
-def test_budgets_without_gaps_are_refused(tmp_path, capsys):
-    table = grid().iloc[:26].assign(C=np.geomspace(1e18, 3e18, 26))
-    assert "no gap of 5 % between the budgets" in refuse("isoflop", table, tmp_path, capsys)
-
-
-# --- envelope ---
-
-
-def test_envelope_follows_the_law(tmp_path):
-    found = run("envelope", training_curves(), tmp_path)
-    assert found["a"] == pytest.approx(A_OPT, abs=0.01) and found["b"] == pytest.approx(1 - A_OPT, abs=0.01)
-    for row in found["changes"]:
-        dense = np.geomspace(2e7, 2e10, 20001)
-        best = dense[np.argmin(law(dense, row["C"] / 6 / dense))]
-        assert np.log(row["N_opt"] / best) == pytest.approx(0, abs=0.2)
-    noisy = run("envelope", training_curves(noise=0.0005, seed=1), tmp_path)
-    assert noisy["a"] == pytest.approx(A_OPT, abs=0.03)
-    assert noisy["ci"]["a"][0] < A_OPT < noisy["ci"]["a"][1]
-
-
-def test_envelope_marks_budgets_with_one_size_and_at_the_edge(tmp_path):
-    found = run("envelope", training_curves(), tmp_path, "--budgets", "100")
-    rows = found["budgets"]
-    assert len(rows) == 100 and rows[0]["edge"] and rows[-1]["edge"]
-    assert "one size alone" in rows[0]["reason"] and rows[0]["sizes"] == 1 and not rows[0]["used"]
-    assert any("smallest size is best" in (row["reason"] or "") for row in rows)
-    curves = training_curves().set_index("run")
-    for row in rows:
-        if row["used"]:
-            own = curves.loc[row["run"]]
-            assert row["N_opt"] == own["N"].iloc[0] and row["reason"] is None
-            assert row["L_opt"] == pytest.approx(law(row["N_opt"], row["C"] / 6 / row["N_opt"]), rel=1e-3)
-
-
-def test_envelope_of_three_sizes_gives_no_exponent(tmp_path):
-    found = run("envelope", training_curves(sizes=3).rename(columns={"run": "run_id", "C": "flops"}), tmp_path)
-    assert found["a"] is None and found["ci"]["a"] is None and "an exponent needs three" in found["reason"]
-    mixed = training_curves().assign(lr_schedule="cosine")
-    mixed.loc[mixed["run"] == "r3", "lr_schedule"] = "constant"
-    assert "mixed" in run("envelope", mixed, tmp_path)["reason"]
-
-
-def test_envelope_of_sparse_curves_is_told(tmp_path):
-    assert not run("envelope", training_curves(), tmp_path)["warnings"]
-    found = run("envelope", training_curves(points=5), tmp_path)
-    assert "13 of 13 curves (r0, ...) have neighbouring points more than 2 times apart" in found["warnings"][0]
-
-
-def test_a_moving_mean_takes_the_noise_out_of_an_envelope(tmp_path):
-    curves = training_curves(noise=0.01, points=400, seed=2)
-    raw, smooth = (run("envelope", curves, tmp_path, "--smooth", k) for k in ("1", "25"))
-    off = [
-        np.mean([abs(np.log(row["L_opt"] / law(row["N_opt"], row["C"] / 6 / row["N_opt"]))) for row in one["budgets"]])
-        for one in (raw, smooth)
-    ]
-    assert off[1] < 0.5 * off[0] and smooth["a"] == pytest.approx(A_OPT, abs=0.06)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda t: t.drop(columns="run"), "no column 'run' or 'run_id'"),
-        (lambda t: t.drop(columns="C"), "no column 'C' or 'flops'"),
-        (lambda t: t.assign(N=np.arange(1.0, len(t) + 1)), "run r0 has 60 values of N"),
-        (lambda t: pd.concat([t, t.iloc[:1].assign(L=9.0)]), "run r0 has two losses at C = "),
-        (lambda t: t.assign(L=t["L"].where(t["run"] != "r2", t["L"].to_numpy()[::-1])), "rises with C in run r2"),
-    ],
-)
-def test_envelope_refuses_curves_that_are_none(tmp_path, capsys, change, words):
-    assert words in refuse("envelope", change(training_curves()), tmp_path, capsys)
 
 
 # --- bad input, for all ---

@@ -12,6 +12,7 @@ from fvlm.analysis.captions import as_rst, caption
 from fvlm.analysis.catalog import FIGURES
 from fvlm.analysis.files import read_csv, read_tables, whole, write_table
 from fvlm.analysis.tables import load
+from fvlm.errors import UserError
 
 DPI = 150
 
@@ -28,6 +29,11 @@ def add_arguments(parser) -> None:
 
 def main(args) -> None:
     entry = FIGURES[args.name]
+    if Path(args.out_dir).resolve() == Path(args.tables).resolve():
+        raise UserError(
+            f"--out-dir {args.out_dir}: found the folder of the tables, where a figure's numbers could replace the table "
+            "of that name; expected another folder, such as one called figures beside it"
+        )
     style.apply()
     inputs = read_tables(args.tables, entry.needs)
     if entry.attention:

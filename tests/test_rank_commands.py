@@ -1,0 +1,180 @@
+"""`fvlm factorial` and `fvlm rank` on files of a user's own."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import ttest_ind, ttest_rel
+
+from fvlm.analysis.factorial import welch
+from tests.compare_cases import curve, ending, made, run, save
+from tests.test_analysis_fits import REFERENCE
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMED = ["--columns", "architecture=arch,N=params_M,L=loss_train,group=frames,pair=config"]
+CELLS = "deep_fine=baseline,shallow_fine=A1,deep_coarse=A6,shallow_coarse=A7"
+reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="no reference data (FVLM_TEST_REFERENCE)")
+
+
+# --- factorial ---
+
+
+def cells_of(seeds, noise=0.002, named=True):
+    rng = np.random.default_rng(3)
+    level = {"baseline": 1.36, "A1": 1.35, "A6": 1.37, "A7": 1.375}
+    frames = []
+    for name, loss in level.items():
+        for seed in range(seeds):
+            own = loss + noise * rng.normal()
+            suffix = f"-s{seed}" if named and seed else ""
+            frames.append(curve(name + suffix, ending(own), **({} if named else {"seed": seed})))
+    return frames
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_effects_over_seeds_by_hand(tmp_path, named):
+    frames = cells_of(3, named=named)
+    run("factorial", save(tmp_path / "curves.csv", *frames), "--cells", CELLS, "--out", tmp_path / "f.json")
+    found = made(tmp_path / "f.json")
+    final = np.array([frame["val_loss"].iloc[-1] for frame in frames]).reshape(4, 3)
+    depth = (final[0] - final[1] + final[2] - final[3]) / 2
+    sure = ttest_rel(depth, np.zeros(3)).confidence_interval()
+    row = found["evaluations"]["final"]["effects"][0]
+    assert row["effect"].startswith("query depth") and row["n_seeds"] == 3
+    assert (row["estimate"], row["low"], row["high"]) == pytest.approx((depth.mean(), sure.low, sure.high))
+    best = np.array([frame["val_loss"].min() for frame in frames]).reshape(4, 3)
+    interaction = best[0] - best[1] - best[2] + best[3]
+    assert found["evaluations"]["best"]["effects"][2]["estimate"] == pytest.approx(interaction.mean())
+    assert found["warnings"] == [] and "Student" in found["method"]
+
+
+def test_one_seed_has_effects_without_interval(tmp_path, capsys):
+    path = save(tmp_path / "curves.csv", *cells_of(1))
+    run("factorial", path, "--cells", CELLS, "--out", tmp_path / "f.json")
+    rows = made(tmp_path / "f.json")["evaluations"]["final"]["effects"]
+    assert all(row["low"] is None and row["interval"] == "none" for row in rows)
+    assert "one seed in at least one cell: no interval" in capsys.readouterr().out
+
+
+def test_welch_is_that_of_scipy():
+    one, two = np.array([1.0, 1.4, 1.1]), np.array([0.7, 0.9, 0.4, 0.8])
+    sure = ttest_ind(one, two, equal_var=False).confidence_interval()
+    found = welch([one, two], (1.0, -1.0))
+    assert (found.value, found.low, found.high) == pytest.approx((one.mean() - two.mean(), sure.low, sure.high))
+
+
+def test_other_seeds_in_each_cell_are_not_paired(tmp_path):
+    frames = [
+        curve(name, ending(loss + 0.001 * seed), seed=10 * place + seed)
+        for place, (name, loss) in enumerate((("baseline", 1.36), ("A1", 1.35), ("A6", 1.37), ("A7", 1.375)))
+        for seed in range(2)
+    ]
+    run("factorial", save(tmp_path / "curves.csv", *frames), "--cells", CELLS, "--out", tmp_path / "f.json")
+    found = made(tmp_path / "f.json")
+    row = found["evaluations"]["final"]["effects"][1]
+    assert "Welch" in found["method"] and row["low"] < row["estimate"] < row["high"]
+    assert row["estimate"] == pytest.approx((1.36 + 1.35 - 1.37 - 1.375) / 2)
+
+
+def test_cells_that_saw_other_amounts_of_data_are_told(tmp_path, capsys):
+    frames = cells_of(1)
+    frames[0] = frames[0].iloc[:15]
+    run("factorial", save(tmp_path / "curves.csv", *frames), "--cells", CELLS)
+    said = capsys.readouterr().out
+    assert "last steps differ: 3000 to 4000" in said and "samples seen at the end differ" in said
+
+
+@reference
+def test_factorial_of_the_reference(tmp_path):
+    cells = "deep_fine=baseline,shallow_fine=A1_deep_query_off,deep_coarse=A6_coarse_only,"
+    cells += "shallow_coarse=A7_shallow_coarse_only"
+    path = REFERENCE / "release_scaling_data" / "all_eval_points.csv"
+    run("factorial", path, "--cells", cells, "--out", tmp_path / "f.json")
+    found = made(tmp_path / "f.json")["evaluations"]
+    assert list(found["best"]["cells"].values()) == pytest.approx([1.3605, 1.3491, 1.3686, 1.3732], abs=5e-5)
+    best = [row["estimate"] for row in found["best"]["effects"]]
+    assert best == pytest.approx([0.0034, -0.0161, 0.0160], abs=5e-5)
+    assert found["final"]["effects"][2]["estimate"] == pytest.approx(0.0176, abs=5e-5)
+
+
+# --- rank ---
+
+
+def seeded(levels, spread=0.001, seeds=3):
+    rng = np.random.default_rng(0)
+    return [
+        curve(name, ending(loss + spread * rng.normal()), seed=seed)
+        for name, loss in levels.items()
+        for seed in range(seeds)
+    ]
+
+
+def test_runs_that_cannot_be_told_apart_share_a_group(tmp_path, capsys):
+    levels = {"baseline": 1.40, "same": 1.4003, "good": 1.30, "as_good": 1.3004, "bad": 1.5}
+    path, out = save(tmp_path / "curves.csv", *seeded(levels)), tmp_path / "rank.csv"
+    run("rank", path, "--baseline", "baseline", "--out", out)
+    table = pd.read_csv(out).set_index("run")
+    assert table["group"].to_dict() == {"good": 1, "as_good": 1, "baseline": 2, "same": 2, "bad": 3}
+    assert table["final_loss"].is_monotonic_increasing and (table["n_seeds"] == 3).all()
+    row = table.loc["good"]
+    assert row["final_low"] < row["final_difference"] < row["final_high"] < 0
+    assert row["interval"] == "t over seeds" and np.isnan(table.loc["baseline", "final_low"])
+    assert "one group: not told apart" in capsys.readouterr().out
+
+
+def test_the_difference_is_paired_by_seed(tmp_path):
+    """Seeds move both runs alike, and the difference hardly."""
+    rng = np.random.default_rng(1)
+    moved = 0.05 * rng.normal(size=3)
+    own = {name: loss + moved + 0.001 * rng.normal(size=3) for name, loss in (("baseline", 1.4), ("other", 1.39))}
+    frames = [curve(name, ending(loss), seed=seed) for name, all_ in own.items() for seed, loss in enumerate(all_)]
+    run("rank", save(tmp_path / "curves.csv", *frames), "--baseline", "baseline", "--out", tmp_path / "rank.csv")
+    row = pd.read_csv(tmp_path / "rank.csv").set_index("run").loc["other"]
+    sure = ttest_rel(own["other"], own["baseline"]).confidence_interval()
+    assert (row["final_low"], row["final_high"]) == pytest.approx((sure.low, sure.high), rel=1e-5)
+
+
+def test_one_seed_claims_no_groups(tmp_path, capsys):
+    path = save(tmp_path / "curves.csv", *seeded({"baseline": 1.4, "other": 1.3}, seeds=1))
+    run("rank", path, "--baseline", "baseline", "--out", tmp_path / "rank.csv")
+    assert pd.read_csv(tmp_path / "rank.csv")["group"].isna().all()
+    assert "no order is claimed and no ties are grouped" in capsys.readouterr().out
+
+
+def test_an_early_best_and_other_data_are_told(tmp_path, capsys):
+    frames = [
+        curve("baseline", ending(1.4), lr_schedule="cosine"),
+        curve("early", ending(1.5, best=1.2, at=1), lr_schedule="cosine"),
+        curve("short", ending(1.45, n=12, at=11), lr_schedule="constant"),
+    ]
+    path, out = save(tmp_path / "curves.csv", *frames), tmp_path / "rank.csv"
+    run("rank", path, "--baseline", "baseline", "--out", out)
+    table = pd.read_csv(out, keep_default_na=False).set_index("run")
+    assert table.index.tolist() == ["baseline", "short", "early"] and table.loc["early", "best_rank"] == 1
+    assert "best at evaluation 1 of 20, step 200 of 4000; 25.0 % worse" in table.loc["early", "warning"]
+    short = table.loc["short", "warning"]
+    assert "saw 76800 samples, the baseline 128000" in short and "schedule: constant" in short
+    assert table.loc["baseline", "warning"] == ""
+    capsys.readouterr()
+    run("rank", path, "--baseline", "baseline", "--by", "best")
+    assert capsys.readouterr().out.splitlines()[2].split()[1] == "early"
+
+
+def test_a_short_curve_that_falls_has_no_early_best(tmp_path, capsys):
+    frames = [curve("baseline", [3.0, 2.0, 1.5, 1.4]), curve("late", [3.0, 2.0, 1.4, 1.5])]
+    run("rank", save(tmp_path / "curves.csv", *frames), "--baseline", "baseline")
+    assert "warning" not in capsys.readouterr().out
+
+
+@reference
+def test_static_frames_of_the_reference(tmp_path):
+    """Eight frames win at the best evaluation, the first of 46; at the end they are third."""
+    path = REFERENCE / "release_scaling_data" / "all_eval_points.csv"
+    chosen = [f"A8_static_{n}frame{'s' * (n > 1)}" for n in (1, 4, 8, 16)]
+    run("rank", path, "--baseline", chosen[0], "--keep", f"run_id={','.join(chosen)}", "--out", tmp_path / "rank.csv")
+    table = pd.read_csv(tmp_path / "rank.csv").set_index("run")
+    assert table.index.tolist() == [chosen[0], chosen[3], chosen[2], chosen[1]]
+    assert table["final_loss"].tolist() == pytest.approx([3.027, 3.049, 3.141, 3.177], abs=6e-4)
+    assert table["best_rank"].idxmin() == chosen[2]
+    assert "step 200 of 9200" in table.loc[chosen[2], "warning"] and "300490" in table.loc[chosen[3], "warning"]
