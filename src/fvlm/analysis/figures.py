@@ -31,8 +31,8 @@ def main(args) -> None:
     entry = FIGURES[args.name]
     if Path(args.out_dir).resolve() == Path(args.tables).resolve():
         raise UserError(
-            f"--out-dir {args.out_dir}: found the folder of the tables, where a figure's numbers could replace the table "
-            "of that name; expected another folder, such as one called figures beside it"
+            f"--out-dir {args.out_dir}: found the folder of the tables, where a figure's numbers could replace "
+            "the table of that name; expected another folder, such as one called figures beside it"
         )
     style.apply()
     inputs = read_tables(args.tables, entry.needs)
