@@ -60,6 +60,23 @@ def test_loss_of_a_sample_is_the_same_in_any_batch(architecture, mode, deep):
     assert together.count_B[order].tolist() == shuffled.count_B.tolist()
 
 
+@pytest.mark.parametrize("architecture, mode", [place for place in ALL if place[1] != "autoregressive"])
+def test_gradients_of_a_batch_are_those_of_its_samples(architecture, mode):
+    """Each parameter's, whatever the neighbours and the padding."""
+    model, samples = tiny(architecture), both_orders()
+    model(joined(samples), mode).objective_B.sum().backward()
+    together = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    for part in samples:
+        loss = model(part, mode).objective_B.sum()
+        if loss.requires_grad:
+            loss.backward()
+    alone = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert together.keys() == alone.keys() and len(alone) > 10
+    for name, gradient in together.items():
+        torch.testing.assert_close(gradient, alone[name], rtol=1e-6, atol=1e-8, msg=name)
+
+
 @pytest.mark.parametrize("question", [0, 4])
 @pytest.mark.parametrize("architecture, mode", EVERY)
 def test_a_later_frame_changes_no_earlier_token(architecture, mode, question):
