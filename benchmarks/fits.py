@@ -28,9 +28,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 from scipy.optimize import minimize
 
-from fvlm.analysis.descent import EXPONENTS
-from fvlm.analysis.fits import DELTA, PowerLaws, fit_power_laws, resampled
-from fvlm.analysis.fits import bootstrap as draw
+from fvlm.analysis.fits.descent import EXPONENTS
+from fvlm.analysis.fits.sums import DELTA, PowerLaws, fit_power_laws, resampled
+from fvlm.analysis.fits.sums import bootstrap as draw
 
 LAW = (1.69, 406.4, 410.7, 0.34, 0.28)  # E, A, B, alpha, beta: Hoffmann et al. 2022, eq. 10
 TERMS, FLOORS, POWERS = (0, 5, 10, 15, 20, 25), (-1, -0.5, 0, 0.5, 1), (0, 0.5, 1, 1.5, 2)

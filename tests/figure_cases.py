@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.catalog import COLUMNS
+from fvlm.analysis.columns import COLUMNS
+from fvlm.analysis.compare.gap import gap
 from fvlm.analysis.files import write_table
-from fvlm.analysis.gap import gap
-from fvlm.analysis.isoflop import isoflop
-from fvlm.analysis.scaling import scaling_fits
+from fvlm.analysis.fits.isoflop import isoflop
+from fvlm.analysis.fits.scaling import scaling_fits
 from tests.analysis_cases import law, summary
 
 SIZES = {"20M": 2e7, "50M": 5e7, "135M": 1.4e8, "360M": 3.8e8, "1B": 1e9, "1.7B": 1.8e9, "7B": 7e9}

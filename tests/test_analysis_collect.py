@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from fvlm.__main__ import main
-from fvlm.analysis.catalog import RUN
 from fvlm.analysis.collect import collect_curves, collect_evaluation, collect_runs
+from fvlm.analysis.columns import RUN
 from fvlm.analysis.files import read_table, whole
 from fvlm.errors import UserError
 

@@ -4,15 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fvlm.analysis.bootstrap import OVER_SEEDS, OVER_VIDEOS, Cell, t_interval
-from fvlm.analysis.catalog import COLUMNS
 from fvlm.analysis.collect import collect_evaluation, flatten
-from fvlm.analysis.factorial import CELLS, EFFECTS, contrast, factorial
-from fvlm.analysis.gap import corrected, gap, read_off
-from fvlm.analysis.modes import modes, token_efficiency
-from fvlm.analysis.order import GAIN, question_order
-from fvlm.analysis.ranking import ablations
-from fvlm.analysis.study import Study
+from fvlm.analysis.columns import COLUMNS
+from fvlm.analysis.compare.bootstrap import OVER_SEEDS, OVER_VIDEOS, Cell, t_interval
+from fvlm.analysis.compare.factorial import CELLS, EFFECTS, contrast, factorial
+from fvlm.analysis.compare.gap import corrected, gap, read_off
+from fvlm.analysis.compare.modes import modes, token_efficiency
+from fvlm.analysis.compare.order import GAIN, question_order
+from fvlm.analysis.compare.ranking import ablations
+from fvlm.analysis.compare.study import Study
 from tests.analysis_cases import study_summaries, summary
 from tests.test_analysis_fits import REFERENCE
 

@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 
 from fvlm.__main__ import main
-from fvlm.analysis.captions import SAYS, as_rst, caption
 from fvlm.analysis.catalog import FIGURES
-from fvlm.analysis.exponents import METHODS, exponents, grid_curves
 from fvlm.analysis.files import read_tables
-from fvlm.analysis.fits import DELTA
-from fvlm.analysis.plots_joint import frontier, joint_fits
-from fvlm.analysis.scaling import log_band
-from fvlm.analysis.sentences import number, span, spread
+from fvlm.analysis.fits.exponents import METHODS, exponents, grid_curves
+from fvlm.analysis.fits.scaling import log_band
+from fvlm.analysis.fits.sums import DELTA
+from fvlm.analysis.plots.captions import SAYS, as_rst, caption
+from fvlm.analysis.plots.joint import frontier, joint_fits
+from fvlm.analysis.plots.sentences import number, span, spread
 from tests.analysis_cases import LAW
 from tests.figure_cases import BUDGETS, SIZES, grid_tables, write_tables
 

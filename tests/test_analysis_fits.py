@@ -10,10 +10,10 @@ import pytest
 from scipy.optimize import least_squares, minimize
 
 from fvlm.analysis.collect import flatten
-from fvlm.analysis.descent import descend
-from fvlm.analysis.fits import SQUARES, block_length, bootstrap, estimates, fit_power_laws, resampled
-from fvlm.analysis.isoflop import isoflop
-from fvlm.analysis.scaling import scaling_fits
+from fvlm.analysis.fits.descent import descend
+from fvlm.analysis.fits.isoflop import isoflop
+from fvlm.analysis.fits.scaling import scaling_fits
+from fvlm.analysis.fits.sums import SQUARES, block_length, bootstrap, estimates, fit_power_laws, resampled
 from tests.analysis_cases import BUDGETS, LAW, SIZES, law, study_summaries
 from tests.fit_cases import correlated
 

@@ -8,9 +8,10 @@ import pytest
 from matplotlib.text import Text
 
 from fvlm.__main__ import main
-from fvlm.analysis import style
-from fvlm.analysis.catalog import COLLECTED, COLUMNS, FIGURES, HEADLINE, TABLES
+from fvlm.analysis.catalog import COLLECTED, FIGURES, HEADLINE, TABLES
+from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.files import read_tables
+from fvlm.analysis.plots import style
 from fvlm.analysis.tables import load
 from tests.analysis_cases import BUDGETS, SIZES, collect, derive, study_summaries, write_study
 

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from fvlm.__main__ import main
-from fvlm.analysis import fits
-from fvlm.analysis.fits import bootstrap, fit_power_laws
+from fvlm.analysis.fits import sums as fits
+from fvlm.analysis.fits.sums import bootstrap, fit_power_laws
 from fvlm.errors import UserError
 from fvlm.plan import check_results
 from tests.compare_cases import curve, ending, points

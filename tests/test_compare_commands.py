@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from fvlm.__main__ import main
-from fvlm.analysis.curves import SIDE, find_jumps, steps_of
+from fvlm.analysis.fits.curves import SIDE, find_jumps, steps_of
 from tests.compare_cases import curve, ending, made, points, run, samples_of, save, smooth
 from tests.test_analysis_fits import REFERENCE
 

@@ -8,17 +8,17 @@ import pytest
 import yaml
 from scipy.stats import t
 
-from fvlm.analysis.bootstrap import LEVEL, OVER_SEEDS, OVER_VIDEOS, Estimate, t_interval
-from fvlm.analysis.catalog import COLUMNS
-from fvlm.analysis.decisions import decisions
-from fvlm.analysis.decisions_page import opening, render
+from fvlm.analysis.columns import COLUMNS
+from fvlm.analysis.compare.bootstrap import LEVEL, OVER_SEEDS, OVER_VIDEOS, Estimate, t_interval
+from fvlm.analysis.compare.gap import gap
+from fvlm.analysis.decisions.page import opening, render
+from fvlm.analysis.decisions.settings import lines
+from fvlm.analysis.decisions.sweeps import SWEEPS
+from fvlm.analysis.decisions.table import decisions
+from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, MOST, NOT_RUN, OPEN, judge, more_seeds, seed_deviation
 from fvlm.analysis.files import read_table, write_table
-from fvlm.analysis.gap import gap
-from fvlm.analysis.isoflop import isoflop
-from fvlm.analysis.scaling import scaling_fits
-from fvlm.analysis.settings import lines
-from fvlm.analysis.sweeps import SWEEPS
-from fvlm.analysis.verdicts import DECIDED, LIKELY, MOST, NOT_RUN, OPEN, judge, more_seeds, seed_deviation
+from fvlm.analysis.fits.isoflop import isoflop
+from fvlm.analysis.fits.scaling import scaling_fits
 from tests.analysis_cases import KINDS, TOKENS, study_summaries, summary
 from tests.test_analysis_compare import NOTHING, evaluation_of, orders_of, runs_of
 

@@ -8,11 +8,12 @@ import docutils.core
 import pytest
 
 from fvlm.__main__ import main
-from fvlm.analysis.bootstrap import OVER_SEEDS
-from fvlm.analysis.catalog import COLUMNS, FIRST, FLAGS, TABLES, TEXT
-from fvlm.analysis.decisions_page import FARTHEST, WIDTH, axis, drawing, opening, render
+from fvlm.analysis.catalog import FIRST, TABLES
+from fvlm.analysis.columns import COLUMNS, FLAGS, TEXT
+from fvlm.analysis.compare.bootstrap import OVER_SEEDS
+from fvlm.analysis.decisions.page import FARTHEST, WIDTH, axis, drawing, opening, render
+from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, NOT_RUN, OPEN
 from fvlm.analysis.files import read_table, write_table
-from fvlm.analysis.verdicts import DECIDED, LIKELY, NOT_RUN, OPEN
 from tests.analysis_cases import OFFSETS
 from tests.test_decisions import REPORT, table_of
 
@@ -92,5 +93,5 @@ def test_the_command_writes_both_or_says_what_is_missing(mixed, tmp_path, capsys
 
 
 def test_the_page_needs_no_torch():
-    code = "import sys, fvlm.analysis.decisions_page, fvlm.analysis.decisions; sys.exit('torch' in sys.modules)"
+    code = "import sys, fvlm.analysis.decisions.page, fvlm.analysis.decisions.table; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

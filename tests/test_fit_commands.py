@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from fvlm.__main__ import main
-from fvlm.analysis.points import read_points
+from fvlm.analysis.fits.points import read_points
 from fvlm.errors import UserError
 from tests.fit_cases import A_OPT, LAW, correlated, grid, joint_points, law, refuse, run, training_curves
 from tests.test_analysis_fits import REFERENCE

@@ -31,7 +31,7 @@ ENVIRONMENTS = {  # environment -> what runs in it
     ],
     "report": [
         *sorted((ROOT / "src/fvlm/data_report").glob("*.py")),
-        *(ROOT / f"src/fvlm/analysis/{name}.py" for name in ("catalog", "files", "style")),
+        *(ROOT / f"src/fvlm/analysis/{name}.py" for name in ("catalog", "columns", "files", "plots/style")),
         *(ROOT / f"src/fvlm/data/{name}.py" for name in ("index", "ledger", "perceptual", "samples", "sources", "tar")),
     ],
     "analysis": sorted((ROOT / "src/fvlm/analysis").rglob("*.py")),

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from fvlm.__main__ import main
-from fvlm.analysis.catalog import COLLECTED, COLUMNS, FIGURES, RUN, TABLES
+from fvlm.analysis.catalog import COLLECTED, FIGURES, TABLES
+from fvlm.analysis.columns import COLUMNS, RUN
 from fvlm.analysis.files import read_table, write_table
 from fvlm.analysis.imported import place_of, read_results, short_names
 from fvlm.errors import UserError

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_ind, ttest_rel
 
-from fvlm.analysis.factorial import welch
+from fvlm.analysis.compare.factorial import welch
 from tests.compare_cases import curve, ending, made, run, save
 from tests.test_analysis_fits import REFERENCE
 

@@ -30,7 +30,7 @@ COMMANDS = {
     "import": ("fvlm.analysis.commands.import_results", "finished results from elsewhere as such tables"),
     "table": ("fvlm.analysis.tables", "make one table from the collected ones"),
     "figure": ("fvlm.analysis.figures", "draw one figure"),
-    "decisions": ("fvlm.analysis.decisions_page", "a page of what the sweeps decide, made from its table"),
+    "decisions": ("fvlm.analysis.decisions.page", "a page of what the sweeps decide, made from its table"),
     "gap": ("fvlm.analysis.commands.gap", "the gap between two architectures, raw and at equal parameters"),
     "factorial": ("fvlm.analysis.commands.factorial", "main effects and interaction of query depth and fine pass"),
     "rank": ("fvlm.analysis.commands.rank", "runs ranked against a baseline, best and final, ties grouped"),

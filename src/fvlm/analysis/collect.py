@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.bootstrap import VIDEO_FIRST, VISUAL
-from fvlm.analysis.catalog import COLUMNS, CURVE, RUN
+from fvlm.analysis.columns import COLUMNS, CURVE, RUN
+from fvlm.analysis.compare.bootstrap import VIDEO_FIRST, VISUAL
 from fvlm.analysis.files import read_csv, write_table
 from fvlm.errors import UserError
 

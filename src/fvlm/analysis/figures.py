@@ -7,10 +7,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fvlm.analysis import style
-from fvlm.analysis.captions import as_rst, caption
 from fvlm.analysis.catalog import FIGURES
 from fvlm.analysis.files import read_csv, read_tables, whole, write_table
+from fvlm.analysis.plots import style
+from fvlm.analysis.plots.captions import as_rst, caption
 from fvlm.analysis.tables import load
 from fvlm.errors import UserError
 

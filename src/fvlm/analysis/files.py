@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fvlm.analysis.catalog import COLUMNS, FLAGS, TEXT
+from fvlm.analysis.columns import COLUMNS, FLAGS, TEXT
 from fvlm.errors import UserError
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.catalog import COLLECTED, COLUMNS, RUN
+from fvlm.analysis.catalog import COLLECTED
 from fvlm.analysis.collect import collect_curves, collect_evaluation, collect_runs
+from fvlm.analysis.columns import COLUMNS, RUN
+from fvlm.analysis.compare.study import base_name
 from fvlm.analysis.files import read_csv
-from fvlm.analysis.points import LOSS, SIZE, read_points
-from fvlm.analysis.study import base_name
+from fvlm.analysis.fits.points import LOSS, SIZE, read_points
 from fvlm.errors import UserError
 
 POINTS = ("run_id", "step", "samples_seen", "val_loss")

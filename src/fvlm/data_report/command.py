@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fvlm.analysis import style
 from fvlm.analysis.files import whole, write_table
+from fvlm.analysis.plots import style
 from fvlm.config import add_study_arguments, study_of
 from fvlm.data.index import Index, load_index
 from fvlm.data.text import load_tokenizer

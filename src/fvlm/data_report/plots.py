@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from fvlm.analysis.style import (
+from fvlm.analysis.plots.style import (
     BLUE,
     CYCLE,
     GREEN,

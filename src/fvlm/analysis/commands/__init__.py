@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fvlm.analysis.grid import budgets_of
-from fvlm.analysis.points import SIZE
-from fvlm.analysis.scaling import log_slope
+from fvlm.analysis.fits.grid import budgets_of
+from fvlm.analysis.fits.points import SIZE
+from fvlm.analysis.fits.scaling import log_slope
 from fvlm.errors import UserError
 from fvlm.files import write_json
 

@@ -5,7 +5,7 @@ import pandas as pd
 
 from fvlm.analysis.commands import write_result
 from fvlm.analysis.commands.inputs import add_columns, plain, read_curves
-from fvlm.analysis.curves import CONFIRM, SIDE, STRONG, Jump, Step, between, find_jumps
+from fvlm.analysis.fits.curves import CONFIRM, SIDE, STRONG, Jump, Step, between, find_jumps
 from fvlm.errors import UserError
 
 METHOD = (

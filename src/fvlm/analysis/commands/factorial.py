@@ -5,8 +5,8 @@ import pandas as pd
 
 from fvlm.analysis.commands import write_result
 from fvlm.analysis.commands.inputs import add_columns, assignments, plain, read_curves
-from fvlm.analysis.curves import ends
-from fvlm.analysis.factorial import CELLS, EFFECTS, effects
+from fvlm.analysis.compare.factorial import CELLS, EFFECTS, effects
+from fvlm.analysis.fits.curves import ends
 from fvlm.errors import UserError
 
 ALONE = "one seed in at least one cell: no interval, so that no effect can be told from the noise between seeds"

@@ -5,8 +5,8 @@ import argparse
 import pandas as pd
 
 from fvlm.analysis.commands import bootstrap_words, interval, natural, number, positive, resamples, shown, write_result
-from fvlm.analysis.fits import block_length, estimates
-from fvlm.analysis.points import RUNS, check_falls, longest_run, one_schedule, read_points
+from fvlm.analysis.fits.points import RUNS, check_falls, longest_run, one_schedule, read_points
+from fvlm.analysis.fits.sums import block_length, estimates
 
 METHOD = (
     "Huber's loss (delta 1e-3) of log predicted - log observed, summed over the points (Hoffmann et al. 2022, eq. 3); "

@@ -5,7 +5,7 @@ import pandas as pd
 
 from fvlm.analysis.commands import check_out, natural, resamples, write_result
 from fvlm.analysis.commands.inputs import add_columns, plain, read
-from fvlm.analysis.gap import gaps_of, linear
+from fvlm.analysis.compare.gap import gaps_of, linear
 from fvlm.errors import UserError
 
 TWO = (

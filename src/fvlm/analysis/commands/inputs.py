@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from fvlm.analysis.points import header_of, read_points
-from fvlm.analysis.study import base_name
+from fvlm.analysis.compare.study import base_name
+from fvlm.analysis.fits.points import header_of, read_points
 from fvlm.errors import UserError
 
 ALSO = {"run": ("run_id",), "samples": ("samples_seen",), "pair": ("size",)}

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from fvlm.analysis.commands import exponent, number, separate_budgets, shown, write_result
-from fvlm.analysis.isoflop import WINDOW, minimum_rows
-from fvlm.analysis.points import check_falls, one_schedule, read_points
+from fvlm.analysis.fits.isoflop import WINDOW, minimum_rows
+from fvlm.analysis.fits.points import check_falls, one_schedule, read_points
 
 METHOD = (
     f"per budget the minimum of a parabola in log N through at most {WINDOW} points around the lowest; minima at the "

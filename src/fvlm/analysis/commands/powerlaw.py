@@ -15,8 +15,8 @@ from fvlm.analysis.commands import (
     shown,
     write_result,
 )
-from fvlm.analysis.fits import DELTA, SQUARES, block_length, estimates
-from fvlm.analysis.points import RUNS, check_falls, longest_run, one_schedule, read_points
+from fvlm.analysis.fits.points import RUNS, check_falls, longest_run, one_schedule, read_points
+from fvlm.analysis.fits.sums import DELTA, SQUARES, block_length, estimates
 from fvlm.errors import UserError
 
 TEXT = ("architecture", "lr_schedule", *RUNS)

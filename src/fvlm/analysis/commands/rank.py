@@ -3,12 +3,12 @@
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.bootstrap import NO_INTERVAL
 from fvlm.analysis.commands import check_out
 from fvlm.analysis.commands.inputs import add_columns, read_curves
-from fvlm.analysis.curves import ends
+from fvlm.analysis.compare.bootstrap import NO_INTERVAL
+from fvlm.analysis.compare.ranking import paired, tied
 from fvlm.analysis.files import write_table
-from fvlm.analysis.ranking import paired, tied
+from fvlm.analysis.fits.curves import ends
 from fvlm.errors import UserError
 
 APART = 0.01  # by which the samples seen at the end may differ; relative

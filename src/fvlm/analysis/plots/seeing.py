@@ -5,11 +5,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fvlm.analysis import style
-from fvlm.analysis.bootstrap import QUESTION_FIRST, VIDEO_FIRST, VISUAL, Cell, Estimate
-from fvlm.analysis.order import GAIN, PASSES
-from fvlm.analysis.study import Study, difference, trained_mode
-from fvlm.analysis.style import BLUE, GREY, ORANGE, PURPLE, NothingToDraw, dots, heading
+from fvlm.analysis.compare.bootstrap import QUESTION_FIRST, VIDEO_FIRST, VISUAL, Cell, Estimate
+from fvlm.analysis.compare.order import GAIN, PASSES
+from fvlm.analysis.compare.study import Study, difference, trained_mode
+from fvlm.analysis.plots import style
+from fvlm.analysis.plots.style import BLUE, GREY, ORANGE, PURPLE, NothingToDraw, dots, heading
 
 BLIND = "B0"
 SIGHTS = {  # frames shown: what is said of them, colour, marker

@@ -6,10 +6,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from fvlm.analysis import style
-from fvlm.analysis.bootstrap import WHOLE, Cell, Estimate
-from fvlm.analysis.study import Study
-from fvlm.analysis.style import BLUE, GREY, RED, SKY, NothingToDraw, dots, heading, panels
+from fvlm.analysis.compare.bootstrap import WHOLE, Cell, Estimate
+from fvlm.analysis.compare.study import Study
+from fvlm.analysis.plots import style
+from fvlm.analysis.plots.style import BLUE, GREY, RED, SKY, NothingToDraw, dots, heading, panels
 
 ALTERNATIVES = {  # run: name and colour, of its architecture; variants of the foveated one are lighter
     "baseline": ("foveated (baseline)", BLUE),

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from fvlm.analysis.bootstrap import OVER_SEEDS, OVER_VIDEOS
-from fvlm.analysis.style import (
+from fvlm.analysis.compare.bootstrap import OVER_SEEDS, OVER_VIDEOS
+from fvlm.analysis.plots.style import (
     BLUE,
     GREY,
     ORANGE,

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis import sweeps
-from fvlm.analysis.bootstrap import LEVEL, NO_INTERVAL, WHOLE, Estimate
-from fvlm.analysis.gap import corrected, grid_base, percent
-from fvlm.analysis.grid import grid_points
-from fvlm.analysis.study import Study
-from fvlm.analysis.verdicts import DECIDED, LIKELY, NOT_RUN, OPEN, Verdict, judge
-from fvlm.analysis.wording import EXPONENT, PERCENT, found_words, interval_words, number, unit_words
+from fvlm.analysis.compare.bootstrap import LEVEL, NO_INTERVAL, WHOLE, Estimate
+from fvlm.analysis.compare.gap import corrected, grid_base, percent
+from fvlm.analysis.compare.study import Study
+from fvlm.analysis.decisions import sweeps
+from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, NOT_RUN, OPEN, Verdict, judge
+from fvlm.analysis.decisions.wording import EXPONENT, PERCENT, found_words, interval_words, number, unit_words
+from fvlm.analysis.fits.grid import grid_points
 
 SIDES = ("foveated", "multi_token")
 MINIMA = "iso-FLOP minima"  # the fit that an exponent is taken from

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.bootstrap import LEVEL, WHOLE, Cell, Estimate, Replicates, pooled
+from fvlm.analysis.compare.bootstrap import LEVEL, WHOLE, Cell, Estimate, Replicates, pooled
 
 SEED_SUFFIX = re.compile(r"-s\d+$")
 DATA_FIELDS = {  # a difference in one of these means that two runs saw different data

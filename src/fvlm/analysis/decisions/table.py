@@ -10,16 +10,16 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.bootstrap import LEVEL, QUESTION_FIRST, VIDEO_FIRST, VISUAL, Cell, Estimate
-from fvlm.analysis.catalog import COLUMNS
-from fvlm.analysis.decisions_scaling import scaling_rows
-from fvlm.analysis.factorial import CELLS, EFFECTS, contrast
-from fvlm.analysis.ranking import compared
-from fvlm.analysis.settings import changed, lines, value
-from fvlm.analysis.study import Study, difference, trained_mode
-from fvlm.analysis.sweeps import BASELINE, FACTORIAL, NAMED, QUESTION, SIGHT, SWEEPS, Sweep
-from fvlm.analysis.verdicts import DECIDED, LIKELY, NOT_RUN, OPEN, Verdict, judge
-from fvlm.analysis.wording import NATS, data_words, found_words, interval_words, number, sentence, unit_words
+from fvlm.analysis.columns import COLUMNS
+from fvlm.analysis.compare.bootstrap import LEVEL, QUESTION_FIRST, VIDEO_FIRST, VISUAL, Cell, Estimate
+from fvlm.analysis.compare.factorial import CELLS, EFFECTS, contrast
+from fvlm.analysis.compare.ranking import compared
+from fvlm.analysis.compare.study import Study, difference, trained_mode
+from fvlm.analysis.decisions.scaling import scaling_rows
+from fvlm.analysis.decisions.settings import changed, lines, value
+from fvlm.analysis.decisions.sweeps import BASELINE, FACTORIAL, NAMED, QUESTION, SIGHT, SWEEPS, Sweep
+from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, NOT_RUN, OPEN, Verdict, judge
+from fvlm.analysis.decisions.wording import NATS, data_words, found_words, interval_words, number, sentence, unit_words
 
 EVALUATION, VALIDATION = "evaluation loss", "best validation loss"
 

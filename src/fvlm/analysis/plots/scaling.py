@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from fvlm.analysis import style
-from fvlm.analysis.fits import bootstrap, fit_power_laws
-from fvlm.analysis.grid import envelope, grid_points
-from fvlm.analysis.scaling import STARVED
-from fvlm.analysis.style import BEYOND, GREY, LOSS, MARKERS, NothingToDraw, dots, heading, panels
+from fvlm.analysis.fits.grid import envelope, grid_points
+from fvlm.analysis.fits.scaling import STARVED
+from fvlm.analysis.fits.sums import bootstrap, fit_power_laws
+from fvlm.analysis.plots import style
+from fvlm.analysis.plots.style import BEYOND, GREY, LOSS, MARKERS, NothingToDraw, dots, heading, panels
 
 
 def _points(runs: pd.DataFrame) -> pd.DataFrame:

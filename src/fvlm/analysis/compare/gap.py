@@ -10,10 +10,10 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.bootstrap import Estimate, pooled
-from fvlm.analysis.catalog import COLUMNS
-from fvlm.analysis.grid import grid_points
-from fvlm.analysis.study import Study
+from fvlm.analysis.columns import COLUMNS
+from fvlm.analysis.compare.bootstrap import Estimate, pooled
+from fvlm.analysis.compare.study import Study
+from fvlm.analysis.fits.grid import grid_points
 
 
 def read_off(

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from fvlm.analysis.bootstrap import OVER_SEEDS, OVER_VIDEOS, Estimate
-from fvlm.analysis.verdicts import DECIDED, LIKELY, Verdict
+from fvlm.analysis.compare.bootstrap import OVER_SEEDS, OVER_VIDEOS, Estimate
+from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, Verdict
 
 NATS, PERCENT, EXPONENT = "nats per token", "percent", "exponent"
 SHORT = {PERCENT: " %", NATS: " nats per token", EXPONENT: ""}

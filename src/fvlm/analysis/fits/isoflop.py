@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.catalog import COLUMNS
-from fvlm.analysis.grid import grid_points
+from fvlm.analysis.columns import COLUMNS
+from fvlm.analysis.fits.grid import grid_points
 
 # Points of the local parabola: one over the whole range misplaces the minimum of a skewed curve; three points or an
 # interpolant (Akima) do so least without noise, but move up to four times as far with a noise of 0.2 %.

@@ -5,10 +5,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fvlm.analysis import style
-from fvlm.analysis.catalog import REWARDS
-from fvlm.analysis.study import base_name, scores_tokens
-from fvlm.analysis.style import BLUE, GREY, NothingToDraw, label_ends, panels
+from fvlm.analysis.columns import REWARDS
+from fvlm.analysis.compare.study import base_name, scores_tokens
+from fvlm.analysis.plots import style
+from fvlm.analysis.plots.style import BLUE, GREY, NothingToDraw, label_ends, panels
 
 FAMILIES = {"stage": "Stages", "ablation": "Ablations", "grid": "Scaling grid"}
 FAINT = 60  # points of a faint training curve

@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.bootstrap import QUESTION_FIRST, VIDEO_FIRST, VISUAL, Cell
-from fvlm.analysis.catalog import COLUMNS
-from fvlm.analysis.study import Study
+from fvlm.analysis.columns import COLUMNS
+from fvlm.analysis.compare.bootstrap import QUESTION_FIRST, VIDEO_FIRST, VISUAL, Cell
+from fvlm.analysis.compare.study import Study
 
 PASSES = ("direct", "coarse_only", "coarse_fine", "autoregressive")  # direct: the only one of pooled tokens
 GAIN = "coarse_fine - coarse_only"  # of looking twice; its difference is the interaction of pass and order

@@ -12,11 +12,11 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.bootstrap import LEVEL, OVER_SEEDS, Estimate
 from fvlm.analysis.commands import check_out
+from fvlm.analysis.compare.bootstrap import LEVEL, OVER_SEEDS, Estimate
+from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, NOT_RUN, OPEN
+from fvlm.analysis.decisions.wording import EXPONENT, NATS, PERCENT, SHORT, number
 from fvlm.analysis.files import read_table, whole
-from fvlm.analysis.verdicts import DECIDED, LIKELY, NOT_RUN, OPEN
-from fvlm.analysis.wording import EXPONENT, NATS, PERCENT, SHORT, number
 from fvlm.errors import UserError
 
 WORDS = (DECIDED, LIKELY, OPEN, NOT_RUN)
@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> None:
 def render(study: str, table: pd.DataFrame) -> str:
     """The whole page, without a reference to anything outside of it."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(Path(__file__).with_name("decisions.html").read_text(encoding="utf-8"))
+    template = environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     run = table[table["verdict"] != NOT_RUN]
     return template.render(
         study=study,

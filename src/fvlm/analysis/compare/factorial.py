@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from fvlm.analysis.bootstrap import LEVEL, OVER_SEEDS, WHOLE, Estimate, pooled
-from fvlm.analysis.catalog import COLUMNS
-from fvlm.analysis.study import Study
+from fvlm.analysis.columns import COLUMNS
+from fvlm.analysis.compare.bootstrap import LEVEL, OVER_SEEDS, WHOLE, Estimate, pooled
+from fvlm.analysis.compare.study import Study
 
 CELLS = {"deep_fine": "baseline", "shallow_fine": "A1", "deep_coarse": "A6", "shallow_coarse": "A7"}
 EFFECTS = {  # weights of the cells, in their order; negative: the first level is better

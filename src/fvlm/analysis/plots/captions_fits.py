@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis import style
-from fvlm.analysis.fits import DELTA
-from fvlm.analysis.sentences import counted, number, span, spread, within
+from fvlm.analysis.fits.sums import DELTA
+from fvlm.analysis.plots import style
+from fvlm.analysis.plots.sentences import counted, number, span, spread, within
 
 
 def _reason(row: pd.Series) -> str:

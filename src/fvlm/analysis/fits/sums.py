@@ -3,7 +3,7 @@
 One variable: a power law with a floor, as L(C) or L(D). Two: Chinchilla's L(N, D) (Hoffmann et al. 2022,
 approach 3). The loss is Huber's (delta 1e-3) of log predicted - log observed. Starts come from variable
 projection: on a grid of exponents the rest is linear. All starts, and all bootstrap resamples, descend
-together with analytic derivatives (fvlm.analysis.descent); a library optimizer at its default tolerance
+together with analytic derivatives (fvlm.analysis.fits.descent); a library optimizer at its default tolerance
 stops well short of the optimum on such data.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
-from fvlm.analysis.descent import EXPONENTS, Objective, descend, starts
+from fvlm.analysis.fits.descent import EXPONENTS, Objective, descend, starts
 
 DELTA = 1e-3  # of log loss: about 0.1 %
 SQUARES = 1e6  # a delta that makes Huber's loss least squares

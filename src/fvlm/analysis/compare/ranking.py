@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.bootstrap import NO_INTERVAL, Cell, Estimate, pooled
-from fvlm.analysis.catalog import COLUMNS
-from fvlm.analysis.study import Study
+from fvlm.analysis.columns import COLUMNS
+from fvlm.analysis.compare.bootstrap import NO_INTERVAL, Cell, Estimate, pooled
+from fvlm.analysis.compare.study import Study
 
 BASELINE = "baseline"
 MAIN, STATIC, IMAGES = "against the baseline", "static frames", "images only"

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
-from fvlm.analysis.bootstrap import OVER_SEEDS, OVER_VIDEOS
+from fvlm.analysis.compare.bootstrap import OVER_SEEDS, OVER_VIDEOS
 
 # Okabe and Ito's palette, which stays apart for colour-blind readers
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fvlm.analysis.style import WIDTH, NothingToDraw
+from fvlm.analysis.plots.style import WIDTH, NothingToDraw
 from fvlm.errors import UserError
 
 VIDEOS, FRAMES = 3, 8  # at most, in the whole figure and in a row

@@ -9,11 +9,11 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis import style
-from fvlm.analysis.bootstrap import NO_INTERVAL
-from fvlm.analysis.captions_fits import FITS
-from fvlm.analysis.sentences import counted, number, span, spread, within
-from fvlm.analysis.study import base_name
+from fvlm.analysis.compare.bootstrap import NO_INTERVAL
+from fvlm.analysis.compare.study import base_name
+from fvlm.analysis.plots import style
+from fvlm.analysis.plots.captions_fits import FITS
+from fvlm.analysis.plots.sentences import counted, number, span, spread, within
 
 REASON = ["reason"]  # the columns of a figure that says why there is nothing to draw
 SPECIAL = re.compile(r"([\\*`_|])")

@@ -3,10 +3,10 @@
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.bootstrap import VIDEO_FIRST, WHOLE, Cell, Estimate
-from fvlm.analysis.catalog import COLUMNS
-from fvlm.analysis.gap import percent
-from fvlm.analysis.study import Study, difference, scores_tokens, trained_mode
+from fvlm.analysis.columns import COLUMNS
+from fvlm.analysis.compare.bootstrap import VIDEO_FIRST, WHOLE, Cell, Estimate
+from fvlm.analysis.compare.gap import percent
+from fvlm.analysis.compare.study import Study, difference, scores_tokens, trained_mode
 
 READERS = ("baseline", "A6")  # the foveated runs among those that differ in how a frame is read
 

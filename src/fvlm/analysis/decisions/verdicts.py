@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-from fvlm.analysis.bootstrap import LEVEL, OVER_SEEDS, Estimate
+from fvlm.analysis.compare.bootstrap import LEVEL, OVER_SEEDS, Estimate
 
 DECIDED, LIKELY, OPEN, NOT_RUN = "decided", "likely", "not decided", "not run"
 MOST = 50  # further seeds; an estimate of more says only that the difference is small

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.commands.envelope import changes
-from fvlm.analysis.commands.envelope import envelope as along_curves
-from fvlm.analysis.fits import Estimate, estimates
-from fvlm.analysis.grid import envelope, grid_points
-from fvlm.analysis.isoflop import minima
-from fvlm.analysis.scaling import log_slope
+from fvlm.analysis.fits.envelope import changes
+from fvlm.analysis.fits.envelope import envelope as along_curves
+from fvlm.analysis.fits.grid import envelope, grid_points
+from fvlm.analysis.fits.isoflop import minima
+from fvlm.analysis.fits.scaling import log_slope
+from fvlm.analysis.fits.sums import Estimate, estimates
 
 COLUMNS = (
     "architecture",

@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from fvlm.analysis.catalog import COLUMNS
-from fvlm.analysis.fits import Estimate, estimates
-from fvlm.analysis.grid import envelope, grid_points
-from fvlm.analysis.isoflop import minima
+from fvlm.analysis.columns import COLUMNS
+from fvlm.analysis.fits.grid import envelope, grid_points
+from fvlm.analysis.fits.isoflop import minima
+from fvlm.analysis.fits.sums import Estimate, estimates
 
 STARVED = 20.0  # training tokens per parameter that Hoffmann et al. (2022) find optimal for text
 FORMS = {

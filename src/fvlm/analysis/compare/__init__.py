@@ -1,0 +1,1 @@
+"""Comparisons of runs: differences and gaps with their intervals."""

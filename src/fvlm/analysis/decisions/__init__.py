@@ -1,0 +1,1 @@
+"""What the sweeps decide: a table, and the page that the report opens with."""

@@ -1,0 +1,1 @@
+"""The figures, their look, and what the report says under each."""
