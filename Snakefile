@@ -34,6 +34,7 @@ rule all:
         ),
         DECISIONS,
         TABLES,
+        ANALYSES,
         FIGURES,
 
 

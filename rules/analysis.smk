@@ -1,4 +1,5 @@
-# Whole tables from the finished runs, tables made of those, and figures. What exists is listed in fvlm.analysis.catalog.
+# Tables made of the collected ones, what the commands of the analysis say of them, and figures. All of it is listed in
+# fvlm.analysis.catalog.
 
 from pathlib import Path
 
@@ -22,6 +23,7 @@ rule figures:
     input:
         DECISIONS,
         TABLES,
+        ANALYSES,
         FIGURES,
 
 
@@ -56,6 +58,36 @@ rule table:
         caption=lambda wildcards: CAPTIONS[f"{wildcards.table}_table"],
     shell:
         "python -m fvlm table {wildcards.table} --tables {params.folder} --out {output} 2> {log}"
+
+
+# fit, powerlaw, isoflop, envelope, gap, factorial, rank and check-curves on the study's own tables.
+rule analysis:
+    input:
+        lambda wildcards: [
+            f"{R}/tables/{name}.csv"
+            for name in catalog.ANALYSES[wildcards.analysis].needs
+        ],
+    output:
+        report(
+            f"{R}/analysis/{{analysis}}",
+            caption="../workflow/report/analysis.rst",
+            category=lambda wildcards: catalog.ANALYSES[wildcards.analysis].category,
+            labels=lambda wildcards: {
+                "what": catalog.ANALYSES[wildcards.analysis].title,
+                "form": "numbers",
+            },
+        ),
+    log:
+        f"{R}/logs/analysis_{{analysis}}.log",
+    wildcard_constraints:
+        analysis="|".join(re.escape(name) for name in catalog.ANALYSES),
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        folder=lambda wildcards, input: str(Path(input[0]).parent),
+        command=lambda wildcards: catalog.ANALYSES[wildcards.analysis].command,
+    shell:
+        "python -m fvlm analysis {wildcards.analysis} --tables {params.folder} --out {output} > {log} 2>&1"
 
 
 # What the report opens with. Its words are read back when the report is made.

@@ -1,6 +1,8 @@
 """Everything that is made of a study: all tables, all figures."""
 
+import json
 import re
+import shlex
 from pathlib import Path
 
 import pandas as pd
@@ -8,12 +10,12 @@ import pytest
 from matplotlib.text import Text
 
 from fvlm.__main__ import main
-from fvlm.analysis.catalog import COLLECTED, FIGURES, HEADLINE, TABLES
+from fvlm.analysis.catalog import ANALYSES, COLLECTED, FIGURES, HEADLINE, TABLES
 from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.files import read_tables
 from fvlm.analysis.plots import style
 from fvlm.analysis.tables import load
-from tests.analysis_cases import BUDGETS, SIZES, collect, derive, study_summaries, write_study
+from tests.analysis_cases import BUDGETS, LAW, SIZES, collect, derive, study_summaries, write_study
 
 REPORT = Path(__file__).parents[1] / "workflow" / "report"
 CONVENTION = "two FLOPs per multiply-add; matrix products and attention, forward and backward"
@@ -70,6 +72,28 @@ def test_every_figure_is_drawn_in_three_forms(study, name):
         assert re.search("95 %|No intervals", says)
 
 
+def analyse(root: Path, name: str) -> int:
+    return main(["analysis", name, "--tables", str(root / "tables"), "--out", str(root / "analysis" / name)])
+
+
+@pytest.mark.parametrize("name", ANALYSES)
+def test_every_command_speaks_of_the_study(study, name, capsys):
+    assert analyse(study, name) == 0
+    said = (study / "analysis" / name).read_text()
+    assert "refused" not in said
+    again = shlex.split(capsys.readouterr().err.splitlines()[0])  # the line that it prints makes the same file
+    assert again[0] == "fvlm" and main([*again[1:-1], str(study / "again")]) == 0
+    assert (study / "again").read_text() == said
+
+
+def test_the_study_is_fitted_as_its_law_says(study):
+    for letter, name in (("F", "foveated"), ("B", "multi_token")):
+        analyse(study, f"fit_{name}.json")
+        found = json.loads((study / "analysis" / f"fit_{name}.json").read_text())
+        low, high = found["ci"]["beta"]
+        assert found["identified"] and low < LAW["b"] < high and found["n"] == len(SIZES) * len(BUDGETS), letter
+
+
 def test_a_figure_is_the_same_bytes_twice(study):
     draw(study, "factorial")
     first = [(study / "figures" / f"factorial{suffix}").read_bytes() for suffix in (".png", ".pdf", ".csv")]
@@ -119,6 +143,9 @@ def test_a_study_of_one_run_makes_everything_too(tmp_path):
     for name in FIGURES:
         assert draw(tmp_path, name) == 0
     assert "scaling grid" in pd.read_csv(tmp_path / "figures" / "isoflop.csv")["reason"][0]
+    for name in ANALYSES:
+        assert analyse(tmp_path, name) == 0
+        assert ("refused" in (tmp_path / "analysis" / name).read_text()) == (name != "check_curves.json"), name
 
 
 def test_a_table_without_its_columns_is_refused(study, tmp_path, capsys):
@@ -132,7 +159,7 @@ def test_a_table_without_its_columns_is_refused(study, tmp_path, capsys):
 def test_the_catalog_names_what_exists():
     made = {*COLLECTED, *TABLES}
     assert set(HEADLINE) <= set(FIGURES) and len(HEADLINE) == 5
-    assert all(set(entry.needs) <= made for entry in FIGURES.values())
+    assert all(set(entry.needs) <= made for entry in [*FIGURES.values(), *ANALYSES.values()])
     before = set(COLLECTED)
     for name, entry in TABLES.items():
         assert set(entry.needs) <= before, name
@@ -204,4 +231,4 @@ def test_every_result_has_its_caption():
     captions = {path.stem for path in REPORT.glob("*.rst")}
     expected = {"runs", "evaluation", *FIGURES, *(f"{name}_table" for name in TABLES)}
     assert expected <= captions
-    assert captions - expected <= {"workflow", "data", "data_report", "caption", "figure", "decisions"}
+    assert captions - expected <= {"workflow", "data", "data_report", "caption", "figure", "decisions", "analysis"}

@@ -41,7 +41,10 @@ def test_a_study_has_its_stages_19_ablations_and_24_grid_runs(study):
     assert [name for name, run in runs.items() if run.family == "ablation" and "-s" not in name] == ABLATIONS
     sizes = ("135M", "360M", "1.7B") if study == "paper.yaml" else ("S", "M", "L")
     expected = {f"{size}-C{budget}-{letter}" for size in sizes for budget in (1, 2, 3, 4) for letter in "FB"}
-    assert {name for name, run in runs.items() if run.family == "grid"} == expected
+    grid = {name: run for name, run in runs.items() if run.family == "grid"}
+    assert {name for name in grid if "-s" not in name} == expected
+    further = {name for name, run in grid.items() if run.labels["budget"] == "C4"} - expected
+    assert set(grid) == expected | further and len(further) == (12 if study == "config.yaml" else 0)
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -98,10 +101,11 @@ def test_the_grid_spends_its_budgets_in_the_two_architectures():
 
 
 def test_seeds_are_runs_of_their_own_and_the_first_keeps_the_name():
-    lists = {"A6": [7, 8], "grid": [1, 2, 3]}
+    lists = {"A6": [7, 8], "grid": [1, 2, 3], "C1": [1, 2, 3], "C4": [4], "360M-C4-B": [5, 6]}
     study = load(CONFIG, "paper.yaml", seeds=lists, only={"stages": [], "ablations": ["baseline", "A6"]})
     runs = study.runs
-    assert list(runs)[:3] == ["baseline", "A6", "A6-s8"] and len(runs) == 3 + 24 * 3
+    assert list(runs)[:3] == ["baseline", "A6", "A6-s8"] and len(runs) == 3 + 18 * 3 + 6 + 1
+    assert [runs[name].train.seed for name in ("135M-C4-F", "360M-C4-B", "360M-C4-B-s6")] == [4, 5, 6]
     assert [runs[name].train.seed for name in ("baseline", "A6", "A6-s8")] == [42, 7, 8]
     assert [runs[f"135M-C1-F{suffix}"].train.seed for suffix in ("", "-s2", "-s3")] == [1, 2, 3]
     assert runs["A6-s8"].question == runs["A6"].question and runs["135M-C1-F-s2"].labels == runs["135M-C1-F"].labels
@@ -128,7 +132,8 @@ def test_the_same_files_and_changes_give_the_same_study():
     changes = {"baseline": {"train.seed": 7}}
     study = study_from_files([str(CONFIG / "config.yaml")], changes, CONFIG)
     assert study == load(CONFIG, baseline={"train.seed": 7})
-    assert all(run.train.seed == 7 for run in study.runs.values() if run.family == "grid")
+    grid = [run for run in study.runs.values() if run.family == "grid" and run.labels["budget"] != "C4"]
+    assert grid and all(run.train.seed == 7 for run in grid)
 
 
 # --- the digest: training is repeated exactly when something that it depends on changes ---

@@ -69,6 +69,14 @@ def test_fit_does_not_depend_on_the_units(tmp_path, scales):
         assert other["N_opt"] == pytest.approx(found["N_opt"] * scales[0], rel=1e-5)
 
 
+def test_the_best_size_is_for_flops_as_the_file_counts_them(tmp_path):
+    table = joint_points()
+    table = table.assign(C=18 * table["N"] * table["D"])
+    plain, own = (run("fit", table, tmp_path, *options) for options in ((), ("--flops-per-nd", "C")))
+    assert plain["flops_per_ND"] == 6 and own["flops_per_ND"] == pytest.approx(18)
+    assert own["budget"] == pytest.approx(table["C"].max()) and own["N_opt"] == pytest.approx(plain["N_opt"])
+
+
 def test_fit_does_not_depend_on_the_order_of_rows_or_on_other_columns(tmp_path):
     table = joint_points()
     found = run("fit", table, tmp_path)

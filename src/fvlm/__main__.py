@@ -30,6 +30,7 @@ COMMANDS = {
     "import": ("fvlm.analysis.commands.import_results", "finished results from elsewhere as such tables"),
     "table": ("fvlm.analysis.tables", "make one table from the collected ones"),
     "figure": ("fvlm.analysis.figures", "draw one figure"),
+    "analysis": ("fvlm.analysis.analyses", "what one of the commands below says of the study's tables"),
     "decisions": ("fvlm.analysis.decisions.page", "a page of what the sweeps decide, made from its table"),
     "gap": ("fvlm.analysis.commands.gap", "the gap between two architectures, raw and at equal parameters"),
     "factorial": ("fvlm.analysis.commands.factorial", "main effects and interaction of query depth and fine pass"),

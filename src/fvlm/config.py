@@ -248,7 +248,7 @@ class _Builder:
         """One run per seed; the first keeps the name, the others have it with the suffix -s and their seed."""
         where = lines[-1][0]  # a mistake is in a line, not in the seeds
         runs = []
-        for seed in self.seeds.of(family, _unseeded(name, where)) or [None]:
+        for seed in self.seeds.of(family, _unseeded(name, where), (labels or {}).get("budget")) or [None]:
             own = lines if seed is None else [*lines, (where, {"train.seed": seed})]
             runs.append(self._run(family, f"{name}-s{seed}" if runs else name, own, labels))
         return [run.model_copy(update={"question": self.questions.get(name, "")}) for run in runs]
@@ -305,7 +305,8 @@ def _unseeded(name: str, where: str) -> str:
 
 
 class _Seeds:
-    """The study's `seeds:`: of a run, or of all ablations or grid runs. Null takes back what it is based on."""
+    """The study's `seeds:`: of a run, of a budget's grid runs, or of all ablations or grid runs; the first of
+    these counts. Null takes back what it is based on."""
 
     def __init__(self, lists: dict, where: str):
         self.lists = {name: seeds for name, seeds in lists.items() if seeds is not None}
@@ -318,9 +319,10 @@ class _Seeds:
                     "[42, 43, 44]"
                 )
 
-    def of(self, family: str, name: str) -> list[int] | None:
-        self.known.add(name)
-        return self.lists.get(name, self.lists.get(WHOLE[family]))
+    def of(self, family: str, name: str, budget: str | None) -> list[int] | None:
+        names = [name, *([budget] if budget else []), WHOLE[family]]
+        self.known.update(names)
+        return next((self.lists[known] for known in names if known in self.lists), None)
 
     def refuse_unknown(self, ablations: list[str]) -> None:
         """`ablations` are those that there are, also where the study leaves them out."""

@@ -233,7 +233,7 @@ class Study(Strict):
     runs: dict[str, Run]
     gpu: Gpu | None = None  # null: memory is not checked
     only: dict[Literal["stages", "ablations"], list[str]] = {}
-    seeds: dict[str, list[int]] = {}  # of a run, or of all `ablations` or `grid` runs; the first keeps the run's name
+    seeds: dict[str, list[int]] = {}  # of a run, a budget or all `ablations` or `grid` runs; the first keeps its name
     prepare: list[str] = []  # sources to shard and index though no run trains on them yet
     results_from: tuple[str, ...] = ()  # finished results from elsewhere: their tables and figures, and no training
 

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 
 from fvlm.analysis.commands import exponent, natural, number, shown, write_result
+from fvlm.analysis.commands.inputs import add_keep, read_kept
 from fvlm.analysis.fits.envelope import changes, envelope, warnings_of
-from fvlm.analysis.fits.points import RUNS, check_falls, one_schedule, read_points
+from fvlm.analysis.fits.points import RUNS, check_falls, one_schedule
 from fvlm.errors import UserError
 
 METHOD = (
@@ -21,6 +22,7 @@ METHOD = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("curves", help="CSV with columns run (or run_id), N, C (or flops), L (and D where there is)")
     parser.add_argument("--out", required=True, help="the JSON file to write")
+    add_keep(parser)
     parser.add_argument("--budgets", type=natural, default=200, help="log-spaced budgets (default 200)")
     parser.add_argument("--smooth", type=natural, default=1, help="points of a moving mean of log L (default 1: none)")
 
@@ -28,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     if args.budgets < 3:
         raise UserError(f"--budgets {args.budgets}: expected 3 or more")
-    curves = read_curves(args.curves)
+    curves = read_curves(args.curves, args.keep)
     budgets = np.geomspace(curves["C"].min(), curves["C"].max(), args.budgets)
     table = envelope(curves, budgets, max(1, args.smooth))
     result = exponents(curves, table)
@@ -36,13 +38,13 @@ def main(args: argparse.Namespace) -> None:
     print(summary(result))
 
 
-def read_curves(path: Path | str) -> pd.DataFrame:
+def read_curves(path: Path | str, keep: list[str]) -> pd.DataFrame:
     """Columns run, N, C, L, where there are D and lr_schedule; one run after the other, each in the order of C.
 
     raises  UserError for a run of two sizes, with two losses at one C, or whose loss rises
     """
     positive = ("N", "C", "flops", "L", "D")
-    curves = read_points(path, ("N", "L"), positive, ("C", "flops", "D", *RUNS, "lr_schedule"), (*RUNS, "lr_schedule"))
+    curves = read_kept(path, keep, ("N", "L"), positive, (*RUNS, "lr_schedule"))
     for name, others in (("run", RUNS), ("C", ("C", "flops"))):
         found = [other for other in others if other in curves]
         if not found:

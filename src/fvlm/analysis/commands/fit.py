@@ -5,7 +5,8 @@ import argparse
 import pandas as pd
 
 from fvlm.analysis.commands import bootstrap_words, interval, natural, number, positive, resamples, shown, write_result
-from fvlm.analysis.fits.points import RUNS, check_falls, longest_run, one_schedule, read_points
+from fvlm.analysis.commands.inputs import add_keep, read_kept
+from fvlm.analysis.fits.points import RUNS, check_falls, longest_run, one_schedule
 from fvlm.analysis.fits.sums import block_length, estimates
 
 METHOD = (
@@ -29,18 +30,29 @@ OF_N = ("E", "A", "alpha", "a", "b", "N_opt", "D_opt")  # not given unless both 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("points", help="CSV with columns N, D, L (and lr_schedule, where runs differ in it)")
     parser.add_argument("--out", required=True, help="the JSON file to write")
+    add_keep(parser)
     parser.add_argument("--bootstrap", type=resamples, default=0, metavar="n", help="resamples for 95 %% intervals")
     parser.add_argument("--seed", type=natural, default=0, help="of the resamples (default 0)")
     parser.add_argument("--budget", type=positive, help="FLOPs at which N_opt is wanted (default: the largest here)")
-    parser.add_argument("--flops-per-nd", type=positive, default=6.0, help="C / (N D) (default 6)")
+    parser.add_argument(
+        "--flops-per-nd", type=factor, default=6.0, help="C / (N D) (default 6); `C`: the median of that column's"
+    )
+
+
+def factor(text: str) -> float | None:
+    """A positive number, or None for `C`."""
+    return None if text == "C" else positive(text)
 
 
 def main(args: argparse.Namespace) -> None:
     columns, words = ("N", "D", "L"), ("lr_schedule", *RUNS)
-    points = read_points(args.points, columns, columns, words, words)
+    spent = () if args.flops_per_nd else ("C",)
+    points = read_kept(args.points, args.keep, (*columns, *spent), (*columns, *spent), words)
     check_falls(args.points, points, "D", beside=("N",))
-    budget = args.budget or args.flops_per_nd * float((points["N"] * points["D"]).max())
-    result = joint_fit(points, args.bootstrap, args.seed, budget, args.flops_per_nd)
+    product = points["N"] * points["D"]
+    flops_per_nd = args.flops_per_nd or float((points["C"] / product).median())
+    budget = args.budget or flops_per_nd * float(product.max())
+    result = joint_fit(points, args.bootstrap, args.seed, budget, flops_per_nd)
     write_result(args.points, args.out, result)
     print(summary(result))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from fvlm.analysis.compare.study import base_name
-from fvlm.analysis.fits.points import header_of, read_points
+from fvlm.analysis.fits.points import FEWEST, header_of, read_points
 from fvlm.errors import UserError
 
 ALSO = {"run": ("run_id",), "samples": ("samples_seen",), "pair": ("size",)}
@@ -25,6 +25,10 @@ def add_columns(parser: ArgumentParser, example: str) -> None:
         metavar="NAME=COLUMN,...",
         help=f"what the file calls a column, where it has another name: {example}",
     )
+    add_keep(parser)
+
+
+def add_keep(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--keep",
         action="append",
@@ -87,11 +91,31 @@ def read(
         losses=tuple(chosen[name] for name in ("L", "val_loss") if name in chosen),
         counts=tuple(chosen[name] for name in ("step", "samples", "loss_sum") if name in chosen),
     )
+    table = _kept(path, table, filters, fewest=1)
+    return pd.DataFrame({name: table[column] for name, column in chosen.items()}).reset_index(drop=True)
+
+
+def read_kept(
+    path: Path | str, keep: list[str], columns: tuple[str, ...], positive: tuple[str, ...], words: tuple[str, ...] = ()
+) -> pd.DataFrame:
+    """`read_points` of the columns and, where there are, the other positive ones and the words; rows as --keep says.
+
+    raises  UserError as `read_points`, and where fewer than two rows are kept
+    """
+    filters = [_filter(text) for text in keep]
+    extra = tuple(name for name, _ in filters if name not in (*columns, *positive, *words))
+    optional = tuple(name for name in (*positive, *words) if name not in columns)
+    points = read_points(path, (*columns, *extra), positive, optional, (*words, *extra))
+    return _kept(path, points, filters).drop(columns=list(extra)).reset_index(drop=True)
+
+
+def _kept(path: Path | str, table: pd.DataFrame, filters: list[tuple[str, list[str]]], fewest: int = FEWEST):
     for column, values in filters:
         table = table[_equal(table[column], values)]
-        if table.empty:
-            raise UserError(f"{path}: no row is left whose {column} is {_words(values, 'or')}; change --keep")
-    return pd.DataFrame({name: table[column] for name, column in chosen.items()}).reset_index(drop=True)
+        if len(table) < fewest:
+            left = "1 row is" if len(table) else "no row is"
+            raise UserError(f"{path}: {left} left whose {column} is {_words(values, 'or')}; change --keep")
+    return table
 
 
 def _called(name: str, header: list[str], given: dict[str, str]) -> str:

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from fvlm.analysis.commands import exponent, number, separate_budgets, shown, write_result
+from fvlm.analysis.commands.inputs import add_keep, read_kept
 from fvlm.analysis.fits.isoflop import WINDOW, minimum_rows
-from fvlm.analysis.fits.points import check_falls, one_schedule, read_points
+from fvlm.analysis.fits.points import check_falls, one_schedule
 
 METHOD = (
     f"per budget the minimum of a parabola in log N through at most {WINDOW} points around the lowest; minima at the "
@@ -20,11 +21,12 @@ METHOD = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("points", help="CSV with columns C, N, L (and D, lr_schedule where there are)")
     parser.add_argument("--out", required=True, help="the JSON file to write")
+    add_keep(parser)
 
 
 def main(args: argparse.Namespace) -> None:
     positive = ("C", "N", "L", "D")
-    points = read_points(args.points, positive[:3], positive, ("D", "lr_schedule"), ("lr_schedule",))
+    points = read_kept(args.points, args.keep, positive[:3], positive, ("lr_schedule",))
     mixed = one_schedule(points)
     points = by_budget(args.points, points)
     lowest = points.loc[points.groupby("budget")["loss"].idxmin(), ["C", "loss"]].rename(columns={"loss": "L"})

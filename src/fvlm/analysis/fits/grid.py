@@ -3,6 +3,9 @@
 import numpy as np
 import pandas as pd
 
+from fvlm.analysis.columns import COLUMNS
+from fvlm.analysis.compare.study import scores_tokens
+
 ARCHITECTURES = ("foveated", "multi_token", "pixel_shuffle")
 
 
@@ -30,6 +33,28 @@ def grid_points(runs: pd.DataFrame) -> pd.DataFrame:
         .sort_values(["order", "N", "C"], ignore_index=True)
         .drop(columns="order")
     )
+
+
+def points(runs: pd.DataFrame) -> pd.DataFrame:
+    """The table of that name: `grid_points` as `fvlm fit`, `powerlaw` and `isoflop` read them."""
+    return grid_points(runs).rename(columns={"loss": "L"})[list(COLUMNS["points"])]
+
+
+def points_by_run(runs: pd.DataFrame) -> pd.DataFrame:
+    """The same for `fvlm gap`: one row per run of the grid, so that intervals can be over seeds."""
+    grid = runs[(runs["family"] == "grid") & runs["final.val_loss"].notna()]
+    names = {"params_total": "N", "samples": "D", "flops": "C", "final.val_loss": "L"}
+    return grid.rename(columns=names)[list(COLUMNS["points_by_run"])]
+
+
+def curves(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> pd.DataFrame:
+    """All validations but those before the first step, as `fvlm envelope`, `factorial`, `rank` and `check-curves` read
+    them."""
+    about = runs[scores_tokens(runs)].set_index("run")[["family", "architecture", "params_total"]]
+    names = {"params_total": "N", "flops": "C", "val_loss": "L"}
+    learnt = validation_curves["val_loss"].notna() & (validation_curves["step"] > 0)
+    table = validation_curves[learnt].join(about, on="run", how="inner")
+    return table.rename(columns=names)[list(COLUMNS["curves"])]
 
 
 def envelope(points: pd.DataFrame) -> pd.DataFrame:
