@@ -306,6 +306,20 @@ def test_the_grid_is_decided_by_the_mean_of_its_gaps():
     assert row["verdict"] == OPEN and np.isnan(row["low"])
 
 
+def test_the_grid_is_decided_at_the_budgets_that_have_seeds():
+    runs = grid_of((42, 43, 44))
+    runs = runs[(runs["seed"] == 42) | (runs["budget"] == "C4")].reset_index(drop=True)
+    table = decisions(runs, *NOTHING, scaling_fits(runs), isoflop(runs)).set_index("sweep")
+    gaps = gap(runs, *NOTHING)
+    for name in ("equal compute", "equal parameters"):
+        row = table.loc[name]
+        assert row["n_seeds"] == 3 and row["low"] < row["estimate"] < row["high"]
+        assert row["runs"] == "3 pairs of the grid at C4" and "C1, C2, C3." in row["answer"]
+    at_last = gaps[gaps["budget"] == "C4"]
+    assert table.loc["equal compute", "estimate"] == pytest.approx(at_last["raw_percent"].mean())
+    assert at_last["n_seeds"].eq(3).all() and at_last["raw_low"].notna().all()
+
+
 def test_the_exponent_is_likely_at_most_and_refused_where_the_fit_is():
     runs = grid_of((42,))
     fits, minima = scaling_fits(runs), isoflop(runs)

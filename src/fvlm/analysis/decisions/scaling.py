@@ -74,12 +74,22 @@ def _split(budgets: list[Budget], losses: np.ndarray):
         start = end
 
 
+def with_seeds(study: Study, budgets: list[Budget]) -> list[Budget]:
+    """The budgets whose runs share two seeds or more; all of them where none does."""
+    return [budget for budget in budgets if len(study.matched(bases([budget]))) > 1] or budgets
+
+
 def scaling_rows(study: Study, fits: pd.DataFrame, isoflop: pd.DataFrame) -> list[dict]:
-    budgets = budgets_of(study)
+    found = budgets_of(study)
+    budgets = with_seeds(study, found)
     rows = [
         _gap_row(study, budgets, sweeps.COMPUTE, at_equal_compute),
         _gap_row(study, budgets, sweeps.PARAMETERS, at_equal_parameters),
     ]
+    names = [budget.name for budget in budgets]
+    if left_out := ", ".join(budget.name for budget in found if budget.name not in names):
+        for row in rows:
+            row["answer"] += f" Left out, for want of several seeds: {left_out}."
     exponents = fits[(fits["parameter"] == "N_opt_exponent") & (fits["fit"] == MINIMA)].to_dict("records")
     rows += [_exponent_row(study, fit, isoflop) for fit in exponents]
     if not exponents:
