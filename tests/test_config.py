@@ -162,6 +162,7 @@ TOGETHER = {  # two fields that only go together
         "optim.schedule": "converging",
     },
     "train.flops": {"train.flops": 1.0e15, "train.samples": None},
+    "operation.ranks": {"operation.gpus": 2, "operation.ranks": 2},
 }
 
 
@@ -182,8 +183,6 @@ def another(path: str, value) -> dict:
         return {path: OTHER[path]}
     if isinstance(value, bool):
         return {path: not value}
-    if path == "operation.gpus":
-        return {path: 1 - value}
     return {path: value * 2 if value else 0.5}
 
 

@@ -62,6 +62,12 @@ MISTAKES = {
         "",
         ("dpo", "data.loss is 'preference'", "`parent:`"),
     ),
+    "more processes than GPUs": (
+        "ablations.yaml",
+        "Q1: {data.question_first: 0.5}",
+        "Q1: {operation.gpus: 2, operation.ranks: 4}",
+        ("Q1", "operation.ranks is 4", "operation.gpus 2", "operation.ranks: null"),
+    ),
     "unknown field of a stage": (
         "stages.yaml",
         "  parent: stage1",

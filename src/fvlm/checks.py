@@ -37,6 +37,7 @@ def check_run(run: Run, where: str) -> None:
         )
     _check_preference(run, where)
     _check_tokens(run, where)
+    _check_ranks(run, where)
 
 
 def _check_preference(run: Run, where: str) -> None:
@@ -71,6 +72,15 @@ def _check_tokens(run: Run, where: str) -> None:
         )
     if run.model.architecture == "pixel_shuffle" and tokens != 49:
         raise UserError(f"{where}: model.tokens_per_frame is {tokens}; pixel_shuffle always gives 49")
+
+
+def _check_ranks(run: Run, where: str) -> None:
+    gpus, ranks = run.operation.gpus, run.operation.ranks
+    if gpus and ranks not in (None, gpus):
+        raise UserError(
+            f"{where}: operation.ranks is {ranks} and operation.gpus {gpus}; each process takes one GPU: write "
+            "operation.ranks: null"
+        )
 
 
 def check_study(study: Study) -> None:

@@ -140,10 +140,18 @@ class Operation(Strict):
     attention_videos: int = Field(ge=0)  # held-out videos whose attention maps are saved at each validation
     loader_workers: int = Field(ge=0)
     threads: int = Field(gt=0)  # CPU threads of torch
-    gpus: int = Field(ge=0, le=1)  # asked of the scheduler
+    gpus: int = Field(ge=0)  # asked of the scheduler, per node
+    nodes: int = Field(default=1, ge=1)
+    ranks: int | None = Field(default=None, ge=1)  # processes per node; null: one per GPU
+    shard_weights: bool = False  # FSDP2: weights, gradients and moments split over the ranks
     log_seconds: float = Field(gt=0)
     wandb: Literal["online", "offline"] | None
     tensorboard: bool
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Processes that train the run on each node."""
+        return self.ranks or max(1, self.gpus)
 
 
 class Run(Strict):
