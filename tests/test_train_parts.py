@@ -15,6 +15,7 @@ from fvlm.schema import Gpu
 from fvlm.train.average import Average
 from fvlm.train.hardware import PEAK_TFLOPS, hardware, peak_flops, tflops_of
 from fvlm.train.objective import make_objective
+from fvlm.train.ranks import Ranks
 from fvlm.train.watch import Watch
 from tests.loader_cases import make_results, run_of
 from tests.model_cases import ALL, both_orders, joined, sample, tiny
@@ -250,7 +251,7 @@ def watched(run, study, folder, steps=(0, 7)):
     model = build_model(run.model, 0)
     watch = Watch(run, study, folder)
     for step in steps:
-        watch(model, step, CPU, torch.autocast("cpu", enabled=False))
+        watch(model, step, CPU, torch.autocast("cpu", enabled=False), Ranks())
     return model
 
 
@@ -278,7 +279,7 @@ def test_watching_changes_nothing(results, tmp_path):
     weights, random = weights_of(model), torch.get_rng_state()
     for training in (True, False):
         model.train(training)
-        watch(model, 1, CPU, torch.autocast("cpu", enabled=False))
+        watch(model, 1, CPU, torch.autocast("cpu", enabled=False), Ranks())
         assert all(module.training == training for module in model.modules())
     assert torch.equal(random, torch.get_rng_state())
     assert all(torch.equal(found, weights[name]) for name, found in weights_of(model).items())

@@ -8,8 +8,9 @@ import argparse
 import gc
 import importlib
 import sys
+from contextlib import suppress
 
-from fvlm.errors import UserError
+from fvlm.errors import Stopped, UserError
 
 COMMANDS = {
     "plan": ("fvlm.plan", "print every run: parameters, samples, FLOPs"),
@@ -44,7 +45,8 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns its exit status (2 for a mistake the user can mend, 130 after Ctrl-C)."""
+    """Run one command; returns its exit status: 2 for a mistake the user can mend, 130 after Ctrl-C, 75 where a signal
+    stopped a training that is to be started again."""
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="fvlm", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -66,6 +68,10 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"fvlm {name}: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        with suppress(BrokenPipeError):  # who reads this may have been stopped by the same signal
+            print(f"fvlm {name}: stopped {stopped}; the same command goes on from there", file=sys.stderr, flush=True)
+        return stopped.status
     except KeyboardInterrupt:
         print(f"fvlm {name}: stopped; what is finished stays, and the same command goes on from there", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can mend."""
+"""What ends a command early: a mistake that a user can mend, or a signal."""
 
 
 class UserError(Exception):
@@ -6,3 +6,15 @@ class UserError(Exception):
 
     The command line prints the sentence without a traceback and exits with status 2.
     """
+
+
+class Stopped(Exception):
+    """A signal asked a training to stop, and it did; the same command goes on from there.
+
+    status   the exit status: 75 for "start me again", 130 after Ctrl-C
+    where    how far it came
+    """
+
+    def __init__(self, status: int, where: str):
+        super().__init__(where)
+        self.status = status

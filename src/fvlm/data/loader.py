@@ -98,6 +98,7 @@ class Steps:
     loss            which text tokens are scored, as `data.loss` says. With "preference" each sample of the order is two
                     neighbours in its batch, the chosen answer before the rejected one, which share their frames
     rank, ranks     which share of every step this process takes, of how many
+    even            every rank has as many micro-batches, some of them without a sample
     raises          ValueError if the order was not drawn with pairs, but the loss wants them
     """
 
@@ -111,10 +112,11 @@ class Steps:
         batch_size: int,
         rank: int = 0,
         ranks: int = 1,
+        even: bool = False,
     ):
         if loss == "preference" and not order.rejected_tokens.all():
             raise ValueError("loss 'preference' needs an order that was drawn with pairs=True")
-        self.rank, self.ranks = rank, ranks
+        self.rank, self.ranks, self.even = rank, ranks, even
         self.corpus, self.order, self.batch_size, self.loss = corpus, order, batch_size, loss
         self.max_tokens, self.results = run.data.max_text_tokens, Path(study.results)
         self.visual_tokens = run.model.visual_tokens
@@ -125,7 +127,15 @@ class Steps:
         return -(-len(self.order) // self.batch_size)
 
     def __getitem__(self, step: int) -> list[Batch]:
-        return [self.batch(group) for group in self.groups(step)]
+        groups = self.groups_by_rank(step)
+        batches = [self.batch(group) for group in groups[self.rank]]
+        missing = max(map(len, groups)) - len(batches) if self.even else 0
+        return batches + [empty_batch() for _ in range(missing)]
+
+    def sees(self, step: int) -> bool:
+        """Has any sample of the step, of whichever rank, a frame?"""
+        low = step * self.batch_size
+        return bool(self.order.positions[low : low + self.batch_size].any())
 
     def batch(self, places: list[int]) -> Batch:
         """The samples at some places of the order, each decoded to where it lies in the batch."""
@@ -142,13 +152,19 @@ class Steps:
         return int(self.corpus.indices[place].frames[row]) if self.order.positions[i] else 0
 
     def groups(self, step: int) -> list[list[int]]:
-        """Places in the order of the samples of each micro-batch of this rank."""
+        """Places in the order of the samples of each micro-batch of this rank, which may have none."""
+        return self.groups_by_rank(step)[self.rank]
+
+    def groups_by_rank(self, step: int) -> list[list[list[int]]]:
         low = step * self.batch_size
         here = self.order.at(slice(low, low + self.batch_size))
-        mine = np.array(rank_shares(here.positions, here.text_tokens, self.ranks)[self.rank], np.int64)
-        here = here.at(mine)
-        groups = micro_batches(here.positions, here.text_tokens, self.most_positions, self.most_tokens)
-        return [(low + mine[group]).tolist() for group in groups]
+        result = []
+        for share in rank_shares(here.positions, here.text_tokens, self.ranks):
+            mine = np.array(share, np.int64)
+            lengths = here.at(mine)
+            groups = micro_batches(lengths.positions, lengths.text_tokens, self.most_positions, self.most_tokens)
+            result.append([(low + mine[group]).tolist() for group in groups])
+        return result
 
     def samples(self, i: int, out: np.ndarray) -> list[dict]:
         """Sample i of the order, or the two halves of a pair, as `pack` takes them.
@@ -226,6 +242,13 @@ def pack(samples: list[dict], frames: np.ndarray | None = None) -> Batch:
     )
 
 
+def empty_batch() -> Batch:
+    """A batch without samples."""
+    none = torch.zeros(0, dtype=torch.int64)
+    frames = torch.zeros(0, IMAGE, IMAGE, 3, dtype=torch.uint8)
+    return Batch(frames, none, none, none, none, none.bool(), [], [])
+
+
 def load_steps(steps: Steps, first: int = 0, workers: int = 0, pin: bool = False) -> Iterator[list[Batch]]:
     """Steps `first`, `first` + 1, ... in order, read ahead by `workers` threads (0: read when asked for).
 
@@ -254,8 +277,11 @@ def load_steps(steps: Steps, first: int = 0, workers: int = 0, pin: bool = False
         pool.shutdown(cancel_futures=True)
 
 
-def validation_steps(run: Run, study: Study, batch_size: int = 8) -> Steps | None:
-    """The run's validation samples as steps, or None where its sources hold out too few."""
+def validation_steps(run: Run, study: Study, batch_size: int = 8, **share) -> Steps | None:
+    """The run's validation samples as steps, or None where its sources hold out too few.
+
+    share   rank, ranks and even, as `Steps` takes them
+    """
     corpus = open_held_out(run, study, "validation", run.train.validation_samples)
     if not sum(len(rows) for rows in corpus.rows):
         return None
@@ -268,4 +294,4 @@ def validation_steps(run: Run, study: Study, batch_size: int = 8) -> Steps | Non
         frames_seen=run.model.visual_tokens > 0,
         pairs=run.data.loss == "preference",
     )
-    return Steps(corpus, order, run, study, run.data.loss, batch_size)
+    return Steps(corpus, order, run, study, run.data.loss, batch_size, **share)

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from fvlm.train.shard import own, split_like
+
 
 class Average:
     """average <- average + (1 - d) (weights - average) after each step, over the parameters that are trained.
@@ -23,7 +25,7 @@ class Average:
     def update(self) -> None:
         self.updates += 1
         decay = min(self.decay, self.updates / (self.updates + 9))
-        torch._foreach_lerp_(self.weights, [p.detach() for p in self.trained.values()], 1 - decay)
+        torch._foreach_lerp_([own(w) for w in self.weights], self._trained(), 1 - decay)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
@@ -34,9 +36,15 @@ class Average:
         finally:
             self._swap()
 
+    @torch.no_grad()
     def _swap(self) -> None:
-        for i, parameter in enumerate(self.trained.values()):
-            parameter.data, self.weights[i] = self.weights[i], parameter.data
+        for weight, kept in zip(self._trained(), self.weights, strict=True):
+            before = weight.clone()
+            weight.copy_(own(kept))  # in place: parameters that are split over ranks are known by their memory
+            own(kept).copy_(before)
+
+    def _trained(self) -> list[torch.Tensor]:
+        return [own(p.detach()) for p in self.trained.values()]
 
     def state_dict(self) -> dict:
         return {"updates": self.updates, "weights": dict(zip(self.trained, self.weights, strict=True))}
@@ -46,5 +54,5 @@ class Average:
         if list(state["weights"]) != list(self.trained):
             raise ValueError("the saved average is one of other parameters than those that are trained here")
         self.updates = state["updates"]
-        for own, saved in zip(self.weights, state["weights"].values(), strict=True):
-            own.copy_(saved)
+        for kept, saved in zip(self.weights, state["weights"].values(), strict=True):
+            kept.copy_(split_like(saved, kept))

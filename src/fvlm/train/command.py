@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_model
 
 from fvlm.config import add_study_arguments, study_of
 from fvlm.data.batches import balanced
 from fvlm.data.loader import Corpus, Steps, open_training, validation_steps
 from fvlm.data.order import Order, cut_to_flops, cut_to_samples, draw_order
-from fvlm.errors import UserError
+from fvlm.errors import Stopped, UserError
 from fvlm.files import sweep, write_json
 from fvlm.flops import forward_flops, preference_flops, training_flops
 from fvlm.model.build import build_model
@@ -29,7 +29,10 @@ from fvlm.train.hardware import peak_flops
 from fvlm.train.loop import Trainer
 from fvlm.train.mirror import Mirrors, require_packages
 from fvlm.train.progress import Spent
+from fvlm.train.ranks import Ranks, ToldElsewhere
 from fvlm.train.reference import Reference
+from fvlm.train.shard import shard
+from fvlm.train.signals import StopRequest
 from fvlm.train.state import FORMAT, RunLock, write_csv, write_weights
 from fvlm.train.summary import summary_of
 from fvlm.train.watch import Watch
@@ -53,16 +56,34 @@ def main(args) -> int:
         )
     torch.set_num_threads(run.operation.threads)
     folder = Path(study.results) / "runs" / run.name
-    with RunLock(folder / "state"):
-        train(run, study, folder)
+    ranks, stop = Ranks.of_environment(), StopRequest()
+    try:
+        with (
+            stop.listening(),
+            ranks.joined(device_of(run, ranks.local, ranks.count)),
+            RunLock(folder / "state", ranks),
+        ):
+            train(run, study, folder, ranks, stop)
+    except ToldElsewhere:
+        return 2
+    except Stopped as stopped:
+        if ranks.first:
+            raise
+        return stopped.status
     return 0
 
 
-def train(run: Run, study: Study, folder: Path) -> None:
-    """Train `run` from its last checkpoint to the end and write its artefacts into `folder`."""
-    spent, device, state = Spent(), device_of(run), folder / "state"
+def train(run: Run, study: Study, folder: Path, ranks: Ranks | None = None, stop: StopRequest | None = None) -> None:
+    """Train `run` from its last checkpoint to the end and write its artefacts into `folder`.
+
+    ranks   the processes that do it, all of which call this; None: this one alone
+    stop    whether a signal wants it to end; None: nobody listens
+    """
+    ranks, stop = ranks or Ranks(), stop or StopRequest()
+    spent, device, state = Spent(), device_of(run, ranks.local, ranks.count), folder / "state"
     require_packages(run)
-    sweep(folder)
+    if ranks.first:
+        sweep(folder)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32
     torch.manual_seed(run.train.seed)
@@ -72,28 +93,36 @@ def train(run: Run, study: Study, folder: Path) -> None:
     if run.parent is not None:
         load_model(model, str(_parent_weights(run, folder)))
     model.freeze(run.optim.freeze)
-    model.to(device)
-    steps = Steps(corpus, order, run, study, run.data.loss, run.optim.batch_size)
+    split = run.operation.shard_weights and ranks.count > 1
+    if split:
+        shard(model, device)
+    else:
+        model.to(device)
+    share = {"rank": ranks.rank, "ranks": ranks.count, "even": split}
+    steps = Steps(corpus, order, run, study, run.data.loss, run.optim.batch_size, **share)
     fill = fill_of(steps, flops)
-    print(f"{run.name}: {said_of(fill)}", file=sys.stderr, flush=True)
-    validation = validation_steps(run, study)
-    depends = identity(run, study, folder)
+    if ranks.first:
+        print(f"{run.name}: {said_of(fill)}", file=sys.stderr, flush=True)
+    validation = validation_steps(run, study, **share)
+    depends = _same_everywhere(identity(run, study, folder), run, ranks)
     reference = None
     if run.data.loss == "preference":  # the model still has its parent's weights
         sets, workers = [part for part in (steps, validation) if part], run.operation.loader_workers
         cache, about = state / "reference.npz", f"{depends} {precision_on(run, device)}"
-        reference = Reference.prepare(model, sets, cache, about, device, autocast(run, device), workers)
+        reference = Reference.prepare(model, sets, cache, about, device, autocast(run, device), workers, ranks)
     work = flops - reference_flops(run, corpus, order)
     peak = peak_flops(device, study.gpu, precision_on(run, device))
+    peak = peak and peak * ranks.count
     trainer = Trainer(run, model, steps, validation, np.cumsum(flops), np.cumsum(work), state, depends, device,
-                      reference, spent, peak)  # fmt: skip
-    if trainer.resume_step is None:
+                      reference, spent, peak, ranks, stop)  # fmt: skip
+    if trainer.resume_step is None and ranks.first:
         _forget(folder)
     # trained anew it is another run there, which would not take its first steps a second time
-    mirrors = Mirrors(run, study.study, folder, f"{depends[:16]}{spent.begun:016x}", trainer.resume_step)
+    about = run, study.study, folder, f"{depends[:16]}{spent.begun:016x}", trainer.resume_step
+    mirrors = Mirrors.first_of(ranks, *about)
     trainer.train(mirrors, Watch(run, study, folder))
     mirrors.close()
-    _write_artefacts(trainer, folder, summary_of(trainer, order, flops) | {"fill": fill})
+    _write_artefacts(trainer, folder, order, flops, fill)
 
 
 def identity(run: Run, study: Study, folder: Path) -> str:
@@ -110,6 +139,16 @@ def identity(run: Run, study: Study, folder: Path) -> str:
         with open(path, "rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
+
+
+def _same_everywhere(depends: str, run: Run, ranks: Ranks) -> str:
+    """raises   UserError if the ranks read different configurations, data or parents"""
+    if len(set(ranks.gather(depends))) > 1:
+        raise ranks.refusal(
+            f"run {run.name!r}: its ranks find different configurations, data or parents; all nodes must see the same "
+            "files"
+        )
+    return depends
 
 
 def _parent_weights(run: Run, folder: Path) -> Path:
@@ -206,13 +245,17 @@ def _forget(folder: Path) -> None:
     shutil.rmtree(folder / "attention", ignore_errors=True)
 
 
-def _write_artefacts(trainer: Trainer, folder: Path, summary: dict) -> None:
+def _write_artefacts(trainer: Trainer, folder: Path, order: Order, flops: np.ndarray, fill: dict) -> None:
     """run_summary.json comes last: where it stands, everything else does."""
+    with trainer.averaged():
+        trainer.write_weights(folder / "model/final.safetensors")
+    trainer.ranks.at_first(lambda: _write_texts(trainer, folder, order, flops, fill))
+
+
+def _write_texts(trainer: Trainer, folder: Path, order: Order, flops: np.ndarray, fill: dict) -> None:
     write_csv(folder / "metrics.csv", trainer.metrics.records())
     write_csv(folder / "validation.csv", trainer.validations.records())
-    with trainer.averaged():
-        write_weights(folder / "model/final.safetensors", lambda beside: save_model(trainer.model, str(beside)))
     best = trainer.path_of(trainer.best)
     write_weights(folder / "model/best.safetensors", lambda beside: shutil.copyfile(best, beside))
     write_json(folder / "model/run.json", trainer.run.model_dump(mode="json"))
-    write_json(folder / "run_summary.json", summary)
+    write_json(folder / "run_summary.json", summary_of(trainer, order, flops) | {"fill": fill})

@@ -1,15 +1,34 @@
 """Where a run is computed, and in which precision."""
 
+import os
 from contextlib import nullcontext
 
 import torch
 
+from fvlm.errors import UserError
 from fvlm.schema import Run
 
 
-def device_of(run: Run) -> torch.device:
-    """The GPU, if the run asks for one and there is one."""
-    return torch.device("cuda" if run.operation.gpus and torch.cuda.is_available() else "cpu")
+def device_of(run: Run, local: int = 0, count: int = 1) -> torch.device:
+    """The GPU, if the run asks for one and there is one.
+
+    local, count   which process of this node this one is, and how many train the run: each has a GPU of its own
+    raises         UserError if there are fewer
+    """
+    if not run.operation.gpus or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if count == 1:
+        return torch.device("cuda")
+    seen = torch.cuda.device_count()
+    if seen == 1 and os.environ.get("CUDA_VISIBLE_DEVICES"):  # the scheduler shows each process its own
+        local = 0
+    if local >= seen:
+        raise UserError(
+            f"run {run.name!r}: process {local} of this node finds {seen} GPUs and needs one of its own; start as many "
+            "processes as there are GPUs, or set operation.gpus to 0"
+        )
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
 
 
 def cpu_has_bfloat16() -> bool:

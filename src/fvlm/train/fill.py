@@ -1,5 +1,7 @@
 """How full and how even the planned steps of a run are."""
 
+from itertools import chain
+
 import numpy as np
 
 from fvlm.data.loader import Steps
@@ -15,13 +17,13 @@ def fill_of(steps: Steps, flops: np.ndarray) -> dict[str, float]:
     returns     frames, tokens: what micro-batches use of the budgets `micro_frames` and `micro_tokens`
                 rows: cells of the language model's packed rows that hold a token; the others are computed for nothing
                 spread: standard deviation of the steps' FLOPs over their mean, the last and shorter step left out
-                micro_batches: mean number per step
+                micro_batches: mean number per step, of all ranks
     """
     chosen = np.unique(np.linspace(0, len(steps) - 1, MOST_STEPS).round().astype(int))
     visual, order = steps.visual_tokens, steps.order
     used, cells, count = np.zeros(2), np.zeros(2), 0
     for step in chosen.tolist():
-        for group in steps.groups(step):
+        for group in chain.from_iterable(steps.groups_by_rank(step)):
             positions, tokens = order.at(group).sequences()
             _, _, rows, width = first_fit(positions * visual + tokens)
             used += (positions.sum(), tokens.sum())

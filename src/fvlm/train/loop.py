@@ -4,53 +4,32 @@ import gc
 import math
 import sys
 import time
-from collections import Counter
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_model
+from safetensors.torch import save_file
 from torch import nn
 
 from fvlm.batch import Batch
 from fvlm.data.loader import Steps, load_steps
-from fvlm.errors import UserError
+from fvlm.errors import Stopped
 from fvlm.schema import Run
 from fvlm.train.average import Average
 from fvlm.train.device import autocast, precision_on
 from fvlm.train.hardware import memory_gb
 from fvlm.train.mirror import Mirrors
-from fvlm.train.objective import Terms, make_objective
+from fvlm.train.objective import make_objective
 from fvlm.train.optim import make_optimizer, rates_at, set_rates
 from fvlm.train.progress import Progress, Spent
+from fvlm.train.ranks import Ranks, told
 from fvlm.train.reference import Reference
-from fvlm.train.state import MetricsLog, clear, load_checkpoint, save_checkpoint, write_weights
+from fvlm.train.shard import gathered, load_optimizer, load_weights, whole
+from fvlm.train.signals import StopRequest
+from fvlm.train.state import MetricsLog, NoLog, clear, continued, save_checkpoint, write_weights
+from fvlm.train.totals import Totals
 from fvlm.train.watch import Watch
-
-
-class Totals:
-    """Sums over the batches of a step or of a validation. They stay on the device until they are read, all at once."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.values: list[torch.Tensor] = []
-        self.counts: Counter[str] = Counter()
-
-    def add(self, terms: Terms) -> None:
-        self.names += terms.sums
-        self.values += terms.sums.values()
-        self.counts.update(terms.counts)
-
-    def read(self, *others: torch.Tensor) -> tuple[dict[str, float], list[float]]:
-        """Sums by name, and the other 0-dim tensors' values: the one transfer from the device."""
-        values = torch.stack([*others, *self.values]).tolist() if others or self.values else []
-        sums = dict.fromkeys(self.names, 0.0)
-        for name, value in zip(self.names, values[len(others) :], strict=True):
-            sums[name] += value
-        return sums, values[: len(others)]
-
-    def means(self, sums: dict[str, float]) -> dict[str, float]:
-        return {name: total / self.counts[name] for name, total in sums.items()}
 
 
 class Trainer:
@@ -63,7 +42,9 @@ class Trainer:
     identity    of configuration, data and parent: a checkpoint of another one is not continued
     reference   of a run that learns preferences
     spent       began with the process
-    peak        FLOP/s of the device, or None where it is not known
+    peak        FLOP/s of all devices, or None where it is not known
+    ranks       the processes that train together; only the first one writes
+    stop        whether a signal wants the run to end
     """
 
     def __init__(
@@ -80,11 +61,14 @@ class Trainer:
         reference: Reference | None,
         spent: Spent,
         peak: float | None,
+        ranks: Ranks,
+        stop: StopRequest,
     ):
         self.run, self.model, self.steps, self.validation = run, model, steps, validation
         self.flops, self.work = flops, work
         self.state, self.identity, self.device, self.total = state, identity, device, len(steps)
         self.spent, self.peak, self.context = spent, peak, autocast(run, device)
+        self.ranks, self.stop = ranks, stop
         self.objective = make_objective(run, model, reference)
         self.optimizer = make_optimizer(model.parameter_groups(), run.optim)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -94,18 +78,24 @@ class Trainer:
         self.measure = "train_loss" if validation is None else "val_loss"
         self.step, self.best, self.final, self.saved_best = 0, None, None, None
         self.since_evaluation = [0.0, 0]  # sum and count of the objective
-        saved = load_checkpoint(state, identity)
-        if saved is None:
-            clear(state)
-        else:
+        saved = continued(state, identity, ranks)
+        if saved is not None:
             self._restore(saved)
+        elif ranks.first:
+            clear(state)
         self.resume_step = None if saved is None else self.step
-        self.metrics = MetricsLog(state / "metrics.jsonl", self.resume_step)
-        self.validations = MetricsLog(state / "validation.jsonl", self.resume_step)
+        self.metrics, self.validations = (
+            MetricsLog(state / f"{name}.jsonl", self.resume_step) if ranks.first else NoLog()
+            for name in ("metrics", "validation")
+        )
 
     def train(self, mirrors: Mirrors, watch: Watch) -> None:
-        """From the last checkpoint to the end, evaluating and saving on the way."""
-        if self.resume_step is None:
+        """From the last checkpoint to the end, evaluating and saving on the way.
+
+        raises   Stopped where a signal asked for it, saved at a step boundary
+        """
+        self.stop.wait_for_step()
+        if self._unevaluated:
             self._evaluate(mirrors, watch)
             self._save()
         gc.collect()
@@ -121,17 +111,19 @@ class Trainer:
         operation = self.run.operation
         progress = Progress(self.run, self.step, self.total, self.evaluate_after, self.spent, self.peak)
         ended = saved = time.monotonic()
-        for batches in load_steps(self.steps, self.step, operation.loader_workers, self.device.type == "cuda"):
+        for batches in self._loaded(self.steps, self.step):
             waited = time.monotonic() - ended
             samples, work = self.samples_seen, self._so_far(self.work)
-            record = self._update(batches)
+            record, asked = self._update(batches)
             seconds = time.monotonic() - ended
             self.spent.steps += seconds
             samples, work = self.samples_seen - samples, self._so_far(self.work) - work
             record |= self._speed(samples, work, seconds) | {"data_wait_s": waited}
             self.metrics.append(record)
             mirrors.log("train", record)
-            if self.step in self.evaluate_after:
+            if asked:
+                self._leave(asked)
+            if self._unevaluated:
                 self._evaluate(mirrors, watch)
             minutes = (time.monotonic() - saved) / 60
             due = minutes >= (operation.checkpoint_minutes or math.inf) or not self.step % operation.checkpoint_steps
@@ -139,18 +131,35 @@ class Trainer:
                 self._save()
                 gc.collect()
                 saved = time.monotonic()
-            progress.show(record, samples, work, self.final)
+            if self.ranks.first:
+                progress.show(record, samples, work, self.final)
             ended = time.monotonic()
 
-    def _update(self, batches: list[Batch]) -> dict:
+    def _loaded(self, steps: Steps, first: int = 0) -> Iterator[list[Batch]]:
+        """This rank's micro-batches of step after step."""
+        workers, pin = self.run.operation.loader_workers, self.device.type == "cuda"
+        return told(load_steps(steps, first, workers, pin), self.ranks)
+
+    @property
+    def _unevaluated(self) -> bool:
+        """Is this an evaluation point that has not been evaluated, or whose evaluation was interrupted?"""
+        due = not self.step or self.step in self.evaluate_after
+        return due and (self.final is None or self.final["step"] != self.step)
+
+    def _leave(self, status: int) -> None:
+        self._save()
+        raise Stopped(status, f"after step {self.step} of {self.total}, which is saved")
+
+    def _update(self, batches: list[Batch]) -> tuple[dict, int]:
         """One optimizer step over all micro-batches; every scored token, or pair, of the step weighs the same.
 
+        returns  the step's metrics, and the status with which a signal asked any rank to stop, else 0
         raises   UserError if loss or gradient is not finite. The weights may be spoilt by then, but nothing of the
                  step has been logged or saved.
         """
         rates = rates_at(self.run.optim, self.step, self.total)
         set_rates(self.optimizer, rates)
-        units = max(1, sum(self.objective.units(batch) for batch in batches))
+        units = max(1, sum(self.ranks.agree(sum(self.objective.units(batch) for batch in batches))))
         totals = Totals()
         for batch in batches:
             with self.context:
@@ -158,29 +167,42 @@ class Trainer:
             totals.add(terms)
             if terms.objective.requires_grad:  # texts alone reach no part that is trained when only the connector is
                 (terms.objective / units).backward()
-        norm = nn.utils.clip_grad_norm_(self.trained, self.run.optim.clip, foreach=True)
+        self._reduce_gradients()
+        norm = gathered(nn.utils.clip_grad_norm_(self.trained, self.run.optim.clip, foreach=True))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update()
         sums, (norm,) = totals.read(norm.to(self.device))  # without any gradient it is on the CPU
+        sums, asked = totals.over(self.ranks, sums, self.stop.status)
         means = totals.means(sums)
         loss = means.pop("objective", None)
         for name, value in (("loss", loss), ("gradient norm", norm)):
             if value is not None and not math.isfinite(value):
-                names = ", ".join(dict.fromkeys(key for batch in batches for key in batch.keys))  # a pair has one
+                names = self.ranks.gather([key for batch in batches for key in batch.keys])
+                names = ", ".join(dict.fromkeys(key for keys in names for key in keys))  # a pair has one
                 self._refuse(f"the {name} is {value} at step {self.step + 1}, samples {names}", "look at these samples")
         self.step += 1
         self.since_evaluation[0] += sums.get("objective", 0.0)
         self.since_evaluation[1] += totals.counts["objective"]
         means.pop("loss", None)
         fine, coarse = means.pop("loss_fine", None), means.pop("loss_coarse", None)
-        return {
+        record = {
             "step": self.step, "samples": self.samples_seen, "flops": self._so_far(self.flops),
             "train_loss": loss, "loss_fine": fine, "loss_coarse": coarse,
             "fine_coarse_ratio": fine / coarse if fine is not None and coarse else None,
             "grad_norm": norm, **{f"lr_{name}": rate for name, rate in rates.items()}, **means,
         }  # fmt: skip
+        return record, asked
+
+    def _reduce_gradients(self) -> None:
+        """Over the ranks. Weights that are split over them have done so in each backward pass."""
+        if not self.model.always_sees:
+            self.ranks.add_gradients(self.trained)
+        elif not self.steps.sees(self.step):  # what stood in for frames has left zeros, where there should be nothing
+            seeing = self.model.parameter_groups()
+            for parameter in (*seeing["dino"].values(), *seeing["connector"].values()):
+                parameter.grad = None
 
     def _speed(self, samples: int, flops: float, seconds: float) -> dict:
         """Of one step; `seconds` with the wait for its data, without evaluations and checkpoints."""
@@ -199,7 +221,8 @@ class Trainer:
         return float(cumulated[self.samples_seen - 1]) if self.step else 0.0
 
     def _refuse(self, what: str, remedy: str) -> None:
-        raise UserError(f"run {self.run.name!r}: {what}; the last checkpoint is intact; {remedy} or lower optim.lr")
+        said = f"run {self.run.name!r}: {what}; the last checkpoint is intact; {remedy} or lower optim.lr"
+        raise self.ranks.refusal(said)
 
     def averaged(self):
         """Context in which the model holds the weights that are validated and saved: their average, if one is kept."""
@@ -207,40 +230,53 @@ class Trainer:
 
     @torch.no_grad()
     def _evaluate(self, mirrors: Mirrors, watch: Watch) -> None:
-        """Held-out losses, and the training loss since the last evaluation; keeps the best weights."""
+        """Held-out losses, and the training loss since the last evaluation; keeps the best weights.
+
+        A signal interrupts it: the run is saved as it was after its last step, and evaluates when it goes on.
+        """
         started = time.monotonic()
         total, count = self.since_evaluation
-        self.since_evaluation = [0.0, 0]
         record = {
             "step": self.step, "samples": self.samples_seen, "flops": self._so_far(self.flops),
             "val_loss": None, "train_loss": total / count if count else None,
         }  # fmt: skip
+        asked = 0
         with self.averaged():
             self.model.eval()
             if self.validation is not None:
-                record |= self._held_out()
-            watch(self.model, self.step, self.device, self.context)
+                held_out, asked = self._held_out()
+                record |= held_out
+            if not asked:
+                watch(self.model, self.step, self.device, self.context, self.ranks)
             self.model.train()
-            self._keep_if_best(record)
+            if not asked:
+                self._keep_if_best(record)
+        if asked:
+            self._leave(asked)
+        self.since_evaluation = [0.0, 0]
         self.validations.append(record)
         mirrors.log("validation", record)
         self.spent.validations += time.monotonic() - started
         self.spent.validation_count += 1
 
-    def _held_out(self) -> dict:
-        totals = Totals()
-        workers, pin = self.run.operation.loader_workers, self.device.type == "cuda"
-        for batches in load_steps(self.validation, workers=workers, pin=pin):
+    def _held_out(self) -> tuple[dict, int]:
+        """Losses of the held-out samples, and the status with which a signal interrupted it, else 0."""
+        totals, asked = Totals(), 0
+        for batches in self._loaded(self.validation):
             for batch in batches:
                 with self.context:
                     totals.add(self.objective(batch.to(self.device), validating=True))
-        means = totals.means(totals.read()[0])
+            asked = max(self.ranks.agree(self.stop.status))
+            if asked:
+                return {}, asked
+        sums, _ = totals.over(self.ranks, totals.read()[0], 0)
+        means = totals.means(sums)
         means.pop("objective", None)
         loss = means.pop("loss", math.nan)
         if not math.isfinite(loss):
             self._refuse(f"the validation loss is {loss} after step {self.step}", "start from other weights")
         known = {name: means.pop(name, None) for name in ("loss_fine", "loss_coarse", "attention_entropy")}
-        return {"val_loss": loss, **known, **means}
+        return {"val_loss": loss, **known, **means}, 0
 
     def _keep_if_best(self, record: dict) -> None:
         """By validation loss, or where nothing is held out by the training loss."""
@@ -249,7 +285,12 @@ class Trainer:
             return
         if self.best is None or record[self.measure] < self.best[self.measure]:
             self.best = self.final
-            write_weights(self.path_of(self.best), lambda beside: save_model(self.model, str(beside)))
+            self.write_weights(self.path_of(self.best))
+
+    def write_weights(self, path: Path) -> None:
+        """The model's weights as they are now; all ranks must call it."""
+        weights = whole(self.model.state_dict())
+        self.ranks.at_first(lambda: write_weights(path, lambda beside: save_file(weights, str(beside))))
 
     def path_of(self, best: dict) -> Path:
         """Best weights, under their step's name: a checkpoint says which, so a resumed run finds its own."""
@@ -258,31 +299,35 @@ class Trainer:
     def _save(self) -> None:
         started = time.monotonic()
         finished = self.step == self.total  # nothing will need the optimizer's moments any more
-        self.metrics.sync()
-        self.validations.sync()
         self.spent.checkpoint_count += 1
         content = {
-            "identity": self.identity, "step": self.step, "model": self.model.state_dict(),
-            "optimizer": None if finished else self.optimizer.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
+            "identity": self.identity, "step": self.step, "model": whole(self.model.state_dict()),
+            "optimizer": None if finished else whole(self.optimizer.state_dict()),
+            "average": None if self.average is None else whole(self.average.state_dict()),
             "best": self.best, "final": self.final, "since_evaluation": self.since_evaluation,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "spent": self.spent.state_dict(), "precision": precision_on(self.run, self.device),
         }  # fmt: skip
+        size = self.ranks.at_first(lambda: self._write(content, finished))
+        self.saved_best = self.best
+        self.spent.checkpoint_bytes = max(size, self.spent.checkpoint_bytes)
+        self.spent.checkpoints += time.monotonic() - started
+
+    def _write(self, content: dict, finished: bool) -> int:
+        self.metrics.sync()
+        self.validations.sync()
         size = save_checkpoint(self.state, self.step, content, keep=1 if finished else 2)
         # the checkpoint before this one is kept as well, and so is what it calls the best
         kept = {self.path_of(best) for best in (self.best, None if finished else self.saved_best) if best}
         for old in set(self.state.glob("best_*.safetensors")) - kept:
             old.unlink()
-        self.saved_best = self.best
-        self.spent.checkpoint_bytes = max(size, self.spent.checkpoint_bytes)
-        self.spent.checkpoints += time.monotonic() - started
+        return size
 
     def _restore(self, saved: dict) -> None:
-        self.model.load_state_dict(saved["model"])
+        load_weights(self.model, saved["model"])
         if saved["optimizer"] is not None:
-            self.optimizer.load_state_dict(saved["optimizer"])
+            load_optimizer(self.optimizer, saved["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(saved["average"])
         self.step, self.best, self.final, self.saved_best = saved["step"], saved["best"], saved["final"], saved["best"]
@@ -298,4 +343,5 @@ class Trainer:
                 said += f", in {now}, which began in {saved['precision']}: this machine computes otherwise"
         else:
             said = f"already trained with this configuration, data and parent; to train anew, delete {self.state}"
-        print(f"{self.run.name}: {said}", file=sys.stderr, flush=True)
+        if self.ranks.first:
+            print(f"{self.run.name}: {said}", file=sys.stderr, flush=True)

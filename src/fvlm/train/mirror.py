@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 
 from fvlm.errors import UserError
 from fvlm.schema import Run
+from fvlm.train.ranks import Ranks
 
 FINISH_SECONDS = 60.0  # a network that is gone does not hold up the end of a run for longer
 
@@ -57,9 +58,24 @@ class Mirrors:
         if run.operation.tensorboard:
             self._open("TensorBoard", lambda: _TensorBoard(run, folder, resume_step))
 
+    @classmethod
+    def first_of(cls, ranks: Ranks, *about) -> "Mirrors":
+        """Those of the first rank; the others copy nothing. If they cannot be opened, all raise UserError."""
+        made: list[Mirrors] = []
+        ranks.at_first(lambda: made.append(cls(*about)))
+        if not made:
+            run, *rest = about
+            off = run.operation.model_copy(update={"wandb": None, "tensorboard": False})
+            made.append(cls(run.model_copy(update={"operation": off}), *rest))
+        return made[0]
+
     def log(self, kind: Literal["train", "validation"], record: dict) -> None:
-        """Copy the numbers of a metrics record, unless its step was copied before the run was interrupted."""
-        if not self.mirrors or (self.resume_step is not None and record["step"] <= self.resume_step):
+        """Copy the numbers of a metrics record, unless it was copied before the run was interrupted.
+
+        That may have been after a step and before its validation.
+        """
+        new = record["step"] + (kind == "validation")
+        if not self.mirrors or (self.resume_step is not None and new <= self.resume_step):
             return
         values = {
             f"{kind}/{name.replace(':', '/')}": value

@@ -14,8 +14,10 @@ from fvlm.data.loader import Steps, load_steps
 from fvlm.files import write_beside
 from fvlm.model.foveated import VideoLanguageModel
 from fvlm.train.progress import clock
+from fvlm.train.ranks import Ranks, told
 
 SAVE_SECONDS = 60
+ALONE = Ranks()
 
 
 class Reference:
@@ -42,6 +44,7 @@ class Reference:
         device: torch.device,
         context,
         workers: int = 0,
+        ranks: Ranks = ALONE,
     ) -> "Reference":
         """Ask the model, which must still have the parent's weights, about every pair, or read what `path` holds.
 
@@ -50,23 +53,30 @@ class Reference:
         identity    of configuration, data, parent's weights and precision; a cache of another one is thrown away
         context     the run's autocast, so that the values are those that the training starts from
         workers     threads that read ahead
+        ranks       each asks about its share of the steps, and learns the others'; the first one writes
         """
-        cache = _Cache(path, identity)
+        cache = _Cache(path, identity, reads=ranks.first)
+        cache.steps, cache.rows = ranks.gather((cache.steps, cache.rows))[0]
         total = sum(len(steps) for steps in step_sets)
         if cache.steps < total:
-            _fill(cache, model, step_sets, total, device, context, workers)
+            _fill(cache, model, step_sets, total, device, context, workers, ranks)
         return cls(cache.pairs())
 
 
 class _Cache:
     """What is known so far: one row per pair, in the order in which the pairs were asked about."""
 
-    def __init__(self, path: Path, identity: str):
+    def __init__(self, path: Path, identity: str, reads: bool = True):
         self.path, self.identity = path, identity
         self.steps, self.rows = 0, []  # rows: (validating, source, key, chosen, rejected)
+        if reads:
+            self._read()
+
+    def _read(self) -> None:
+        """What is on disk, if it is of this identity."""
         try:
-            with np.load(path, allow_pickle=False) as content:
-                if str(content["identity"]) == identity:
+            with np.load(self.path, allow_pickle=False) as content:
+                if str(content["identity"]) == self.identity:
                     columns = (
                         content[name].tolist() for name in ("validating", "sources", "keys", "chosen", "rejected")
                     )
@@ -75,7 +85,7 @@ class _Cache:
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            print(f"{path}: unreadable, asking the parent anew ({error})", file=sys.stderr, flush=True)
+            print(f"{self.path}: unreadable, asking the parent anew ({error})", file=sys.stderr, flush=True)
 
     def pairs(self) -> dict[tuple[bool, str, str], list[float]]:
         return {(validating, source, key): [*values] for validating, source, key, *values in self.rows}
@@ -100,16 +110,21 @@ class _Cache:
 
 
 @torch.no_grad()
-def _fill(cache: _Cache, model, step_sets: Sequence[Steps], total: int, device, context, workers: int) -> None:
+def _fill(
+    cache: _Cache, model, step_sets: Sequence[Steps], total: int, device, context, workers: int, ranks: Ranks
+) -> None:
     """Ask about all steps that the cache does not have yet."""
     training, started, first = model.training, time.monotonic(), cache.steps
     saved = started
     model.eval()
     before = 0  # steps of the sets already passed
     for validating, steps in enumerate(step_sets):
-        for batches in load_steps(steps, max(0, cache.steps - before), workers, device.type == "cuda"):
-            cache.rows += _ask(model, batches, bool(validating), device, context)
+        for batches in told(load_steps(steps, max(0, cache.steps - before), workers, device.type == "cuda"), ranks):
+            for rows in ranks.agree(_ask(model, batches, bool(validating), device, context)):
+                cache.rows += rows
             cache.steps += 1
+            if not ranks.first:
+                continue
             if time.monotonic() - saved > SAVE_SECONDS or cache.steps == total:
                 cache.save()
                 saved = time.monotonic()
@@ -124,10 +139,10 @@ def _fill(cache: _Cache, model, step_sets: Sequence[Steps], total: int, device, 
 
 
 def _ask(model, batches: list[Batch], validating: bool, device, context) -> list[tuple]:
-    sums = []
+    sums = [torch.zeros(0, device=device)]
     for batch in batches:
         with context:
-            sums.append(-model(batch.to(device), model.config.training_mode).loss_sum_B)
-    values = torch.cat(sums).float().reshape(-1, 2).tolist()
+            sums.append(-model(batch.to(device), model.config.training_mode).loss_sum_B.float())
+    chosen, rejected = torch.cat(sums).unflatten(0, (-1, 2)).unbind(1)
     names = [name for batch in batches for name in zip(batch.sources[::2], batch.keys[::2], strict=True)]
-    return [(validating, *name, *pair) for name, pair in zip(names, values, strict=True)]
+    return [(validating, *name, *pair) for name, *pair in zip(names, chosen.tolist(), rejected.tolist(), strict=True)]

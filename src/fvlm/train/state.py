@@ -17,46 +17,49 @@ from safetensors import SafetensorError
 
 from fvlm.errors import UserError
 from fvlm.files import write_beside
+from fvlm.train.ranks import Ranks
 
 FORMAT = 3  # of a checkpoint; one of another format is not continued
 
 
 class RunLock:
-    """At most one process trains a run. The lock goes with its process, however that ends.
+    """At most one process trains a run, or several ranks together. The lock is the first one's, and goes with its
+    process, however that ends.
 
     A second process waits: Snakemake may have been killed while its training lives on, and then that training's
     last checkpoint is where the second one continues.
     """
 
-    def __init__(self, state: Path):
-        state.mkdir(parents=True, exist_ok=True)
-        self.path = state / "lock"
+    def __init__(self, state: Path, ranks: Ranks):
+        self.path, self.ranks, self.file = state / "lock", ranks, None
 
     def __enter__(self) -> "RunLock":
-        self.file = open(self.path, "a+")
         waited = False
-        while True:
-            try:
-                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not waited:
-                    self.file.seek(0)
-                    holder = self.file.read().strip() or "another process"
-                    print(
-                        f"{self.path}: {holder} is training this run; waiting until it ends",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-                    waited = True
-                time.sleep(0.2)
+        while not self.ranks.at_first(self._taken):
+            if self.ranks.first and not waited:
+                self.file.seek(0)
+                holder = self.file.read().strip() or "another process"
+                print(f"{self.path}: {holder} is training this run; waiting until it ends", file=sys.stderr, flush=True)
+            waited = True
+            time.sleep(0.2)
+        return self
+
+    def _taken(self) -> bool:
+        if self.file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = open(self.path, "a+")  # noqa: SIM115 - open as long as the run
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
         self.file.truncate(0)
         self.file.write(f"process {os.getpid()} on {socket.gethostname()}")
         self.file.flush()
-        return self
+        return True
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
 
 
 def write_weights(path: Path, write: Callable[[Path], None]) -> None:
@@ -76,7 +79,7 @@ def write_weights(path: Path, write: Callable[[Path], None]) -> None:
 
 def save_checkpoint(state: Path, step: int, content: dict, keep: int) -> int:
     """Write checkpoint `step` and drop all but the newest `keep`; returns its bytes."""
-    path = state / f"step_{step:08d}.pt"
+    path = _path_of(state, step)
     write_weights(path, lambda beside: torch.save(content, beside))
     for old in sorted(state.glob("step_*.pt"))[:-keep]:
         old.unlink()
@@ -104,6 +107,27 @@ def load_checkpoint(state: Path, identity: str) -> dict | None:
         )
         return None
     return None
+
+
+def continued(state: Path, identity: str, ranks: Ranks) -> dict | None:
+    """`load_checkpoint` of the first rank, which all of them read."""
+    saved = load_checkpoint(state, identity) if ranks.first else None
+    (step, *_) = ranks.gather(None if saved is None else saved["step"])
+    missing = None
+    if step is not None and saved is None:
+        try:
+            saved = torch.load(_path_of(state, step), map_location="cpu", weights_only=True)
+        except OSError as error:
+            missing = UserError(
+                f"{_path_of(state, step)} cannot be read by rank {ranks.rank} on {socket.gethostname()} ({error}); "
+                "results must lie where all nodes see them"
+            )
+    ranks.agree(error=missing)
+    return saved
+
+
+def _path_of(state: Path, step: int) -> Path:
+    return state / f"step_{step:08d}.pt"
 
 
 def clear(state: Path) -> None:
@@ -141,6 +165,12 @@ class MetricsLog:
 
     def records(self) -> list[dict]:
         return [json.loads(line) for line in self.path.read_text().splitlines()]
+
+
+class NoLog:
+    """The log of a rank that writes none."""
+
+    def append(self, record: dict) -> None: ...
 
 
 def write_csv(path: Path, records: list[dict]) -> None:

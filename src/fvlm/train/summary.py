@@ -38,7 +38,8 @@ def summary_of(trainer: Trainer, order: Order, flops: np.ndarray) -> dict:
         **_speed(trainer, len(order)), "checkpoints": spent.about_checkpoints(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "git": git_state(), "versions": versions(), "hardware": hardware(), "device": trainer.device.type,
-        "precision": precision_on(run, trainer.device), "threads": torch.get_num_threads(),
+        "ranks": trainer.ranks.count, "precision": precision_on(run, trainer.device),
+        "threads": torch.get_num_threads(),
         "config": run.model_dump(mode="json"),
     }  # fmt: skip
 

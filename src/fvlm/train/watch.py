@@ -11,6 +11,7 @@ from fvlm.evaluate.overlay import Row, overlay
 from fvlm.files import write_beside
 from fvlm.model.foveated import VideoLanguageModel
 from fvlm.schema import Run, Study
+from fvlm.train.ranks import Ranks
 
 
 class Watch:
@@ -25,8 +26,8 @@ class Watch:
         self.videos = _videos(run, study)
 
     @torch.no_grad()
-    def __call__(self, model: VideoLanguageModel, step: int, device: torch.device, context) -> None:
-        """step: updates so far; context: the run's autocast."""
+    def __call__(self, model: VideoLanguageModel, step: int, device: torch.device, context, ranks: Ranks) -> None:
+        """step: updates so far; context: the run's autocast; ranks: all look, the first one saves."""
         if self.videos is None:
             return
         training = model.training
@@ -44,6 +45,8 @@ class Watch:
             rows.append(Row(maps["frames"], looked, f"{batch.sources[0]}   {batch.keys[0]}   {entropy:.2f} nats"))
             arrays |= {f"key_{k}": np.array(batch.keys[0]), f"source_{k}": np.array(batch.sources[0])}
         model.train(training)
+        if not ranks.first:
+            return
         picture = overlay(rows, f"{self.run.name}, step {step:,}: where the query looks")
         name = f"step_{step:08d}"
         write_beside(self.folder / f"{name}.npz", lambda beside: _save(beside, arrays))

@@ -1,0 +1,88 @@
+"""Trainings of several ranks: processes that come from one that has imported everything, as torchrun would start them."""
+
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from fvlm.__main__ import main
+from tests.train_cases import content_in
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.rank_cases", "fvlm.train.command"])
+PATIENCE = 120.0  # seconds; what takes longer hangs
+
+
+def study_file(prepared: Path, folder: Path, run: str, settings: dict) -> Path:
+    """A study on the shards of `prepared`, with runs of its own, one of them with some settings."""
+    results = folder / "results"
+    (results / "runs").mkdir(parents=True)
+    for name in ("tokenizer", "index", "shards"):
+        (results / name).symlink_to(prepared / name)
+    if (prepared / "runs/stage1").exists():
+        (results / "runs/stage1").symlink_to(prepared / "runs/stage1")
+    return change(folder / "study.yaml", run, settings)
+
+
+def change(path: Path, run: str, settings: dict) -> Path:
+    """Write the study file anew, with other settings of the run."""
+    changes = {"ablations" if run in ("baseline", "F1") else "stages": {run: settings}}
+    path.write_text(yaml.safe_dump(content_in(path.parent / "results", **changes)))
+    return path
+
+
+class Team:
+    """`ranks` processes that train a run together. What they say goes to `study.parent`/rank*.log.
+
+    before   called in each of them first, with its rank
+    """
+
+    def __init__(self, ranks: int, study: Path, run: str, before: Callable[[int], None] | None = None):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.logs = [study.parent / f"rank{rank}.log" for rank in range(ranks)]
+        self.processes = [
+            CONTEXT.Process(target=_train, args=(rank, ranks, port, study, run, self.logs[rank], before))
+            for rank in range(ranks)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def wait(self) -> list[int]:
+        """Exit statuses by rank; fails if one hangs."""
+        try:
+            for process in self.processes:
+                process.join(PATIENCE)
+                assert process.exitcode is not None, f"hangs\n{self.said}"
+        finally:
+            for process in self.processes:
+                process.kill()
+        return [process.exitcode for process in self.processes]
+
+    @property
+    def said(self) -> str:
+        return "".join(f"--- {log.name}\n{log.read_text()}" for log in self.logs if log.exists())
+
+
+def _train(rank: int, ranks: int, port: int, study: Path, run: str, log: Path, before) -> None:
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    if ranks > 1:
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in places.items()})
+    if before is not None:
+        before(rank)
+    sys.exit(main(["train", run, "--study", str(study)]))
+
+
+def train(ranks: int, study: Path, run: str = "baseline") -> Path:
+    """Train a run to its end; returns its folder."""
+    team = Team(ranks, study, run)
+    assert team.wait() == [0] * ranks, team.said
+    return study.parent / "results/runs" / run
