@@ -178,7 +178,7 @@ def test_tars_that_are_none_or_too_many(tmp_path, monkeypatch):
         read_rows(tmp_path, "{00000..00001}.tar", reader="video2dataset")
     content = write_tar(tmp_path / "00000.tar", [("a", {"mp4": b"x" * 2000})]).read_bytes()
     (tmp_path / "00000.tar").write_bytes(content[:1000])
-    with pytest.raises(UserError, match=r"00000.tar: no tar, or a damaged one"):
+    with pytest.raises(UserError, match=r"00000.tar: cut within the member at byte 0"):
         read_rows(tmp_path, reader="video2dataset")
     write_tar(tmp_path / "00000.tar", [(str(i), {"txt": b"c"}) for i in range(4)])
     monkeypatch.setattr("fvlm.data.readers.video2dataset.ROWS_PER_TAR", 3)

@@ -14,7 +14,7 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from fvlm.data.media import SIDE, Clip, MediaError, Span, schedule
-from fvlm.data.packets import FORMATS, Packets, open_video, read_packets
+from fvlm.data.packets import FORMATS, LIMIT, Packets, open_video, read_packets
 from fvlm.data.pyav import display_matrix, to_square
 
 # What decord 0.6 gets right; of the rest it fails on some and is silently wrong on others.
@@ -92,7 +92,9 @@ def decode_with_ffmpeg(path: Path, crop: bool = True, span_s: Span = None) -> Cl
     with container:
         codec, number = stream.codec_context.name, stream.index
     command = imageio_ffmpeg.get_ffmpeg_exe()
-    source = ffmpeg.input(str(path.absolute()), protocol_whitelist="file,pipe", format_whitelist=FORMATS, threads=1)
+    source = ffmpeg.input(
+        str(path.absolute()), protocol_whitelist="file,pipe", format_whitelist=FORMATS, threads=1, **LIMIT
+    )
     video = source[str(number)]
     try:
         small = video.filter("scale", 16, 16)

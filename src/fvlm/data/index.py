@@ -25,7 +25,8 @@ import numpy as np
 
 from fvlm.config import add_study_arguments, study_of
 from fvlm.data import ledger
-from fvlm.data.shard_index import COLUMNS, Part, Work, index_shard, read_part, save_arrays, tokenizer_digest
+from fvlm.data.arrays import open_arrays, save_arrays
+from fvlm.data.shard_index import COLUMNS, Part, Work, index_shard, read_part, tokenizer_digest
 from fvlm.data.sources import tars_of
 from fvlm.errors import UserError
 from fvlm.files import write_beside
@@ -207,7 +208,7 @@ def ledger_of(index: Path) -> Path:
 def load_index(path: Path | str) -> Index:
     """Read what `write_index` wrote; raises UserError if it is not there or not an index."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open_arrays(path) as stored:
             values = {field.name: stored[field.name] for field in fields(Index)}
     except KeyError as error:
         raise UserError(

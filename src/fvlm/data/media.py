@@ -12,6 +12,9 @@ LONGEST = 16 * SIDE  # pixels; a picture that would be scaled to a longer side i
 MAX_FRAMES = 64
 Span = tuple[float, float] | None  # part of a video: start and end in seconds; None: all of it
 MAX_PIXELS = 100_000_000  # of one decoded picture: about 300 MB as RGB
+MAX_IMAGE_BYTES = 512 << 20  # of one encoded picture: as many pixels, not compressed
+MAX_SAMPLE_BYTES = 1 << 30  # of a sample in a shard, which is read whole
+MAX_TEXT_BYTES = 64 << 20  # of what is said in one sample: a line of a table, or a sample's text in a shard
 
 # Why an input can be missing from a shard. A ledger names nothing else.
 REASONS = {

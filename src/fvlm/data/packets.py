@@ -1,7 +1,9 @@
 """Open a video and learn from its packets, without decoding, when each frame is shown and what can be left out."""
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -17,7 +19,8 @@ FORMATS = (
     "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,ivf,nut,mxf,dv,rm,h264,hevc,m4v,obu,"
     "mp3,aac,wav,flac"  # recognised so that the reason can be 'no video stream'
 )
-OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+LIMIT = {"max_pixels": str(MAX_PIXELS)}  # of decoders: they refuse a larger picture before they make room for it
+OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FORMATS, **LIMIT}
 # One packet is one shown frame, with its time on it: only here can packets stand for frames.
 PLANNED = {
     "mov": {"h264", "hevc", "vp9", "av1", "libdav1d", "mpeg4", "mjpeg", "prores", "dnxhd", "png"},
@@ -100,10 +103,28 @@ def open_video(path: Path, stream_index: int | None = None, probe: bool = True) 
         container.close()
         raise MediaError("too_large", f"{path}: {context.width} x {context.height} pixels")
     context.thread_count = 1
+    context.options = LIMIT
     for other in container.streams:
         if other is not stream:
             other.discard = av.stream.Discard.all
     return container, stream
+
+
+def refused_size(path: Path, stream_index: int) -> str | None:
+    """What the decoder says of the size of the first pictures, where that is why it gives none."""
+    container, stream = open_video(path, stream_index)
+    before = av.logging.get_level(), av.logging.get_skip_repeated()
+    av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)
+    try:
+        with container, av.logging.Capture() as said:
+            for packet in islice(demux(container, stream), 3):
+                with contextlib.suppress(av.error.FFmpegError):
+                    stream.codec_context.decode(packet)
+    finally:
+        av.logging.set_level(before[0])
+        av.logging.set_skip_repeated(before[1])
+    return next((text.strip() for _, _, text in said if text.startswith("Picture size")), None)
 
 
 def _looks_like_video(path: Path) -> bool:

@@ -13,7 +13,7 @@ from itertools import combinations
 import numpy as np
 import simplejpeg
 
-from fvlm.data.media import SIDE
+from fvlm.data.media import MAX_PIXELS, SIDE, MediaError
 from fvlm.data.video import square_image
 
 SMALL, LOW = 32, 8  # pixels of the reduced image's side; DCT frequencies kept each way
@@ -52,7 +52,10 @@ def _grey(content: bytes) -> np.ndarray:
     # A turned photo goes the way on which its EXIF is read; the mark stands near the start where there is one.
     if content.startswith(b"\xff\xd8") and b"Exif\0" not in content[:4096]:
         # As in training, a frame of the right size must be whole; other JPEGs are read there by Pillow.
-        strict = simplejpeg.decode_jpeg_header(content)[:2] == (SIDE, SIDE)
+        height, width = simplejpeg.decode_jpeg_header(content)[:2]
+        if height * width > MAX_PIXELS:
+            raise MediaError("too_large", f"{width} x {height} pixels")
+        strict = (height, width) == (SIDE, SIDE)
         return simplejpeg.decode_jpeg(content, "GRAY", min_height=SMALL, min_width=SMALL, strict=strict)[..., 0]
     return square_image(io.BytesIO(content))[0]
 

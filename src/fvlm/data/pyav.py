@@ -20,7 +20,17 @@ from av.video.stream import VideoStream
 
 from fvlm.data.bitstream import av1_cuts
 from fvlm.data.media import LONGEST, MAX_FRAMES, MAX_PIXELS, SIDE, Clip, MediaError, Span, centre, fit, schedule
-from fvlm.data.packets import NO_PTS, Packets, demux, describes_itself, duration_of, open_video, read_packets, runs_of
+from fvlm.data.packets import (
+    NO_PTS,
+    Packets,
+    demux,
+    describes_itself,
+    duration_of,
+    open_video,
+    read_packets,
+    refused_size,
+    runs_of,
+)
 
 NO_TIMES = ("h264", "hevc", "m4v", "mpegvideo", "obu")  # frames follow each other at the stream's rate
 
@@ -124,6 +134,9 @@ def _decode_in_order(path: Path, packets: Packets, crop: bool, span_s: Span) -> 
     for _ in range(2):
         images, shown_s, duration_s = _decode_every(path, packets.stream, moments_s, keep, crop)
         if not len(shown_s):
+            refused = refused_size(path, packets.stream)
+            if refused is not None:
+                raise MediaError("too_large", f"{path}: {refused}")
             raise MediaError("corrupt", f"{path}: {len(packets.pts)} packets, not one frame decoded")
         times_s, positions, duration_s = schedule(shown_s, duration_s, span_s)
         if set(positions.tolist()) <= images.keys():

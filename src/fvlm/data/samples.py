@@ -96,8 +96,8 @@ def check_image(suffix: str, content: bytes) -> None:
         else:
             with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
                 width, height = image.size
-    except Image.DecompressionBombError as error:
-        raise MediaError("too_large", f"{suffix}: {error}") from error
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise MediaError("too_large", f"{suffix}: {error or 'out of memory'}") from error
     except UnidentifiedImageError as error:
         raise MediaError("not_media", f"{suffix}: no image format that is read here") from error
     except (OSError, SyntaxError, ValueError) as error:

@@ -14,14 +14,14 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
+from fvlm.data.arrays import open_arrays, save_arrays
 from fvlm.data.ledger import ledger_line
-from fvlm.data.media import MAX_FRAMES, MediaError
+from fvlm.data.media import MAX_FRAMES, MAX_IMAGE_BYTES, MAX_SAMPLE_BYTES, MAX_TEXT_BYTES, MediaError
 from fvlm.data.perceptual import perceptual_hash
 from fvlm.data.samples import check_image, image_suffixes, rejected_text, sample_text, video_suffixes
 from fvlm.data.tar import Entry, samples_of
 from fvlm.data.text import SYSTEM_PROMPT, encode_chat, load_tokenizer, question_length
 from fvlm.errors import UserError
-from fvlm.files import write_beside
 
 FORMAT = 4  # raise it when an index of the same shard would come out different
 COLUMNS = {
@@ -113,14 +113,6 @@ def index_shard(shard: Path, work: Work) -> None:
     save_arrays(work.part_of(shard), values)
 
 
-def save_arrays(path: Path, values: dict) -> None:
-    def save(beside: Path) -> None:
-        with beside.open("wb") as file:  # given a path, savez would change its suffix
-            np.savez(file, **values)
-
-    write_beside(path, save)
-
-
 @dataclass(frozen=True)
 class Part:
     """The index of one shard: columns as in `Index`, and how many samples were rejected by reason."""
@@ -131,19 +123,19 @@ class Part:
 
     def entries(self) -> list[dict]:
         """Of its ledger, with rows from 0. Read when asked for: those of a large source together take gigabytes."""
-        with np.load(self.path, allow_pickle=False) as stored:
+        with open_arrays(self.path) as stored:
             return [json.loads(line) for line in stored["ledger"].tobytes().splitlines()]
 
 
 def read_part(path: Path) -> Part:
-    with np.load(path, allow_pickle=False) as stored:
+    with open_arrays(path) as stored:
         columns = {name: stored[name] for name in COLUMNS}
         return Part(path, columns, Counter(json.loads(str(stored["rejected"]))))
 
 
 def is_current(part: Path, identity: str) -> bool:
     try:
-        with np.load(part, allow_pickle=False) as stored:
+        with open_arrays(part) as stored:
             return str(stored["identity"]) == identity
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
         return False  # not there, of an older form, or damaged
@@ -204,6 +196,7 @@ def check_sum(shard: Path, data: mmap.mmap | bytes) -> None:
 def _describe(data: mmap.mmap, entry: Entry, tokenizer: Tokenizer, work: Work) -> tuple[str | None, tuple | MediaError]:
     """Original file of a sample, if named; and its columns from `frames` to `hashes`, or what is wrong."""
     try:
+        _check_sizes(entry)
         text = {suffix: _content(data, entry, suffix) for suffix in ("json", "txt") if suffix in entry.members}
         sample = sample_text(text, work.prompt)
         ids, answer = encode_chat(tokenizer, sample)
@@ -212,6 +205,8 @@ def _describe(data: mmap.mmap, entry: Entry, tokenizer: Tokenizer, work: Work) -
         original = str(sample.get("file") or "")
         original.encode()  # half of a surrogate pair could not stand in the ledger
         name = str(sample.get("video") or original).encode()  # clips of one video belong together
+    except MediaError as error:
+        return None, error
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         return None, MediaError("bad_sample", f"no usable text ({type(error).__name__}: {error})")
     images = image_suffixes(entry.members)
@@ -232,6 +227,16 @@ def _describe(data: mmap.mmap, entry: Entry, tokenizer: Tokenizer, work: Work) -
     return original or None, (len(images), *lengths, group, hashes)
 
 
+def _check_sizes(entry: Entry) -> None:
+    """Refuse a sample that no memory should be given for; raises MediaError too_large."""
+    for suffix, (_, size) in entry.members.items():
+        most = MAX_TEXT_BYTES if suffix in ("json", "txt") else MAX_IMAGE_BYTES
+        if size > most:
+            raise MediaError("too_large", f"{suffix}: {size:,} bytes, more than {most:,}")
+    if entry.length > MAX_SAMPLE_BYTES:
+        raise MediaError("too_large", f"{entry.length:,} bytes in all, more than {MAX_SAMPLE_BYTES:,}")
+
+
 def _content(data: mmap.mmap, entry: Entry, suffix: str) -> bytes:
     offset, size = entry.members[suffix]
     return data[offset : offset + size]
@@ -240,7 +245,7 @@ def _content(data: mmap.mmap, entry: Entry, suffix: str) -> bytes:
 def _hashes(data: mmap.mmap, entry: Entry, images: list[str]) -> tuple[int, int]:
     """Perceptual hashes of the first and the middle image; 0 where there is none.
 
-    raises      MediaError corrupt
+    raises      MediaError corrupt, too_large
     """
     if not images:
         return 0, 0
@@ -252,7 +257,11 @@ def _hashes(data: mmap.mmap, entry: Entry, images: list[str]) -> tuple[int, int]
 def _hash(suffix: str, content: bytes) -> int:
     try:
         return perceptual_hash(content)
-    except (OSError, SyntaxError, ValueError, MediaError, Image.DecompressionBombError) as error:  # as Pillow does
+    except MediaError as error:
+        raise MediaError("too_large" if error.reason == "too_large" else "corrupt", f"{suffix}: {error}") from error
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise MediaError("too_large", f"{suffix}: {error or 'out of memory'}") from error
+    except (OSError, SyntaxError, ValueError) as error:  # as Pillow does
         raise MediaError("corrupt", f"{suffix}: {error}") from error
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from fvlm.errors import UserError
 
 BLOCK = 512
+LONGEST_NAME = 1 << 20  # bytes of a member that names the next one; no file system takes more than some thousands
 ADLER_PRIME = 65_521
 
 
@@ -40,6 +41,8 @@ def members_of(data: mmap.mmap | bytes, file: str, start: int = 0) -> Iterator[t
             raise UserError(f"{file}: cut within the member at byte {offset}; make or copy the file again")
         kind, first = header[156:157], offset if named is None else named[1]
         if kind in (b"L", b"x"):  # GNU and PAX long names stand in a member of their own
+            if size > LONGEST_NAME:
+                raise UserError(f"{file}: a name of {size:,} bytes at byte {offset}; make or copy the file again")
             named = (_long_name(bytes(data[content : content + size]), kind), first)
         else:
             if kind in (b"0", b"\0"):
@@ -58,8 +61,11 @@ def _sum_of(header: bytes) -> int:
 
 
 def _number(field: bytes) -> int:
-    """Octal text, or base 256 for sizes of 8 GiB and more."""
-    return int.from_bytes(field[1:], "big") if field[0] & 0x80 else int(field.strip(b"\0 ") or b"0", 8)
+    """Octal text, or base 256 for sizes of 8 GiB and more; raises ValueError, also where a size would lead back."""
+    number = int.from_bytes(field[1:], "big") if field[0] & 0x80 else int(field.strip(b"\0 ") or b"0", 8)
+    if number < 0:
+        raise ValueError(f"size {number}")
+    return number
 
 
 def _short_name(header: bytes) -> str:

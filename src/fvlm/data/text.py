@@ -69,7 +69,7 @@ def copy_tokenizer(name: str, out: Path) -> None:
     making = out.with_name(out.name + ".part")
     shutil.rmtree(making, ignore_errors=True)
     try:
-        AutoTokenizer.from_pretrained(name).save_pretrained(str(making))
+        AutoTokenizer.from_pretrained(name, trust_remote_code=False).save_pretrained(str(making))
     except (OSError, ValueError) as error:
         raise UserError(f"tokenizer {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     _install(making, out)
@@ -92,7 +92,8 @@ def load_tokenizer(folder_or_name: Path | str) -> Tokenizer:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder_or_name)).backend_tokenizer
+            name = str(folder_or_name)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False).backend_tokenizer
         except (OSError, ValueError) as error:
             raise UserError(f"no tokenizer {str(folder_or_name)!r}: {str(error).splitlines()[0]}") from error
     missing = [token for token in (START, END) if tokenizer.token_to_id(token) is None]

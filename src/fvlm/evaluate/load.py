@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_model
 
 from fvlm.errors import UserError
-from fvlm.model.build import build_model
+from fvlm.model.build import build_model, load_weights
 from fvlm.model.foveated import VideoLanguageModel
 from fvlm.schema import Run
 from fvlm.train.device import device_of
@@ -37,7 +36,7 @@ def load_run(folder: Path | str) -> tuple[Run, VideoLanguageModel, torch.device]
         part: getattr(run.model, part).model_copy(update={"weights": None}) for part in ("encoder", "language")
     })  # fmt: skip
     model = build_model(unpretrained, run.train.seed)
-    load_model(model, str(folder / "model" / "best.safetensors"))
+    load_weights(model, folder / "model" / "best.safetensors")
     torch.set_num_threads(run.operation.threads)
     device = device_of(run)
     return run, model.to(device).eval(), device

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model
 from torch import nn
 from transformers import (
     Dinov2Config,
@@ -134,6 +136,18 @@ def load_pretrained(
             + "; use a checkpoint of exactly this architecture"
         )
     return model.eval()
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Weights that a run saved, into a model of its configuration.
+
+    raises   UserError if the file is not there, is damaged, or belongs to another model
+    """
+    try:
+        load_model(model, str(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{path} cannot be loaded ({reason}); put it back, or train the run again") from error
 
 
 def _compare(found: PreTrainedConfig, wanted: PreTrainedConfig, name: str, part: str, fields: tuple[str, ...]) -> None:

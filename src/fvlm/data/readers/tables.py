@@ -7,10 +7,10 @@ JSONL without making dicts; a JSON array has to be parsed whole. Only Parquet ne
 import csv
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import IO
 
 from fvlm.data.readers.row import SURPLUS
 from fvlm.errors import UserError
@@ -19,6 +19,9 @@ HINT = "put it there, or name another with `table`"
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
 PARQUET_BATCH = 64  # rows in memory at a time; each may hold images
+LONGEST_LINE = 64 << 20  # bytes or characters; a line is in memory whole
+LARGEST_JSON = 2 << 30  # bytes; parsing takes several times as much
+MOST_ROWS = 10**9  # of a Parquet file; its header says how many, and shards are planned by it
 
 Expand = Callable[[dict], list[dict]]
 
@@ -126,9 +129,9 @@ def _parsers(path: Path) -> Iterator[Callable[[], dict]]:
 
 def _csv_rows(path: Path) -> Iterator[list[str]]:
     """The header, then the rows, without blank lines."""
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(LONGEST_LINE)
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, strict=True)
+        reader = csv.reader(_limited(file, path), strict=True)
         try:
             yield from filter(None, reader)
         except (csv.Error, UnicodeDecodeError) as error:
@@ -138,7 +141,20 @@ def _csv_rows(path: Path) -> Iterator[list[str]]:
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Lines with their numbers from 1, without blank ones."""
     with path.open("rb") as file:
-        yield from ((number, line) for number, line in enumerate(file, 1) if not line.isspace())
+        yield from ((number, line) for number, line in enumerate(_limited(file, path), 1) if not line.isspace())
+
+
+def _limited(file: IO, path: Path) -> Iterator:
+    """Lines of a file; raises UserError for one that is too long to be a record, before it is read whole."""
+    number = 0
+    while line := file.readline(LONGEST_LINE):
+        number += 1
+        if len(line) == LONGEST_LINE:
+            raise UserError(
+                f"{path}: line {number} is longer than {LONGEST_LINE >> 20} MiB; expected a record a line, mend or "
+                "delete it"
+            )
+        yield line
 
 
 def _has_objects_in_lines(path: Path) -> bool:
@@ -172,6 +188,9 @@ def _object(record: object, path: Path, where: str) -> dict:
 @lru_cache(maxsize=1)
 def _json_records(path: Path, changed_ns: int) -> list:
     """The entries of a JSON array, or a single object; kept, since one shard after the other asks for them."""
+    size = path.stat().st_size
+    if size > LARGEST_JSON:
+        raise UserError(f"{path}: {size >> 20} MiB of JSON, which is parsed whole; convert it to .jsonl")
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -193,7 +212,10 @@ def _open_parquet(path: Path):
 
 def _parquet_rows(path: Path) -> int:
     with _open_parquet(path) as file:
-        return file.metadata.num_rows
+        count = file.metadata.num_rows
+        if not 0 <= count <= MOST_ROWS:
+            raise UserError(f"{path}: its header says {count} rows, at most {MOST_ROWS:,} are read; split or mend it")
+        return count
 
 
 def _parquet(path: Path, start: int, stop: int) -> Iterator[tuple[int, dict]]:

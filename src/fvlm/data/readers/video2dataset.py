@@ -6,14 +6,17 @@ alone, with `status` and `error_message`.
 https://github.com/iejMac/video2dataset (video2dataset/data_writer.py, video2dataset/workers/download_worker.py)
 """
 
+import contextlib
 import json
-import tarfile
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
 from fvlm.data.media import Media
 from fvlm.data.readers import tables
 from fvlm.data.readers.row import BadRow, Place, Row, Sample, about, known, row_of
+from fvlm.data.readers.tables import LONGEST_LINE
+from fvlm.data.tar import members_of
 from fvlm.errors import UserError
 
 ROWS_PER_TAR = 100_000
@@ -84,25 +87,31 @@ def _records(tar: Path) -> Iterator[dict]:
 
 def _in_tar(path: Path) -> Iterator[dict]:
     record: dict | None = None
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                folder, slash, base = member.name.rpartition("/")
-                key, _, suffix = base.partition(".")
-                key = folder + slash + key
-                if not member.isfile() or not suffix:
-                    continue
-                if record is None or key != record["key"]:
-                    if record is not None:
-                        yield record
-                    record = {"key": key, "members": {}, "caption": None, "about": {}}
-                record["members"][suffix] = (member.offset_data, member.size)
-                if suffix in ("txt", "json"):
-                    _take_in(record, suffix, tar.extractfile(member).read())
-    except (tarfile.TarError, OSError) as error:
-        raise UserError(f"{path}: no tar, or a damaged one ({error}); download it again") from error
+    with _mapped(path) as data:
+        for name, _, offset, size in members_of(data, str(path)):
+            folder, slash, base = name.rpartition("/")
+            key, _, suffix = base.partition(".")
+            key = folder + slash + key
+            if not suffix:
+                continue
+            if record is None or key != record["key"]:
+                if record is not None:
+                    yield record
+                record = {"key": key, "members": {}, "caption": None, "about": {}}
+            record["members"][suffix] = (offset, size)
+            if suffix in ("txt", "json") and size <= LONGEST_LINE:
+                _take_in(record, suffix, data[offset : offset + size])
     if record is not None:
         yield record
+
+
+@contextlib.contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield data
+    except (OSError, ValueError) as error:  # ValueError: an empty file
+        raise UserError(f"{path}: no tar ({error}); download it again") from error
 
 
 def _take_in(record: dict, suffix: str, content: bytes) -> None:
