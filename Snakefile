@@ -53,7 +53,7 @@ rule plan:
     params:
         runs=digest_of_runs(),
     shell:
-        "python -m fvlm plan > {output} 2> {log}"
+        "python -m fvlm plan > {output:q} 2> {log:q}"
 
 
 include: "rules/data.smk"

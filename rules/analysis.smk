@@ -57,7 +57,7 @@ rule table:
         folder=lambda wildcards, output: str(Path(output[0]).parent),
         caption=lambda wildcards: CAPTIONS[f"{wildcards.table}_table"],
     shell:
-        "python -m fvlm table {wildcards.table} --tables {params.folder} --out {output} 2> {log}"
+        "python -m fvlm table {wildcards.table} --tables {params.folder:q} --out {output:q} 2> {log:q}"
 
 
 # fit, powerlaw, isoflop, envelope, gap, factorial, rank and check-curves on the study's own tables.
@@ -110,8 +110,8 @@ rule decisions:
         folder=lambda wildcards, input: str(Path(input[0]).parent),
         study=STUDY.study,
     shell:
-        "python -m fvlm decisions --tables {params.folder} --study {params.study:q}"
-        " --out {output.page} --text {output.text} 2> {log}"
+        "python -m fvlm decisions --tables {params.folder:q} --study {params.study:q}"
+        " --out {output.page:q} --text {output.text:q} 2> {log:q}"
 
 
 rule figure:
@@ -149,5 +149,5 @@ rule figure:
         folder=lambda wildcards, output: str(Path(output.png).parent),
         caption=lambda wildcards: CAPTIONS[wildcards.figure],
     shell:
-        "python -m fvlm figure {wildcards.figure} --tables {params.tables} --attention {input.attention}"
-        " --out-dir {params.folder} 2> {log}"
+        "python -m fvlm figure {wildcards.figure} --tables {params.tables:q} --attention {input.attention:q}"
+        " --out-dir {params.folder:q} 2> {log:q}"

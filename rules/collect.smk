@@ -16,7 +16,7 @@ rule collect_runs:
     conda:
         "../envs/analysis.yaml"
     shell:
-        "python -m fvlm collect runs {input} --out {output} 2> {log}"
+        "python -m fvlm collect runs {input:q} --out {output:q} 2> {log:q}"
 
 
 rule collect_curves:
@@ -36,7 +36,7 @@ rule collect_curves:
     params:
         points=lambda wildcards: 0 if wildcards.curve == "validation" else 400,
     shell:
-        "python -m fvlm collect curves {input} --points {params.points} --out {output} 2> {log}"
+        "python -m fvlm collect curves {input:q} --points {params.points} --out {output:q} 2> {log:q}"
 
 
 rule collect_evaluation:
@@ -57,5 +57,5 @@ rule collect_evaluation:
     params:
         replicates=1000,
     shell:
-        "python -m fvlm collect evaluation {input} --replicates {params.replicates}"
-        " --out {output.losses} --bootstrap {output.bootstrap} 2> {log}"
+        "python -m fvlm collect evaluation {input:q} --replicates {params.replicates}"
+        " --out {output.losses:q} --bootstrap {output.bootstrap:q} 2> {log:q}"

@@ -176,8 +176,9 @@ def make_report():
             for key, value in workflow.config_settings.config.items()
         )
         config_ = f"--config {changes}" if changes else ""
+        log = f"{R}/logs/report.log"
         shell(
-            f"snakemake --report {page} --configfile {files} {config_} --cores 1 --nolock > {R}/logs/report.log 2>&1"
+            "snakemake --report {page:q} --configfile {files} {config_} --cores 1 --nolock > {log:q} 2>&1"
         )
     print(
         f"\nreport   {page}",

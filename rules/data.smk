@@ -15,8 +15,8 @@ rule corpus:
         seed=lambda w: STUDY.sources[w.source].demo_seed,
         broken=lambda w: STUDY.sources[w.source].broken,
     shell:
-        "python -m fvlm corpus {params.family} --out $(dirname {output}) --samples {params.samples}"
-        " --seed {params.seed} --broken {params.broken} --processes {threads} 2> {log}"
+        'python -m fvlm corpus {params.family} --out "$(dirname {output:q})" --samples {params.samples}'
+        " --seed {params.seed} --broken {params.broken} --processes {threads} 2> {log:q}"
 
 
 rule tokenizer:
@@ -32,7 +32,7 @@ rule tokenizer:
     params:
         choice=lambda w: tokenizer_choice(),
     shell:
-        "python -m fvlm tokenizer {input:q} {params.choice} --out $(dirname {output.tokenizer}) 2> {log}"
+        'python -m fvlm tokenizer {params.choice} --out "$(dirname {output.tokenizer:q})" -- {input:q} 2> {log:q}'
 
 
 rule shard:
@@ -69,10 +69,10 @@ rule shard:
             else ""
         ),
     shell:
-        "python -m fvlm shard {params.folder:q} --reader {params.reader} --table={params.table:q}"
+        "python -m fvlm shard --reader {params.reader} --table={params.table:q}"
         " --name {wildcards.source} --kind {params.kind} --prompt={params.prompt:q} {params.squash}"
         " {params.limit} --deadline {params.deadline} --samples-per-shard {params.samples} --shard {params.number} {params.last}"
-        " --processes 1 --out $(dirname {output.tar}) 2> {log}"
+        ' --processes 1 --out "$(dirname {output.tar:q})" -- {params.folder:q} 2> {log:q}'
 
 
 rule index:
@@ -95,7 +95,7 @@ rule index:
         prompt=lambda w: STUDY.sources[w.source].prompt,
         max_reject=lambda w: STUDY.sources[w.source].max_reject,
     shell:
-        "python -m fvlm index {wildcards.source} --processes {threads} 2> {log}"
+        "python -m fvlm index {wildcards.source} --processes {threads} 2> {log:q}"
 
 
 rule ledger:
@@ -114,4 +114,4 @@ rule ledger:
     conda:
         "../envs/decode.yaml"
     shell:
-        "python -m fvlm ledger --of-study --out {output.ledger} --table {output.table} 2> {log}"
+        "python -m fvlm ledger --of-study --out {output.ledger:q} --table {output.table:q} 2> {log:q}"

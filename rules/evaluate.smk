@@ -16,7 +16,7 @@ rule evaluate:
     params:
         samples=STUDY.evaluation.samples,
     shell:
-        "python -m fvlm evaluate {wildcards.run} --out {output} 2> {log}"
+        "python -m fvlm evaluate {wildcards.run} --out {output:q} 2> {log:q}"
 
 
 rule attention:
@@ -34,4 +34,4 @@ rule attention:
     params:
         videos=STUDY.evaluation.attention_videos,
     shell:
-        "python -m fvlm attention {wildcards.run} --out {output} 2> {log}"
+        "python -m fvlm attention {wildcards.run} --out {output:q} 2> {log:q}"

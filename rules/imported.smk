@@ -13,4 +13,4 @@ rule import_results:
     params:
         folder=f"{R}/tables",
     shell:
-        "python -m fvlm import {input:q} --out-dir {params.folder} 2> {log}"
+        "python -m fvlm import --out-dir {params.folder:q} -- {input:q} 2> {log:q}"

@@ -35,4 +35,4 @@ rule data_report:
     params:
         settings=data_report.digest(STUDY),
     shell:
-        "python -m fvlm data-report 2> {log}"
+        "python -m fvlm data-report 2> {log:q}"

@@ -22,7 +22,7 @@ rule train:
     params:
         digest=lambda w: RUNS[w.run].digest,
     shell:
-        "python -m fvlm train {wildcards.run} --digest {params.digest} 2>&1 | tee {log}"
+        "python -m fvlm train {wildcards.run} --digest {params.digest} 2>&1 | tee {log:q}"
 
 
 # The stages wait for each other, so they start first.

@@ -134,11 +134,11 @@ MISTAKES = {
         "demo_family: grid, samples: 64, demo_seed: 1",
         ("'grid'", "held_out", "'grid_held_out'", "the very same files", "0.1"),
     ),
-    "results that no shell command could take": (
+    "results that Snakemake could not take": (
         "config.yaml",
         "results: results",
-        "results: my results",
-        ("'demo'", "'my results'", "' '"),
+        "results: my{results}",
+        ("'demo'", "'my{results}'", "'{'"),
     ),
     "results in two ways": (
         "config.yaml",

@@ -85,11 +85,11 @@ def _check_ranks(run: Run, where: str) -> None:
 
 def check_study(study: Study) -> None:
     """Runs, sources and tokenizer together; raises UserError."""
-    odd = re.search(r"[^\w@%+=:,./-]", study.results)
+    odd = re.search(r"^-|[{}*?\\]|[\x00-\x1f\x7f\x85\u2028\u2029]", study.results)
     if odd:
         raise UserError(
-            f"study {study.study!r}: results is {study.results!r}; {odd[0]!r} cannot be in it, as it stands in shell "
-            "commands; use letters, digits and / . _ -"
+            f"study {study.study!r}: results is {study.results!r}; {odd[0]!r} cannot be there, as Snakemake, or a "
+            "command's options, would take it for something else; rename the folder"
         )
     if study.results != os.path.normpath(study.results):
         plain = os.path.normpath(study.results)
@@ -100,6 +100,12 @@ def check_study(study: Study) -> None:
         _known_source(name, study, f"study {study.study!r}: prepare")
     for source in study.sources.values():
         _check_held_out(source, study)
+        for place in filter(None, (source.path, source.table)):
+            if len(place.splitlines()) > 1 or place.endswith("\n"):
+                raise UserError(
+                    f"config/sources.yaml: source {source.name!r}: {place!r} has a line break, which Snakemake does "
+                    "not take in the name of an input; rename it (names of files inside may have one)"
+                )
     for run in study.runs.values():
         for name in run.data.sources:
             _known_source(name, study, f"run {run.name!r}: data.sources")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,18 @@ def sweep(folder: Path) -> None:
     """Delete what killed processes left half-written in a folder and those below; nobody may be writing there."""
     for path in folder.rglob(".*.part"):
         path.unlink()
+
+
+def refuse_packed(path: Path) -> None:
+    """Refuse a zip with a compressed member, of which a small file may hold more than any memory: torch writes none.
+
+    raises      ValueError
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if member.compress_type != zipfile.ZIP_STORED:
+                    raise ValueError(f"{member.filename} is compressed, which torch does not do")
 
 
 def write_json(path: Path | str, content: object) -> None:

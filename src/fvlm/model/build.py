@@ -1,5 +1,6 @@
 """Build a model from its configuration: pretrained weights, or random ones that learn from scratch."""
 
+import pickle
 from pathlib import Path
 
 import torch
@@ -120,7 +121,12 @@ def load_pretrained(
         found = type(wanted).from_pretrained(name)
         _compare(found, wanted, name, part, fields)
         model, info = kind.from_pretrained(name, config=found, dtype=torch.float32, output_loading_info=True)
-    except (OSError, RuntimeError) as error:
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"model.{part}.weights: {name!r} holds a pickle with more in it than tensors, which is not loaded; give "
+            "a folder with config.json and model.safetensors"
+        ) from error
+    except (OSError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         where = "a local folder" if Path(name).exists() else "neither a local folder nor a reachable hub name"
         raise UserError(

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_model
 
 from fvlm.config import add_study_arguments, study_of
 from fvlm.data.batches import balanced
@@ -21,7 +20,7 @@ from fvlm.data.order import Order, cut_to_flops, cut_to_samples, draw_order
 from fvlm.errors import Stopped, UserError
 from fvlm.files import sweep, write_json
 from fvlm.flops import forward_flops, preference_flops, training_flops
-from fvlm.model.build import build_model
+from fvlm.model.build import build_model, load_weights
 from fvlm.schema import Run, Study
 from fvlm.train.device import autocast, device_of, precision_on
 from fvlm.train.fill import fill_of, said_of
@@ -91,7 +90,7 @@ def train(run: Run, study: Study, folder: Path, ranks: Ranks | None = None, stop
     order, flops = planned_order(run, corpus)
     model = build_model(run.model, run.train.seed)
     if run.parent is not None:
-        load_model(model, str(_parent_weights(run, folder)))
+        load_weights(model, _parent_weights(run, folder))
     model.freeze(run.optim.freeze)
     split = run.operation.shard_weights and ranks.count > 1
     if split:

@@ -9,6 +9,7 @@ import pickle
 import socket
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from fvlm.errors import UserError
-from fvlm.files import write_beside
+from fvlm.files import refuse_packed, write_beside
 from fvlm.train.ranks import Ranks
 
 FORMAT = 3  # of a checkpoint; one of another format is not continued
@@ -93,8 +94,9 @@ def load_checkpoint(state: Path, identity: str) -> dict | None:
     """
     for path in sorted(state.glob("step_*.pt"), reverse=True):
         try:
+            refuse_packed(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
             reason = str(error).strip().splitlines()[:1]
             print(f"{path}: unreadable checkpoint, taking the one before it ({' '.join(reason)})", file=sys.stderr)
             path.unlink()
