@@ -22,7 +22,9 @@ from fvlm.data.sources import (
     tars_of,
 )
 from fvlm.errors import UserError
-from fvlm.plan import check_data, check_memory, check_results, plan_text
+from fvlm.planning.limits import check_data, check_memory, check_results
+from fvlm.planning.plan import plan_text
+from fvlm.planning.speed import calibration_path
 
 try:
     STUDY = load_study(config)

@@ -11,7 +11,7 @@ from fvlm.__main__ import main
 from fvlm.analysis.fits import sums as fits
 from fvlm.analysis.fits.sums import bootstrap, fit_power_laws
 from fvlm.errors import UserError
-from fvlm.plan import check_results
+from fvlm.planning.limits import check_results
 from tests.compare_cases import curve, ending, points
 from tests.config_cases import load
 from tests.fit_cases import joint_points, training_curves

@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from fvlm.config import load_study, read_yaml, study_from_files
-from fvlm.plan import check_data, flops_per_sample, plan_rows, plan_text
+from fvlm.planning.amounts import flops_per_sample
+from fvlm.planning.limits import check_data
+from fvlm.planning.plan import plan_rows, plan_text
 from fvlm.schema import Run
 from tests.config_cases import CONFIG, edit, load
 
@@ -53,7 +55,7 @@ def test_every_study_has_enough_data(study):
     check_data(resolved)
     rows = plan_rows(resolved)
     assert all(row["samples"] > 0 and row["N"] > 0 and row["flops"] > 0 for row in rows)
-    assert plan_text(resolved).count("\n") == len(rows) + 1
+    assert [line.split()[0] for line in plan_text(resolved).splitlines()[1 : len(rows) + 1]] == list(resolved.runs)
 
 
 @pytest.mark.parametrize("name", ["stage3", "dpo"])
@@ -293,7 +295,7 @@ def test_every_ablation_asks_a_question():
 
 def test_planning_imports_no_torch():
     code = (
-        "import sys, fvlm.config, fvlm.plan, fvlm.analysis.catalog\n"
+        "import sys, fvlm.config, fvlm.planning.plan, fvlm.status, fvlm.analysis.catalog\n"
         "heavy = ('torch', 'pandas', 'transformers', 'av', 'matplotlib')\n"
         "print([name for name in heavy if name in sys.modules])"
     )

@@ -3,7 +3,7 @@
 import pytest
 
 from fvlm.errors import UserError
-from fvlm.plan import check_data
+from fvlm.planning.limits import check_data
 from tests.config_cases import edit, load
 
 MISTAKES = {

@@ -21,7 +21,8 @@ from fvlm.model import attention
 from fvlm.model.build import build_model
 from fvlm.model.losses import CHUNK
 from fvlm.model.packing import first_fit
-from fvlm.plan import check_memory, plan_rows, plan_text
+from fvlm.planning.limits import check_memory
+from fvlm.planning.plan import plan_rows, plan_text
 from tests.model_cases import configuration, joined, sample
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"

@@ -13,7 +13,8 @@ from fvlm.evaluate.overlay import DIM, OUTLINE, Row, lit, overlay
 from fvlm.model.build import build_model
 from fvlm.schema import Gpu
 from fvlm.train.average import Average
-from fvlm.train.hardware import PEAK_TFLOPS, hardware, peak_flops, tflops_of
+from fvlm.gpus import PEAK_TFLOPS, tflops_of
+from fvlm.train.hardware import hardware, peak_flops
 from fvlm.train.objective import make_objective
 from fvlm.train.ranks import Ranks
 from fvlm.train.watch import Watch

@@ -13,7 +13,8 @@ from contextlib import suppress
 from fvlm.errors import Stopped, UserError
 
 COMMANDS = {
-    "plan": ("fvlm.plan", "print every run: parameters, samples, FLOPs"),
+    "plan": ("fvlm.planning.plan", "print every run: parameters, samples, tokens, FLOPs, memory, hours, cost"),
+    "calibrate": ("fvlm.planning.calibrate", "time a few steps of each model on this machine, for the plan"),
     "corpus": ("fvlm.data.corpus", "make the demo corpus: videos, images, texts, preference pairs"),
     "tokenizer": ("fvlm.data.text", "train the demo's byte-level BPE tokenizer, or copy a pretrained one"),
     "shard": ("fvlm.data.shards", "decode one slice of a source into one WebDataset shard and its ledger"),

@@ -1,10 +1,15 @@
 """Peak GPU memory of a training, predicted from its configuration before anything runs. No torch here.
 
-The peak is reached as the backward pass of a micro-batch begins. Then there are the weights with their gradients and
-AdamW moments, all float32; the tensors that the forward pass saved for the backward pass, counted here layer by layer
-as `fvlm.model` saves them; and the temporaries of the logits. Every choice is the larger one: the fullest
-micro-batch, rows packed as badly as first fit can, every text token scored. Attention is that of a fused kernel,
-which keeps no scores.
+There are the weights with their gradients and AdamW moments, all float32; the tensors that the forward pass saved for
+the backward pass, counted here layer by layer as `fvlm.model` saves them; and the temporaries of the logits. Most is
+used as the backward pass of a micro-batch begins, or, where weights outweigh activations, once it has passed the texts:
+a weight that was used twice waits with a second gradient until its other use is passed, and so do the gradients of keys
+and values. Every choice is the larger one: the fullest micro-batch, rows packed as badly as first fit can, every text
+token scored. Attention is that of a fused kernel, which keeps no scores.
+
+With `operation.recompute` the layers of encoder and language model keep their inputs alone, and one of them is there
+whole while it is computed again. With `operation.shard_weights` each rank holds its share of weights,
+gradients and moments, and the whole weights of two layers or of the embeddings while they are used.
 
 `item`: bytes of a number in matrix products, 2 under autocast to bfloat16, else 4.
 """
@@ -51,7 +56,8 @@ def largest_load(run: schema.Run) -> Load:
     A pair of answers is one sample of two halves, each with all frames and a text of its own.
     """
     halves = 2 if run.data.loss == "preference" else 1
-    samples, visual, text = halves * run.optim.batch_size, run.model.visual_tokens, run.data.max_text_tokens
+    mine = -(-run.optim.batch_size // run.operation.total_ranks)  # a rank's share of a step
+    samples, visual, text = halves * mine, run.model.visual_tokens, run.data.max_text_tokens
     positions = max(halves * MAX_FRAMES, min(run.operation.micro_frames, samples * MAX_FRAMES))
     text_tokens = max(halves * text, min(run.operation.micro_tokens, samples * text))
     asked = bool(run.data.question_first)  # then a whole text may stand before the frames
@@ -74,75 +80,152 @@ def largest_load(run: schema.Run) -> Load:
 
 
 def predicted_bytes(run: schema.Run) -> int:
-    """Peak memory of a run's training on a GPU, with the reserve."""
+    """Peak memory of a run's training on each of its GPUs, with the reserve."""
     load, item = largest_load(run), item_bytes(run)
-    counts = parameters(run.model)
     trained = Trained.all_but(run.optim.freeze)
-    state = STATE + (AVERAGE if run.optim.ema else 0)
-    weights = sum(counts[part] * (state if getattr(trained, part) else 4) for part in ("connector", "dino", "llm"))
     pixels = load.frames * 3 * run.model.encoder.image**2
     language = run.model.language
     # of one chunk's logits and of the embeddings: a gradient in `item` bytes and two in float32
     logits = min(CHUNK, load.text_tokens * language.vocabulary) + language.vocabulary * language.width
-    step = saved_bytes(run.model, trained, item, load) + pixels + (8 + item) * logits
-    return round(weights + (1 + FRAGMENTS) * step) + RESERVE
+    step = peak_bytes(run.model, trained, item, load, run.operation.recompute) + pixels + (8 + item) * logits
+    return round(_state_bytes(run, trained) + (1 + FRAGMENTS) * step) + RESERVE
 
 
-def operation_that_fits(run: schema.Run, most: float) -> dict[str, int]:
-    """The largest limits of a micro-batch that keep a run within `most` bytes; empty if none do.
+def _state_bytes(run: schema.Run, trained: Trained) -> float:
+    """Weights, gradients and moments of a rank."""
+    state = STATE + (AVERAGE if run.optim.ema else 0)
+    counts = parameters(run.model)
+    whole = sum(counts[part] * (state if getattr(trained, part) else 4) for part in ("connector", "dino", "llm"))
+    if not run.operation.shard_weights:
+        return whole
+    language = run.model.language
+    embeddings = language.vocabulary * language.width
+    largest = max(embeddings, (counts["llm"] - embeddings) / language.layers, counts["dino"] / run.model.encoder.layers)
+    # weights and gradients in float32 of what is gathered: one part in use, the next one on its way
+    return whole / run.operation.total_ranks + 2 * 8 * largest
+
+
+def operation_that_fits(run: schema.Run, most: float) -> dict[str, int | bool]:
+    """Settings of `operation` with which a run keeps within `most` bytes; empty if none are known.
+
+    Smaller micro-batches where they are enough; else layers computed again as well; else weights split over more GPUs.
+    """
+    remedies = [{}, {"recompute": True}]
+    remedies += [{"recompute": True, "shard_weights": True, "gpus": gpus} for gpus in (2, 4, 8)]
+    for remedy in remedies:
+        changed = {name: value for name, value in remedy.items() if getattr(run.operation, name) != value}
+        if remedy and (not changed or remedy.get("gpus", 8) < run.operation.gpus):
+            continue
+        limits = _limits_that_fit(_with(run, **changed), most)
+        if limits is not None:
+            return changed | limits
+    return {}
+
+
+def _limits_that_fit(run: schema.Run, most: float) -> dict[str, int] | None:
+    """The largest limits of a micro-batch that keep a run within `most` bytes, as far as they have to change.
 
     micro_frames alone is lowered where that is enough; below the longest sample's frames it changes nothing.
+    returns     None if no limits do
     """
+    if predicted_bytes(run) <= most:
+        return {}
     frames = range(MAX_FRAMES, max(MAX_FRAMES, run.operation.micro_frames) + 1)
     tokens = own = run.operation.micro_tokens
     while True:
-        fitting = bisect_right(frames, most, key=lambda count, tokens=tokens: _bytes_with(run, count, tokens))
+        fitting = bisect_right(
+            frames, most, key=lambda count, t=tokens: predicted_bytes(_with(run, micro_frames=count, micro_tokens=t))
+        )
         if fitting:
             return {"micro_frames": frames[fitting - 1], **({} if tokens == own else {"micro_tokens": tokens})}
         if tokens <= run.data.max_text_tokens:
-            return {}
+            return None
         tokens = max(run.data.max_text_tokens, tokens // 2)
 
 
-def _bytes_with(run: schema.Run, frames: int, tokens: int) -> int:
-    operation = run.operation.model_copy(update={"micro_frames": frames, "micro_tokens": tokens})
-    return predicted_bytes(run.model_copy(update={"operation": operation}))
+def _with(run: schema.Run, **operation: int | bool) -> schema.Run:
+    return run.model_copy(update={"operation": run.operation.model_copy(update=operation)})
 
 
 def item_bytes(run: schema.Run) -> int:
     return 2 if run.train.precision == "bfloat16" else 4
 
 
-def saved_bytes(model: schema.Model, trained: Trained, item: int, load: Load) -> int:
+def saved_bytes(model: schema.Model, trained: Trained, item: int, load: Load, recompute: bool = False) -> int:
     """Bytes that a forward pass in the model's training mode keeps for the backward pass, weights apart."""
     if not trained.any:
         return 0
-    mode = model.training_mode
-    looks = model.fine_passes if mode == "coarse_fine" else 0  # further ones, each behind a pass of the language model
-    reads = 0 if mode == "direct" else 1 + looks
-    scores = 2 if mode == "coarse_fine" and model.lambda_coarse > 0 else 1
-    total = 0
-    if model.architecture != "blind":
-        total += _encode(model, trained, item, load)
-        total += _read(model, trained, item, load.frames, load.frames) if reads else _pool(model, item, load)
+    looks, reads, scores = _passes(model)
+    language = _language_again if recompute else _language
+    one_score = language(model.language, trained, item, load.cells, load.width)
+    one_score += load.text_tokens * (item * model.language.width + 4 * model.language.vocabulary)  # logits
+    total = _seen_bytes(model, trained, item, load, recompute) + scores * one_score
+    return total + _copies(model, trained, item, load, recompute and not trained.llm)
+
+
+def _seen_bytes(model: schema.Model, trained: Trained, item: int, load: Load, recompute: bool) -> int:
+    """Of these the ones that making the visual tokens keeps."""
+    if model.architecture == "blind":
+        return 0
+    looks, reads, _ = _passes(model)
+    total = (_encode_again if recompute else _encode)(model, trained, item, load)
+    total += _read(model, trained, item, load.frames, load.frames) if reads else _pool(model, item, load)
     if looks:
         one_look = _read(model, trained, item, load.positions, load.query_cells)
-        one_look += _language(model.language, trained, item, load.visual_cells, load.visual_width)
+        language = _language_again if recompute else _language
+        one_look += language(model.language, trained, item, load.visual_cells, load.visual_width)
         total += looks * one_look
-    one_score = _language(model.language, trained, item, load.cells, load.width)
-    one_score += load.text_tokens * (item * model.language.width + 4 * model.language.vocabulary)  # logits
-    total += scores * one_score
-    copies = _weight_copies(model, trained, reads, scores + looks, load.text_tokens) if item == 2 else 0
-    return total + copies
+    return total
 
 
-def _weight_copies(model: schema.Model, trained: Trained, reads: int, passes: int, text_tokens: int) -> int:
-    """Autocast's bfloat16 weights: made once if they are trained, at every use if they are frozen."""
+def peak_bytes(model: schema.Model, trained: Trained, item: int, load: Load, recompute: bool = False) -> int:
+    """Most bytes of a micro-batch beside weights, their gradients and the temporaries of the logits."""
+    begins = saved_bytes(model, trained, item, load, recompute)
+    if not trained.any:
+        return begins
+    looks, reads, scores = _passes(model)
     counts, language = parameters(model), model.language
-    chunks = -(-text_tokens * language.vocabulary // CHUNK)
     embeddings = language.vocabulary * language.width
-    layers = counts["llm"] - embeddings
-    llm = layers + embeddings if trained.llm else passes * layers + chunks * embeddings
+    seen = _seen_bytes(model, trained, item, load, recompute)
+    twice = trained.llm * (counts["llm"] - embeddings) * (scores + looks > 1)
+    twice += trained.dino * counts["dino"] * (reads > 0 and model.deep_query)
+    later = seen + item * twice + trained.dino * _key_gradients(model, item, load)
+    later += _copies(model, trained, item, load, recompute)  # autocast drops its own as the forward pass ends
+    if recompute:
+        later += _one_layer(model, trained, item, load)
+    return max(begins, later)
+
+
+def _key_gradients(model: schema.Model, item: int, load: Load) -> int:
+    """Of the keys and values of all layers, which wait for the layers' own turn; of a shallow query the features'."""
+    tokens, width = load.frames * (model.encoder.patches + 1), model.encoder.width
+    if model.architecture == "blind":
+        return 0
+    deep = model.architecture == "foveated" and model.deep_query
+    return tokens * width * (model.encoder.layers * 2 * item if deep else 4)
+
+
+def _passes(model: schema.Model) -> tuple[int, int, int]:
+    """How often the model looks behind a pass of the language model, reads frames with a query, and scores texts."""
+    mode = model.training_mode
+    looks = model.fine_passes if mode == "coarse_fine" else 0
+    reads = 0 if mode == "direct" else 1 + looks
+    return looks, reads, 2 if mode == "coarse_fine" and model.lambda_coarse > 0 else 1
+
+
+def _copies(model: schema.Model, trained: Trained, item: int, load: Load, without_layers: bool) -> int:
+    """Autocast's bfloat16 weights: made once if they are trained, at every use if they are frozen.
+
+    without_layers   those of the language model's layers are not kept
+    """
+    if item != 2:
+        return 0
+    looks, reads, scores = _passes(model)
+    counts, language = parameters(model), model.language
+    chunks = -(-load.text_tokens * language.vocabulary // CHUNK)
+    embeddings = language.vocabulary * language.width
+    layers = (counts["llm"] - embeddings) * (not without_layers)
+    llm = layers + embeddings if trained.llm else (scores + looks) * layers + chunks * embeddings
     dino = counts["dino"] * (1 if trained.dino else reads * model.deep_query)
     return 2 * (llm + dino + counts["connector"])
 
@@ -173,6 +256,28 @@ def _encode(model: schema.Model, trained: Trained, item: int, load: Load) -> int
     return layers + load.frames * size.patches * 3 * size.patch**2 * item  # and the patches' pixels
 
 
+def _encode_again(model: schema.Model, trained: Trained, item: int, load: Load) -> int:
+    """As `_encode`, of layers that are computed again: their inputs, and the keys and values that queries read."""
+    size = model.encoder
+    tokens, width = load.frames * (size.patches + 1), size.width
+    deep = model.architecture == "foveated" and model.deep_query
+    if not trained.dino:
+        return _encode(model, trained, item, load)
+    layers = tokens * (size.layers * (4 + 2 * item * deep) * width + (not deep) * 4 * width)
+    return layers + load.frames * size.patches * 3 * size.patch**2 * item
+
+
+def _one_layer(model: schema.Model, trained: Trained, item: int, load: Load) -> int:
+    """The largest layer while it is computed again."""
+    encoder = model.encoder
+    cells, width = max((load.cells, load.width), (load.visual_cells, load.visual_width))
+    largest = cells * _language_cell(model.language, trained, item, width)
+    if model.architecture != "blind" and trained.dino:
+        tokens = load.frames * (encoder.patches + 1)
+        largest = max(largest, tokens * (_encoder_token(encoder, item, 1) + 2 * item * encoder.width))
+    return largest
+
+
 def _pool(model: schema.Model, item: int, load: Load) -> int:
     side = model.encoder.image // model.encoder.patch
     block = shuffle_block(side) if model.architecture == "pixel_shuffle" else 1
@@ -194,6 +299,19 @@ def _read(model: schema.Model, trained: Trained, item: int, queries: int, cells:
 
 def _language(size: schema.LanguageSize, trained: Trained, item: int, cells: int, width: int) -> int:
     """All layers over `cells` cells in rows of `width` with a mask, 0: without."""
+    ends = 4 * size.width * (1 + trained.llm) + 4 + 4 * size.width  # of the final norm; the embedded tokens
+    return cells * (size.layers * _language_cell(size, trained, item, width) + ends)
+
+
+def _language_again(size: schema.LanguageSize, trained: Trained, item: int, cells: int, width: int) -> int:
+    """As `_language`, of layers that are computed again: their inputs, with cos, sin and the mask once."""
+    ends = 4 * size.width * (1 + trained.llm) + 4 + 4 * size.width
+    head = size.width // size.heads
+    return cells * (size.layers * 4 * size.width + ends + 2 * 4 * head + width)
+
+
+def _language_cell(size: schema.LanguageSize, trained: Trained, item: int, width: int) -> int:
+    """One layer's bytes for one cell."""
     head = size.width // size.heads
     flash = not width and item == 2  # else the keys and values are copied for every head
     keys = head * size.kv_heads if flash else size.width
@@ -201,5 +319,4 @@ def _language(size: schema.LanguageSize, trained: Trained, item: int, cells: int
     attention = item * (2 * size.width + 2 * keys + 2 * head + width) + 4 * size.heads  # with cos, sin and the mask
     mlp = 3 * item * size.ffn
     inputs = item * (2 * size.width + size.ffn)  # of the projections; the output projection reads what is kept
-    layer = 2 * norm + attention + mlp + trained.llm * inputs
-    return cells * (size.layers * layer + norm + 4 * size.width)
+    return 2 * norm + attention + mlp + trained.llm * inputs

@@ -144,6 +144,7 @@ class Operation(Strict):
     nodes: int = Field(default=1, ge=1)
     ranks: int | None = Field(default=None, ge=1)  # processes per node; null: one per GPU
     shard_weights: bool = False  # FSDP2: weights, gradients and moments split over the ranks
+    recompute: bool = False  # activation checkpointing: layers are computed again in the backward pass
     log_seconds: float = Field(gt=0)
     wandb: Literal["online", "offline"] | None
     tensorboard: bool
@@ -152,6 +153,11 @@ class Operation(Strict):
     def ranks_per_node(self) -> int:
         """Processes that train the run on each node."""
         return self.ranks or max(1, self.gpus)
+
+    @property
+    def total_ranks(self) -> int:
+        """Processes that train the run, on all its nodes."""
+        return self.nodes * self.ranks_per_node
 
 
 class Run(Strict):
@@ -227,6 +233,9 @@ class Gpu(Strict):
     name: str
     memory_gb: float = Field(gt=0)  # 2^30 bytes, as in its name: 24, 32, 80
     tflops: float | None = Field(default=None, gt=0)  # dense bfloat16 peak, for the utilisation; null: known by name
+    utilisation: float | None = Field(default=None, gt=0, le=1)  # share of that peak which the plan assumes; null: none
+    price_per_hour: float | None = Field(default=None, gt=0)  # of one GPU, for the plan's costs; null: no costs
+    currency: str = "USD"
 
 
 class Study(Strict):

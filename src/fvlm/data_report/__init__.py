@@ -6,7 +6,7 @@ Imported while Snakemake parses the Snakefile, so nothing heavy may be imported 
 import hashlib
 import json
 
-from fvlm.plan import planned_samples
+from fvlm.planning.amounts import planned_samples
 from fvlm.schema import Run, Study
 
 FIGURES = {  # file stem -> title

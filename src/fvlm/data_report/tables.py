@@ -9,7 +9,7 @@ from fvlm.data.media import REASONS
 from fvlm.data.order import KINDS
 from fvlm.data_report import reference_runs
 from fvlm.data_report.collect import Facts
-from fvlm.plan import planned_samples, streams
+from fvlm.planning.amounts import planned_samples, streams
 from fvlm.schema import Run, Study
 
 ALL = "all"

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import Dinov2Model
 
+from fvlm.model import recompute
 from fvlm.model.attention import attend, attention_weights, working_dtype
 
 # ImageNet statistics of RGB in [0, 1], with which DINOv2 was trained.
@@ -105,6 +106,7 @@ class Encoder(nn.Module):
         self.patch = dino.config.patch_size
         self.side = image // self.patch
         self.heads = dino.config.num_attention_heads
+        self.recompute = False  # activation checkpointing of `encode`
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -122,19 +124,26 @@ class Encoder(nn.Module):
         x_UND = self._embed(frames)
         states = FrameStates([], [], None)
         for number, layer in enumerate(self.layers):
-            normed = layer.norm1(x_UND)
-            normed = normed.to(working_dtype(normed))  # once, not for each projection
-            key = self._split(layer.attention.k_proj(normed))
-            value = self._split(layer.attention.v_proj(normed))
+            last = number == len(self.layers) - 1 and not features
+            x_UND, key, value = recompute.call(self._layer, layer, x_UND, last, recompute=self.recompute)
             if keys:
                 states.keys.append(key)
                 states.values.append(value)
-            if number == len(self.layers) - 1 and not features:
+            if last:
                 return states
-            seen = attend(self._split(layer.attention.q_proj(normed)), key, value)
-            x_UND = self._finish(layer, x_UND, seen.transpose(1, 2).flatten(2))
         states.features = self.dino.layernorm(x_UND)
         return states
+
+    def _layer(self, layer: nn.Module, x_UND: torch.Tensor, only_keys: bool):
+        """One layer over the patches: its output (None with `only_keys`), keys and values."""
+        normed = layer.norm1(x_UND)
+        normed = normed.to(working_dtype(normed))  # once, not for each projection
+        key = self._split(layer.attention.k_proj(normed))
+        value = self._split(layer.attention.v_proj(normed))
+        if only_keys:
+            return None, key, value
+        seen = attend(self._split(layer.attention.q_proj(normed)), key, value)
+        return self._finish(layer, x_UND, seen.transpose(1, 2).flatten(2)), key, value
 
     def read(
         self, query_PD: torch.Tensor, states: FrameStates, visits: Visits, weights: bool = False

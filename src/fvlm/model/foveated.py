@@ -273,6 +273,12 @@ class VideoLanguageModel(nn.Module):
             raise RuntimeError("parameter groups do not add up to all parameters")
         return groups
 
+    def recompute_layers(self, recompute: bool) -> None:
+        """Activation checkpointing of encoder and language model, on or off; what is computed stays the same."""
+        self.llm.recompute = recompute
+        if isinstance(self.dino, Encoder):  # a blind model has none
+            self.dino.recompute = recompute
+
     def freeze(self, groups: Iterable[str]) -> None:
         """Take whole groups out of training."""
         for group in groups:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from transformers import LlamaModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from fvlm.model import recompute
 from fvlm.model.attention import attend, working_dtype
 from fvlm.model.packing import Rows
 
@@ -38,6 +39,7 @@ class Language(nn.Module):
     def __init__(self, llama: LlamaModel):
         super().__init__()
         self.llama = llama
+        self.recompute = False  # activation checkpointing of the layers, where there is no cache
         llama.embed_tokens.padding_idx = None  # a checkpoint's padding token may be one that is trained: <|im_end|>
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
@@ -75,19 +77,27 @@ class Language(nn.Module):
         x = x.to(llama.norm.weight.dtype)  # the residual stream stays exact under autocast
         cos, sin = llama.rotary_emb(x, positions)
         for number, layer in enumerate(llama.layers):
-            attention = layer.self_attn
-            normed = _norm(layer.input_layernorm, x)
-            query, key, value = (
-                projection(normed).unflatten(2, (-1, attention.head_dim)).transpose(1, 2)
-                for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-            )
-            query, key = apply_rotary_pos_emb(query, key, cos.to(query.dtype), sin.to(query.dtype))
-            if cache is not None:
-                key, value = cache.extend(number, key, value)
-            seen = attend(query, key, value, mask, causal)
-            x = x + attention.o_proj(seen.transpose(1, 2).flatten(2))
-            x = x + layer.mlp(_norm(layer.post_attention_layernorm, x))
+            place = None if cache is None else (cache, number)
+            again = self.recompute and cache is None
+            x = recompute.call(_layer, layer, x, cos, sin, mask, causal, place, recompute=again)
         return _norm(llama.norm, x)
+
+
+def _layer(layer: nn.Module, x, cos, sin, mask, causal: bool, place: tuple[Cache, int] | None) -> torch.Tensor:
+    """One layer; `place`: where the cache keeps its keys and values."""
+    attention = layer.self_attn
+    normed = _norm(layer.input_layernorm, x)
+    query, key, value = (
+        projection(normed).unflatten(2, (-1, attention.head_dim)).transpose(1, 2)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    query, key = apply_rotary_pos_emb(query, key, cos.to(query.dtype), sin.to(query.dtype))
+    if place is not None:
+        cache, number = place
+        key, value = cache.extend(number, key, value)
+    seen = attend(query, key, value, mask, causal)
+    x = x + attention.o_proj(seen.transpose(1, 2).flatten(2))
+    return x + layer.mlp(_norm(layer.post_attention_layernorm, x))
 
 
 def _norm(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -92,6 +92,7 @@ def train(run: Run, study: Study, folder: Path, ranks: Ranks | None = None, stop
     if run.parent is not None:
         load_weights(model, _parent_weights(run, folder))
     model.freeze(run.optim.freeze)
+    model.recompute_layers(run.operation.recompute)
     split = run.operation.shard_weights and ranks.count > 1
     if split:
         shard(model, device)

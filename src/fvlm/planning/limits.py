@@ -1,0 +1,80 @@
+"""What stops a study before its first job: missing data, missing results, runs that do not fit the GPU."""
+
+import math
+from pathlib import Path
+
+from fvlm.data.sources import sample_count, training_count
+from fvlm.errors import UserError
+from fvlm.memory import GB, operation_that_fits, predicted_bytes
+from fvlm.planning.amounts import Stream, planned_samples, streams
+from fvlm.schema import Run, Study
+
+
+def check_sources(study: Study) -> None:
+    """Every source can be counted and holds something."""
+    for name in study.used_sources:
+        if not sample_count(study.sources[name], study.results):
+            raise UserError(f"source {name!r}: its table lists no sample; correct `path` or `table`, or leave it out")
+
+
+def check_data(study: Study) -> None:
+    """Every source has samples, and no run needs more samples of a kind than there are: none is trained on twice."""
+    check_sources(study)
+    for run in study.runs.values():
+        samples = planned_samples(run, study)
+        for stream in streams(run, study):
+            needed = samples * stream.share
+            found = sum(training_count(source, study.results) for source in stream.sources)
+            if needed > found * (1 + 1e-9):  # 0.14 x 50 is a bit more than 7
+                raise UserError(_too_few(run, stream, samples, needed, found))
+
+
+def check_results(study: Study) -> None:
+    """The finished results that a study names are there, each once."""
+    for name in study.results_from:
+        if not Path(name).exists():
+            raise UserError(
+                f"results_from: {name}: no such file or folder; expected finished results (several as '[A, B]')"
+            )
+        if study.results_from.count(name) > 1:
+            raise UserError(f"results_from: {name} is there twice; give each file or folder once")
+
+
+def _too_few(run: Run, stream: Stream, samples: int, needed: float, found: float) -> str:
+    length = f"train.samples {samples:,}"
+    if run.train.flops:
+        length = f"train.flops {run.train.flops:.3g} = about {samples:,} samples"
+    names = ", ".join(source.name for source in stream.sources)
+    part = f"data.weights.{names}" if names in run.data.weights else f"data.share.{stream.kind}"
+    return (
+        f"run {run.name!r}: {length} needs {needed:,.0f} {stream.kind} samples, but {names} hold {found:,.0f}, and no "
+        f"sample is trained on twice; lower it, lower {part}, or add sources"
+    )
+
+
+def check_memory(study: Study) -> None:
+    """Every run that trains on a GPU fits the study's; the sentence is about the one that needs the most."""
+    if study.gpu is None:
+        return
+    has = study.gpu.memory_gb
+    too_large = {run.name: predicted_bytes(run) / GB for run in study.runs.values() if run.operation.gpus}
+    too_large = {name: needed for name, needed in too_large.items() if needed > has}
+    if not too_large:
+        return
+    run = study.runs[max(too_large, key=too_large.get)]
+    others = len(too_large) - 1
+    more = f" ({others} more {'runs do' if others > 1 else 'run does'} not fit either)" if others else ""
+    raise UserError(
+        f"run {run.name!r}: training needs up to {too_large[run.name]:.1f} GB of GPU memory, but {study.gpu.name} has "
+        f"{has:g} GB{more}; {_remedy(run, has)}use a GPU with at least {math.ceil(too_large[run.name])} GB "
+        "(gpu: in the study)"
+    )
+
+
+def _remedy(run: Run, has: float) -> str:
+    """Settings with which the run fits, to be continued by another GPU; empty if there are none."""
+    settings = operation_that_fits(run, has * GB)
+    if not settings:
+        return ""
+    said = " and ".join(f"operation.{name} to {str(value).lower()}" for name, value in settings.items())
+    return f"{'lower' if set(settings) <= {'micro_frames', 'micro_tokens'} else 'set'} {said}, or "
