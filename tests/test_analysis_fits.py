@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from scipy.optimize import least_squares, minimize
 
 from fvlm.analysis.collect import flatten
-from fvlm.analysis.fits.descent import descend
+from fvlm.analysis.fits import descent
+from fvlm.analysis.fits.descent import Objective, starts
 from fvlm.analysis.fits.isoflop import isoflop
 from fvlm.analysis.fits.scaling import scaling_fits
 from fvlm.analysis.fits.sums import SQUARES, block_length, bootstrap, estimates, fit_power_laws, resampled
@@ -135,8 +137,25 @@ def test_no_other_start_of_ours_ends_lower(seed):
     fit = fit_power_laws(x, loss)
     rng = np.random.default_rng(seed)
     theta = np.column_stack([np.exp(rng.uniform(-5, 1, (300, 3))), np.exp(rng.uniform(-4, 1, (300, 2)))])
-    found, cost = descend(fit.objective(x), theta, np.log(loss)[None])
+    found, cost = descent.descend(fit.objective(x), theta, np.log(loss)[None])
     assert found.shape == (300, 5) and fit.cost <= cost.min() * (1 + 1e-9)
+
+
+def test_many_points_take_memory_for_themselves_and_no_more(monkeypatch):
+    """The grid of starts is 441 times the points; it is gone through in parts, which are those of the whole."""
+    rng = np.random.default_rng(0)
+    x = np.exp(rng.uniform((17, 20), (23, 27), size=(20_000, 2)))
+    loss = law(x[:, 0], x[:, 1]) * np.exp(0.005 * rng.normal(size=len(x)))
+    objective = Objective(np.log(x / np.exp(np.log(x).mean(axis=0))), True, 1e-3)
+    tracemalloc.start()
+    found = starts(objective, loss)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60e6  # 42 columns of 20,000 numbers are 7 MB; all predictions at once would be 71 MB, and powers 141
+    few = Objective(objective.z[:900], True, 1e-3)
+    in_parts = starts(few, loss[:900])
+    monkeypatch.setattr(descent, "TOGETHER", 10**9)
+    assert np.array_equal(starts(few, loss[:900]), in_parts) and in_parts.shape == found.shape
 
 
 @pytest.mark.parametrize("log", [True, False])

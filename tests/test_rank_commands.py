@@ -1,5 +1,6 @@
 """`fvlm factorial` and `fvlm rank` on files of a user's own."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -178,3 +179,51 @@ def test_static_frames_of_the_reference(tmp_path):
     assert table["final_loss"].tolist() == pytest.approx([3.027, 3.049, 3.141, 3.177], abs=6e-4)
     assert table["best_rank"].idxmin() == chosen[2]
     assert "step 200 of 9200" in table.loc[chosen[2], "warning"] and "300490" in table.loc[chosen[3], "warning"]
+
+
+def ragged(names, rng):
+    """Runs with one to four of five seeds, so that not every pair has a seed in common; r3 has three."""
+    frames = []
+    for place in range(names):
+        level = 1.4 + 0.05 * rng.normal()
+        for seed in range(3) if place == 3 else rng.choice(5, size=rng.integers(1, 5), replace=False):
+            n = int(rng.integers(1, 25))
+            loss = level + 0.01 * rng.normal() + rng.choice([0.5, -0.2]) * np.exp(-np.arange(n) / 3)
+            frames.append(curve(f"r{place}", loss, seed=int(seed), lr_schedule=str(rng.choice(["cosine", "constant"]))))
+    return frames
+
+
+@pytest.mark.parametrize("draw", range(3))
+def test_ragged_seeds_give_what_scipy_gives_run_by_run(tmp_path, draw):
+    frames = ragged(30, np.random.default_rng(draw))
+    path, out = save(tmp_path / "curves.csv", *frames), tmp_path / "rank.csv"
+    run("rank", path, "--baseline", "r3", "--out", out)
+    table = pd.read_csv(out, keep_default_na=False).set_index("run")
+    whole = pd.concat(frames).groupby(["run_id", "seed"])["val_loss"]
+    kinds = set()
+    for measure, losses in (("best", whole.min()), ("final", whole.last())):
+        for name, row in table.drop(index="r3").iterrows():
+            own, base = losses[name], losses["r3"]
+            common = own.index.intersection(base.index)
+            kinds.add(min(len(common), 2))
+            assert row[f"{measure}_loss"] == pytest.approx(own.mean(), abs=1e-5)
+            if len(common) < 2:
+                gap = (own - base)[common].mean() if len(common) else own.mean() - base.mean()
+                assert float(row[f"{measure}_difference"]) == pytest.approx(gap, abs=1e-5)
+                assert row[f"{measure}_low"] == "" and row["interval"] == "none"
+                continue
+            sure = ttest_rel(own[common], base[common]).confidence_interval()
+            found = [float(row[f"{measure}_{end}"]) for end in ("low", "high")]
+            assert found == pytest.approx([sure.low, sure.high], rel=1e-4, abs=1e-5)
+    assert kinds == {0, 1, 2}  # seeds in common
+
+
+def test_thousands_of_runs_take_seconds(tmp_path):
+    names = np.char.add("r", np.arange(10_000).astype(str))
+    step = np.tile([100, 200], 2 * len(names))
+    table = pd.DataFrame({"run_id": np.repeat(names, 4), "seed": np.tile([0, 0, 1, 1], len(names)), "step": step})
+    table["val_loss"] = 1 + np.random.default_rng(0).random(len(table))
+    path, start = save(tmp_path / "curves.csv", table), time.process_time()
+    run("rank", path, "--baseline", "r0", "--out", tmp_path / "rank.csv")
+    assert time.process_time() - start < 15  # 2 where the other cores are idle; a table for each run takes 30
+    assert len(pd.read_csv(tmp_path / "rank.csv")) == 10_000

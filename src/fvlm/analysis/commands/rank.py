@@ -1,11 +1,13 @@
 """Runs ranked against a baseline, from evaluation curves: `fvlm rank CURVES.csv --baseline RUN`."""
 
+import math
+
 import numpy as np
 import pandas as pd
 
 from fvlm.analysis.commands import check_out
 from fvlm.analysis.commands.inputs import add_columns, read_curves
-from fvlm.analysis.compare.bootstrap import NO_INTERVAL
+from fvlm.analysis.compare.bootstrap import NO_INTERVAL, Estimate
 from fvlm.analysis.compare.ranking import paired, tied
 from fvlm.analysis.files import write_table
 from fvlm.analysis.fits.curves import ends
@@ -39,24 +41,25 @@ def main(args) -> None:
 
 def ranked(found: pd.DataFrame, baseline: str, by: str) -> pd.DataFrame:
     """One row per run (seeds averaged), ascending in its loss `by`; `found` as `curves.ends` gives it."""
-    members = {run: own.set_index("seed") for run, own in found.groupby("run", sort=False)}
-    groups = tied({run: own[by] for run, own in members.items()})
+    members: dict[str, list[dict]] = {}
+    for row in found.to_dict("records"):  # plain rows: a table per run would take minutes for ten thousands of runs
+        members.setdefault(row["run"], []).append(row)
+    groups = tied({run: _by_seed(own, by) for run, own in members.items()})
     base = members[baseline]
     rows = []
     for run, own in members.items():
         row = {"run": run, "group": groups[run], "n_seeds": len(own)}
         for measure in MEASURES:
-            gap = paired(own[measure], base[measure])
-            nothing = run == baseline
+            gap = Estimate(0.0) if run == baseline else paired(_by_seed(own, measure), _by_seed(base, measure))
             row |= {
-                f"{measure}_loss": own[measure].mean(),
-                f"{measure}_difference": 0.0 if nothing else gap.value,
-                f"{measure}_low": np.nan if nothing else gap.low,
-                f"{measure}_high": np.nan if nothing else gap.high,
-                "interval": NO_INTERVAL if nothing else gap.interval,
+                f"{measure}_loss": mean(own, measure),
+                f"{measure}_difference": gap.value,
+                f"{measure}_low": gap.low,
+                f"{measure}_high": gap.high,
+                "interval": gap.interval,
             }
-        row["best_step"], row["final_step"] = own["best_step"].mean(), own["final_step"].mean()
-        rows.append(row | {"samples": own["samples"].mean(), "warning": "; ".join(warnings(own, base))})
+        row |= {name: mean(own, name) for name in ("best_step", "final_step", "samples")}
+        rows.append(row | {"warning": "; ".join(warnings(own, base))})
     table = pd.DataFrame(rows)
     for measure in MEASURES:
         table[f"{measure}_rank"] = table[f"{measure}_loss"].rank(method="min").astype(int)
@@ -65,25 +68,35 @@ def ranked(found: pd.DataFrame, baseline: str, by: str) -> pd.DataFrame:
     return table.sort_values([f"{by}_loss", "run"], ignore_index=True)
 
 
-def warnings(own: pd.DataFrame, base: pd.DataFrame) -> list[str]:
-    """Why a run's difference to the baseline should not be taken as it stands."""
+def _by_seed(own: list[dict], measure: str) -> dict[float, float]:
+    return {row["seed"]: row[measure] for row in own}
+
+
+def mean(own: list[dict], name: str) -> float:
+    """Over the seeds of a run."""
+    return sum(row[name] for row in own) / len(own)
+
+
+def warnings(own: list[dict], base: list[dict]) -> list[str]:
+    """Why a run's difference to the baseline should not be taken as it stands; both are rows of `ends`."""
     said = []
-    early = own[own["best_is_early"]]
-    if len(early):
-        row = early.iloc[0]
+    row = next((row for row in own if row["best_is_early"]), None)
+    if row:
         worse, at = 100 * (row["final"] / row["best"] - 1), row["best_evaluation"]
         said.append(
             f"best at evaluation {at:.0f} of {row['evaluations']:.0f}, step {row['best_step']:.10g} "
             f"of {row['final_step']:.10g}; {worse:.1f} % worse at the end"
         )
-    seen, other = own["samples"].mean(), base["samples"].mean()
-    if abs(seen / other - 1) > APART:
+    seen, other = mean(own, "samples"), mean(base, "samples")
+    last, end = mean(own, "final_step"), mean(base, "final_step")
+    if abs(seen - other) > APART * other:
         said.append(f"saw {seen:.10g} samples, the baseline {other:.10g}")
-    elif np.isnan(seen) and abs(own["final_step"].mean() / base["final_step"].mean() - 1) > APART:
-        said.append(f"ends at step {own['final_step'].mean():.10g}, the baseline at {base['final_step'].mean():.10g}")
+    elif math.isnan(seen) and abs(last - end) > APART * end:
+        said.append(f"ends at step {last:.10g}, the baseline at {end:.10g}")
     for name, words in SAME.items():
-        if set(own[name]) != set(base[name]):
-            said.append(f"another {words}: {', '.join(sorted(set(own[name])))}")
+        found = {row[name] for row in own}
+        if found != {row[name] for row in base}:
+            said.append(f"another {words}: {', '.join(sorted(found))}")
     return said
 
 

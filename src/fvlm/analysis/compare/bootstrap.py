@@ -77,5 +77,6 @@ def t_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
     n = len(values)
     if n < 2:
         return np.nan, np.nan
-    half = stdtrit(n - 1, (1 + level) / 2) * np.std(values, ddof=1) / np.sqrt(n)
-    return float(np.mean(values) - half), float(np.mean(values) + half)
+    mean = float(np.mean(values))
+    half = float(stdtrit(n - 1, (1 + level) / 2) * np.sqrt(((values - mean) ** 2).sum() / (n - 1) / n))
+    return mean - half, mean + half

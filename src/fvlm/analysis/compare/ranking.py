@@ -87,26 +87,32 @@ def differences(study: Study, base: str, reference: str, kind: str) -> dict:
     }
 
 
-def paired(losses: pd.Series, others: pd.Series) -> Estimate:
-    """How far `losses` lie above `others`, over the seeds that both have; both are indexed by seed.
+def paired(losses: dict[float, float], others: dict[float, float]) -> Estimate:
+    """How far `losses` lie above `others`, over the seeds that both have; both are seed -> loss.
 
     Without a common seed the difference of the means, and no interval.
     """
-    common = losses.index.intersection(others.index)
-    if len(common):
-        return pooled((losses[common] - others[common]).to_numpy(float))
-    return Estimate(float(losses.mean() - others.mean()))
+    common = [seed for seed in losses if seed in others]
+    if common:
+        return pooled(np.array([losses[seed] - others[seed] for seed in common]))
+    return Estimate(_mean(losses) - _mean(others))
 
 
-def tied(losses: dict[str, pd.Series]) -> dict[str, int | None]:
+def _mean(losses: dict[float, float]) -> float:
+    return sum(losses.values()) / len(losses)
+
+
+def tied(losses: dict[str, dict[float, float]]) -> dict[str, int | None]:
     """Run -> its group, 1 the best; the runs in ascending order of their mean loss.
 
     A run belongs to the group before it if the interval of its difference to the best of that group includes zero,
     else it begins the next. A run whose difference has no interval is in no group (None).
+
+    losses  run -> seed -> loss
     """
     groups: dict[str, int | None] = {}
     leader, group = None, 0
-    for run in sorted(losses, key=lambda name: losses[name].mean()):
+    for run in sorted(losses, key=lambda name: _mean(losses[name])):
         if len(losses[run]) < 2:
             groups[run] = None
             continue

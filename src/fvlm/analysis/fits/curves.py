@@ -22,19 +22,21 @@ def ends(curves: pd.DataFrame) -> pd.DataFrame:
 
     curves  run, seed, step, val_loss, ascending in step; optional samples, lr_schedule, model_size
     """
-    rows = []
-    for (run, seed), own in curves.groupby(["run", "seed"], sort=False):
-        place = int(np.argmin(own["val_loss"].to_numpy()))
-        best, last = own.iloc[place], own.iloc[-1]
-        early = place + 1 <= max(EARLY_EVALUATIONS, EARLY * len(own)) and place + 1 < len(own) / 2
-        rows.append({
-            "run": run, "seed": seed, "evaluations": len(own),
-            "best": best["val_loss"], "best_step": best["step"], "best_evaluation": place + 1, "best_is_early": early,
-            "final": last["val_loss"], "final_step": last["step"],
-            "samples": last.get("samples", np.nan),
-            **{name: last[name] if name in own else "" for name in ("lr_schedule", "model_size")},
-        })  # fmt: skip
-    return pd.DataFrame(rows)
+    curves = curves.reset_index(drop=True)
+    groups = curves.groupby(["run", "seed"], sort=False)
+    count = groups.size().to_numpy()
+    best = curves.loc[groups["val_loss"].idxmin()]
+    last = curves.loc[curves.assign(row=curves.index).groupby(["run", "seed"], sort=False)["row"].last()]
+    place = groups.cumcount().loc[best.index].to_numpy() + 1
+    early = (place <= np.maximum(EARLY_EVALUATIONS, EARLY * count)) & (place < count / 2)
+    columns = {
+        "run": best["run"], "seed": best["seed"], "evaluations": count,
+        "best": best["val_loss"], "best_step": best["step"], "best_evaluation": place, "best_is_early": early,
+        "final": last["val_loss"], "final_step": last["step"],
+        "samples": last.get("samples", np.full(len(count), np.nan)),
+        **{name: last.get(name, np.full(len(count), "")) for name in ("lr_schedule", "model_size")},
+    }  # fmt: skip
+    return pd.DataFrame({name: np.asarray(values) for name, values in columns.items()})
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ z (n, k) is log x less its mean, so that the units of x do not matter.
 
 import itertools
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -27,6 +28,11 @@ class Objective:
     delta: float
     log: bool = True
 
+    @cached_property
+    def minus_z(self) -> np.ndarray:
+        """(k, n), points side by side in memory; so is then all that is computed from it, which halves the time."""
+        return np.ascontiguousarray(-self.z.T)
+
     @property
     def parameters(self) -> int:
         return int(self.floor) + 2 * self.z.shape[1]
@@ -46,7 +52,7 @@ class Objective:
     def evaluate(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """theta (R, p) -> the powers exp(-a_k z_k) (R, k, n), and the predicted loss (R, n)."""
         k, f = self.z.shape[1], int(self.floor)
-        powers = np.exp(theta[:, f + k :, None] * -self.z.T)
+        powers = np.exp(theta[:, f + k :, None] * self.minus_z)
         loss = (theta[:, None, f : f + k] @ powers)[:, 0]
         return powers, np.maximum(loss + theta[:, :1] if f else loss, LEAST)
 
@@ -80,7 +86,9 @@ def starts(objective: Objective, loss: np.ndarray) -> np.ndarray:
         chosen = np.column_stack([np.zeros(len(points), int), chosen])
     linear = _nonnegative(gram[chosen[:, :, None], chosen[:, None, :]], target[chosen])
     theta = np.concatenate([np.maximum(linear, 1e-4), axis[points]], axis=1)
-    costs = objective.cost(objective.predict(theta) - objective.target(loss))
+    wanted, most = objective.target(loss), max(1, TOGETHER // n)
+    parts = (theta[first : first + most] for first in range(0, len(theta), most))
+    costs = np.concatenate([objective.cost(objective.predict(part) - wanted) for part in parts])
     return theta[_lowest(costs.reshape((len(axis),) * k))]
 
 
@@ -199,7 +207,7 @@ def _jacobian(objective: Objective, theta, powers, loss) -> np.ndarray:
     jacobian = np.empty((*theta.shape, len(objective.z)))
     jacobian[:, :f] = 1
     jacobian[:, f : f + k] = powers
-    np.multiply(powers, theta[:, f : f + k, None] * -objective.z.T, out=jacobian[:, f + k :])
+    np.multiply(powers, theta[:, f : f + k, None] * objective.minus_z, out=jacobian[:, f + k :])
     if objective.log:
         jacobian *= (1 / loss)[:, None]
     return jacobian
