@@ -51,8 +51,12 @@ rule table:
         f"{R}/logs/table_{{table}}.log",
     wildcard_constraints:
         table="|".join(catalog.TABLES),
+    group:
+        "analysis"
     conda:
         "../envs/analysis.yaml"
+    resources:
+        group_slots=1,
     params:
         folder=lambda wildcards, output: str(Path(output[0]).parent),
         caption=lambda wildcards: CAPTIONS[f"{wildcards.table}_table"],
@@ -104,8 +108,12 @@ rule decisions:
         text=DECISIONS[1],
     log:
         f"{R}/logs/decisions.log",
+    group:
+        "analysis"
     conda:
         "../envs/analysis.yaml"
+    resources:
+        group_slots=1,
     params:
         folder=lambda wildcards, input: str(Path(input[0]).parent),
         study=STUDY.study,
@@ -142,8 +150,12 @@ rule figure:
         f"{R}/logs/figure_{{figure}}.log",
     wildcard_constraints:
         figure="|".join(catalog.FIGURES),
+    group:
+        "analysis"
     conda:
         "../envs/analysis.yaml"
+    resources:
+        group_slots=1,
     params:
         tables=lambda wildcards, output: str(Path(output.png).parents[1] / "tables"),
         folder=lambda wildcards, output: str(Path(output.png).parent),

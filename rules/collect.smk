@@ -13,8 +13,12 @@ rule collect_runs:
         ),
     log:
         f"{R}/logs/collect_runs.log",
+    group:
+        "analysis"
     conda:
         "../envs/analysis.yaml"
+    resources:
+        group_slots=1,
     shell:
         "python -m fvlm collect runs {input:q} --out {output:q} 2> {log:q}"
 
@@ -31,8 +35,12 @@ rule collect_curves:
         f"{R}/logs/collect_{{curve}}_curves.log",
     wildcard_constraints:
         curve="validation|training",
+    group:
+        "analysis"
     conda:
         "../envs/analysis.yaml"
+    resources:
+        group_slots=1,
     params:
         points=lambda wildcards: 0 if wildcards.curve == "validation" else 400,
     shell:
@@ -52,8 +60,12 @@ rule collect_evaluation:
         bootstrap=f"{R}/tables/bootstrap.csv",
     log:
         f"{R}/logs/collect_evaluation.log",
+    group:
+        "analysis"
     conda:
         "../envs/analysis.yaml"
+    resources:
+        group_slots=1,
     params:
         replicates=1000,
     shell:

@@ -222,3 +222,6 @@ if workflow.is_main_process and dry_run_asked():
     announce(sys.stderr)
 elif workflow.is_main_process:
     ALIVE = drop_stale_locks()
+
+
+include: "resources.smk"

@@ -47,8 +47,12 @@ rule shard:
         checksum=f"{R}/shards/{{source}}/{{shard}}.tar.sha256",
     log:
         f"{R}/logs/shard/{{source}}/{{shard}}.log",
+    group:
+        "decode"
     conda:
         "../envs/decode.yaml"
+    resources:
+        group_slots=1,
     params:
         folder=lambda w: str(source_folder(STUDY.sources[w.source], R)),
         reader=lambda w: reader_of(STUDY.sources[w.source]),

@@ -12,7 +12,9 @@ rule evaluate:
         "../envs/train.yaml"
     threads: lambda w: RUNS[w.run].operation.threads
     resources:
-        gpu=lambda w: RUNS[w.run].operation.gpus,
+        gpu=lambda w: min(1, RUNS[w.run].operation.gpus),
+        gpu_model=lambda w: gpu_kind(RUNS[w.run], "gpu_models"),
+        constraint=lambda w: gpu_kind(RUNS[w.run], "gpu_constraints"),
     params:
         samples=STUDY.evaluation.samples,
     shell:
@@ -30,7 +32,9 @@ rule attention:
         "../envs/train.yaml"
     threads: lambda w: RUNS[w.run].operation.threads
     resources:
-        gpu=lambda w: RUNS[w.run].operation.gpus,
+        gpu=lambda w: min(1, RUNS[w.run].operation.gpus),
+        gpu_model=lambda w: gpu_kind(RUNS[w.run], "gpu_models"),
+        constraint=lambda w: gpu_kind(RUNS[w.run], "gpu_constraints"),
     params:
         videos=STUDY.evaluation.attention_videos,
     shell:

@@ -16,13 +16,19 @@ rule train:
         f"{R}/logs/train/{{run}}.log",
     conda:
         "../envs/train.yaml"
-    threads: lambda w: RUNS[w.run].operation.threads
+    threads: lambda w: RUNS[w.run].operation.threads * RUNS[w.run].operation.ranks_per_node
     resources:
-        gpu=lambda w: RUNS[w.run].operation.gpus,
+        gpu=lambda w: RUNS[w.run].operation.gpus * RUNS[w.run].operation.nodes,
+        gpu_model=lambda w: gpu_kind(RUNS[w.run], "gpu_models"),
+        constraint=lambda w: gpu_kind(RUNS[w.run], "gpu_constraints"),
+        nodes=lambda w: several_nodes(RUNS[w.run]),
+        tasks=lambda w: several_nodes(RUNS[w.run]),
+        mpi=lambda w: several_nodes(RUNS[w.run]) and "srun",
     params:
         digest=lambda w: RUNS[w.run].digest,
     shell:
-        "python -m fvlm train {wildcards.run} --digest {params.digest} 2>&1 | tee {log:q}"
+        # bash and tee outlive a signal that stops the training, which still has to save and to say so
+        "trap '' TERM USR1; python -m fvlm launch {wildcards.run} --digest {params.digest} 2>&1 | tee -i {log:q}"
 
 
 # The stages wait for each other, so they start first.

@@ -22,6 +22,7 @@ COMMANDS = {
     "ledger": ("fvlm.data.ledger", "add up the ledgers of all shards"),
     "data-report": ("fvlm.data_report.command", "a page about the data: counts, lengths, samples, near-duplicates"),
     "train": ("fvlm.train.command", "train one run, or continue it from its last checkpoint"),
+    "launch": ("fvlm.train.launch", "train one run in as many processes as its `operation` asks for"),
     "evaluate": ("fvlm.evaluate.losses", "held-out losses of a finished run, by source and mode"),
     "attention": ("fvlm.evaluate.attention", "attention maps of a finished run on fixed held-out videos"),
     "caption": (

@@ -1,0 +1,225 @@
+"""A Slurm of one node on this machine: munged, slurmctld and slurmd as root, without systemd.
+
+Packages are Debian's. The configuration has to lie in /etc/slurm, since job steps look nowhere else; everything else is
+in a folder of its own. What was not here before is removed at the end, packages included.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
+ETC = Path("/etc/slurm")
+MARK = "# Made by the tests of fVLM, which remove it when they end."
+CPUS, MEMORY_MB = 2, 20_000
+
+SETTINGS = """{mark}
+ClusterName=fvlm
+SlurmctldHost={host}
+SlurmUser=root
+SlurmdUser=root
+SlurmctldPort={port}
+SlurmdPort={next_port}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CredType=cred/munge
+MpiDefault=none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=1
+JobAcctGatherParams=OverMemoryKill
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+GresTypes=gpu
+ReturnToService=2
+MinJobAge=300
+KillWait=5
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
+AccountingStorageType=accounting_storage/none
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:1 State=UNKNOWN
+PartitionName=small Nodes={host} Default=YES State=UP
+PartitionName=gpu Nodes={host} State=UP
+"""
+
+
+class Unavailable(Exception):
+    """Why there can be no Slurm here."""
+
+
+def say(*command: str, **options) -> str:
+    """Run a command to its end; returns what it printed, raises with what it complained of."""
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed ({done.returncode}): {done.stderr.strip()}")
+    return done.stdout
+
+
+def installed() -> set[str]:
+    lines = say("dpkg-query", "--show", "--showformat", "${Package} ${db:Status-Status}\n").splitlines()
+    return {line.split()[0] for line in lines if line.endswith(" installed")}
+
+
+class Cluster:
+    def __init__(self, folder: Path):
+        self.folder, self.host = folder, socket.gethostname().split(".")[0]
+        self.daemons: dict[str, subprocess.Popen] = {}
+        self.added: list[str] = []
+        self.made_etc = False
+
+    def __enter__(self) -> "Cluster":
+        self._require()
+        try:
+            self._install()
+            self._configure()
+            self._munged()
+            self.start("slurmctld")
+            self.start("slurmd")
+            self.wait_until_idle()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Everything goes, whatever happened."""
+        if "slurmctld" in self.daemons:
+            subprocess.run(["scancel", "--me"], capture_output=True, timeout=30)
+        for name in ("slurmd", "slurmctld", "munged"):
+            self.stop(name)
+        for name in ("slurm.conf", "gres.conf"):
+            if (ETC / name).exists() and MARK in (ETC / name).read_text():
+                (ETC / name).unlink()
+        if self.added:
+            say("apt-get", "purge", "--yes", "--quiet", *self.added, env=_apt_environment())
+        if self.made_etc and ETC.exists() and not any(ETC.iterdir()):
+            ETC.rmdir()
+
+    def _require(self) -> None:
+        if os.geteuid():
+            raise Unavailable("a Slurm of its own needs root")
+        if not shutil.which("apt-get"):
+            raise Unavailable("Slurm's packages come from Debian, and there is no apt-get here")
+        for name in ("slurm.conf", "gres.conf"):
+            if (ETC / name).exists() and MARK not in (ETC / name).read_text():
+                raise Unavailable(f"{ETC / name} belongs to another Slurm, which is left alone")
+        for name in ("slurmctld", "slurmd"):
+            if subprocess.run(["pgrep", "-x", name], capture_output=True).returncode == 0:
+                raise Unavailable(f"a {name} is already running, which is left alone")
+
+    def _install(self) -> None:
+        before = installed()
+        self.made_etc = not ETC.exists()
+        if not set(PACKAGES) <= before:
+            install = ("apt-get", "install", "--yes", "--quiet", "--no-install-recommends", *PACKAGES)
+            try:
+                say("apt-get", "update", "--quiet", env=_apt_environment())
+                say(*install, env=_apt_environment())
+            except RuntimeError as error:
+                raise Unavailable(f"Slurm's packages cannot be had: {str(error).splitlines()[-1]}") from error
+            finally:
+                self.added = sorted(installed() - before)
+
+    def _configure(self) -> None:
+        for name in ("state", "spool", "munge"):
+            (self.folder / name).mkdir(parents=True)
+        ETC.mkdir(exist_ok=True)
+        port = _free_ports()
+        text = SETTINGS.format(
+            mark=MARK, host=self.host, folder=self.folder, port=port, next_port=port + 1, cpus=CPUS, memory=MEMORY_MB
+        )
+        (ETC / "slurm.conf").write_text(text)
+        (ETC / "gres.conf").write_text(f"{MARK}\nNodeName={self.host} Name=gpu File=/dev/null\n")
+
+    def _munged(self) -> None:
+        key = self.folder / "munge/key"
+        key.touch(mode=0o600)
+        key.write_bytes(os.urandom(64))
+        paths = {"key-file": "munge/key", "socket": "munge.socket", "pid-file": "munge/pid", "seed-file": "munge/seed",
+                 "log-file": "munge/log"}  # fmt: skip
+        options = [f"--{name}={self.folder / path}" for name, path in paths.items()]
+        self._start("munged", "munged", "--foreground", "--force", *options)
+        _wait(lambda: (self.folder / "munge.socket").exists(), 20, "munged made no socket")
+
+    def start(self, name: str) -> None:
+        """`slurmctld` or `slurmd`; what it knew when it was stopped it knows again."""
+        self._start(name, name, "-D", *(["-N", self.host] if name == "slurmd" else []))
+
+    def _start(self, name: str, *command: str) -> None:
+        output = open(self.folder / f"{name}.out", "a")  # noqa: SIM115 - the daemon's own
+        self.daemons[name] = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        output.close()
+
+    def stop(self, name: str, sign: int = signal.SIGTERM) -> None:
+        daemon = self.daemons.pop(name, None)
+        if daemon is None:
+            return
+        daemon.send_signal(sign)
+        try:
+            daemon.wait(15)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+            daemon.wait()
+
+    def wait_until_idle(self) -> None:
+        def idle() -> bool:
+            done = subprocess.run(["sinfo", "--noheader", "--format=%T"], capture_output=True, text=True)
+            return done.returncode == 0 and set(done.stdout.split()) == {"idle"}
+
+        try:
+            _wait(idle, 60, "the node did not become idle")
+        except TimeoutError as error:
+            logs = [(self.folder / f"{name}.log") for name in ("slurmctld", "slurmd")]
+            tail = "\n".join("\n".join(log.read_text().splitlines()[-5:]) for log in logs if log.exists())
+            raise RuntimeError(f"{error}: {tail}") from error
+
+    # --- what is in the queue ---
+
+    def jobs(self, folder: Path | None = None, states: str = "all") -> list[dict]:
+        """Jobs that Slurm remembers, the oldest first; those of one working directory if `folder` is given."""
+        fields = {"id": "%A", "state": "%T", "name": "%j", "folder": "%Z", "comment": "%k", "restarts": "%X"}
+        lines = say("squeue", "--noheader", f"--states={states}", f"--format={'|'.join(fields.values())}").splitlines()
+        rows = [dict(zip(fields, line.split("|"), strict=True)) for line in lines]
+        rows = [row for row in rows if folder is None or row["folder"] == str(folder)]
+        return sorted(rows, key=lambda row: int(row["id"]))
+
+    def show(self, job: str) -> dict[str, str]:
+        """`scontrol show job` as a dictionary."""
+        words = say("scontrol", "--oneliner", "show", "job", job).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def _apt_environment() -> dict[str, str]:
+    return {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+
+
+def _free_ports() -> int:
+    """The first of two neighbouring free ports."""
+    for port in range(26_817, 27_817, 2):
+        try:
+            for number in (port, port + 1):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", number))
+        except OSError:
+            continue
+        return port
+    raise Unavailable("no free port for slurmctld")
+
+
+def _wait(condition, seconds: float, otherwise: str) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(otherwise)
+        time.sleep(0.1)
