@@ -1,6 +1,7 @@
 # Needs python3 (3.11 to 3.13), git and make; everything else goes into .venv, pinned by requirements.lock.
 #   make demo    the whole study at demo size: data, 53 trainings, tables, figures, report
 #   make test    all tests; ARGS="-m 'not workflow'" leaves out the slow ones
+#   make test-slurm   the workflow on a Slurm of its own on this machine; as root, on Debian
 #   make lint    style of the package, the rules and the workflow
 # Another package index is chosen by pip's own variables, such as PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS.
 
@@ -13,13 +14,16 @@ RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 SNAKEFILES := Snakefile workflow/Snakefile $(sort $(wildcard rules/*.smk))
 OLD_PYTHON := needs Python 3.11 or newer, but $(PYTHON) is %d.%d; name another one: make PYTHON=python3.12 ...
 
-.PHONY: demo test lint lock schemas clean
+.PHONY: demo test test-slurm lint lock schemas clean
 
 demo: $(VENV)/package.stamp
 	$(RUN) snakemake --cores $(CORES)
 
 test: $(VENV)/package.stamp
 	$(RUN) python -m pytest $(ARGS)
+
+test-slurm: $(VENV)/package.stamp
+	$(RUN) python -m pytest --numprocesses 0 -rs tests/slurm $(ARGS)
 
 lint: $(VENV)/package.stamp
 	$(RUN) ruff check .

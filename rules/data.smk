@@ -6,6 +6,8 @@ rule corpus:
         f"{R}/corpus/{{source}}/samples.jsonl",
     log:
         f"{R}/logs/corpus/{{source}}.log",
+    group:
+        "corpus"
     conda:
         "../envs/decode.yaml"
     threads: workflow.cores

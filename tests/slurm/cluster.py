@@ -25,7 +25,7 @@ SlurmdUser=root
 SlurmctldPort={port}
 SlurmdPort={next_port}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=10
 CredType=cred/munge
 MpiDefault=none
 ProctrackType=proctrack/linuxproc

@@ -16,8 +16,8 @@ import time
 from fvlm.config import add_study_arguments, study_of
 from fvlm.errors import UserError
 from fvlm.schema import Operation
+from fvlm.train.signals import REQUEUE
 
-REQUEUE = 75  # EX_TEMPFAIL: stopped by a signal with everything saved, to be started again
 MOST_RESTARTS = 100  # of a Slurm job: one that is warned before its first step would come back for ever
 FIRST_PORT, PORTS = 20_000, 10_000  # the nodes of a training meet at one of them, by the number of their Slurm job
 STRAGGLERS_S = 120  # that srun leaves the other nodes when one has ended
@@ -44,7 +44,7 @@ def main(args) -> int:
 
 
 def command_of(operation: Operation, training: list[str]) -> list[str]:
-    """The command that starts all processes of a training. Raises UserError if several nodes are wanted without Slurm."""
+    """What starts all processes of a training; raises UserError if several nodes are wanted outside Slurm."""
     ranks, nodes = operation.ranks_per_node, operation.nodes
     if ranks * nodes == 1:
         return [sys.executable, *training]

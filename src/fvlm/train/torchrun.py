@@ -10,7 +10,7 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from fvlm.train.launch import REQUEUE
+from fvlm.train.signals import REQUEUE
 
 SECONDS_TO_SAVE = 600  # a checkpoint of the largest model on slow storage
 SIGNALS = f"--signals-to-handle={SIGTERM.name},{SIGUSR1.name}"

@@ -1,0 +1,126 @@
+"""A checkout whose studies run through Slurm: the real profile with this machine's numbers in its SITE block."""
+
+import csv
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import yaml
+
+from tests.conftest import Workflow
+
+PROFILE = "profile_of_test"
+TIMING = ("samples_per_s", "mfu", "tflops", "memory_gb", "data_wait_s")
+# A chain of stages, an ablation by two processes, two cells of a grid: each rule runs.
+STUDY = """study: {name}
+results: results/{name}
+based_on: smoke.yaml
+only: {{ablations: [A6]}}
+seeds: {{baseline: [42], A6: [42], B1: [42]}}
+ablations: {{A6: {{operation.ranks: {ranks}}}}}
+scaling:
+  sizes: {{S: {{model.language: smoke-S}}, M: null, L: null}}
+  budgets: {{C1: 1.0e+9, C2: null}}
+"""
+# One training of 160 short steps, to be disturbed.
+LONG = """study: {name}
+results: results/{name}
+based_on: smoke.yaml
+stages:
+  stage1: {{optim.batch_size: 1, train.samples: 160, train.evaluations: {evaluations}}}
+"""
+
+
+def write_profile(folder: Path, **extra) -> None:
+    """The profile that users have, with what only this machine can know, and without its patience."""
+    profile = yaml.safe_load((folder / "workflow/profiles/slurm/config.yaml").read_text())
+    profile["default-resources"] = ["slurm_partition=small", "mem_mb=700", "runtime=20"]
+    for rule, resources in profile["set-resources"].items():
+        resources |= {"mem_mb": 700 if rule in ("corpus", "shard", "index") else 1500, "runtime": 20}
+    profile |= {
+        "cores": 2,
+        "set-threads": ["corpus=2"],
+        "resources": ["group_slots=2"],
+        "latency-wait": 10,
+        "slurm-status-command": "squeue",
+        "slurm-init-seconds-before-status-checks": 4,
+    }
+    (folder / PROFILE).mkdir(exist_ok=True)
+    (folder / PROFILE / "config.yaml").write_text(yaml.safe_dump(profile | extra))
+
+
+def edit_profile(folder: Path, edit: Callable[[dict], object]) -> None:
+    path = folder / PROFILE / "config.yaml"
+    profile = yaml.safe_load(path.read_text())
+    edit(profile)
+    path.write_text(yaml.safe_dump(profile))
+
+
+class SlurmWorkflow(Workflow):
+    """Its snakemake submits; what it says is in a file, so that it can be read while it runs."""
+
+    def start(self, *arguments: str, **options) -> subprocess.Popen:
+        command = ["python", "-m", "snakemake", "--workflow-profile", PROFILE, *arguments]
+        environment = {**self.environment, "PYTHONUNBUFFERED": "1"}
+        with open(self.folder / "said.txt", "w") as said:
+            return subprocess.Popen(
+                command, cwd=self.folder, env=environment, stdout=said, stderr=said, start_new_session=True, **options
+            )
+
+    @property
+    def said(self) -> str:
+        return (self.folder / "said.txt").read_text()
+
+    def finish(self, process: subprocess.Popen, ok: bool = True, seconds: float = 900) -> str:
+        """Wait for snakemake's end; returns what it said."""
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise AssertionError(f"snakemake is not at its end after {seconds:.0f} s: {self.said[-4000:]}") from None
+        assert (process.returncode == 0) == ok, self.said[-6000:]
+        return self.said
+
+    def run(self, *arguments: str, ok: bool = True) -> str:
+        return self.finish(self.start(*arguments), ok)
+
+    def submitted(self) -> list[str]:
+        """Slurm's numbers of the jobs that the last snakemake submitted."""
+        return re.findall(r"SLURM jobid (\d+)", self.said)
+
+    def trainings(self) -> list[psutil.Process]:
+        """Processes that train in this checkout."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.cmdline()[1:4] == ["-m", "fvlm", "train"] and process.cwd() == str(self.folder):
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return found
+
+
+def steps_of(state: Path) -> int:
+    """Steps that the newest checkpoint holds."""
+    return max((int(path.stem.split("_")[1]) for path in state.glob("step_*.pt")), default=0)
+
+
+def wait(condition: Callable[[], object], seconds: float = 180, what: str = "") -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds:.0f} s in vain {what}"
+        time.sleep(0.05)
+
+
+def metrics(run: Path) -> list[dict]:
+    """A run's metrics.csv without what depends on the clock."""
+    rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+    return [{key: value for key, value in row.items() if key not in TIMING} for row in rows]
+
+
+def summary(run: Path) -> dict:
+    return json.loads((run / "run_summary.json").read_text())
