@@ -91,7 +91,7 @@ rule analysis:
         folder=lambda wildcards, input: str(Path(input[0]).parent),
         command=lambda wildcards: catalog.ANALYSES[wildcards.analysis].command,
     shell:
-        "python -m fvlm analysis {wildcards.analysis} --tables {params.folder} --out {output} > {log} 2>&1"
+        "python -m fvlm analysis {wildcards.analysis} --tables {params.folder:q} --out {output:q} > {log:q} 2>&1"
 
 
 # What the report opens with. Its words are read back when the report is made.
