@@ -85,8 +85,12 @@ rule analysis:
         f"{R}/logs/analysis_{{analysis}}.log",
     wildcard_constraints:
         analysis="|".join(re.escape(name) for name in catalog.ANALYSES),
+    group:
+        "analysis"
     conda:
         "../envs/analysis.yaml"
+    resources:
+        group_slots=1,
     params:
         folder=lambda wildcards, input: str(Path(input[0]).parent),
         command=lambda wildcards: catalog.ANALYSES[wildcards.analysis].command,
