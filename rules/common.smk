@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 
 from fvlm.analysis import catalog
@@ -89,6 +90,13 @@ def present(paths, source):
     if source.reader == "demo" or source.samples is None:
         return paths
     return [path for path in paths if path.startswith(f"{R}/") or Path(path).exists()]
+
+
+@cache
+def shards_of(name):
+    """How many shards are made of a source, and what gives the inputs of each: asked for every shard, found out once."""
+    source = STUDY.sources[name]
+    return shard_count(source, STUDY), shard_inputs(source, R)
 
 
 def tokenizer_choice():

@@ -40,7 +40,7 @@ rule tokenizer:
 rule shard:
     input:
         lambda w: present(
-            shard_inputs(STUDY.sources[w.source], R, int(w.shard)),
+            shards_of(w.source)[1](int(w.shard)),
             STUDY.sources[w.source],
         ),
     output:
@@ -69,11 +69,7 @@ rule shard:
         deadline=lambda w: STUDY.sources[w.source].deadline_s,
         samples=STUDY.shards.samples,
         number=lambda w: int(w.shard),  # without the zeros in front
-        last=lambda w: (
-            "--last"
-            if int(w.shard) + 1 == shard_count(STUDY.sources[w.source], STUDY)
-            else ""
-        ),
+        last=lambda w: ("--last" if int(w.shard) + 1 == shards_of(w.source)[0] else ""),
     shell:
         "python -m fvlm shard --reader {params.reader} --table={params.table:q}"
         " --name {wildcards.source} --kind {params.kind} --prompt={params.prompt:q} {params.squash}"

@@ -120,24 +120,24 @@ def test_tars_of_videos_are_one_shard_each(tmp_path):
     tars = source(reader="video2dataset", path=f"{tmp_path}/*.tar")
     study = load_study(read_yaml(ROOT / "config/smoke.yaml"), ROOT / "config")
     assert shard_count(tars, study) == 2
-    assert shard_inputs(tars, "results", 1) == [f"{tmp_path}/00001.tar"]
+    assert shard_inputs(tars, "results")(1) == [f"{tmp_path}/00001.tar"]
     with pytest.raises(UserError, match=r"needs `samples:`: .*00000.tar has no .parquet beside it"):
         sample_count(tars, "results")
     write_table(tmp_path / "00000.parquet", [{"key": "00000"}, {"key": "lost"}])
     write_table(tmp_path / "00001.parquet", [{"key": "00001"}])
     assert sample_count(tars, "results") == 3
-    assert shard_inputs(tars, "results", 1) == [f"{tmp_path}/00001.tar", f"{tmp_path}/00001.parquet"]
+    assert shard_inputs(tars, "results")(1) == [f"{tmp_path}/00001.tar", f"{tmp_path}/00001.parquet"]
     ranged = source(reader="video2dataset", path="data/x/{00007..00009}.tar", samples=9)
-    assert shard_count(ranged, study) == 3 and shard_inputs(ranged, "results", 1) == ["data/x/00008.tar"]
+    assert shard_count(ranged, study) == 3 and shard_inputs(ranged, "results")(1) == ["data/x/00008.tar"]
 
 
 def test_inputs_of_a_shard(tmp_path):
     mine = source(reader="folder", path="my", table="captions.csv")
-    assert shard_inputs(mine, "results", 3) == ["my/captions.csv"]
-    assert shard_inputs(source(reader="demo"), "results", 0) == ["results/corpus/x/samples.jsonl"]
-    assert shard_inputs(source(reader="files", path="my"), "results", 0) == ["my"]
+    assert shard_inputs(mine, "results")(3) == ["my/captions.csv"]
+    assert shard_inputs(source(reader="demo"), "results")(0) == ["results/corpus/x/samples.jsonl"]
+    assert shard_inputs(source(reader="files", path="my"), "results")(0) == ["my"]
     for name in ("a/1.parquet", "a/2.parquet", "b/1.parquet"):
         write_table(tmp_path / name, [{"images": None}])
     many = source(reader="cauldron", path=str(tmp_path))
-    assert shard_inputs(many, "results", 0) == [f"{tmp_path}/a", f"{tmp_path}/b"]
-    assert shard_inputs(source(reader="cauldron", path="nowhere", samples=5), "results", 0) == []
+    assert shard_inputs(many, "results")(0) == [f"{tmp_path}/a", f"{tmp_path}/b"]
+    assert shard_inputs(source(reader="cauldron", path="nowhere", samples=5), "results")(0) == []

@@ -3,6 +3,7 @@
 Imported while Snakemake parses the Snakefile: no torch, no pandas, no decoding.
 """
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -39,20 +40,30 @@ def source_table(source: Source, results: str) -> Path:
     return source_folder(source, results) / table_of(source)
 
 
-def shard_inputs(source: Source, results: str, number: int) -> list[str]:
-    """The files that a shard depends on: the table; of several tables their folders, since any may hold its rows.
+def shard_inputs(source: Source, results: str) -> Callable[[int], list[str]]:
+    """For the number of a shard the files that it depends on. Folders are listed once, here, and not for each shard.
 
-    Of video2dataset's tars it is one, with its .parquet if there is one.
+    The table; of several tables their folders, since any may hold a shard's rows. Of video2dataset's tars it is one,
+    with its .parquet if there is one.
     """
     if source.reader == "video2dataset":
-        tar = Path(input_tars(source)[number])
-        return [str(path) for path in (tar, tar.with_suffix(".parquet")) if path == tar or path.exists()]
+        tars = [Path(tar) for tar in input_tars(source)]
+        return lambda number: [str(path) for path in _with_parquet(tars[number])]
     folder, table = source_folder(source, results), table_of(source)
     if source.reader == "files":
-        return [str(folder)]
-    if tables.is_pattern(table):
-        return sorted({str(path.parent) for path in files_of(folder, table, source.reader)}) if folder.is_dir() else []
-    return [str(folder / table)]
+        inputs = [str(folder)]
+    elif not tables.is_pattern(table):
+        inputs = [str(folder / table)]
+    elif folder.is_dir():
+        inputs = sorted({str(path.parent) for path in files_of(folder, table, source.reader)})
+    else:
+        inputs = []
+    return lambda number: inputs
+
+
+def _with_parquet(tar: Path) -> list[Path]:
+    beside = tar.with_suffix(".parquet")
+    return [tar, beside] if beside.exists() else [tar]
 
 
 _counted = cache(count_rows)
