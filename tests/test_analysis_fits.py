@@ -3,6 +3,7 @@
 import itertools
 import os
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,50 @@ def test_no_other_start_of_ours_ends_lower(seed):
     theta = np.column_stack([np.exp(rng.uniform(-5, 1, (300, 3))), np.exp(rng.uniform(-4, 1, (300, 2)))])
     found, cost = descent.descend(fit.objective(x), theta, np.log(loss)[None])
     assert found.shape == (300, 5) and fit.cost <= cost.min() * (1 + 1e-9)
+
+
+def on_both_sides(flops, away=0.01):
+    """Losses of a power law, the outer two of four above it and the inner two below, in log loss `away`."""
+    return 40 * flops**-0.1 * np.exp(away * np.array([1, -1, -1, 1]))
+
+
+def test_no_exponent_where_several_fit_alike():
+    """Four budgets evenly apart: with errors beyond delta, Huber's loss is that of absolute errors, and flat."""
+    flops = np.geomspace(1e16, 1e18, 4)
+    loss = on_both_sides(flops)
+    slopes = [-np.log(loss[j] / loss[i]) / np.log(flops[j] / flops[i]) for i, j in ((0, 2), (1, 3))]
+    costs = []
+    for slope in np.linspace(min(slopes), max(slopes), 5)[1:-1]:
+        level = np.log(loss) + slope * np.log(flops)
+        errors = np.abs(level - np.median(level))
+        costs.append((1e-3 * (errors - 5e-4)).sum())
+    assert costs == pytest.approx([costs[0]] * 3, rel=1e-9) and np.ptp(slopes) > 0.005
+    _, found = estimates(flops[:, None], loss, ("C",), floor=False)
+    assert all("fit alike" in one.reason and np.isnan(one.value) for one in found)
+    _, squares = estimates(flops[:, None], loss, ("C",), floor=False, delta=SQUARES)
+    assert squares[1].value == pytest.approx(0.1) and not squares[1].reason
+
+
+@pytest.mark.parametrize("count", [4, 12, 48])
+def test_an_optimum_that_is_one_is_not_refused(count):
+    """Not even with few points: the budgets of the full-size study, and a line's worth of others."""
+    flops = np.array([1.6e16, 5.6e16, 1.6e17, 3.1e17]) if count == 4 else np.geomspace(1e16, 1e19, count)
+    for seed in range(10):
+        noise = np.random.default_rng(seed).normal(size=count)
+        _, found = estimates(flops[:, None], 40 * flops**-0.1 * np.exp(0.004 * noise), ("C",), floor=False)
+        assert found[1].low < found[1].value < found[1].high, found[1].reason
+
+
+def test_what_is_held_stays_and_the_rest_descends():
+    x, loss = grid([n for n, _ in SIZES.values()], noise=0.01)
+    fit = fit_power_laws(x, loss)
+    objective = replace(fit.objective(x), held=(False, False, False, True, False))
+    theta, cost = descent.descend(objective, fit.theta[None] * [1, 1, 1, 1.3, 1], np.log(loss)[None])
+    assert theta[0, 3] == fit.theta[3] * 1.3 and cost[0] > fit.cost
+    for place in (0, 1, 2, 4):
+        for step in (-1e-5, 1e-5):
+            other = theta * (1 + step * (np.arange(5) == place))
+            assert objective.cost(objective.predict(other) - np.log(loss))[0] >= cost[0]
 
 
 def test_many_points_take_memory_for_themselves_and_no_more(monkeypatch):

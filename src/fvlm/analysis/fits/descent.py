@@ -27,6 +27,7 @@ class Objective:
     floor: bool
     delta: float
     log: bool = True
+    held: tuple[bool, ...] = ()  # (p,) parameters that stay where a descent begins; none if empty
 
     @cached_property
     def minus_z(self) -> np.ndarray:
@@ -194,6 +195,8 @@ def _step(objective: Objective, theta, powers, loss, residuals, damping, exact, 
     if exact.any():
         _add_curvature(objective, hessian, jacobian, np.where(exact[:, None], pull, 0))
     pressed = ((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0))
+    if objective.held:
+        pressed |= np.array(objective.held)
     gradient[pressed] = 0
     hessian *= ~(pressed[:, :, None] | pressed[:, None, :])
     diagonal = range(theta.shape[1])

@@ -7,7 +7,7 @@ together with analytic derivatives (fvlm.analysis.fits.descent); a library optim
 stops well short of the optimum on such data.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import ndtri, stdtrit
@@ -19,6 +19,8 @@ SQUARES = 1e6  # a delta that makes Huber's loss least squares
 TOGETHER = 0.9995  # correlation of log N and log D above which they are one variable
 AT_ONCE = 4_000_000  # residuals that are drawn before they are fitted: 100 MB or so
 WIDEST = 1.0  # an interval wider than this many times the value says nothing useful about an exponent
+RISE = 0.01  # of the cost, times n - p: that much more is as good
+FLAT = 0.1  # part of an exponent's interval within which another exponent may be as good
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,33 @@ def _exponent_reason(fit: PowerLaws, x: np.ndarray, draws: np.ndarray, k: int, n
         low, high = np.quantile(draws[:, draws.shape[1] - fit.variables + k], [0.025, 0.975])
         if high - low > WIDEST * exponent:
             return f"the interval of the exponent of {name}, {low:.2g} to {high:.2g}, is too wide"
+        first, last = _equally_good(fit, x, k, high - low)
+        if last - first > FLAT * (high - low):
+            return (
+                f"exponents of {name} from {first:.3g} to {last:.3g} fit alike, a good part of the interval "
+                f"({low:.3g} to {high:.3g}): the loss of the fit is flat there and has no one optimum"
+            )
     return ""
+
+
+def _equally_good(fit: PowerLaws, x: np.ndarray, k: int, width: float) -> tuple[float, float]:
+    """From where to where the exponent of variable k may lie while the cost, all else fitted again, hardly rises.
+
+    A sum of absolute errors, which Huber's loss nearly is where errors are much larger than delta, can be flat at its
+    lowest: of four points evenly spaced in log x, two above a line and two below, any line between the two pairs is as
+    good. Hardly is RISE / (n - p): if the cost were a parabola, a tenth of a standard error to either side, 2 to 6 % of
+    the interval (`width`), which is what smooth fits were seen to have.
+    """
+    n, p = len(fit.residuals), len(fit.theta)
+    place = p - fit.variables + k
+    objective = replace(fit.objective(x), held=tuple(i == place for i in range(p)))
+    values = np.clip(fit.theta[place] + width * np.linspace(-0.25, 0.25, 21), *EXPONENTS)
+    theta = np.repeat(fit.theta[None], len(values), axis=0)
+    theta[:, place] = values
+    target = objective.predict(fit.theta[None]) - fit.residuals
+    cost = descend(objective, theta, target, tolerance=1e-9)[1]
+    good = values[cost <= fit.cost * (1 + RISE / (n - p))]
+    return (good.min(), good.max()) if len(good) else (fit.theta[place],) * 2
 
 
 def _distinct(values: np.ndarray, apart: float = 0.01) -> int:
