@@ -174,6 +174,17 @@ def test_an_optimum_that_is_one_is_not_refused(count):
         assert found[1].low < found[1].value < found[1].high, found[1].reason
 
 
+@pytest.mark.parametrize("sizes", [2, 5])
+def test_resamples_end_as_low_as_from_the_fit_itself(sizes):
+    """They begin where the linearised problem leads; two sizes hardly determine it."""
+    x, loss = grid(np.geomspace(1e8, 1.6e9, sizes), noise=0.01)
+    fit = fit_power_laws(x, loss)
+    objective, targets = fit.objective(x), resampled(fit, x, 300)
+    _, costs = descent.descend(objective, fit.theta[None], targets, 1e-9)
+    _, others = descent.descend(objective, np.repeat(fit.theta[None], 300, axis=0), targets, 1e-9)
+    assert costs == pytest.approx(others, rel=1e-6)
+
+
 def test_what_is_held_stays_and_the_rest_descends():
     x, loss = grid([n for n, _ in SIZES.values()], noise=0.01)
     fit = fit_power_laws(x, loss)

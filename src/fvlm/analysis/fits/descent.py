@@ -15,6 +15,8 @@ EXPONENTS = (0.01, 3.0)  # bounds
 STARTS = 8
 MOST_STEPS = 400
 TOGETHER = 24_000  # points of the problems that descend together: their arrays stay in the processor's cache
+FEWEST = 8  # problems at once, however many their points
+ROUNDS = 4  # of the linearised problem; more gain little
 LEAST = 1e-300
 NEAR = 1e-2  # a step that gains less of the cost has come near the optimum, where the exact Hessian is better
 
@@ -127,20 +129,48 @@ def _lowest(costs: np.ndarray) -> np.ndarray:
 def descend(
     objective: Objective, theta: np.ndarray, target: np.ndarray, tolerance: float = 1e-14
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The minimum next to each start: theta (R, p), target (R or 1, n) -> theta, cost (R,).
+    """The minimum next to each start: theta (R or 1, p), target (R or 1, n) or (n,) -> theta (R, p), cost (R,).
+
+    One theta for many targets is where they were drawn from: each begins near its own minimum, see `_linearised`.
 
     Levenberg-Marquardt within bounds, each row with its own damping. Far from the optimum the Hessian is that of
     reweighted least squares, near it the exact one, which converges quadratically where Huber's loss is almost the sum
     of absolute errors. A row is done when a step gains less than `tolerance` of its cost, or no step gains anything.
     """
-    theta = np.array(theta, float)
-    target = np.broadcast_to(target, (len(theta), len(objective.z)))
-    costs = np.empty(len(theta))
-    together = int(np.clip(TOGETHER // len(objective.z), 32, 1024))
-    for first in range(0, len(theta), together):
+    theta, target = np.asarray(theta, float), np.atleast_2d(target)
+    many = max(len(theta), len(target))
+    target = np.broadcast_to(target, (many, len(objective.z)))
+    drawn = len(theta) == 1 < many
+    found, costs = np.empty((many, theta.shape[1])), np.empty(many)
+    together = int(np.clip(TOGETHER // len(objective.z), FEWEST, 1024))
+    for first in range(0, many, together):
         rows = slice(first, first + together)
-        theta[rows], costs[rows] = _descend_rows(objective, theta[rows], target[rows], tolerance)
-    return theta, costs
+        begin = _linearised(objective, theta, target[rows]) if drawn else theta[rows]
+        found[rows], costs[rows] = _descend_rows(objective, begin, target[rows], tolerance)
+    return found, costs
+
+
+def _linearised(objective: Objective, theta, target) -> np.ndarray:
+    """Where to begin from one theta (1, p) for each target (R, n): some rounds of reweighted least squares with the
+    derivatives at theta, which all rows share, so that a round costs a tenth of a step. Rows that this does not
+    bring nearer begin at theta."""
+    powers, loss = objective.evaluate(theta)
+    jacobian = _jacobian(objective, theta, powers)[0] / (loss if objective.log else 1.0)  # (p, n)
+    p, n = jacobian.shape
+    products = (jacobian[:, None] * jacobian).reshape(p * p, n).T
+    begun = objective.target(loss) - target
+    residuals, moved, delta = begun, np.zeros((len(target), p)), objective.delta
+    for _ in range(ROUNDS):
+        weight = delta / np.maximum(np.abs(residuals), delta)
+        hessian = (weight @ products).reshape(-1, p, p)
+        hessian[:, range(p), range(p)] *= 1 + 1e-3
+        hessian[:, range(p), range(p)] += 1e-14
+        gradient = np.clip(residuals, -delta, delta) @ jacobian.T
+        moved -= np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
+        residuals = begun + moved @ jacobian
+    moved = np.clip(theta + moved, *objective.bounds)
+    nearer = objective.cost(objective.predict(moved) - target) < objective.cost(begun)
+    return np.where(nearer[:, None], moved, theta)
 
 
 def _descend_rows(objective: Objective, theta, target, tolerance) -> tuple[np.ndarray, np.ndarray]:
@@ -184,16 +214,19 @@ def _step(objective: Objective, theta, powers, loss, residuals, damping, exact, 
     scale   the diagonal of each row's last reweighted Hessian (R, p), which is renewed here
     """
     delta, (low, high) = objective.delta, objective.bounds
-    jacobian = _jacobian(objective, theta, powers, loss)
+    jacobian = _jacobian(objective, theta, powers)
     pull = np.clip(residuals, -delta, delta)  # first derivative of Huber's loss
-    gradient = (jacobian @ pull[:, :, None])[:, :, 0]
     size = np.abs(residuals)
     reweighted = delta / np.maximum(size, delta)
     weight = np.where(exact[:, None], (size <= delta) - pull * objective.log, reweighted)
+    if objective.log:  # what is derived is log loss
+        pull = pull / loss
+        weight /= loss * loss
+    gradient = (jacobian @ pull[:, :, None])[:, :, 0]
     hessian = (jacobian * weight[:, None]) @ jacobian.transpose(0, 2, 1)
     scale[~exact] = np.einsum("rpp->rp", hessian)[~exact]
     if exact.any():
-        _add_curvature(objective, hessian, jacobian, np.where(exact[:, None], pull, 0))
+        _add_curvature(objective, hessian, jacobian, pull, exact)
     pressed = ((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0))
     if objective.held:
         pressed |= np.array(objective.held)
@@ -204,26 +237,24 @@ def _step(objective: Objective, theta, powers, loss, residuals, damping, exact, 
     return np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
 
 
-def _jacobian(objective: Objective, theta, powers, loss) -> np.ndarray:
-    """Derivatives (R, p, n) of the predictions."""
+def _jacobian(objective: Objective, theta, powers) -> np.ndarray:
+    """Derivatives (R, p, n) of the predicted loss."""
     k, f = objective.z.shape[1], int(objective.floor)
     jacobian = np.empty((*theta.shape, len(objective.z)))
     jacobian[:, :f] = 1
     jacobian[:, f : f + k] = powers
     np.multiply(powers, theta[:, f : f + k, None] * objective.minus_z, out=jacobian[:, f + k :])
-    if objective.log:
-        jacobian *= (1 / loss)[:, None]
     return jacobian
 
 
-def _add_curvature(objective: Objective, hessian, jacobian, pull) -> None:
-    """Add the second derivatives of the terms: with t = A exp(-a z), d2t / dA da = -z t / A and d2t / da2 = z^2 t.
-    (Those of the logarithm are in the weights: `- pull`.)"""
+def _add_curvature(objective: Objective, hessian, jacobian, pull, exact) -> None:
+    """Add the second derivatives of the terms to the rows that are `exact`: of t = A exp(-a z) those by A and a, and
+    twice by a, are -z times the first by A, and by a. (Those of the logarithm are in the weights: `- pull`.)"""
     k, f = objective.z.shape[1], int(objective.floor)
     for i in range(k):
         term, exponent = f + i, f + k + i
-        pulled = pull * objective.z[:, i]
-        cross = np.einsum("rn,rn->r", pulled, jacobian[:, term])
-        hessian[:, term, exponent] -= cross
-        hessian[:, exponent, term] -= cross
-        hessian[:, exponent, exponent] -= np.einsum("rn,rn->r", pulled, jacobian[:, exponent])
+        pulled = np.where(exact[:, None], pull * objective.minus_z[i], 0)
+        cross, twice = (jacobian[:, term : exponent + 1 : k] @ pulled[:, :, None])[:, :, 0].T
+        hessian[:, term, exponent] += cross
+        hessian[:, exponent, term] += cross
+        hessian[:, exponent, exponent] += twice

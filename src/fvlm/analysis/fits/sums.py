@@ -113,8 +113,7 @@ def bootstrap(fit: PowerLaws, x: np.ndarray, draws: int = 400, block: int = 1, s
     most = max(1, AT_ONCE // len(fit.residuals))
     for first in range(0, draws, most):
         target = resampled(fit, x, min(most, draws - first), block, rng)
-        theta = np.repeat(fit.theta[None], len(target), axis=0)
-        parts.append(descend(fit.objective(x), theta, target, tolerance=1e-9)[0])
+        parts.append(descend(fit.objective(x), fit.theta[None], target, tolerance=1e-9)[0])
     return np.concatenate(parts)
 
 
