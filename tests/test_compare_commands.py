@@ -1,5 +1,6 @@
 """`fvlm gap`, `factorial`, `rank` and `check-curves` on files of a user's own."""
 
+import itertools
 import re
 import shlex
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.optimize import brentq
 
 from fvlm.__main__ import main
 from fvlm.analysis.fits.curves import SIDE, find_jumps, steps_of
@@ -71,6 +73,43 @@ def test_a_jump_of_one_run_alone_is_no_jump_of_the_data(tmp_path, capsys):
     found = made(out)
     assert found["jumps"] == [] and [row["run"] for row in found["in_one_run_only"]] == ["run0"]
     assert len(found["intervals"]) == 1 and "no jump that two runs share" in capsys.readouterr().out
+
+
+def scoring(wanted: float, seed: int, at: int = 30) -> tuple[np.ndarray, np.ndarray]:
+    """A curve with a step after evaluation `at` so large that it scores `wanted` standard errors there, and with no
+    other that scores as much as 2.5."""
+    samples = 8000.0 * np.arange(1, 61)
+    for draw in itertools.count(100 * seed):
+        loss = smooth(60, np.random.default_rng(draw), 0.003)
+
+        def curve_of(size, loss=loss):
+            return loss * np.exp(np.where(np.arange(60) >= at, size, 0.0))
+
+        def score(size, curve_of=curve_of):
+            (own,) = (step.score for step in steps_of("x", samples, curve_of(size)) if step.low == samples[at - 1])
+            return own - wanted
+
+        if score(0.0) < 0 < score(0.1):
+            found = curve_of(brentq(score, 0.0, 0.1))
+            others = [abs(step.score) for step in steps_of("x", samples, found) if step.low != samples[at - 1]]
+            if max(others) < 2.5:
+                return samples, found
+
+
+@pytest.mark.parametrize(
+    ("scores", "jump", "alone"),
+    [
+        ((3.4, 3.4), 0, 0),  # neither is clear
+        ((3.4, 3.4, 3.4), 0, 0),
+        ((3.6, 3.1), 1, 0),
+        ((3.6, 2.9), 0, 1),  # the other does not confirm it
+    ],
+)
+def test_a_jump_is_clear_in_one_run_and_confirmed_by_another(scores, jump, alone):
+    curves = {f"run{place}": scoring(score, place) for place, score in enumerate(scores)}
+    found = find_jumps(curves)
+    assert (len(found[0]), len(found[1])) == (jump, alone)
+    assert all((one.low, one.high) == (240_000, 248_000) for one in found[0])
 
 
 def test_jumps_in_opposite_directions_are_not_shared():
