@@ -26,6 +26,7 @@ from fvlm.errors import UserError
 from fvlm.planning.limits import check_data, check_memory, check_results
 from fvlm.planning.plan import plan_text
 from fvlm.planning.speed import calibration_path
+from snakemake.scheduling.job_scheduler import JobScheduler
 
 try:
     STUDY = load_study(config)
@@ -226,10 +227,23 @@ def dry_run_asked():
     )
 
 
+def answer_signals_beside():
+    """Let another thread do what Snakemake 9 does on SIGTERM: it takes a lock that the main thread, which the signal
+    interrupts, may hold as it finishes a job, and would then wait for itself for ever.
+    """
+    graceful = JobScheduler.exit_gracefully
+
+    def beside(self, *args):
+        threading.Thread(target=graceful, args=(self, *args), daemon=True).start()
+
+    JobScheduler.exit_gracefully = beside
+
+
 if workflow.is_main_process and dry_run_asked():
     announce(sys.stderr)
 elif workflow.is_main_process:
     ALIVE = drop_stale_locks()
+    answer_signals_beside()
 
 
 include: "resources.smk"
