@@ -1,6 +1,6 @@
 # From raw videos to a trained foveated vision-language model and the paper's figures.
 #   snakemake --cores all                                    the demo (config/config.yaml)
-#   snakemake -n --configfile config/paper.yaml              the plan of the full-size study
+#   snakemake plan --configfile config/paper.yaml            what the full-size study takes
 #   snakemake --cores 1 results/figures/three_modes.png      one figure
 
 from snakemake.utils import min_version
@@ -41,21 +41,10 @@ rule all:
 localrules:
     all,
     plan,
+    plan_files,
 
 
-rule plan:
-    output:
-        f"{R}/plan.txt",
-    log:
-        f"{R}/logs/plan.log",
-    conda:
-        "envs/analysis.yaml"
-    params:
-        runs=digest_of_runs(),
-    shell:
-        "python -m fvlm plan > {output:q} 2> {log:q}"
-
-
+include: "rules/plan.smk"
 include: "rules/data.smk"
 include: "rules/train.smk"
 include: "rules/evaluate.smk"

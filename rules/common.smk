@@ -28,10 +28,18 @@ from fvlm.planning.plan import plan_text
 from fvlm.planning.speed import calibration_path
 from snakemake.scheduling.job_scheduler import JobScheduler
 
+
+def asked_for(target):
+    """Whether a target is named on the command line; while Snakemake parses it does not say."""
+    return any(re.fullmatch(rf"{target}(:.*)?", word) for word in sys.argv[1:])
+
+
 try:
     STUDY = load_study(config)
     check_results(STUDY)
-    if not STUDY.results_from:
+    if not STUDY.results_from and not asked_for(
+        "preflight"
+    ):  # which lists all that is wrong
         check_data(STUDY)
         check_memory(STUDY)
 except UserError as error:
@@ -160,8 +168,24 @@ def digest_of_runs():
     ).hexdigest()
 
 
+def digest_of_plan():
+    """Of all that the plan depends on, how runs are executed and what a GPU costs included."""
+    settings = [run.operation.model_dump_json() for run in RUNS.values()]
+    if STUDY.gpu is not None:
+        settings.append(STUDY.gpu.model_dump_json())
+    return hashlib.sha256(" ".join([digest_of_runs(), *settings]).encode()).hexdigest()
+
+
+def calibration_of_study():
+    """What `fvlm calibrate` measured, if it has been run."""
+    path = calibration_path(R)
+    return [str(path)] if path.exists() else []
+
+
 def announce(stream):
     """What is about to be built, in a few lines."""
+    if asked_for("plan") or asked_for("preflight") or asked_for("calibrate"):
+        return  # they say it themselves
     if STUDY.results_from:
         print(
             f"tables and figures of {', '.join(STUDY.results_from)}; nothing is trained",

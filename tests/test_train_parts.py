@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from fvlm.evaluate.overlay import DIM, OUTLINE, Row, lit, overlay
+from fvlm.gpus import PEAK_TFLOPS, tflops_of
 from fvlm.model.build import build_model
 from fvlm.schema import Gpu
 from fvlm.train.average import Average
-from fvlm.gpus import PEAK_TFLOPS, tflops_of
 from fvlm.train.hardware import hardware, peak_flops
 from fvlm.train.objective import make_objective
 from fvlm.train.ranks import Ranks

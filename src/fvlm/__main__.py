@@ -21,6 +21,8 @@ COMMANDS = {
     "index": ("fvlm.data.index", "index a source's shards: byte offsets, frame counts, text lengths"),
     "ledger": ("fvlm.data.ledger", "add up the ledgers of all shards"),
     "data-report": ("fvlm.data_report.command", "a page about the data: counts, lengths, samples, near-duplicates"),
+    "preflight": ("fvlm.preflight.command", "try everything that a study needs, in minutes and without training"),
+    "status": ("fvlm.status", "where every run is: step, loss, speed, time left, checkpoint, cost"),
     "train": ("fvlm.train.command", "train one run, or continue it from its last checkpoint"),
     "launch": ("fvlm.train.launch", "train one run in as many processes as its `operation` asks for"),
     "evaluate": ("fvlm.evaluate.losses", "held-out losses of a finished run, by source and mode"),

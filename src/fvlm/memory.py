@@ -155,7 +155,7 @@ def saved_bytes(model: schema.Model, trained: Trained, item: int, load: Load, re
     """Bytes that a forward pass in the model's training mode keeps for the backward pass, weights apart."""
     if not trained.any:
         return 0
-    looks, reads, scores = _passes(model)
+    scores = _passes(model)[2]
     language = _language_again if recompute else _language
     one_score = language(model.language, trained, item, load.cells, load.width)
     one_score += load.text_tokens * (item * model.language.width + 4 * model.language.vocabulary)  # logits

@@ -1,0 +1,187 @@
+"""What a study will take: tokens, hours, cost, and where the speed comes from."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+from fvlm.errors import UserError
+from fvlm.memory import GB, operation_that_fits, predicted_bytes
+from fvlm.planning import plan, speed
+from fvlm.planning.amounts import amounts_of
+from fvlm.planning.calibrate import main as calibrate
+from fvlm.planning.limits import check_memory
+from fvlm.planning.plan import plan_rows, plan_text
+from fvlm.planning.trial import Trial, expected, flops_of, step_of
+from tests.config_cases import CONFIG, load
+from tests.conftest import parse
+from tests.train_cases import study_in, trained
+
+
+def only(name: str, **changes) -> dict:
+    """The plan's row of one run of the full-size study."""
+    return next(row for row in plan_rows(load(CONFIG, "paper.yaml", **changes)) if row["run"] == name)
+
+
+# --- amounts ---
+
+
+def test_the_tokens_are_those_that_a_run_reads(prepared, tmp_path):
+    _, _, summary = trained(prepared, tmp_path)
+    study = study_in(prepared)
+    amounts = amounts_of(study.runs["baseline"], study)
+    assert amounts.samples == summary["samples"] and amounts.steps == summary["steps"]
+    for planned, found in (("visual_tokens", "frames"), ("text_tokens", "text_tokens"), ("flops", "flops")):
+        assert getattr(amounts, planned) == pytest.approx(summary[found], rel=0.25)  # 16 samples scatter
+
+
+def test_a_pooled_model_reads_sixteen_tokens_a_frame_and_a_blind_one_none():
+    baseline, pooled, blind = (only(name)["visual_tokens"] for name in ("baseline", "B1", "B0"))
+    assert pooled == pytest.approx(16 * baseline, rel=1e-6) and blind == 0
+
+
+# --- speed, hours, cost ---
+
+
+def test_hours_follow_from_peak_and_utilisation():
+    row = only("baseline", gpu={"utilisation": 0.5})
+    flops = row["flops"] + row["validation_flops"]
+    assert row["basis"] == "assumed" and row["hours"] == pytest.approx(flops / (0.5 * 312e12) / 3600)
+    assert row["cost"] == pytest.approx(row["gpu_hours"] * 1.8)
+    assert only("baseline", gpu={"utilisation": 0.5, "tflops": 624})["hours"] == pytest.approx(row["hours"] / 2)
+
+
+def test_more_gpus_share_the_hours_and_not_the_cost():
+    one = only("baseline")
+    many = only("baseline", baseline={"operation.gpus": 4, "operation.nodes": 2})
+    assert many["gpus"] == 8 and many["hours"] == pytest.approx(one["hours"] / 8)
+    assert many["gpu_hours"] == pytest.approx(one["gpu_hours"]) and many["cost"] == pytest.approx(one["cost"])
+
+
+@pytest.mark.parametrize("gpu", [{"utilisation": None}, {"name": "unheard of"}])
+def test_no_hours_where_nothing_is_known(gpu):
+    study = load(CONFIG, "paper.yaml", gpu=gpu)
+    row = plan_rows(study)[0]
+    assert row["hours"] is None and row["cost"] is None and row["basis"] == ""
+    assert "not known" in plan_text(study)
+
+
+def calibration(study, run, device="NVIDIA A100-SXM4-80GB", kind="cuda", flops=1e13):
+    return {"device": device, "kind": kind, "models": {speed.model_digest(run): {"flops_per_s": flops}}}
+
+
+def test_a_measured_speed_counts_for_its_model_on_its_gpu_alone(tmp_path):
+    study = load(CONFIG, "paper.yaml", results=str(tmp_path))
+    path = speed.calibration_path(study.results)
+    path.write_text(json.dumps(calibration(study, study.runs["baseline"])))
+    rows = {row["run"]: row for row in plan_rows(study)}
+    measured = {name for name, row in rows.items() if row["basis"] == "measured"}
+    assert {"baseline", "LR3", "stage1"} <= measured and not {"A6", "B1", "360M-C1-F"} & measured
+    assert rows["baseline"]["tflops"] == 10
+    assert f"speed of {len(measured)} runs measured on NVIDIA A100" in plan_text(study)
+    path.write_text(json.dumps(calibration(study, study.runs["baseline"], device="NVIDIA A1000")))
+    assert {row["basis"] for row in plan_rows(study)} == {"assumed"}
+
+
+def test_a_damaged_calibration_is_named(tmp_path):
+    study = load(CONFIG, "config.yaml", results=str(tmp_path))
+    speed.calibration_path(study.results).write_text('{"models": ')
+    with pytest.raises(UserError, match=r"calibration\.json: not a calibration"):
+        plan_rows(study)
+
+
+def test_the_total_is_the_sum_and_the_longest_chain_that_of_the_stages():
+    study = load(CONFIG, "paper.yaml")
+    rows = plan_rows(study)
+    text = plan_text(study, rows)
+    assert f"{sum(row['hours'] for row in rows):.1f} h one after another" in text
+    assert "stage1 > stage2 > stage3" in text and f"{sum(row['cost'] for row in rows):.2f} USD" in text
+
+
+def test_the_command_prints_and_writes_the_plan(tmp_path, capsys):
+    arguments = ["--study", str(CONFIG / "smoke.yaml"), "--out", str(tmp_path)]
+    assert plan.main(parse("fvlm.planning.plan", arguments)) == 0
+    assert capsys.readouterr().out == (tmp_path / "plan.txt").read_text()
+    rows = list(csv.DictReader((tmp_path / "plan.csv").read_text().splitlines()))
+    assert [row["run"] for row in rows] == list(load(CONFIG, "smoke.yaml").runs)
+    assert all(float(row["flops"]) > 0 and row["hours"] == "" for row in rows)
+
+
+# --- calibration ---
+
+
+def test_calibrated_steps_are_used_by_the_plan(tmp_path, capsys):
+    study = tmp_path / "study.yaml"
+    study.write_text(f"based_on: smoke.yaml\nstudy: timed\nresults: {tmp_path}\n")
+    arguments = ["baseline", "B1", "--seconds", "0.1", "--study", str(study)]
+    assert calibrate(parse("fvlm.planning.calibrate", arguments)) == 0
+    found = json.loads((tmp_path / "calibration.json").read_text())
+    assert found["kind"] == "cpu" and len(found["models"]) == 2 and "s a step" in capsys.readouterr().err
+    resolved = load(CONFIG, "smoke.yaml", results=str(tmp_path))
+    rows = {row["run"]: row for row in plan_rows(resolved)}
+    measured = found["models"][speed.model_digest(resolved.runs["baseline"])]
+    assert rows["baseline"]["basis"] == "measured" and rows["A6"]["basis"] == ""
+    flops = rows["baseline"]["flops"] + rows["baseline"]["validation_flops"]
+    assert rows["baseline"]["hours"] == pytest.approx(flops / measured["flops_per_s"] / 3600)
+
+
+def test_no_gpu_is_no_calibration_of_one(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    arguments = parse("fvlm.planning.calibrate", ["B0", "--study", str(CONFIG / "paper.yaml")])
+    with pytest.raises(UserError, match="no GPU here"):
+        calibrate(arguments)
+
+
+def test_made_up_samples_are_as_long_as_the_plan_expects():
+    study = load(CONFIG, "config.yaml")
+    run = study.runs["baseline"]
+    samples, amounts = expected(run, study, 600), amounts_of(run, study)
+    assert sum(s.shown for s in samples) / 600 == pytest.approx(amounts.visual_tokens / amounts.samples, rel=0.05)
+    assert sum(s.tokens for s in samples) / 600 == pytest.approx(amounts.text_tokens / amounts.samples, rel=0.05)
+    assert flops_of(samples, run) / 600 == pytest.approx(amounts.flops / amounts.samples, rel=0.1)
+
+
+def test_a_trial_learns():
+    study = load(CONFIG, "smoke.yaml", baseline={"optim.warmup": 0.0})
+    run = study.runs["baseline"]
+    trial, batches = Trial(run, torch.device("cpu")), step_of(expected(run, study, 4), run)
+    losses = [trial.step(batches)[1] for _ in range(8)]
+    assert losses[-1] < losses[0]
+
+
+# --- what does not fit ---
+
+
+def with_operation(run, **changes):
+    return run.model_copy(update={"operation": run.operation.model_copy(update=changes)})
+
+
+@pytest.mark.parametrize(("memory_gb", "remedy"), [(40, "recompute"), (32, "shard_weights")])
+def test_the_largest_model_is_told_what_would_make_it_fit(memory_gb, remedy):
+    study = load(CONFIG, "paper.yaml", gpu={"name": "card", "memory_gb": memory_gb})
+    with pytest.raises(UserError) as caught:
+        check_memory(study)
+    sentence, run = str(caught.value), study.runs["1.7B-C1-B"]
+    assert "'1.7B-C1-B'" in sentence and f"operation.{remedy} to true" in sentence and "at least 77 GB" in sentence
+    settings = operation_that_fits(run, memory_gb * GB)
+    assert predicted_bytes(with_operation(run, **settings)) <= memory_gb * GB
+    if memory_gb == 32:  # without splitting the weights nothing helps
+        smallest = {"micro_frames": 64, "micro_tokens": 512, "recompute": True}
+        assert predicted_bytes(with_operation(run, **smallest)) > 32 * GB
+        assert "operation.gpus to 2" in sentence
+
+
+def test_split_weights_need_less_the_more_ranks_there_are():
+    run = load(CONFIG, "paper.yaml").runs["1.7B-C1-F"]
+    needed = [predicted_bytes(with_operation(run, shard_weights=True, gpus=gpus)) for gpus in (2, 4, 8)]
+    assert needed[2] < needed[1] < needed[0] < predicted_bytes(run)
+    plain = predicted_bytes(with_operation(run, gpus=8))
+    assert needed[2] < plain - 0.6 * 16 * 1.7e9
+
+
+def test_a_gpu_too_small_for_anything_is_told_nothing_else():
+    with pytest.raises(UserError) as caught:
+        check_memory(load(CONFIG, "paper.yaml", gpu={"name": "toy", "memory_gb": 2}))
+    assert "operation." not in str(caught.value) and "more runs do not fit" in str(caught.value)
