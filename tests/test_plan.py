@@ -32,8 +32,7 @@ def test_the_tokens_are_those_that_a_run_reads(prepared, tmp_path):
     study = study_in(prepared)
     amounts = amounts_of(study.runs["baseline"], study)
     assert amounts.samples == summary["samples"] and amounts.steps == summary["steps"]
-    for planned, found in (("visual_tokens", "frames"), ("text_tokens", "text_tokens"), ("flops", "flops")):
-        assert getattr(amounts, planned) == pytest.approx(summary[found], rel=0.25)  # 16 samples scatter
+    assert amounts.visual_tokens == pytest.approx(summary["frames"], rel=0.25)  # 16 samples scatter
 
 
 def test_a_pooled_model_reads_sixteen_tokens_a_frame_and_a_blind_one_none():
