@@ -1,0 +1,94 @@
+"""How a training's processes are started, and what becomes of signals and of their exit status."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from fvlm.errors import UserError
+from fvlm.schema import Operation
+from fvlm.train.launch import command_of
+from fvlm.train.signals import REQUEUE
+
+TRAINING = ["-m", "fvlm", "train", "A6"]
+# Two ranks that leave together, as a training does, once any of them has heard a signal.
+RANK = """
+    import signal, sys, time, torch, torch.distributed as dist
+    heard = []
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, frame: heard.append(number))
+    dist.init_process_group("gloo")
+    print("ready", flush=True)
+    while True:
+        any_heard = torch.tensor([float(len(heard))])
+        dist.all_reduce(any_heard)
+        if any_heard:
+            print("saved", dist.get_rank(), flush=True)
+            sys.exit(75)
+        time.sleep(0.02)
+"""
+
+
+def operation(**changes) -> Operation:
+    fields = {"micro_frames": 1, "micro_tokens": 1, "checkpoint_steps": 1, "checkpoint_minutes": None, "gpus": 0,
+              "attention_videos": 0, "loader_workers": 0, "threads": 3, "log_seconds": 1, "wandb": None,
+              "tensorboard": False}  # fmt: skip
+    return Operation(**fields | changes)
+
+
+def test_one_process_is_started_as_it_is():
+    assert command_of(operation(gpus=1), TRAINING) == [sys.executable, *TRAINING]
+
+
+@pytest.mark.parametrize("changes", [{"gpus": 4}, {"ranks": 4}])
+def test_several_processes_are_started_by_torchrun(changes):
+    command = command_of(operation(**changes), TRAINING)
+    assert command == [
+        sys.executable, "-m", "fvlm.train.torchrun", "--nproc-per-node=4", "--standalone", *TRAINING
+    ]  # fmt: skip
+
+
+def test_several_nodes_are_started_by_srun(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "12345")
+    command = command_of(operation(gpus=4, nodes=2), TRAINING)
+    assert command[0] == "srun" and {"--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=12"} <= set(command)
+    assert {"--nnodes=2", "--nproc-per-node=4", "--rdzv-id=12345"} <= set(command)
+    assert command[-4:] == TRAINING
+
+
+def test_several_nodes_need_slurm(monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with pytest.raises(UserError, match=r"operation\.nodes is 2"):
+        command_of(operation(nodes=2), TRAINING)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_signal_reaches_the_training_through_shell_and_tee(number, ranks, tmp_path):
+    """The shell line of the rule: everything in it gets the signal, and its status is the training's."""
+    code = textwrap.dedent(RANK)
+    if ranks == 1:
+        code = code.replace("import signal", "import os, signal", 1).replace(
+            'dist.init_process_group("gloo")',
+            'os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")\n'
+            'dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)',
+        )
+    (tmp_path / "rank.py").write_text(code)
+    starter = [sys.executable, "rank.py"]
+    if ranks == 2:
+        starter = [sys.executable, "-m", "fvlm.train.torchrun", "--nproc-per-node=2", "--standalone", "rank.py"]
+    launch = f"import sys; from fvlm.train.launch import run_to_end; sys.exit(run_to_end({starter!r}))"
+    line = f"set -euo pipefail; trap '' TERM USR1; {sys.executable} -c \"{launch}\" 2>&1 | tee -i log"
+    shell = subprocess.Popen(["bash", "-c", line], cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL)
+    log = tmp_path / "log"
+    end = time.monotonic() + 120
+    while not log.exists() or log.read_text().count("ready") < ranks:
+        assert time.monotonic() < end and shell.poll() is None
+        time.sleep(0.05)
+    os.killpg(shell.pid, number)
+    assert shell.wait(60) == REQUEUE
+    assert log.read_text().count("saved") == ranks
