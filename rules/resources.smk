@@ -32,10 +32,15 @@ def gpu_kind(run, names):
     ]
     if not fitting:
         raise WorkflowError(
-            f"run {run.name!r} needs {needed:.0f} GB of GPU memory, more than any GPU that {names} of the profile lists"
+            f"run {run.name!r} needs {needed:.1f} GB of GPU memory, but the largest GPU that the profile lists under "
+            f"{names} has {max(float(memory) for _, memory in kinds):g} GB; add a larger one or lower operation.micro_frames"
         )
     return min(fitting)[1]
 
+
+for name in ("gpu_models", "gpu_constraints"):
+    for run in RUNS.values():
+        gpu_kind(run, name)  # a run that fits none fails the plan, not the job
 
 if not workflow.is_main_process:
     # Slurm warns all processes of a job before its time limit. Those around a training must not end before it does.

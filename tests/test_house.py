@@ -76,7 +76,7 @@ def documents() -> list[str]:
 
 @pytest.mark.parametrize("document", documents())
 def test_the_commands_of_a_document_exist(document):
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for line in commands(texts()[document]):
         words = [word for word in line.split() if "=" not in word]
         if words[0] == "make":

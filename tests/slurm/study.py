@@ -75,7 +75,7 @@ class SlurmWorkflow(Workflow):
     def said(self) -> str:
         return (self.folder / "said.txt").read_text()
 
-    def finish(self, process: subprocess.Popen, ok: bool = True, seconds: float = 900) -> str:
+    def finish(self, process: subprocess.Popen, ok: bool = True, seconds: float = 1800) -> str:
         """Wait for snakemake's end; returns what it said."""
         try:
             process.wait(seconds)
@@ -109,7 +109,7 @@ def steps_of(state: Path) -> int:
     return max((int(path.stem.split("_")[1]) for path in state.glob("step_*.pt")), default=0)
 
 
-def wait(condition: Callable[[], object], seconds: float = 180, what: str = "") -> None:
+def wait(condition: Callable[[], object], seconds: float = 600, what: str = "") -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"waited {seconds:.0f} s in vain {what}"

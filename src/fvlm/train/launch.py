@@ -37,7 +37,10 @@ def main(args) -> int:
     training = ["-m", "fvlm", "train", args.run]
     training += ["--study", *args.study] if args.study else []
     training += ["--digest", args.digest] if args.digest else []
-    status = run_to_end(command_of(study.runs[args.run].operation, training))
+    command = command_of(study.runs[args.run].operation, training)
+    if command[1:] == training and "SLURM_JOB_ID" not in os.environ:
+        os.execv(command[0], command)  # nothing is left to do here
+    status = run_to_end(command)
     if status == REQUEUE:
         requeue_this_job()
     return status

@@ -1,0 +1,52 @@
+"""What the Slurm profile asks for, as a dry run shows it. It is run for real by `make test-slurm`."""
+
+import re
+
+import pytest
+import yaml
+
+PROFILE = "workflow/profiles/slurm/config.yaml"
+DRY = ("-n", "--workflow-profile", "workflow/profiles/slurm", "--configfile", "config/paper.yaml")
+
+
+def asked(said: str, rule: str) -> list[dict[str, str]]:
+    """The resources of all jobs of a rule."""
+    blocks = re.findall(rf"^rule {rule}:\n((?:    .*\n)+)", said, re.MULTILINE)
+    lines = [re.search(r"^    resources: (.*)$", block, re.MULTILINE).group(1) for block in blocks]
+    return [dict(re.findall(r"(\w+)=(.*?)(?:, (?=\w+=)|$)", line)) for line in lines]
+
+
+@pytest.mark.workflow
+def test_a_run_gets_the_smallest_gpu_that_it_fits(workflow):
+    workflow.edit(PROFILE, "  # - gpu_models='a100:40 h100:80'", "  - gpu_models='l40:48 h100:80 a100:40'")
+    said = workflow.run(*DRY)
+    stages, trainings = asked(said, "train_stage"), asked(said, "train")
+    assert {job["gpu_model"] for job in stages} == {"a100"} and {job["gpu"] for job in stages} == {"1"}
+    assert {job["gpu_model"] for job in trainings} == {"a100", "h100"}
+    assert all("--signal=USR1@" in job["slurm_extra"] for job in (*stages, *trainings))
+    assert "gpu" not in asked(said, "ledger")[0]
+
+
+@pytest.mark.workflow
+def test_a_run_that_fits_no_gpu_of_the_cluster_fails_the_plan(workflow):
+    workflow.edit(PROFILE, "  # - gpu_constraints='a100_40gb:40 a100_80gb:80'", "  - gpu_constraints='old_16gb:16'")
+    said = workflow.run(*DRY, ok=False)
+    assert "gpu_constraints has 16 GB" in said and "Traceback" not in said
+
+
+@pytest.mark.workflow
+def test_a_training_on_several_nodes_is_one_job_of_several_tasks(workflow):
+    workflow.edit(
+        "config/paper.yaml", "study: paper", "study: paper\nbaseline: {operation.gpus: 4, operation.nodes: 2}"
+    )
+    job = asked(workflow.run(*DRY), "train_stage")[0]
+    assert {name: job[name] for name in ("gpu", "nodes", "tasks", "mpi")} == {
+        "gpu": "8", "nodes": "2", "tasks": "2", "mpi": "srun"
+    }  # fmt: skip
+
+
+def test_what_belongs_to_a_site_stands_in_its_block(workflow):
+    text = (workflow.folder / PROFILE).read_text()
+    outside = re.sub(r"# --- SITE.*# --- end of SITE ---", "", text, flags=re.DOTALL)
+    assert outside != text
+    assert not {"default-resources", "set-resources"} & set(yaml.safe_load(outside))
