@@ -28,7 +28,7 @@ rule train:
         digest=lambda w: RUNS[w.run].digest,
     shell:
         # bash and tee outlive a signal that stops the training, which still has to save and to say so
-        "trap '' TERM USR1; python -m fvlm launch {wildcards.run} --digest {params.digest} 2>&1 | tee -i {log:q}"
+        "trap '' TERM USR1; python -m fvlm train {wildcards.run} --digest {params.digest} 2>&1 | tee -i {log:q}"
 
 
 # The stages wait for each other, so they start first.

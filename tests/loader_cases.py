@@ -9,7 +9,7 @@ from fvlm.data.index import write_index
 from fvlm.data.loader import Steps, open_training
 from fvlm.data.text import train_tokenizer
 from fvlm.schema import Run, Study
-from fvlm.train.command import drawn_order
+from fvlm.train.training import drawn_order
 from tests.conftest import ROOT
 from tests.index_cases import write_tar
 from tests.reader_cases import picture

@@ -1,4 +1,4 @@
-"""Trainings of several ranks: processes that come from one that has imported everything, as torchrun would start them."""
+"""Trainings of several ranks, each a process that finds all imported and is told who it is as torchrun would."""
 
 import multiprocessing
 import os
@@ -7,13 +7,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pytest
 import yaml
+from safetensors.numpy import load_file
 
 from fvlm.__main__ import main
-from tests.train_cases import content_in
+from tests.train_cases import content_in, records
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.rank_cases", "fvlm.train.command"])
+CONTEXT.set_forkserver_preload(["tests.rank_cases", "fvlm.train.training"])
 PATIENCE = 120.0  # seconds; what takes longer hangs
 
 
@@ -74,7 +77,13 @@ def _train(rank: int, ranks: int, port: int, study: Path, run: str, log: Path, b
     os.dup2(file, 1)
     os.dup2(file, 2)
     if ranks > 1:
-        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        places = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": ranks,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
         os.environ.update({name: str(value) for name, value in places.items()})
     if before is not None:
         before(rank)
@@ -86,3 +95,21 @@ def train(ranks: int, study: Path, run: str = "baseline") -> Path:
     team = Team(ranks, study, run)
     assert team.wait() == [0] * ranks, team.said
     return study.parent / "results/runs" / run
+
+
+def close(one: Path, other: Path) -> None:
+    """What two trainings of the same run have left differs by no more than rounding."""
+    for name in ("metrics", "validation"):
+        rows, others = (records(folder / f"state/{name}.jsonl") for folder in (one, other))
+        assert [row["step"] for row in rows] == [row["step"] for row in others], name
+        for row, equal in zip(rows, others, strict=True):
+            assert row.keys() == equal.keys()
+            for key, value in row.items():
+                wanted = value if value is None else pytest.approx(value, rel=1e-3, abs=1e-5)
+                assert equal[key] == wanted, (name, row["step"], key)
+    for name in ("final", "best"):
+        weights, others = (load_file(folder / f"model/{name}.safetensors") for folder in (one, other))
+        assert weights.keys() == others.keys()
+        for key in weights.keys() - {key for key in weights if key.endswith("k_proj.bias")}:  # their gradient is noise
+            value = weights[key]
+            assert np.linalg.norm(value - others[key]) <= 1e-3 * np.linalg.norm(value) + 1e-4, key

@@ -40,10 +40,6 @@ def operation(**changes) -> Operation:
     return Operation(**fields | changes)
 
 
-def test_one_process_is_started_as_it_is():
-    assert command_of(operation(gpus=1), TRAINING) == [sys.executable, *TRAINING]
-
-
 @pytest.mark.parametrize("changes", [{"gpus": 4}, {"ranks": 4}])
 def test_several_processes_are_started_by_torchrun(changes):
     command = command_of(operation(**changes), TRAINING)

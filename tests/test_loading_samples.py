@@ -12,8 +12,8 @@ from fvlm.data.tar import read_sample
 from fvlm.data.text import END, START
 from fvlm.errors import UserError
 from fvlm.evaluate.maps import fixed_videos
-from fvlm.train.command import drawn_order
 from fvlm.train.fill import fill_of
+from fvlm.train.training import drawn_order
 from tests.index_cases import write_tar
 from tests.loader_cases import FORMS, make_index, make_results, preference_run, run_of, spoken, steps_of
 from tests.reader_cases import picture

@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb.proto import wandb_internal_pb2
 
 from fvlm.errors import UserError
-from fvlm.train.command import train
 from fvlm.train.mirror import Mirrors
+from fvlm.train.training import train
 from tests.conftest import ROOT
 from tests.loader_cases import run_of
 

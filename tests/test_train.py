@@ -15,10 +15,10 @@ from fvlm.errors import UserError
 from fvlm.evaluate.losses import batches_by_source, held_out_samples
 from fvlm.model.build import build_model
 from fvlm.schema import Optim
-from fvlm.train.command import lengths_of, planned_order, sample_flops, train
 from fvlm.train.optim import make_optimizer, rates_at
 from fvlm.train.progress import Progress, Spent
 from fvlm.train.state import MetricsLog, load_checkpoint, save_checkpoint, write_csv
+from fvlm.train.training import lengths_of, planned_order, sample_flops, train
 from tests.conftest import ROOT
 from tests.train_cases import records, same, study_in, trained
 

@@ -18,9 +18,9 @@ import yaml
 from safetensors.numpy import load_file
 
 from fvlm.__main__ import main
-from fvlm.train.command import identity
 from fvlm.train.device import cpu_has_bfloat16
 from fvlm.train.mirror import Mirrors
+from fvlm.train.training import identity
 from tests.conftest import ROOT
 from tests.train_cases import content_in, records, same, study_in
 
@@ -334,7 +334,7 @@ def test_a_mirror_is_continued_with_its_training_and_begun_anew_with_another(pre
             made.append((identity, resume_step))
             super().__init__(run, study_name, folder, identity, resume_step)
 
-    monkeypatch.setattr("fvlm.train.command.Mirrors", Watched)
+    monkeypatch.setattr("fvlm.train.training.Mirrors", Watched)
     study = study_file(prepared, tmp_path, "baseline", SHORT)
     for anew in (False, False, True):
         if anew:

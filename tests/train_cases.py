@@ -13,7 +13,7 @@ from fvlm.data.readers import read_rows
 from fvlm.data.shards import make_shard
 from fvlm.data.text import texts_of, train_tokenizer
 from fvlm.schema import Study
-from fvlm.train.command import train
+from fvlm.train.training import train
 from tests.conftest import ROOT, parse
 
 SAMPLES = {

@@ -24,7 +24,6 @@ COMMANDS = {
     "preflight": ("fvlm.preflight.command", "try everything that a study needs, in minutes and without training"),
     "status": ("fvlm.status", "where every run is: step, loss, speed, time left, checkpoint, cost"),
     "train": ("fvlm.train.command", "train one run, or continue it from its last checkpoint"),
-    "launch": ("fvlm.train.launch", "train one run in as many processes as its `operation` asks for"),
     "evaluate": ("fvlm.evaluate.losses", "held-out losses of a finished run, by source and mode"),
     "attention": ("fvlm.evaluate.attention", "attention maps of a finished run on fixed held-out videos"),
     "caption": (

@@ -159,7 +159,7 @@ class Trainer:
         """
         rates = rates_at(self.run.optim, self.step, self.total)
         set_rates(self.optimizer, rates)
-        units = max(1, sum(self.ranks.agree(sum(self.objective.units(batch) for batch in batches))))
+        units = max(1, sum(self.ranks.gather(sum(self.objective.units(batch) for batch in batches))))
         totals = Totals()
         for batch in batches:
             with self.context:
@@ -266,7 +266,7 @@ class Trainer:
             for batch in batches:
                 with self.context:
                     totals.add(self.objective(batch.to(self.device), validating=True))
-            asked = max(self.ranks.agree(self.stop.status))
+            asked = max(self.ranks.gather(self.stop.status))
             if asked:
                 return {}, asked
         sums, _ = totals.over(self.ranks, totals.read()[0], 0)

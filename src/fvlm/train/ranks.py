@@ -39,6 +39,11 @@ class Ranks:
                      (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))  # fmt: skip
 
     @property
+    def launched(self) -> bool:
+        """Did torchrun start this process?"""
+        return "WORLD_SIZE" in os.environ
+
+    @property
     def first(self) -> bool:
         return self.rank == 0
 
@@ -107,11 +112,18 @@ class Ranks:
 
 
 def told(items: Iterable, ranks: Ranks) -> Iterator:
-    """`items`; where one rank cannot go on, it tells those that ask `Ranks.agree` about theirs."""
-    try:
-        yield from items
-    except UserError as error:
+    """`items`, of which every rank has as many; where one cannot have its next, none goes on to use its own."""
+    own, end = iter(items), object()
+    while True:
+        item, error = None, None
+        try:
+            item = next(own, end)
+        except UserError as problem:
+            error = problem
         ranks.agree(error=error)
+        if item is end:
+            return
+        yield item
 
 
 def _buckets(parameters: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:

@@ -120,7 +120,7 @@ def _fill(
     before = 0  # steps of the sets already passed
     for validating, steps in enumerate(step_sets):
         for batches in told(load_steps(steps, max(0, cache.steps - before), workers, device.type == "cuda"), ranks):
-            for rows in ranks.agree(_ask(model, batches, bool(validating), device, context)):
+            for rows in ranks.gather(_ask(model, batches, bool(validating), device, context)):
                 cache.rows += rows
             cache.steps += 1
             if not ranks.first:

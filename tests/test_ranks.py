@@ -1,0 +1,173 @@
+"""Any number of ranks learns what one learns, and none waits for ever for another."""
+
+import json
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from fvlm.batch import Batch
+from fvlm.data.loader import Steps, empty_batch, open_training
+from fvlm.errors import UserError
+from fvlm.model.build import build_model
+from fvlm.train.loop import Trainer
+from fvlm.train.objective import TextObjective
+from fvlm.train.ranks import Ranks
+from fvlm.train.training import planned_order
+from tests.rank_cases import Team, close, study_file, train
+from tests.train_cases import records, study_in
+
+SHORT = {"train.precision": "float32", "train.evaluations": 2, "operation.micro_frames": 6, "optim.ema": 0.7}
+SPLIT = {"operation.shard_weights": True}
+CASES = {  # run, its settings, what several ranks add to them, and how many ranks
+    "mixed lengths, fewer samples than ranks": ("baseline", {"train.samples": 15, "optim.batch_size": 3}, {}, (2, 4)),
+    "frozen but for the connector": ("F1", {"train.samples": 12, "optim.batch_size": 1}, {}, (2,)),
+    "preferences": ("dpo", {"train.samples": 9, "optim.batch_size": 3}, {}, (2,)),
+    "weights split": ("baseline", {"train.samples": 9, "optim.batch_size": 3}, SPLIT, (2,)),
+    "split, frozen, texts alone": ("F1", {"train.samples": 6, "optim.batch_size": 1}, SPLIT, (2,)),
+    "split, preferences": ("dpo", {"train.samples": 5, "optim.batch_size": 3}, SPLIT, (2,)),
+}
+
+
+@pytest.fixture(scope="module")
+def results(prepared, tmp_path_factory) -> Path:
+    """`prepared` with stage1 trained, where preferences begin."""
+    folder = tmp_path_factory.mktemp("parent")
+    shared = folder / "prepared"
+    shared.mkdir()
+    for name in ("tokenizer", "index", "shards"):
+        (shared / name).symlink_to(prepared / name)
+    stage1 = train(1, study_file(shared, folder / "own", "stage1", {"train.samples": 8}), "stage1")
+    (shared / "runs").mkdir()
+    stage1.rename(shared / "runs/stage1")
+    return shared
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_several_ranks_learn_what_one_learns(results, tmp_path, case):
+    """Metrics, validations, weights and summary; the order of additions alone may differ."""
+    run, settings, changes, counts = CASES[case]
+    one = train(1, study_file(results, tmp_path / "one", run, {**SHORT, **settings}), run)
+    for ranks in counts:
+        study = study_file(results, tmp_path / str(ranks), run, {**SHORT, **settings, **changes})
+        several = train(ranks, study, run)
+        close(one, several)
+        assert json.loads((several / "run_summary.json").read_text())["ranks"] == ranks
+        if run == "dpo":
+            values = [np.load(folder / "state/reference.npz") for folder in (one, several)]
+            assert sorted(values[0]["keys"]) == sorted(values[1]["keys"])
+
+
+def test_a_gradient_that_no_rank_has_stays_none():
+    """AdamW would decay what it should not touch."""
+    with_gradient, without = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+    with_gradient.grad = torch.ones(2)
+    Ranks().add_gradients([with_gradient, without])
+    assert without.grad is None and with_gradient.grad.tolist() == [1, 1]
+
+
+# --- ranks with nothing to do ---
+
+
+def test_every_rank_has_as_many_passes_where_weights_are_split(prepared):
+    study = study_in(prepared, baseline={"operation.micro_frames": 6})
+    run = study.runs["baseline"]
+    corpus = open_training(run, study)
+    order, _ = planned_order(run, corpus)
+    for batch_size, ranks in ((3, 4), (5, 2)):
+        shared = [Steps(corpus, order, run, study, "all", batch_size, rank, ranks, even=True) for rank in range(ranks)]
+        passes = [[len(steps[step]) for steps in shared] for step in range(len(shared[0]))]
+        assert all(len(set(counts)) == 1 for counts in passes)
+        held = sum(len(batch) for steps in shared for step in range(len(steps)) for batch in steps[step])
+        assert held == len(order)
+
+
+@pytest.mark.parametrize("texts", [0, 2])
+def test_a_batch_without_frames_is_scored_beside_one_that_weighs_nothing(prepared, texts):
+    """It has the same loss, and gradients of zero where it had none."""
+    run = study_in(prepared).runs["baseline"]
+    model = build_model(run.model, 0).double()
+    batch = empty_batch()
+    if texts:
+        ids = torch.arange(10)
+        batch = Batch(batch.frames, batch.frame_index, torch.zeros(2, dtype=torch.int64), ids,
+                      torch.tensor([4, 6]), ids % 4 > 0, ["a", "b"], ["x", "y"])  # fmt: skip
+    objective = TextObjective(run, model)
+    plain = objective(batch).objective if texts else torch.zeros(())
+    model.always_sees = True
+    terms = objective(batch)
+    assert terms.objective.item() == pytest.approx(plain.item(), abs=1e-12) and set(terms.counts) == (
+        {"loss", "objective", "loss_fine", "loss:x", "loss:y"} if texts else set()
+    )
+    terms.objective.backward()
+    for name, parameter in model.named_parameters():
+        if name.startswith(("dino.dino.encoder", "connector")) and parameter.grad is not None:
+            assert not parameter.grad.any(), name
+    assert model.connector.dino_to_llm.weight.grad is not None
+
+
+# --- ends ---
+
+
+def nan_on_the_second(rank: int) -> None:
+    if rank != 1:
+        return
+    plain = TextObjective.__call__
+
+    def spoilt(self, batch, validating=False):
+        terms = plain(self, batch, validating)
+        if not validating:
+            terms.objective = terms.objective * torch.nan
+            terms.sums["objective"] = terms.objective.detach()
+        return terms
+
+    TextObjective.__call__ = spoilt
+
+
+def unreadable_on_the_second(rank: int) -> None:
+    if rank == 1:
+
+        def fail(self, places):
+            raise UserError("the third tar is torn")
+
+        Steps.batch = fail
+
+
+def full_disk_on_the_first(rank: int) -> None:
+    """From the second checkpoint on: no file may be larger than 100 kB."""
+    if rank == 0:
+        plain = Trainer._update
+
+        def update(self, *arguments):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+            return plain(self, *arguments)
+
+        Trainer._update = update
+
+
+ENDS = {
+    "a loss that is not finite": (nan_on_the_second, "the loss is nan at step 1, samples", 0),
+    "a sample that cannot be read": (unreadable_on_the_second, "fvlm train: the third tar is torn\n", 0),
+    "a full disk": (full_disk_on_the_first, "step_00000002.pt cannot be written", 2),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_what_ends_one_rank_ends_all_with_one_sentence(prepared, tmp_path, case):
+    """Nothing of the step is logged, and the run goes on from the checkpoint before."""
+    before, sentence, steps = ENDS[case]
+    settings = {**SHORT, "train.samples": 12, "optim.batch_size": 3, "operation.checkpoint_steps": 2}
+    study = study_file(prepared, tmp_path, "baseline", {**settings, "train.evaluations": 1})
+    team = Team(2, study, "baseline", before)
+    assert team.wait() == [2, 2], team.said
+    assert team.said.count(sentence) == 1 and team.said.count("fvlm train: ") == 1, team.said
+    state = tmp_path / "results/runs/baseline/state"
+    assert len(records(state / "metrics.jsonl")) == steps
+    assert not list(state.glob(".*.part"))
+    for file in state.glob("step_*.pt"):
+        assert torch.load(file, weights_only=True)["step"] == 0
+    assert records(train(2, study) / "state/metrics.jsonl")[-1]["step"] == 4
+    assert load_file(tmp_path / "results/runs/baseline/model/final.safetensors")
