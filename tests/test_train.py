@@ -67,6 +67,19 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path):
     assert load_checkpoint(tmp_path, "x")["step"] == 1 and len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_full_disk_is_named_where_a_step_is_logged(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl", None)
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, allowed[1]))
+    try:
+        log.append({"step": 1})
+        with pytest.raises(UserError, match=r"metrics.jsonl cannot be written .* is the disk full\?"):
+            log.append({"step": 2, "train_loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    assert MetricsLog(tmp_path / "metrics.jsonl", 2).records() == [{"step": 1}]
+
+
 def test_best_weights_are_the_parents_start(prepared, tmp_path):
     study = study_in(prepared)
     trained(prepared, tmp_path, "baseline")

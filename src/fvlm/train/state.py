@@ -71,11 +71,15 @@ def write_weights(path: Path, write: Callable[[Path], None]) -> None:
     try:
         write_beside(path, write)
     except (OSError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{path} cannot be written ({reason}): is the disk full? Make room; the last checkpoint is intact, and the "
-            "same command goes on from there"
-        ) from error
+        raise _unwritten(path, error) from error
+
+
+def _unwritten(path: Path, error: Exception) -> UserError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UserError(
+        f"{path} cannot be written ({reason}): is the disk full? Make room; the last checkpoint is intact, and the "
+        "same command goes on from there"
+    )
 
 
 def save_checkpoint(state: Path, step: int, content: dict, keep: int) -> int:
@@ -158,8 +162,11 @@ class MetricsLog:
         self.file = open(path, "a")  # noqa: SIM115 - open as long as the run
 
     def append(self, record: dict) -> None:
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(record) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise _unwritten(self.path, error) from error
 
     def sync(self) -> None:
         """Onto the disk: before a checkpoint that says these lines are there."""
