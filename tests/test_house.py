@@ -26,7 +26,7 @@ ENVIRONMENTS = {  # environment -> what runs in it
     "decode": [path for path in sorted((ROOT / "src/fvlm/data").rglob("*.py")) if path.name != "loader.py"],
     "train": [
         path
-        for room in ("data", "model", "train", "evaluate")
+        for room in ("data", "model", "train", "evaluate", "planning", "preflight")
         for path in sorted((ROOT / "src/fvlm" / room).rglob("*.py"))
     ],
     "report": [
@@ -34,7 +34,10 @@ ENVIRONMENTS = {  # environment -> what runs in it
         *(ROOT / f"src/fvlm/analysis/{name}.py" for name in ("catalog", "columns", "files", "plots/style")),
         *(ROOT / f"src/fvlm/data/{name}.py" for name in ("index", "ledger", "perceptual", "samples", "sources", "tar")),
     ],
-    "analysis": sorted((ROOT / "src/fvlm/analysis").rglob("*.py")),
+    "analysis": [
+        *sorted((ROOT / "src/fvlm/analysis").rglob("*.py")),
+        *(ROOT / f"src/fvlm/planning/{name}.py" for name in ("amounts", "limits", "plan", "speed")),
+    ],
 }
 
 

@@ -27,6 +27,12 @@ CASES = {  # run, its settings, what several ranks add to them, and how many ran
     "frozen but for the connector": ("F1", {"train.samples": 12, "optim.batch_size": 1}, {}, (2,)),
     "preferences": ("dpo", {"train.samples": 9, "optim.batch_size": 3}, {}, (2,)),
     "weights split": ("baseline", {"train.samples": 9, "optim.batch_size": 3}, SPLIT, (2,)),
+    "weights split, layers computed again": (
+        "baseline",
+        {"train.samples": 9, "optim.batch_size": 3},
+        {**SPLIT, "operation.recompute": True},
+        (2,),
+    ),
     "split, frozen, texts alone": ("F1", {"train.samples": 6, "optim.batch_size": 1}, SPLIT, (2,)),
     "split, preferences": ("dpo", {"train.samples": 5, "optim.batch_size": 3}, SPLIT, (2,)),
 }

@@ -94,8 +94,6 @@ def _of_run(run: Run, study: Study, amounts: Amounts | None, stalled_after: floa
     _add_checkpoint(status, folder / "state")
     quiet = stalled_after or _may_be_quiet(status, run, amounts, lines)
     status.state, status.note = _liveness(folder, quiet, Path(study.results) / f"logs/train/{run.name}.log")
-    if status.state == "failed":
-        status.left_s = None
     return status
 
 

@@ -1,0 +1,109 @@
+"""Preflight finds what is wrong, all of it, and says what it could not try."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from fvlm.data.sources import tars_of
+from fvlm.errors import UserError
+from fvlm.preflight import command, data, machine, models
+from fvlm.preflight.check import NOT_CHECKED, OK, PROBLEM, NotChecked, table_of, tried
+from fvlm.train.state import load_checkpoint
+from tests.config_cases import CONFIG, load
+from tests.conftest import parse
+from tests.train_cases import study_in, trained
+
+
+def refuse():
+    raise UserError("it is broken; mend it")
+
+
+def skip():
+    raise NotChecked("not here")
+
+
+def test_a_check_is_ok_a_problem_or_not_tried():
+    checks = [tried("one", lambda: "fine"), tried("two", refuse), tried("three", skip)]
+    assert [check.state for check in checks] == [OK, PROBLEM, NOT_CHECKED]
+    assert "1 ok, 1 problems, 1 not checked" in table_of(checks) and "mend it" in table_of(checks)
+
+
+def test_all_problems_are_listed_and_the_rest_is_tried(tmp_path, capsys):
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        f"based_on: smoke.yaml\nstudy: broken\nresults: {tmp_path}/results\n"
+        "sources: {grid: {reader: shards, path: 'nowhere/{00000..00001}.tar'}, chat: {reader: folder, path: nowhere}}\n"
+    )
+    assert command.main(parse("fvlm.preflight.command", ["--study", str(study)])) == 1
+    said = capsys.readouterr().out
+    assert "source grid: 2 of 2 shards are not there" in said and "source chat: no folder 'nowhere'" in said
+    for name in ("models", "step", "worst batch", "evaluation", "figure", "checkpoint", "file locks"):
+        assert f"ok          {name}: " in said, said
+    written = (tmp_path / "results/preflight.txt").read_text()
+    assert "2 problems" in written and not list((tmp_path / "results").glob(".preflight-*"))
+
+
+def test_shards_are_read_and_a_damaged_one_is_named(prepared, tmp_path):
+    shutil.copytree(prepared / "shards", tmp_path / "shards")
+    study = study_in(tmp_path)
+    assert "3 samples" in data.readable(study.sources["grid"], study, tmp_path)
+    tar = Path(tars_of(study.sources["grid"], study)[0])
+    content = bytearray(tar.read_bytes())
+    content[600:700] = bytes(100)
+    tar.write_bytes(content)
+    with pytest.raises(UserError, match=r"grid/00000\.tar"):
+        data.readable(study.sources["grid"], study, tmp_path)
+
+
+def test_files_are_decoded_as_the_workflow_does(prepared, tmp_path):
+    study = study_in(tmp_path)
+    shutil.copytree(prepared / "corpus/moves", tmp_path / "corpus/moves")
+    assert data.readable(study.sources["moves"], study, tmp_path) == "3 of its first samples decoded"
+    shutil.rmtree(tmp_path / "corpus")
+    with pytest.raises(NotChecked):
+        data.readable(study.sources["moves"], study, tmp_path)
+
+
+def test_a_full_disk_is_seen_before_it_is_full(tmp_path, monkeypatch):
+    study = load(CONFIG, "paper.yaml", results=str(tmp_path / "results"))
+    needed = machine.training_bytes(study) + machine.shard_bytes(study)
+    assert needed > 46 * 3 * 4 * 134e6
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(needed) - 1))
+    with pytest.raises(UserError, match="make room"):
+        machine.disk(study)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(needed) + 1))
+    assert "to be written" in machine.disk(study)
+
+
+def test_shared_memory_matters_between_gpus_alone():
+    with pytest.raises(NotChecked, match="not needed"):
+        machine.shared_memory(load(CONFIG, "paper.yaml"))
+    several = load(CONFIG, "paper.yaml", baseline={"operation.gpus": 2})
+    assert "NCCL" in tried("shared memory", lambda: machine.shared_memory(several)).said
+
+
+def test_the_size_of_a_checkpoint_is_that_of_a_real_one(prepared, tmp_path):
+    trained(prepared, tmp_path)
+    study = study_in(prepared)
+    state = tmp_path / "baseline/state"
+    last = max(state.glob("step_*.pt"))  # of a finished run, without moments
+    assert last.stat().st_size == pytest.approx(4 * sum(
+        tensor.numel() for tensor in torch.load(last, weights_only=True)["model"].values()
+    ), rel=0.2)  # fmt: skip
+    assert "the size of baseline's" in models.checkpoint(study.runs["baseline"], tmp_path)
+    assert load_checkpoint(tmp_path, "preflight")["step"] == 1
+    assert max(tmp_path.glob("step_*.pt")).stat().st_size == pytest.approx(
+        machine.checkpoint_bytes(study.runs["baseline"]), rel=0.05
+    )
+
+
+def test_on_a_cpu_a_batch_that_takes_a_minute_at_most_is_tried():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    run, why = models.run_to_try(load(CONFIG, "smoke.yaml"))
+    assert why == "" and run.family == "grid"
+    run, why = models.run_to_try(load(CONFIG, "paper.yaml"))
+    assert "1.7B" not in run.name and "was not tried" in why
