@@ -39,11 +39,6 @@ class Ranks:
                      (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))  # fmt: skip
 
     @property
-    def launched(self) -> bool:
-        """Did torchrun start this process?"""
-        return "WORLD_SIZE" in os.environ
-
-    @property
     def first(self) -> bool:
         return self.rank == 0
 
