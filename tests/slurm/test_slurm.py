@@ -45,10 +45,12 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def local(tmp_path_factory):
-    """The study as it is without Slurm, each run by one process, and the long training undisturbed."""
+    """All runs of the study as they are without Slurm, each by one process, and the long training undisturbed."""
     workflow = copy_of_workflow(tmp_path_factory.mktemp("local") / "checkout")
     (workflow.folder / "config/small.yaml").write_text(STUDY.format(name="small", ranks="null"))
-    workflow.run("--configfile", "config/small.yaml")
+    workflow.run(
+        *(f"results/small/tables/{name}.csv" for name in ("runs", "evaluation")), "--configfile", "config/small.yaml"
+    )
     add_long_study(workflow.folder, "long")
     workflow.run(TARGET.format(name="long"), "--configfile", "config/long.yaml")
     return workflow.folder
@@ -119,9 +121,9 @@ def test_the_study_runs_through_slurm(checkout, cluster, local):
     abouts = [job["comment"] for job in cluster.jobs(checkout.folder)]
     assert {job["state"] for job in cluster.jobs(checkout.folder)} == {"COMPLETED"}
     assert len(abouts) == len(set(abouts)), "a job was submitted twice"
-    # each in one Slurm job: all shards, all tables and figures
+    # One Slurm job decodes all shards; what is drawn takes two, as some of it needs no table.
     assert "rule_decode_shard" in abouts and len(list(results.glob("shards/*/*.tar"))) > 12
-    assert sum(about.startswith("rule_analysis_") for about in abouts) == 1
+    assert sum(about.startswith("rule_analysis_") for about in abouts) <= 2
     assert checkout.planned("--configfile", "config/small.yaml") == {}
 
 
