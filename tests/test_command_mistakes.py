@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -267,9 +269,114 @@ def test_results_from_nothing_trains_nothing(folder, value):
 
 def test_results_that_are_not_there_are_named(folder, tmp_path):
     path = tmp_path / "a.csv"
-    path.write_text("")
+    RUNS.to_csv(path, index=False)
     check_results(load(folder, results_from=str(path)))
     with pytest.raises(UserError, match=r"a\.csv,b\.csv: no such file or folder"):
         check_results(load(folder, results_from=f"{path},b.csv"))
     with pytest.raises(UserError, match="is there twice"):
         check_results(load(folder, results_from=[str(path), str(path)]))
+
+
+def summary_of(folder, run, text=None):
+    """A finished run's summary in a folder of its name."""
+    path = folder / run / "run_summary.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"run": run, "family": "ablation"}) if text is None else text)
+    return path
+
+
+RESULT = {"config": "S", "model_type": "fov", "step": 1, "loss_mean": 3.0, "samples_seen": 5}
+WRONG_RESULTS = {
+    "an empty file": (lambda folder: (folder / "a.csv").write_text(""), "no column 'run_id', .*found nothing"),
+    "no column": (lambda folder: RUNS.drop(columns="val_loss").to_csv(folder / "a.csv"), "no column 'val_loss'"),
+    "no text": (lambda folder: (folder / "a.csv").write_bytes(b"\xff\xfe"), "no CSV file"),
+    "a folder without runs": (lambda folder: (folder / "runs").mkdir(), "no run_summary.json"),
+    "a broken summary": (lambda folder: summary_of(folder / "runs", "A1", "{"), "expected the summary of a finished"),
+    "an empty summary": (lambda folder: summary_of(folder / "runs", "A1", "{}"), "expected a mapping with the field"),
+    "another folder": (lambda folder: summary_of(folder / "runs", "A1").parent.rename(folder / "runs/A2"), "rename"),
+    "no JSON": (lambda folder: (folder / "a.json").write_text("[{"), "cannot be read as JSON"),
+    "a list of words": (lambda folder: (folder / "a.json").write_text('["a"]'), "expected a list of results"),
+    "a result without loss": (
+        lambda folder: (folder / "a.json").write_text(json.dumps([RESULT, {**RESULT, "loss_mean": None}])),
+        "result 2: no loss_mean",
+    ),
+    "another kind of file": (lambda folder: (folder / "a.txt").write_text(""), r"expected a \.csv"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_RESULTS)
+def test_results_that_cannot_be_read_fail_before_the_first_job(folder, tmp_path, capsys, name):
+    """In the words of the import, which would be the job."""
+    made, expected = tmp_path / "made", WRONG_RESULTS[name][1]
+    made.mkdir()
+    WRONG_RESULTS[name][0](made)
+    (path,) = made.iterdir()
+    with pytest.raises(UserError, match=expected):
+        check_results(load(folder, results_from=str(path)))
+    refused(capsys, tmp_path, "" if name == "an empty file" else expected, call, "import", path, tmp_path / "out")
+
+
+def test_a_run_that_two_results_hold_fails_before_the_first_job(folder, tmp_path, capsys):
+    points, runs, results = tmp_path / "points.csv", tmp_path / "runs", tmp_path / "list.json"
+    RUNS.assign(run_id=RUNS["run_id"].replace("A1", "A1_deep_query_off")).to_csv(points, index=False)
+    summary_of(runs, "A2")
+    results.write_text(json.dumps([RESULT]))
+    given = [str(points), str(runs), str(results)]
+    check_results(load(folder, results_from=given))
+    for extra in ("A1", "S-fov"):  # the name that A1_deep_query_off gets, and that of the result
+        path = summary_of(tmp_path / extra, extra)
+        with pytest.raises(UserError, match=f"runs {extra} are in several of the results"):
+            check_results(load(folder, results_from=[*given, str(path)]))
+        where = [str(path), "--out-dir", str(tmp_path / "out")]
+        refused(capsys, tmp_path, f"runs {extra} are in several", main, ["import", *given, *where])
+
+
+def test_planning_reads_no_table_with_pandas():
+    code = "import sys, fvlm.planning.limits; assert not {'pandas', 'scipy', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["nope"], *([command, "--nope"] for command in GIVEN), ["fit", "x", "--out", "y", "--seed", "z"]]
+)
+def test_a_mistake_in_the_arguments_is_one_sentence(capsys, arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    said = capsys.readouterr()
+    named = f"fvlm {arguments[0]}" if len(arguments) > 1 else "fvlm"
+    assert ended.value.code == 2 and said.out == "" and said.err.count("\n") == 1
+    assert said.err.startswith(f"{named}: ") and f"({named} --help tells" in said.err
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments[:1], "--help"] if named != "fvlm" else ["--help"])
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith(f"usage: {named} ")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("query depth", "query\0 depth", "null bytes"),
+        ("best", "bst", "measure is 'bst'; expected one of best"),
+        ("query depth (", "query depth [", r"effect is 'query depth \[deep"),
+    ],
+)
+def test_a_table_with_other_words_is_not_drawn(tmp_path, capsys, old, new, expected):
+    path, tables = tmp_path / "in.csv", tmp_path / "tables"
+    RUNS.to_csv(path, index=False)
+    assert main(["import", str(path), "--out-dir", str(tables)]) == 0
+    table = tables / "factorial.csv"
+    assert main(["table", "factorial", "--tables", str(tables), "--out", str(table)]) == 0
+    drawing = ["figure", "factorial", "--tables", str(tables), "--out-dir", str(tmp_path / "figures")]
+    text = table.read_text()
+    table.write_text(text.replace(old, new, 1))
+    refused(capsys, tmp_path, expected, main, drawing)
+    table.write_text(text)
+    assert main(drawing) == 0
+
+
+def test_a_loss_that_only_rises_is_told(tmp_path, capsys):
+    path, out = tmp_path / "in.csv", tmp_path / "out"
+    rising = curve("up", np.linspace(2.0, 3.0, 20))
+    pd.concat([RUNS, rising]).to_csv(path, index=False)
+    assert call("check-curves", path, out) == 0
+    assert json.loads(out.read_text())["never_falls"] == ["up"]
+    assert "never again so low, where no power law in D can be fitted: up\n" in capsys.readouterr().out

@@ -10,7 +10,8 @@ from fvlm.__main__ import main
 from fvlm.analysis.catalog import COLLECTED, FIGURES, TABLES
 from fvlm.analysis.columns import COLUMNS, RUN
 from fvlm.analysis.files import read_table, write_table
-from fvlm.analysis.imported import place_of, read_results, short_names
+from fvlm.analysis.finished import place_of, short_names
+from fvlm.analysis.imported import read_results
 from fvlm.errors import UserError
 from tests.analysis_cases import BUDGETS, SIZES, collect, law, study_summaries, write_study
 from tests.test_analysis_fits import REFERENCE

@@ -9,6 +9,7 @@ import gc
 import importlib
 import sys
 from contextlib import suppress
+from typing import NoReturn
 
 from fvlm.errors import Stopped, UserError
 
@@ -47,11 +48,18 @@ COMMANDS = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake in one sentence; what a command takes is told by --help."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {' '.join(message.split())} ({self.prog} --help tells what it takes)\n")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit status: 2 for a mistake the user can mend, 130 after Ctrl-C, 75 where a signal
     stopped a training that is to be started again."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="fvlm", description=__doc__.splitlines()[0])
+    parser = Parser(prog="fvlm", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (_, text) in COMMANDS.items():
         commands.add_parser(name, help=text, description=text, add_help=name not in argv[:1])
@@ -63,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     module = importlib.import_module(COMMANDS[name][0])
     gc.freeze()
     gc.enable()
-    command = argparse.ArgumentParser(prog=f"fvlm {name}", description=COMMANDS[name][1])
+    command = Parser(prog=f"fvlm {name}", description=COMMANDS[name][1])
     module.add_arguments(command)
     args = command.parse_args(argv[1:])
     try:

@@ -14,6 +14,7 @@ import pandas as pd
 from fvlm.analysis.columns import COLUMNS, CURVE, RUN
 from fvlm.analysis.compare.bootstrap import VIDEO_FIRST, VISUAL
 from fvlm.analysis.files import read_csv, write_table
+from fvlm.analysis.finished import read_summary
 from fvlm.errors import UserError
 
 EVALUATION = ("run", "mode", "frames", "source", "kind", "key", "loss_sum", "tokens")
@@ -66,17 +67,7 @@ def collect_runs(paths: list[Path]) -> pd.DataFrame:
 
     raises  UserError for a file that is missing, broken, or names no run, and for a run given twice
     """
-    rows = []
-    for path in paths:
-        try:
-            summary = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path}: expected the summary of a finished run ({error}); finish or delete the run"
-            ) from error
-        if not isinstance(summary, dict) or "run" not in summary:
-            raise UserError(f"{path}: expected a mapping with the field 'run'; make the summary again")
-        rows.append(flatten(summary))
+    rows = [flatten(read_summary(path)) for path in paths]
     _refuse_twice([row["run"] for row in rows])
     columns = list(dict.fromkeys([*RUN, *(key for row in rows for key in row)]))
     return pd.DataFrame(rows, columns=columns)

@@ -51,6 +51,7 @@ def read_csv(path: Path | str, columns: tuple[str, ...]) -> pd.DataFrame:
     raises  UserError if the file is missing, is no table, or lacks a column
     """
     try:
+        _refuse_null(path)
         frame = pd.read_csv(
             path,
             keep_default_na=False,
@@ -70,6 +71,13 @@ def read_csv(path: Path | str, columns: tuple[str, ...]) -> pd.DataFrame:
             "the table is from another version: delete it and make it again"
         )
     return frame
+
+
+def _refuse_null(path: Path | str) -> None:
+    """pandas would drop null bytes, and with them what makes a word another."""
+    with open(path, "rb") as file:
+        if any(b"\0" in part for part in iter(lambda: file.read(1 << 20), b"")):
+            raise UserError(f"{path}: this is no CSV table (it holds null bytes); delete it and make it again")
 
 
 def read_table(folder: Path | str, name: str) -> pd.DataFrame:

@@ -2,11 +2,9 @@
 
 Three kinds of files are read: evaluation points (CSV: run_id, step, samples_seen, val_loss, ...; a run_summaries.csv
 beside it may add total_params), a list of results (JSON: model_type, step, loss_mean, ...), and folders with runs as
-this project leaves them. What a file does not say stays empty; nothing is guessed but what `place_of` says.
+this project leaves them. What a file does not say stays empty; nothing is guessed but what `finished.place_of` says.
 """
 
-import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +13,25 @@ import pandas as pd
 from fvlm.analysis.catalog import COLLECTED
 from fvlm.analysis.collect import collect_curves, collect_evaluation, collect_runs
 from fvlm.analysis.columns import COLUMNS, RUN
-from fvlm.analysis.compare.study import base_name
 from fvlm.analysis.files import read_csv
+from fvlm.analysis.finished import (
+    POINTS,
+    SUMMARIES,
+    check_folder,
+    kind_of,
+    place_of,
+    refuse_twice,
+    result_name,
+    results_in,
+    short_names,
+    summaries_in,
+)
 from fvlm.analysis.fits.points import LOSS, SIZE, read_points
 from fvlm.errors import UserError
 
-POINTS = ("run_id", "step", "samples_seen", "val_loss")
-SUMMARIES = "run_summaries.csv"
-RESULT = ("model_type", "step", "loss_mean")
 PARAMETERS = ("total_params", "n_params", "params")  # what a file may call the number of parameters
 FLOPS = ("flops", "total_flops")
 TRAINING_POINTS = 400  # of a run's training curve, as the workflow collects it
-GRID = re.compile(r"(?P<size>[\w.]+)-(?P<budget>C\d+)-(?P<letter>[FB])(?P<seed>-s\d+)?")
-ABLATION = re.compile(r"(?P<name>baseline|[A-Z]{1,2}\d+[a-z]?)(_[\w.]+)?(?P<seed>-s\d+)?")
-BASELINES = {"B0": "blind", "B1": "multi_token", "B2": "pixel_shuffle", "B3": "multi_token", "B4": "multi_token"}
 ARCHITECTURES = {
     **{name: name for name in ("foveated", "multi_token", "pixel_shuffle", "blind")},
     "fov": "foveated",
@@ -55,10 +58,7 @@ def read_results(paths: list[Path]) -> dict[str, pd.DataFrame]:
         found = [part[name] for part in parts if name in part and len(part[name])]
         columns = list(dict.fromkeys([*COLUMNS[name], *(column for table in found for column in table)]))
         tables[name] = _joined(found, columns)
-    names = tables["runs"]["run"]
-    twice = sorted(set(names[names.duplicated()]))
-    if twice:
-        raise UserError(f"runs {', '.join(twice)} are in several of the results; give each run once")
+    refuse_twice(list(tables["runs"]["run"]))
     return tables
 
 
@@ -70,34 +70,19 @@ def _joined(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
 
 
 def _read(path: Path) -> dict[str, pd.DataFrame]:
-    if path.is_dir():
-        return _from_folder(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder; expected results of finished runs")
-    if path.suffix == ".csv":
-        return _from_points(path)
-    if path.suffix == ".json":
-        return _from_json(path)
-    raise UserError(f"{path}: expected a .csv with evaluation points, a .json with results, or a folder with runs")
+    return {"folder": _from_folder, ".csv": _from_points, ".json": _from_json}[kind_of(path)](path)
 
 
 def _from_folder(folder: Path) -> dict[str, pd.DataFrame]:
     """Runs as this project writes them: run_summary.json, and beside it validation.csv and metrics.csv where they
     are; evaluation/RUN.csv below the folder."""
-    summaries = sorted(folder.rglob("run_summary.json"))
-    if not summaries:
-        raise UserError(
-            f"{folder}: no run_summary.json in it or below; expected finished runs of this project, "
-            "or name the file with the results"
-        )
-    return _from_summaries(summaries, folder)
+    return _from_summaries(summaries_in(folder), folder)
 
 
 def _from_summaries(summaries: list[Path], folder: Path | None = None) -> dict[str, pd.DataFrame]:
     runs = collect_runs(summaries)
     for path, name in zip(summaries, runs["run"], strict=True):
-        if path.parent.name != name:
-            raise UserError(f"{path}: the summary of run {name} is in a folder of another name; rename the folder")
+        check_folder(path, name)
     curves = {
         table: collect_curves([path.with_name(file) for path in summaries if path.with_name(file).exists()], points)
         for table, file, points in (
@@ -171,37 +156,6 @@ def _parameters(path: Path, table: pd.DataFrame, summaries: pd.DataFrame | None)
     return known
 
 
-def short_names(ids: list[str]) -> dict[str, str]:
-    """`A1_deep_query_off` -> `A1`, the name that tables and figures look for; as it is, where two would become one."""
-    found = {run: ABLATION.fullmatch(run) for run in ids}
-    long: dict[str, set[str]] = {}  # short name -> the names, without seed, that would become it
-    for run, match in found.items():
-        if match:
-            long.setdefault(match["name"], set()).add(base_name(run))
-    return {
-        run: match["name"] + (match["seed"] or "") if match and len(long[match["name"]]) == 1 else run
-        for run, match in found.items()
-    }
-
-
-def place_of(run: str) -> dict:
-    """What the name of a run says: family, size, budget, letter, seed, architecture.
-
-    `135M-C1-F` is a run of the scaling grid; `baseline`, `A6`, `LR2` are ablations; all others count as stages, which
-    are shown but compared with nothing. Names that say nothing of the architecture are of foveated models.
-    """
-    place = {"run": run, "family": "stage", "architecture": "foveated"}
-    if found := GRID.fullmatch(run):
-        labels = {name: found[name] for name in ("size", "budget", "letter")}
-        architecture = "foveated" if found["letter"] == "F" else "multi_token"
-        place |= {"family": "grid", "architecture": architecture, **labels}
-    elif found := ABLATION.fullmatch(run):
-        place |= {"family": "ablation", "architecture": BASELINES.get(found["name"], "foveated")}
-    if found and found["seed"]:
-        place["seed"] = int(found["seed"].removeprefix("-s"))
-    return place
-
-
 def _one_run(place: dict, own: pd.DataFrame, parameters: float) -> tuple[dict, pd.DataFrame, pd.DataFrame]:
     """Row of the runs table, validation curve and training curve, of a run's points in ascending order."""
     last, best = own.iloc[-1], own.loc[own["val_loss"].idxmin()]
@@ -239,14 +193,9 @@ def _tables(parts: list[tuple[dict, pd.DataFrame, pd.DataFrame]]) -> dict[str, p
 
 
 def _from_json(path: Path) -> dict[str, pd.DataFrame]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); expected a list of results") from error
-    if isinstance(content, dict) and "run" in content:
+    content = results_in(path)
+    if isinstance(content, dict):
         return _from_summaries([path])
-    if not isinstance(content, list) or not content or not all(isinstance(one, dict) for one in content):
-        raise UserError(f"{path}: expected a list of results with {', '.join(RESULT)}, or the summary of a run")
     rows = pd.DataFrame([_result(path, number, one) for number, one in enumerate(content, 1)])
     twice = rows[rows.duplicated(["run_id", "step"])]
     if len(twice):
@@ -262,9 +211,6 @@ def _from_json(path: Path) -> dict[str, pd.DataFrame]:
 
 def _result(path: Path, number: int, one: dict) -> dict:
     """One entry of a list of results, under the names of evaluation points."""
-    missing = [name for name in RESULT if one.get(name) is None]
-    if missing:
-        raise UserError(f"{path}, result {number}: no {', '.join(missing)}; expected {', '.join(RESULT)} in each")
     architecture = ARCHITECTURES.get(str(one["model_type"]))
     if architecture is None:
         raise UserError(
@@ -290,7 +236,7 @@ def _result(path: Path, number: int, one: dict) -> dict:
     if np.isnan(samples):
         raise UserError(f"{path}, result {number}: no samples_seen, and no total_flops with flops_per_sample; add one")
     return {
-        "run_id": "-".join(str(one[name]) for name in ("config", "model_type") if one.get(name) is not None),
+        "run_id": result_name(one),
         "architecture": architecture,
         "step": value("step"),
         "samples_seen": samples,

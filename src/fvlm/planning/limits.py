@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+from fvlm.analysis.finished import check_finished
 from fvlm.data.sources import sample_count, training_count
 from fvlm.errors import UserError
 from fvlm.memory import GB, operation_that_fits, predicted_bytes
@@ -30,7 +31,7 @@ def check_data(study: Study) -> None:
 
 
 def check_results(study: Study) -> None:
-    """The finished results that a study names are there, each once."""
+    """The finished results that a study names are there, each once, and no run twice."""
     for name in study.results_from:
         if not Path(name).exists():
             raise UserError(
@@ -38,6 +39,7 @@ def check_results(study: Study) -> None:
             )
         if study.results_from.count(name) > 1:
             raise UserError(f"results_from: {name} is there twice; give each file or folder once")
+    check_finished([Path(name) for name in study.results_from])
 
 
 def _too_few(run: Run, stream: Stream, samples: int, needed: float, found: float) -> str:

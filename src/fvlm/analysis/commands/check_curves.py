@@ -55,6 +55,7 @@ def main(args) -> None:
         ],
         "not_judged": [run for run, (samples, _) in curves.items() if len(samples) < 2 * SIDE],
         "decaying_rate": [run for run, own in parts.items() if _decays(own)],
+        "never_falls": [run for run, (_, loss) in curves.items() if len(loss) > 1 and loss[1:].min() > loss[0]],
     }
     if args.out:
         write_result(args.curves, args.out, plain(content))
@@ -116,6 +117,11 @@ def summary(content: dict, runs: int) -> list[str]:
         lines.append(
             f"but not along {len(content['decaying_rate'])} of the runs, whose learning rate decays (only their last "
             f"evaluation is comparable): {', '.join(content['decaying_rate'])}"
+        )
+    if content["never_falls"]:
+        lines.append(
+            f"the loss is lowest at the first evaluation and never again so low, where no power law in D can be "
+            f"fitted: {', '.join(content['never_falls'])}"
         )
     if content["not_judged"]:
         lines.append(f"fewer than {2 * SIDE} evaluations, not judged: {', '.join(content['not_judged'])}")

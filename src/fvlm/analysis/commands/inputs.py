@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fvlm.analysis.compare.study import base_name
+from fvlm.analysis.finished import base_name
 from fvlm.analysis.fits.points import FEWEST, header_of, read_points
 from fvlm.errors import UserError
 

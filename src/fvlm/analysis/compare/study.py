@@ -1,6 +1,5 @@
 """What a run is when it is compared: its name without the seed, its mode, its evaluation, the data it saw."""
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -8,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from fvlm.analysis.compare.bootstrap import LEVEL, WHOLE, Cell, Estimate, Replicates, pooled
+from fvlm.analysis.finished import base_name
 
-SEED_SUFFIX = re.compile(r"-s\d+$")
 DATA_FIELDS = {  # a difference in one of these means that two runs saw different data
     "config.data.sources": "sources",
     "config.data.share": "mixture",
@@ -17,11 +16,6 @@ DATA_FIELDS = {  # a difference in one of these means that two runs saw differen
     "config.data.static_frames": "static frames",
     "config.data.loss": "scored tokens",
 }
-
-
-def base_name(run: str) -> str:
-    """`A6-s43` -> `A6`: runs with one base name differ in the seed alone."""
-    return SEED_SUFFIX.sub("", run)
 
 
 def trained_mode(run: pd.Series) -> str:

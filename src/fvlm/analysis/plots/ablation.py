@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from fvlm.analysis.compare.bootstrap import OVER_SEEDS, OVER_VIDEOS
+from fvlm.analysis.compare.factorial import EFFECTS
 from fvlm.analysis.plots.style import (
     BLUE,
     GREY,
@@ -22,6 +23,7 @@ from fvlm.analysis.plots.style import (
     panels,
     seeded,
 )
+from fvlm.errors import UserError
 
 EXPLAINED = {OVER_VIDEOS: "over evaluation videos, not seeds", OVER_SEEDS: "over seeds"}
 SHAPES = {OVER_VIDEOS: "o", OVER_SEEDS: "s"}
@@ -108,6 +110,11 @@ def factorial(factorial: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Interaction plot of the four cells, and the three effects with their intervals."""
     if factorial.empty:
         raise NothingToDraw("the four cells baseline, A1, A6 and A7 are not all in this study")
+    for column, known in (("measure", MEASURES), ("effect", EFFECTS)):
+        if unknown := set(factorial[column].astype(str)) - set(known):
+            raise UserError(
+                f"table factorial: {column} is {min(unknown)!r}; expected one of {', '.join(known)}: make it again"
+            )
     figure, (left, right) = panels(2, height=3.2, gridspec_kw={"width_ratios": [1, 1.2]})
     measure = "evaluation" if (factorial["measure"] == "evaluation").any() else "best"
     cells = factorial[factorial["measure"] == measure].iloc[0]

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from fvlm.analysis.compare.bootstrap import NO_INTERVAL
-from fvlm.analysis.compare.study import base_name
+from fvlm.analysis.finished import base_name
 from fvlm.analysis.plots import style
 from fvlm.analysis.plots.captions_fits import FITS
 from fvlm.analysis.plots.sentences import counted, number, span, spread, within

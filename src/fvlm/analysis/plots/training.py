@@ -6,7 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fvlm.analysis.columns import REWARDS
-from fvlm.analysis.compare.study import base_name, scores_tokens
+from fvlm.analysis.compare.study import scores_tokens
+from fvlm.analysis.finished import base_name
 from fvlm.analysis.plots import style
 from fvlm.analysis.plots.style import BLUE, GREY, NothingToDraw, label_ends, panels
 

@@ -1,0 +1,166 @@
+"""What the files and names of finished runs say of them, read without pandas: the Snakefile checks `results_from` by it
+while it is parsed, so that a broken summary or a run that is given twice fails a dry run and no job."""
+
+import csv
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+from fvlm.errors import UserError
+
+POINTS = ("run_id", "step", "samples_seen", "val_loss")  # columns of evaluation points
+RESULT = ("model_type", "step", "loss_mean")  # fields of a result in a list
+SUMMARIES = "run_summaries.csv"  # beside evaluation points: what these do not say
+SUMMARY = "run_summary.json"  # of a run of this project
+GRID = re.compile(r"(?P<size>[\w.]+)-(?P<budget>C\d+)-(?P<letter>[FB])(?P<seed>-s\d+)?")
+ABLATION = re.compile(r"(?P<name>baseline|[A-Z]{1,2}\d+[a-z]?)(_[\w.]+)?(?P<seed>-s\d+)?")
+BASELINES = {"B0": "blind", "B1": "multi_token", "B2": "pixel_shuffle", "B3": "multi_token", "B4": "multi_token"}
+SEED_SUFFIX = re.compile(r"-s\d+$")
+
+
+def base_name(run: str) -> str:
+    """`A6-s43` -> `A6`: runs with one base name differ in the seed alone."""
+    return SEED_SUFFIX.sub("", run)
+
+
+def short_names(ids: list[str]) -> dict[str, str]:
+    """`A1_deep_query_off` -> `A1`, the name that tables and figures look for; as it is, where two would become one."""
+    found = {run: ABLATION.fullmatch(run) for run in ids}
+    long: dict[str, set[str]] = {}  # short name -> the names, without seed, that would become it
+    for run, match in found.items():
+        if match:
+            long.setdefault(match["name"], set()).add(base_name(run))
+    return {
+        run: match["name"] + (match["seed"] or "") if match and len(long[match["name"]]) == 1 else run
+        for run, match in found.items()
+    }
+
+
+def place_of(run: str) -> dict:
+    """What the name of a run says: family, size, budget, letter, seed, architecture.
+
+    `135M-C1-F` is a run of the scaling grid; `baseline`, `A6`, `LR2` are ablations; all others count as stages, which
+    are shown but compared with nothing. Names that say nothing of the architecture are of foveated models.
+    """
+    place = {"run": run, "family": "stage", "architecture": "foveated"}
+    if found := GRID.fullmatch(run):
+        labels = {name: found[name] for name in ("size", "budget", "letter")}
+        architecture = "foveated" if found["letter"] == "F" else "multi_token"
+        place |= {"family": "grid", "architecture": architecture, **labels}
+    elif found := ABLATION.fullmatch(run):
+        place |= {"family": "ablation", "architecture": BASELINES.get(found["name"], "foveated")}
+    if found and found["seed"]:
+        place["seed"] = int(found["seed"].removeprefix("-s"))
+    return place
+
+
+def check_finished(paths: list[Path]) -> None:
+    """Every file or folder can be what it should, and no run is given twice. What stands in the cells of a table is
+    checked when it is read as a whole.
+
+    raises  UserError
+    """
+    refuse_twice([run for path in paths if path.name != SUMMARIES for run in runs_in(path)])
+
+
+def refuse_twice(runs: list[str]) -> None:
+    twice = sorted(run for run, count in Counter(runs).items() if count > 1)
+    if twice:
+        raise UserError(f"runs {', '.join(twice)} are in several of the results; give each run once")
+
+
+def runs_in(path: Path) -> list[str]:
+    """The names of the runs of a file or folder, as they are after importing."""
+    kind = kind_of(path)
+    if kind == "folder":
+        return [_named(summary) for summary in summaries_in(path)]
+    if kind == ".csv":
+        return sorted(set(short_names(_run_ids(path)).values()))
+    content = results_in(path)
+    return [_named(path)] if isinstance(content, dict) else list(dict.fromkeys(map(result_name, content)))
+
+
+def kind_of(path: Path) -> str:
+    """`folder`, `.csv` or `.json`."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; expected results of finished runs")
+    if not path.is_dir() and path.suffix not in (".csv", ".json"):
+        raise UserError(f"{path}: expected a .csv with evaluation points, a .json with results, or a folder with runs")
+    return "folder" if path.is_dir() else path.suffix
+
+
+def summaries_in(folder: Path) -> list[Path]:
+    """The summaries of the runs in a folder or below, in order; raises UserError where there is none."""
+    found = sorted(folder.rglob(SUMMARY))
+    if not found:
+        raise UserError(
+            f"{folder}: no {SUMMARY} in it or below; expected finished runs of this project, "
+            "or name the file with the results"
+        )
+    return found
+
+
+def read_summary(path: Path) -> dict:
+    """The summary of a run; raises UserError for a file that is missing, broken, or names no run."""
+    try:
+        summary = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: expected the summary of a finished run ({error}); finish or delete the run"
+        ) from error
+    if not isinstance(summary, dict) or "run" not in summary:
+        raise UserError(f"{path}: expected a mapping with the field 'run'; make the summary again")
+    return summary
+
+
+def _named(summary: Path) -> str:
+    run = read_summary(summary)["run"]
+    check_folder(summary, run)
+    return run
+
+
+def check_folder(summary: Path, run: str) -> None:
+    """Refuse a summary in a folder that is not called as its run."""
+    if summary.parent.name != run:
+        raise UserError(f"{summary}: the summary of run {run} is in a folder of another name; rename the folder")
+
+
+def results_in(path: Path) -> dict | list[dict]:
+    """What a JSON file holds: the summary of a run, or results with all fields of RESULT; raises UserError."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); expected a list of results") from error
+    if isinstance(content, dict) and "run" in content:
+        return content
+    if not isinstance(content, list) or not content or not all(isinstance(one, dict) for one in content):
+        raise UserError(f"{path}: expected a list of results with {', '.join(RESULT)}, or the summary of a run")
+    for number, one in enumerate(content, 1):
+        missing = [name for name in RESULT if one.get(name) is None]
+        if missing:
+            raise UserError(f"{path}, result {number}: no {', '.join(missing)}; expected {', '.join(RESULT)} in each")
+    return content
+
+
+def result_name(one: dict) -> str:
+    """The name of the run that a result of a list belongs to."""
+    return "-".join(str(one[name]) for name in ("config", "model_type") if one.get(name) is not None)
+
+
+def _run_ids(path: Path) -> list[str]:
+    """The runs of evaluation points, in the order in which they come."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = ([cell.strip() for cell in row] for row in csv.reader(file))
+            header = next(rows, [])
+            missing = [name for name in POINTS if name not in header]
+            if missing:
+                raise UserError(
+                    f"{path}: no column {', '.join(map(repr, missing))}; found {', '.join(header[:12]) or 'nothing'}; "
+                    f"expected {', '.join(POINTS)}: rename the columns or choose another file"
+                )
+            place = header.index("run_id")
+            return list(dict.fromkeys(row[place] for row in rows if len(row) > place))
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: this is no CSV file ({error}); expected a header and rows of numbers") from error
