@@ -1,6 +1,5 @@
 # The study, resolved and checked before the first job; what the rules look up in it.
 
-import fcntl
 import hashlib
 import json
 import os
@@ -26,7 +25,6 @@ from fvlm.errors import UserError
 from fvlm.planning.limits import check_data, check_memory, check_results
 from fvlm.planning.plan import plan_text
 from fvlm.planning.speed import calibration_path
-from snakemake.scheduling.job_scheduler import JobScheduler
 
 
 def asked_for(target):
@@ -224,50 +222,5 @@ def make_report():
     )
 
 
-def drop_stale_locks():
-    """Let the next call go on after a kill: Snakemake's lock files outlive their process, this one does not.
-
-    returns the open file that holds our own lock, to be kept until this process ends, or None if another has it
-    """
-    folder = Path(".snakemake")
-    folder.mkdir(exist_ok=True)
-    file = open(folder / "alive", "w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return None  # another Snakemake is at work here, and its locks are meant
-    for lock in folder.glob("locks/*.lock"):
-        lock.unlink()
-    return file
-
-
-def dry_run_asked():
-    """Snakemake does not yet know, while it parses, whether it will run anything."""
-    short = [word for word in sys.argv[1:] if re.fullmatch("-[a-zA-Z]+", word)]
-    return (
-        "--dry-run" in sys.argv
-        or "--dryrun" in sys.argv
-        or any("n" in word for word in short)
-    )
-
-
-def answer_signals_beside():
-    """Let another thread do what Snakemake 9 does on SIGTERM: it takes a lock that the main thread, which the signal
-    interrupts, may hold as it finishes a job, and would then wait for itself for ever.
-    """
-    graceful = JobScheduler.exit_gracefully
-
-    def beside(self, *args):
-        threading.Thread(target=graceful, args=(self, *args), daemon=True).start()
-
-    JobScheduler.exit_gracefully = beside
-
-
-if workflow.is_main_process and dry_run_asked():
-    announce(sys.stderr)
-elif workflow.is_main_process:
-    ALIVE = drop_stale_locks()
-    answer_signals_beside()
-
-
+include: "process.smk"
 include: "resources.smk"
