@@ -48,7 +48,7 @@ StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:1 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:small:1 State=UNKNOWN
 PartitionName=small Nodes={host} Default=YES State=UP
 PartitionName=gpu Nodes={host} State=UP
 """
@@ -140,7 +140,7 @@ class Cluster:
             mark=MARK, host=self.host, folder=self.folder, port=port, next_port=port + 1, cpus=CPUS, memory=MEMORY_MB
         )
         (ETC / "slurm.conf").write_text(text)
-        (ETC / "gres.conf").write_text(f"{MARK}\nNodeName={self.host} Name=gpu File=/dev/null\n")
+        (ETC / "gres.conf").write_text(f"{MARK}\nNodeName={self.host} Name=gpu Type=small File=/dev/null\n")
 
     def _munged(self) -> None:
         key = self.folder / "munge/key"

@@ -15,7 +15,7 @@ from tests.conftest import Workflow
 
 PROFILE = "profile_of_test"
 TIMING = ("samples_per_s", "mfu", "tflops", "memory_gb", "data_wait_s")
-# A chain of stages, an ablation by two processes, two cells of a grid: each rule runs.
+# A chain of stages, an ablation by two processes, two cells of a grid that ask for a GPU: each rule runs.
 STUDY = """study: {name}
 results: results/{name}
 based_on: smoke.yaml
@@ -25,6 +25,7 @@ ablations: {{A6: {{operation.ranks: {ranks}}}}}
 scaling:
   sizes: {{S: {{model.language: smoke-S}}, M: null, L: null}}
   budgets: {{C1: 1.0e+9, C2: null}}
+  base: {{train.evaluations: 2, operation.gpus: 1}}
 """
 # One training of 160 short steps, to be disturbed.
 LONG = """study: {name}
@@ -38,9 +39,11 @@ stages:
 def write_profile(folder: Path, **extra) -> None:
     """The profile that users have, with what only this machine can know, and without its patience."""
     profile = yaml.safe_load((folder / "workflow/profiles/slurm/config.yaml").read_text())
-    profile["default-resources"] = ["slurm_partition=small", "mem_mb=700", "runtime=20"]
+    kinds = "gpu_models='large:80 small:16'"
+    profile["default-resources"] = ["slurm_partition=small", kinds, "mem_mb=700", "runtime=20"]
     for rule, resources in profile["set-resources"].items():
         resources |= {"mem_mb": 700 if rule in ("corpus", "shard", "index") else 1500, "runtime": 20}
+        resources |= {"slurm_partition": "gpu"} if rule.startswith("train") else {}
     profile |= {
         "cores": 2,
         "set-threads": ["corpus=2"],

@@ -124,6 +124,9 @@ def test_the_study_runs_through_slurm(checkout, cluster, local):
     # One Slurm job decodes all shards; what is drawn takes two, as some of it needs no table.
     assert "rule_decode_shard" in abouts and len(list(results.glob("shards/*/*.tar"))) > 12
     assert sum(about.startswith("rule_analysis_") for about in abouts) <= 2
+    of_grid = next(job["id"] for job in cluster.jobs(checkout.folder) if job["comment"].endswith("_S-C1-F"))
+    asked = cluster.show(of_grid)
+    assert (asked["Partition"], asked["TresPerJob"]) == ("gpu", "gres:gpu:small:1")  # the smallest that it fits
     assert checkout.planned("--configfile", "config/small.yaml") == {}
 
 
@@ -146,7 +149,7 @@ def test_its_end_result_is_that_of_a_local_run(checkout, local):
 def test_two_processes_train_as_one_does(checkout, local):
     """A6 was trained by two processes under torchrun in its Slurm job, and by one locally."""
     here, there = (folder / "results/small/runs/A6" for folder in (checkout.folder, local))
-    assert "--nproc-per-node=2" in (checkout.folder / "results/small/logs/train/A6.log").read_text()
+    assert (summary(here)["ranks"], summary(there)["ranks"]) == (2, 1)
     losses = [[float(row["train_loss"]) for row in metrics(run)] for run in (here, there)]
     assert np.allclose(*losses, rtol=1e-4)
     one, other = (load_file(run / "model/final.safetensors") for run in (here, there))
@@ -158,8 +161,7 @@ def test_scancel(disturbed, local):
     (job,) = disturbed.jobs()
     say("scancel", job["id"])
     disturbed.checkout.finish(process)
-    first, second = disturbed.jobs()
-    assert (first["state"], second["state"]) == ("CANCELLED", "COMPLETED")
+    assert [job["state"] for job in disturbed.jobs()] == ["CANCELLED", "COMPLETED"]
     disturbed.must_equal(local)
 
 
