@@ -202,6 +202,14 @@ class DecodePool:
         return self._threads.submit(self._run, media)
 
     def _run(self, media: Media) -> Decoded:
+        try:
+            return self._decoded(media)
+        except MediaError as error:
+            if error.reason != "crashed":
+                raise
+        return self._decoded(media)  # once more: it may have been ended for want of memory, and not by this file
+
+    def _decoded(self, media: Media) -> Decoded:
         worker = self._idle.get()
         try:
             worker = worker or _Worker(self._decode, self._deadline_s)

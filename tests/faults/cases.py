@@ -1,0 +1,367 @@
+"""One function per fault. It disturbs a study of its own, checks what must hold, and says in words what came of it."""
+
+import contextlib
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import yaml
+
+from tests.conftest import copy_of_workflow
+from tests.faults.tiny import SHARDS, Tiny, sentence
+
+SAME = "goes on and ends in the same bytes"
+REFUSED = "one sentence that names the file; mended, it ends in the same bytes"
+UNHARMED = "not met; the same bytes"
+
+Case = Callable[[Tiny, Path, random.Random], str]
+CASES: dict[str, tuple[int, Case]] = {}
+
+
+def fault(name: str, share: int = 1) -> Callable[[Case], Case]:
+    """A row of the table; it is done once where others are done `share` times."""
+
+    def add(case: Case) -> Case:
+        CASES[name] = (share, case)
+        return case
+
+    return add
+
+
+# --- killed ---
+
+
+@fault("a shard killed at a random point (decoding, writing)")
+def killed_shard(world: Tiny, folder: Path, draw: random.Random) -> str:
+    tiny = world.copy(folder, "tokenizer")
+    name = draw.choice(list(SHARDS))
+    tiny.kill_and_repeat(f"shard {name} {draw.randrange(SHARDS[name])}", draw)
+    tiny.check_nothing_half_written()
+    assert not list(tiny.results.glob("shards/*/.*")), "half-written"
+    return SAME
+
+
+@fault("an index killed at a random point")
+def killed_index(world: Tiny, folder: Path, draw: random.Random) -> str:
+    tiny = world.copy(folder, "tokenizer", "shards")
+    tiny.kill_and_repeat("index photos", draw)
+    assert (tiny.results / "index/photos.npz").exists()
+    tiny.check_nothing_half_written()
+    return SAME
+
+
+@fault("a training killed at a random point")
+def killed_training(world: Tiny, folder: Path, draw: random.Random) -> str:
+    tiny = world.copy(folder, "tokenizer", "shards", "index", "ledger.jsonl", "tables/data.csv")
+    tiny.kill_and_repeat("train", draw)
+    tiny.check_same()
+    return SAME
+
+
+@fault("a table killed while it is collected")
+def killed_collecting(world: Tiny, folder: Path, draw: random.Random) -> str:
+    tiny = world.copy(folder, "runs")
+    table = tiny.results / "tables/training_curves.csv"
+    whole = (world.results / "tables/training_curves.csv").read_bytes()
+    for _ in range(draw.randint(1, 3)):
+        status, said = tiny.run("collect", draw.uniform(0, world.seconds["collect"]))
+        assert status in (0, -9), said
+        assert not table.exists() or table.read_bytes() == whole
+    assert tiny.run("collect")[0] == 0 and table.read_bytes() == whole
+    return SAME
+
+
+@fault("a decoding process killed")
+def killed_worker(world: Tiny, folder: Path, draw: random.Random) -> str:
+    tiny = world.copy(folder)
+    stop = threading.Event()
+    killed = threading.Thread(target=_kill_a_worker, args=(draw.uniform(0.2, 1) * world.seconds["shard clips 0"], stop))
+    killed.start()
+    status, said = tiny.run("shard clips 0")
+    stop.set()
+    killed.join()
+    assert status in (0, 2), said
+    if status == 2:  # it was killed before it had begun to serve
+        assert "a decoding process ended" in sentence(said)
+        assert tiny.run("shard clips 0")[0] == 0
+    tiny.check_nothing_half_written()
+    return "the file is decoded once more; the same bytes" if status == 0 else SAME
+
+
+def _kill_a_worker(seconds: float, stop: threading.Event) -> None:
+    """SIGKILL to the first decoding process of ours that there is after so many seconds."""
+    time.sleep(seconds)
+    while not stop.is_set():
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if "spawn_main" in " ".join(process.cmdline()):
+                    process.kill()
+                    return
+        time.sleep(0.01)
+
+
+# --- damaged files ---
+
+
+def _cut(path: Path, draw: random.Random) -> None:
+    os.truncate(path, draw.randrange(path.stat().st_size))
+
+
+@fault("a shard truncated before it is indexed")
+def truncated_tar(world: Tiny, folder: Path, draw: random.Random) -> str:
+    tiny = world.copy(folder, "tokenizer", "shards")
+    tar = tiny.results / f"shards/photos/{draw.randrange(3):05d}.tar"
+    _cut(tar, draw)
+    if draw.random() < 0.5:  # as one from elsewhere may come without
+        tar.with_name(f"{tar.name}.sha256").unlink()
+    status, said = tiny.run("index photos")
+    assert status == 2 and str(tar) in sentence(said), said
+    assert not (tiny.results / "index/photos.npz").exists()
+    _put_back(world, tiny, tar)
+    assert tiny.run("index photos")[0] == 0
+    tiny.check_nothing_half_written()
+    return REFUSED
+
+
+def _put_back(world: Tiny, tiny: Tiny, path: Path) -> None:
+    for whole in (world.results / path.relative_to(tiny.results)).parent.glob(f"{path.name}*"):
+        shutil.copy2(whole, path.with_name(whole.name))
+
+
+@fault("a picture in a shard damaged")
+def corrupt_picture(world: Tiny, folder: Path, draw: random.Random) -> str:
+    """Its first bytes, or those in the middle of its data: with a checksum the shard is refused, without one the
+    sample is listed, unless all of it can still be decoded."""
+    tiny = world.copy(folder, "tokenizer", "shards")
+    tar = tiny.results / f"shards/photos/{draw.randrange(3):05d}.tar"
+    content = bytearray(tar.read_bytes())
+    pictures = [i for i in range(0, len(content), 512) if content[i : i + 3] == b"\xff\xd8\xff"]
+    place = draw.choice(pictures)
+    content[place : place + 64] = bytes(64)
+    tar.write_bytes(content)
+    status, said = tiny.run("index photos")
+    assert status == 2 and f"{tar}: found SHA-256" in sentence(said), said
+    tar.with_name(f"{tar.name}.sha256").unlink()
+    status, said = tiny.run("index photos")
+    assert status == 0, said
+    lines = (tiny.results / "index/photos.ledger.jsonl").read_text().splitlines()
+    assert [json.loads(line)["reason"] for line in lines] == ["corrupt"]
+    _put_back(world, tiny, tar)
+    assert tiny.run("index photos")[0] == 0
+    tiny.check_nothing_half_written()
+    return "with a checksum: " + REFUSED + "; without: that sample is listed as corrupt, all others are kept"
+
+
+@fault("a shard deleted after it was indexed")
+def deleted_shard(world: Tiny, folder: Path, draw: random.Random) -> str:
+    tiny = world.copy(folder, "tokenizer", "shards", "index", "ledger.jsonl", "tables/data.csv")
+    number = draw.randrange(3)
+    tar = tiny.results / f"shards/photos/{number:05d}.tar"
+    tar.unlink()
+    status, said = tiny.run("train")
+    assert status == 2 and f"{tar}: No such file" in sentence(said), said
+    assert tiny.run(f"shard photos {number}")[0] == 0
+    assert tiny.run("train")[0] == 0
+    tiny.check_same()
+    return REFUSED
+
+
+@fault("an index older than its shards")
+def stale_index(world: Tiny, folder: Path, draw: random.Random) -> str:
+    """A shard is replaced by one of the same samples in another order, or by another shard."""
+    tiny = world.copy(folder, "tokenizer", "shards", "index", "ledger.jsonl", "tables/data.csv")
+    one, other = draw.sample(range(3), 2)
+    tar = tiny.results / f"shards/photos/{one:05d}.tar"
+    shutil.copy(world.results / f"shards/photos/{other:05d}.tar", tar)
+    status, said = tiny.run("train")
+    assert status == 2 and str(tar) in sentence(said) and "make its index again" in said, said
+    _put_back(world, tiny, tar)
+    assert tiny.run("index photos")[0] == 0 and tiny.run("train")[0] == 0
+    tiny.check_same()
+    return REFUSED
+
+
+@fault("a checkpoint truncated or damaged")
+def damaged_checkpoint(world: Tiny, folder: Path, draw: random.Random) -> str:
+    tiny = world.copy(folder, "tokenizer", "shards", "index", "ledger.jsonl", "tables/data.csv")
+    run = tiny.results / "runs/stage1"
+    state = run / "state"
+    while len(list(state.glob("step_*.pt"))) < 2:
+        shutil.rmtree(run, ignore_errors=True)
+        status, said = tiny.run("train", draw.uniform(0.5, 1) * world.seconds["train"])
+        assert status in (0, -9), said
+    newest = max(state.glob("step_*.pt"))
+    if draw.random() < 0.5:
+        _cut(newest, draw)
+    else:
+        with newest.open("r+b") as file:
+            file.seek(-draw.randrange(1, 600), os.SEEK_END)  # the zip's own index
+            file.write(b"\0" * 64)
+    status, said = tiny.run("train")
+    assert status == 0 and "unreadable checkpoint, taking the one before it" in said, said
+    tiny.check_same()
+    return "the checkpoint before it is taken; " + SAME
+
+
+# --- the machine ---
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, kilobytes: int) -> Iterator[Callable[[str], None]]:
+    """A file system of its own at `path`; what is yielded mounts it anew with other options."""
+    path.mkdir(parents=True)
+
+    def mount(*options: str) -> None:
+        subprocess.run(["mount", *options, str(path)], check=True, capture_output=True)
+
+    mount("-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs")
+    try:
+        yield lambda options: mount("-o", f"remount,{options}")
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True, capture_output=True)
+
+
+@fault("the disk full")
+def full_disk(world: Tiny, folder: Path, draw: random.Random) -> str:
+    """Somewhere between the first shard and the last checkpoint; then there is room again."""
+    step = draw.choice(["shard photos 0", "index photos", "train", "ledger"])
+    parts = {"shard photos 0": ("tokenizer",), "ledger": ("tokenizer", "shards", "index")}
+    parts = parts.get(step, ("tokenizer", "shards", "index", "ledger.jsonl", "tables/data.csv"))
+    with small_disk(folder, 200_000) as mount:
+        tiny = world.copy(folder / "study", *parts)
+        if step == "index photos":
+            shutil.rmtree(tiny.results / "index")
+        used = shutil.disk_usage(folder).used >> 10
+        most = {"shard photos 0": 340, "index photos": 20, "train": 3000, "ledger": 8}[step]
+        mount(f"size={used + draw.randrange(most)}k")
+        met, said = tiny.run(step)
+        assert met in (0, 2), said
+        if met:
+            sentence(said)
+        tiny.check_nothing_half_written()
+        mount("size=200000k")
+        for needed in (step, "index clips") if step == "index photos" else (step,):
+            status, said = tiny.run(needed)
+            assert status == 0, said
+        if step == "train":
+            tiny.check_same()
+        tiny.check_nothing_half_written()
+    return "one sentence; with room again it " + SAME if met else UNHARMED
+
+
+@fault("the results folder read-only")
+def read_only(world: Tiny, folder: Path, draw: random.Random) -> str:
+    step = draw.choice(["shard photos 1", "index photos", "train", "ledger", "collect"])
+    with small_disk(folder, 200_000) as mount:
+        tiny = world.copy(folder / "study", "tokenizer", "shards", "index", "ledger.jsonl", "tables/data.csv")
+        if step == "collect":
+            shutil.copytree(world.results / "runs", tiny.results / "runs")
+        if step.startswith(("shard", "index")):
+            shutil.rmtree(
+                tiny.results / step.split()[0].replace("shard", "shards") / ("photos" if "shard" in step else "")
+            )
+        log = tiny.folder / f"log-{step.replace(' ', '-')}"
+        log.symlink_to(folder.with_name(f"{folder.name}-log"))
+        mount("ro")
+        status, said = tiny.run(step)
+        assert status == 2, (step, said)
+        sentence(said)
+        mount("rw")
+        status, again = tiny.run(step)
+        assert status == 0, again
+        tiny.check_nothing_half_written()
+    return "one sentence; writable again, it ends in the same bytes"
+
+
+@fault("a loss that is no number")
+def not_a_number(world: Tiny, folder: Path, draw: random.Random) -> str:
+    tiny = world.copy(folder, "tokenizer", "shards", "index")
+    rate = 10.0 ** draw.uniform(28, 36)
+    stage = {**yaml.safe_load((folder / "study.yaml").read_text())["stages"]["stage1"]}
+    stage |= {"optim.lr": dict.fromkeys(("connector", "dino", "llm"), rate), "optim.warmup": 0.0}
+    tiny.write_study(stages={"stage1": stage})
+    status, said = tiny.run("train")
+    assert status == 2 and "step" in sentence(said), said
+    state = tiny.results / "runs/stage1/state"
+    lines = [json.loads(line) for path in state.glob("*.jsonl") for line in path.read_text().splitlines()]
+    assert all(math.isfinite(v) for line in lines for v in line.values() if isinstance(v, float))
+    assert not (tiny.results / "runs/stage1/run_summary.json").exists()
+    return "one sentence with the step and its samples; neither logged nor saved"
+
+
+# --- the whole workflow ---
+
+
+def _checkout(world: Tiny, folder: Path):
+    """The data part of the study under Snakemake; its targets."""
+    workflow = copy_of_workflow(folder / "checkout")
+    content = yaml.safe_load((world.folder / "study.yaml").read_text()) | {"results": "results"}
+    (workflow.folder / "config/tiny.yaml").write_text(yaml.safe_dump(content))
+    return workflow, ("results/ledger.jsonl", "--configfile", "config/tiny.yaml")
+
+
+def _check_data(world: Tiny, results: Path) -> None:
+    for pattern in ("shards/*/*.tar", "index/*.npz", "ledger.jsonl", "tables/data.csv"):
+        paths = sorted(world.results.glob(pattern))
+        assert [path.relative_to(world.results) for path in paths] == [
+            path.relative_to(results) for path in sorted(results.glob(pattern))
+        ]
+        for path in paths:
+            assert (results / path.relative_to(world.results)).read_bytes() == path.read_bytes(), path
+
+
+@fault("Snakemake and its jobs killed at a random point", share=4)
+def killed_workflow(world: Tiny, folder: Path, draw: random.Random) -> str:
+    workflow, target = _checkout(world, folder)
+    process = workflow.start(*target, start_new_session=True)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.communicate(timeout=draw.uniform(2, 25))
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    results = workflow.folder / "results"
+    done = {path: path.stat().st_mtime_ns for path in results.glob("shards/*/*.sha256")}
+    workflow.run(*target)
+    _check_data(world, results)
+    again = [path for path, when in done.items() if path.stat().st_mtime_ns != when]
+    assert len(again) <= 2, f"finished shards were made again: {again}"  # those whose end Snakemake had not noted
+    return SAME
+
+
+@fault("two Snakemakes at once", share=4)
+def two_workflows(world: Tiny, folder: Path, draw: random.Random) -> str:
+    workflow, target = _checkout(world, folder)
+    first = workflow.start(*target)
+    time.sleep(draw.uniform(0, 12))
+    second = workflow.start(*target)
+    said = [process.communicate()[0] for process in (first, second)]
+    statuses = sorted(process.returncode for process in (first, second))
+    assert statuses in ([0, 0], [0, 1]), said
+    if statuses == [0, 1]:
+        assert "cannot be locked" in "".join(said), said
+    _check_data(world, workflow.folder / "results")
+    assert workflow.planned(*target) == {}
+    return "the second stops, as the folder is locked, or finds nothing left to do; the same bytes"
+
+
+@fault("the clock jumped: files dated years ahead or back", share=4)
+def clock_jump(world: Tiny, folder: Path, draw: random.Random) -> str:
+    workflow, target = _checkout(world, folder)
+    workflow.run(*target)
+    results = workflow.folder / "results"
+    files = sorted(path for path in results.rglob("*") if path.is_file())
+    for path in draw.sample(files, len(files) // 3):
+        moved = path.stat().st_mtime + draw.choice([-1, 1]) * draw.uniform(1, 3 * 365 * 86_400)
+        os.utime(path, (moved, moved))
+    workflow.run(*target)
+    _check_data(world, results)
+    return "what looks out of date is made again; the same bytes"
