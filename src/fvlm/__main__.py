@@ -5,6 +5,7 @@ the command that was asked for is imported, so that `fvlm plan` starts without t
 """
 
 import argparse
+import errno
 import gc
 import importlib
 import sys
@@ -12,6 +13,9 @@ from contextlib import suppress
 from typing import NoReturn
 
 from fvlm.errors import Stopped, UserError
+
+# What a disk can do to any command that writes.
+DISK = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EACCES)
 
 COMMANDS = {
     "plan": ("fvlm.planning.plan", "print every run: parameters, samples, tokens, FLOPs, memory, hours, cost"),
@@ -83,6 +87,16 @@ def main(argv: list[str] | None = None) -> int:
         with suppress(BrokenPipeError):  # who reads this may have been stopped by the same signal
             print(f"fvlm {name}: stopped {stopped}; the same command goes on from there", file=sys.stderr, flush=True)
         return stopped.status
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        where = error.filename2 or error.filename or "the output"
+        print(
+            f"fvlm {name}: {where} cannot be written ({error.strerror}); make room or make it writable: what is "
+            "finished stays, and the same command goes on from there",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print(f"fvlm {name}: stopped; what is finished stays, and the same command goes on from there", file=sys.stderr)
         return 130

@@ -20,6 +20,9 @@ def write_beside(path: Path | str, write: Callable[[Path], None]) -> None:
         _flush(beside)
         os.replace(beside, path)
         _flush(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk names none
+        raise
     finally:
         beside.unlink(missing_ok=True)
 

@@ -105,8 +105,8 @@ class Tiny:
             ]  # fmt: skip
         run, tables = results / "runs/stage1", results / "tables"
         return {
-            "tokenizer": ["tokenizer", *(str(self.raw / name / "samples.jsonl") for name in SHARDS),
-                          "--vocabulary", "280", "--out", str(results / "tokenizer")],
+            "tokenizer": ["tokenizer", str(self.raw / "photos/samples.jsonl"), "--vocabulary", "280",
+                          "--out", str(results / "tokenizer")],
             "index": ["index", *about, *study],
             "ledger": ["ledger", "--of-study", "--out", str(results / "ledger.jsonl"),
                        "--table", str(tables / "data.csv"), *study],
