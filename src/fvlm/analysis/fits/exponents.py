@@ -5,9 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.fits.envelope import changes
-from fvlm.analysis.fits.envelope import envelope as along_curves
-from fvlm.analysis.fits.grid import envelope, grid_points
+from fvlm.analysis.fits.envelope import changes, envelope
+from fvlm.analysis.fits.grid import grid_points, lowest_by_budget
 from fvlm.analysis.fits.isoflop import minima
 from fvlm.analysis.fits.scaling import log_slope
 from fvlm.analysis.fits.sums import Estimate, estimates
@@ -69,7 +68,7 @@ def _of(points: pd.DataFrame, curves: pd.DataFrame | None) -> Iterator[tuple[str
     _, judged = estimates(points[["N", "D"]].to_numpy(), points["loss"].to_numpy(), ("N", "D"))
     joint = next(one for one in judged if one.name == "N_opt_exponent")
     yield N_OPT, METHODS[2], joint, len(points), OVER_RESIDUALS
-    best = envelope(points)
+    best = lowest_by_budget(points)
     for form, floor in FORMS.items():
         _, judged = estimates(best[["C"]].to_numpy(), best["loss"].to_numpy(), ("C",), floor)
         one = next(one for one in judged if one.name == "exponent_C")
@@ -113,7 +112,7 @@ def frontier(curves: pd.DataFrame) -> pd.DataFrame:
     """The lowest loss of any of one architecture's curves, at log-spaced C."""
     if curves.empty:
         return pd.DataFrame({"sizes": [], "N_opt": [], "used": []})
-    return along_curves(curves, np.geomspace(curves["C"].min(), curves["C"].max(), STEPS))
+    return envelope(curves, np.geomspace(curves["C"].min(), curves["C"].max(), STEPS))
 
 
 def crossings(table: pd.DataFrame) -> tuple[pd.DataFrame, Estimate]:

@@ -57,7 +57,7 @@ def curves(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> pd.DataFrame:
     return table.rename(columns=names)[list(COLUMNS["curves"])]
 
 
-def envelope(points: pd.DataFrame) -> pd.DataFrame:
+def lowest_by_budget(points: pd.DataFrame) -> pd.DataFrame:
     """Of one architecture's points: the lowest loss at each budget."""
     return points.loc[points.groupby("budget")["loss"].idxmin()].sort_values("C")
 

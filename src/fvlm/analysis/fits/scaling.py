@@ -5,7 +5,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from fvlm.analysis.columns import COLUMNS
-from fvlm.analysis.fits.grid import envelope, grid_points
+from fvlm.analysis.fits.grid import grid_points, lowest_by_budget
 from fvlm.analysis.fits.isoflop import minima
 from fvlm.analysis.fits.sums import Estimate, estimates
 
@@ -32,7 +32,7 @@ def scaling_fits(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _fits_of(architecture: str, points: pd.DataFrame) -> list[dict]:
-    best = envelope(points)
+    best = lowest_by_budget(points)
     rows = _rows("compute", "C", architecture, best, ("C",), True)
     rows += _rows("compute, no floor", "C0", architecture, best, ("C",), False)
     for size, own in points.groupby("size", sort=False):

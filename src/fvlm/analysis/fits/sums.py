@@ -16,7 +16,7 @@ from fvlm.analysis.fits.descent import EXPONENTS, Objective, descend, starts
 
 DELTA = 1e-3  # of log loss: about 0.1 %
 SQUARES = 1e6  # a delta that makes Huber's loss least squares
-TOGETHER = 0.9995  # correlation of log N and log D above which they are one variable
+COLLINEAR = 0.9995  # correlation of log N and log D above which they are one variable
 AT_ONCE = 4_000_000  # residuals that are drawn before they are fitted: 100 MB or so
 WIDEST = 1.0  # an interval wider than this many times the value says nothing useful about an exponent
 RISE = 0.01  # of the cost, times n - p: that much more is as good
@@ -191,8 +191,8 @@ def _exponent_reason(fit: PowerLaws, x: np.ndarray, draws: np.ndarray, k: int, n
     values = _distinct(x[:, k])
     if values < 3:
         return f"{values} value{'s' * (values != 1)} of {name}; an exponent needs three"
-    others = [np.corrcoef(np.log(x[:, k]), np.log(x[:, i]))[0, 1] for i in range(x.shape[1]) if _distinct(x[:, i]) > 1]
-    if sum(one > TOGETHER for one in others) > 1:  # with itself, and with another
+    others = [np.log(x[:, i]) for i in range(x.shape[1]) if i != k and _distinct(x[:, i]) > 1]
+    if any(np.corrcoef(np.log(x[:, k]), other)[0, 1] > COLLINEAR for other in others):
         return f"{name} varies only together with the other variable; their terms cannot be told apart"
     exponent = fit.exponents[k]
     term = fit.terms[k] * (x[:, k] / fit.centre[k]) ** -exponent

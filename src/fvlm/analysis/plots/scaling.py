@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from fvlm.analysis.fits.grid import envelope, grid_points
+from fvlm.analysis.fits.grid import grid_points, lowest_by_budget
 from fvlm.analysis.fits.scaling import STARVED
 from fvlm.analysis.fits.sums import bootstrap, fit_power_laws
 from fvlm.analysis.plots import style
@@ -53,7 +53,7 @@ def loss_vs_flops(
     lowest, highest = points["loss"].min(), points["loss"].max()
     fits, notes, parts = {}, [], []
     for name, own in points.groupby("architecture", sort=False):
-        best = envelope(own)
+        best = lowest_by_budget(own)
         ax.plot(best["C"], best["loss"], ":", color=style.ARCHITECTURE[name], lw=1)
         parts.append(own.assign(what="run", frontier=own.index.isin(best.index)))
         fits[name], note, lines = _draw_fit(ax, name, best, scaling_fits)
