@@ -94,7 +94,9 @@ def test_a_run_whose_process_is_gone_has_failed_and_its_log_says_why(begun):
     log = begun / "logs/train/baseline.log"
     log.parent.mkdir(parents=True)
     log.write_text("baseline step 3\nfvlm train: run 'baseline': the loss is nan at step 4\n")
-    assert state_of(begun).note == "run 'baseline': the loss is nan at step 4"
+    assert state_of(begun).state == "failed" and state_of(begun).note == "run 'baseline': the loss is nan at step 4"
+    log.write_text("fvlm train: stopped after step 3 of 4, which is saved; the same command goes on from there\n")
+    assert state_of(begun).state == "stopped" and state_of(begun).note.startswith("stopped after step 3 of 4")
 
 
 def test_a_run_elsewhere_is_judged_by_its_files(begun):

@@ -24,7 +24,7 @@ from fvlm.schema import Run, Study
 RECENT = 50  # steps whose speed counts for the time left
 QUIET_S = 120  # a run may always be silent for so long,
 QUIET_STEPS, QUIET_VALIDATIONS = 20, 3  # or for so many of its own steps or validations
-STATES = ("running", "stalled", "failed", "waiting", "not started", "finished")
+STATES = ("running", "stalled", "stopped", "failed", "waiting", "not started", "finished")
 FORM = "{:<16}{:<12}{:>17}{:>9}{:>11}{:>10}  {:<26}{:>9}{:>9}"
 HEAD = ("run", "state", "step", "loss", "samples/s", "left", "checkpoint", "hours", "cost")
 
@@ -193,7 +193,8 @@ def _liveness(folder: Path, quiet: float, log: Path) -> tuple[str, str]:
     ages += [_age(path) for path in state.glob("step_*.pt")]
     age = min((age for age in ages if age is not None), default=float("inf"))
     if here and not is_held(state / "lock"):
-        return "failed", _last_words(log) or "its process is gone; the same command goes on from the checkpoint"
+        words = _last_words(log) or "its process is gone; the same command goes on from the checkpoint"
+        return "stopped" if words.startswith("stopped") else "failed", words
     if age > quiet:
         return "stalled", f"nothing new for {ago(age)}" + ("" if here else f"; it was on {host}")
     return "running", "" if here else f"on {host}"
