@@ -1,4 +1,6 @@
-"""A Slurm of one node on this machine: munged, slurmctld and slurmd as root, without systemd.
+"""A Slurm on this machine: munged, slurmctld and a slurmd for each of two nodes, as root and without systemd.
+
+The nodes are both this machine; the second is in a partition of its own, for jobs of several nodes.
 
 Packages are Debian's. The configuration has to lie in /etc/slurm, since job steps look nowhere else; everything else is
 in a folder of its own. What was not here before is removed at the end, packages included.
@@ -15,7 +17,7 @@ from pathlib import Path
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 ETC = Path("/etc/slurm")
 MARK = "# Made by the tests of fVLM, which remove it when they end."
-CPUS, MEMORY_MB = 2, 20_000
+CPUS, MEMORY_MB, SECOND = 2, 20_000, "second"
 
 SETTINGS = """{mark}
 ClusterName=fvlm
@@ -43,14 +45,17 @@ KillWait=5
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
 AccountingStorageType=accounting_storage/none
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool.%n
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd.%n.log
+SlurmdParameters=config_overrides
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:small:1 State=UNKNOWN
+NodeName={second} NodeHostname={host} NodeAddr=127.0.0.1 Port={last_port} CPUs={cpus} RealMemory={memory} State=UNKNOWN
 PartitionName=small Nodes={host} Default=YES State=UP
 PartitionName=gpu Nodes={host} State=UP
+PartitionName=two Nodes={host},{second} State=UP
 """
 
 
@@ -85,7 +90,8 @@ class Cluster:
             self._configure()
             self._munged()
             self.start("slurmctld")
-            self.start("slurmd")
+            for node in (self.host, SECOND):
+                self._start(f"slurmd.{node}", "slurmd", "-D", "-N", node)
             self.wait_until_idle()
         except BaseException:
             self.__exit__()
@@ -96,7 +102,7 @@ class Cluster:
         """Everything goes, whatever happened."""
         if "slurmctld" in self.daemons:
             subprocess.run(["scancel", "--me"], capture_output=True, timeout=30)
-        for name in ("slurmd", "slurmctld", "munged"):
+        for name in reversed(list(self.daemons)):
             self.stop(name)
         for name in ("slurm.conf", "gres.conf"):
             if (ETC / name).exists() and MARK in (ETC / name).read_text():
@@ -132,13 +138,14 @@ class Cluster:
                 self.added = sorted(installed() - before)
 
     def _configure(self) -> None:
-        for name in ("state", "spool", "munge"):
+        for name in ("state", "munge"):
             (self.folder / name).mkdir(parents=True)
         ETC.mkdir(exist_ok=True)
         port = _free_ports()
         text = SETTINGS.format(
-            mark=MARK, host=self.host, folder=self.folder, port=port, next_port=port + 1, cpus=CPUS, memory=MEMORY_MB
-        )
+            mark=MARK, host=self.host, second=SECOND, folder=self.folder, cpus=CPUS, memory=MEMORY_MB,
+            port=port, next_port=port + 1, last_port=port + 2,
+        )  # fmt: skip
         (ETC / "slurm.conf").write_text(text)
         (ETC / "gres.conf").write_text(f"{MARK}\nNodeName={self.host} Name=gpu Type=small File=/dev/null\n")
 
@@ -153,8 +160,8 @@ class Cluster:
         _wait(lambda: (self.folder / "munge.socket").exists(), 20, "munged made no socket")
 
     def start(self, name: str) -> None:
-        """`slurmctld` or `slurmd`; what it knew when it was stopped it knows again."""
-        self._start(name, name, "-D", *(["-N", self.host] if name == "slurmd" else []))
+        """Start `slurmctld`; what it knew when it was stopped it knows again."""
+        self._start(name, name, "-D")
 
     def _start(self, name: str, *command: str) -> None:
         output = open(self.folder / f"{name}.out", "a")  # noqa: SIM115 - the daemon's own
@@ -180,8 +187,7 @@ class Cluster:
         try:
             _wait(idle, 60, "the node did not become idle")
         except TimeoutError as error:
-            logs = [(self.folder / f"{name}.log") for name in ("slurmctld", "slurmd")]
-            tail = "\n".join("\n".join(log.read_text().splitlines()[-5:]) for log in logs if log.exists())
+            tail = "\n".join("\n".join(log.read_text().splitlines()[-5:]) for log in self.folder.glob("*.log"))
             raise RuntimeError(f"{error}: {tail}") from error
 
     # --- what is in the queue ---
@@ -205,10 +211,10 @@ def _apt_environment() -> dict[str, str]:
 
 
 def _free_ports() -> int:
-    """The first of two neighbouring free ports."""
-    for port in range(26_817, 27_817, 2):
+    """The first of three neighbouring free ports."""
+    for port in range(26_817, 27_817, 3):
         try:
-            for number in (port, port + 1):
+            for number in range(port, port + 3):
                 with socket.socket() as probe:
                     probe.bind(("127.0.0.1", number))
         except OSError:

@@ -29,6 +29,7 @@ from tests.slurm.study import (
 )
 
 TARGET = "results/{name}/runs/stage1/run_summary.json"
+LONG_RUN = "results/long/runs/stage1"
 PREPARED = ("corpus", "shards", "index", "tokenizer")
 
 
@@ -107,7 +108,7 @@ class Disturbed:
 
     def must_equal(self, local: Path) -> None:
         """Each step once, and the weights, of a run that nobody disturbed."""
-        whole = local / "results/long/runs/stage1"
+        whole = local / LONG_RUN
         assert metrics(self.run) == metrics(whole)
         assert [int(row["step"]) for row in metrics(self.run)] == list(range(1, 161))
         assert (self.run / "model/final.safetensors").read_bytes() == (whole / "model/final.safetensors").read_bytes()
@@ -200,6 +201,26 @@ def test_requeue(disturbed, local):
     assert [(job["id"], "COMPLETED")] == [(job["id"], job["state"]) for job in disturbed.jobs()]
     assert disturbed.cluster.show(job["id"])["Restarts"] == "1"
     disturbed.must_equal(local)
+
+
+def test_two_nodes_and_a_warning(disturbed, local):
+    """One Slurm job of a process on each node; all save when they are warned, and come back together."""
+    study = disturbed.checkout.folder / disturbed.target[2]
+    study.write_text(study.read_text().replace("optim.batch_size: 1", "optim.batch_size: 1, operation.nodes: 2"))
+    edit_profile(
+        disturbed.checkout.folder,
+        lambda profile: profile["set-resources"]["train_stage"].update(slurm_partition="two"),
+    )
+    process = disturbed.start()
+    (job,) = disturbed.jobs()
+    say("scancel", "--signal=USR1", job["id"])
+    disturbed.checkout.finish(process)
+    assert [(job["id"], "COMPLETED")] == [(job["id"], job["state"]) for job in disturbed.jobs()]
+    told = disturbed.cluster.show(job["id"])
+    assert (told["NumNodes"], told["Restarts"], summary(disturbed.run)["ranks"]) == ("2", "1", 2)
+    assert [int(row["step"]) for row in metrics(disturbed.run)] == list(range(1, 161))
+    losses = [[float(row["train_loss"]) for row in metrics(run)] for run in (disturbed.run, local / LONG_RUN)]
+    assert np.allclose(*losses, rtol=1e-3)
 
 
 def test_slurmctld_stopped_and_started(disturbed, cluster, local):

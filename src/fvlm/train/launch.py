@@ -37,8 +37,8 @@ def command_of(operation: Operation, training: list[str]) -> list[str]:
             "torchrun on each node as docs/cluster.md says"
         )
     meet = f"{socket.gethostname()}:{FIRST_PORT + int(job) % PORTS}"
-    srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--wait={STRAGGLERS_S}"]
-    srun += [f"--cpus-per-task={operation.threads * ranks}", "--cpu-bind=none"]
+    srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--wait={STRAGGLERS_S}",
+            f"--cpus-per-task={operation.threads * ranks}"]  # fmt: skip
     return [*srun, *torchrun, f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={meet}",
             f"--rdzv-id={job}", *training]  # fmt: skip
 
