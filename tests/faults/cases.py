@@ -85,30 +85,35 @@ def killed_collecting(world: Tiny, folder: Path, draw: random.Random) -> str:
 @fault("a decoding process killed")
 def killed_worker(world: Tiny, folder: Path, draw: random.Random) -> str:
     tiny = world.copy(folder)
-    stop = threading.Event()
-    killed = threading.Thread(target=_kill_a_worker, args=(draw.uniform(0.2, 1) * world.seconds["shard clips 0"], stop))
-    killed.start()
+    stop, killed = threading.Event(), threading.Event()
+    killer = threading.Thread(target=_kill_a_worker, args=(draw.uniform(0, 0.2), stop, killed))
+    killer.start()
     status, said = tiny.run("shard clips 0")
     stop.set()
-    killed.join()
+    killer.join()
     assert status in (0, 2), said
     if status == 2:  # it was killed before it had begun to serve
         assert "a decoding process ended" in sentence(said)
         assert tiny.run("shard clips 0")[0] == 0
     tiny.check_nothing_half_written()
-    return "the file is decoded once more; the same bytes" if status == 0 else SAME
+    if not killed.is_set():
+        return UNHARMED
+    return "the file is decoded once more; the same bytes" if status == 0 else f"one sentence; {SAME}"
 
 
-def _kill_a_worker(seconds: float, stop: threading.Event) -> None:
-    """SIGKILL to the first decoding process of ours that there is after so many seconds."""
-    time.sleep(seconds)
+def _kill_a_worker(seconds: float, stop: threading.Event, killed: threading.Event) -> None:
+    """SIGKILL to the first decoding process of ours, so many seconds after it has loaded its decoders."""
     while not stop.is_set():
         for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if "spawn_main" in " ".join(process.cmdline()):
-                    process.kill()
+            with contextlib.suppress(psutil.Error, OSError):
+                decodes = "spawn_main" in " ".join(process.cmdline())
+                if decodes and "libavcodec" in Path(f"/proc/{process.pid}/maps").read_text():
+                    time.sleep(seconds)
+                    if not stop.is_set():
+                        process.kill()
+                        killed.set()
                     return
-        time.sleep(0.01)
+        time.sleep(0.005)
 
 
 # --- damaged files ---
