@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -41,16 +42,18 @@ def sweep(folder: Path) -> None:
         path.unlink()
 
 
-def refuse_packed(path: Path) -> None:
-    """Refuse a zip with a compressed member, of which a small file may hold more than any memory: torch writes none.
+def check_archive(path: Path) -> None:
+    """Refuse what is no whole zip, or has a compressed member: of one a small file may hold more than any memory.
 
     raises      ValueError
     """
-    if zipfile.is_zipfile(path):
+    try:
         with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                if member.compress_type != zipfile.ZIP_STORED:
-                    raise ValueError(f"{member.filename} is compressed, which torch does not do")
+            packed = [member.filename for member in archive.infolist() if member.compress_type != zipfile.ZIP_STORED]
+    except (zipfile.BadZipFile, struct.error, NotImplementedError) as error:
+        raise ValueError(f"no whole archive: {error}") from error
+    if packed:
+        raise ValueError(f"{packed[0]} is compressed, which torch does not do")
 
 
 def write_json(path: Path | str, content: object) -> None:

@@ -1,6 +1,7 @@
 """What survives a kill: one lock per run, checkpoints written beside and renamed, metrics appended as they happen."""
 
 import csv
+import errno
 import fcntl
 import io
 import json
@@ -9,7 +10,6 @@ import pickle
 import socket
 import sys
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from fvlm.errors import UserError
-from fvlm.files import refuse_packed, write_beside
+from fvlm.files import check_archive, write_beside
 from fvlm.train.ranks import Ranks
 
 FORMAT = 3  # of a checkpoint; one of another format is not continued
@@ -98,9 +98,8 @@ def load_checkpoint(state: Path, identity: str) -> dict | None:
     """
     for path in sorted(state.glob("step_*.pt"), reverse=True):
         try:
-            refuse_packed(path)
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            content = read_checkpoint(path)
+        except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
             reason = str(error).strip().splitlines()[:1]
             print(f"{path}: unreadable checkpoint, taking the one before it ({' '.join(reason)})", file=sys.stderr)
             path.unlink()
@@ -115,6 +114,17 @@ def load_checkpoint(state: Path, identity: str) -> dict | None:
     return None
 
 
+def read_checkpoint(path: Path) -> dict:
+    """One checkpoint, on the CPU; raises ValueError, RuntimeError, EOFError or UnpicklingError if it is damaged."""
+    check_archive(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # torch sought where the damaged file led
+            raise
+        raise ValueError(f"no whole archive: {error}") from error
+
+
 def continued(state: Path, identity: str, ranks: Ranks) -> dict | None:
     """`load_checkpoint` of the first rank, which all of them read."""
     saved = load_checkpoint(state, identity) if ranks.first else None
@@ -122,7 +132,7 @@ def continued(state: Path, identity: str, ranks: Ranks) -> dict | None:
     missing = None
     if step is not None and saved is None:
         try:
-            saved = torch.load(_path_of(state, step), map_location="cpu", weights_only=True)
+            saved = read_checkpoint(_path_of(state, step))
         except OSError as error:
             missing = UserError(
                 f"{_path_of(state, step)} cannot be read by rank {ranks.rank} on {socket.gethostname()} ({error}); "
