@@ -1,7 +1,7 @@
 """How often the analysis is right on simulated data whose truth is known: false and found jumps, the error of the
 iso-FLOP exponent, the coverage of intervals, terms found where there are none.
 
-    python benchmarks/rates.py                    all of it: about five minutes
+    python benchmarks/rates.py                    all of it: about ten minutes
     python benchmarks/rates.py jumps isoflop      some of it
     python benchmarks/rates.py --quick            the same with few simulations, for tests
 
@@ -28,6 +28,7 @@ from fvlm.analysis.fits.sums import Estimate, estimates
 E, A, B, ALPHA, BETA = LAW
 A_OPT = BETA / (ALPHA + BETA)
 EVERY = 8000  # samples between evaluations
+EXPONENT = 0.346  # of L(D) along a curve
 BUDGETS = np.geomspace(6e18, 3e21, 6)
 
 
@@ -157,7 +158,31 @@ def vanishing(quick: bool) -> str:
     return f"loss without N, yet alpha called identified; {files} files each\n\n{table(header, rows)}"
 
 
-PARTS = {"jumps": jumps, "isoflop": isoflop, "coverage": coverage, "vanishing": vanishing}
+def curve_of(seed: int, rho: float) -> tuple[np.ndarray, np.ndarray]:
+    """82 evaluations along one curve, their noise of 1 % correlated with the one before."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=82)
+    for i in range(1, 82):
+        noise[i] = rho * noise[i - 1] + np.sqrt(1 - rho**2) * noise[i]
+    samples = EVERY * np.arange(1.0, 83)
+    return samples[:, None], (1.05 + 14 * samples**-EXPONENT) * np.exp(0.01 * noise)
+
+
+def correlated(quick: bool) -> str:
+    files, rows = (3 if quick else 200), []
+    for rho in (0.0, 0.64, 0.85):
+        row = [rho]
+        for block in (1, None):
+            fits = [estimates(*curve_of(seed, rho), ("D",), block=block, draws=60 if quick else 300)[1][2]
+                    for seed in range(files)]  # fmt: skip
+            held = [fit.low <= EXPONENT <= fit.high for fit in fits if not fit.reason]
+            row += [f"{len(held) / files:.0%}", f"{np.mean(held):.0%}" if held else "-"]
+        rows.append(row)
+    header = ["correlation", "identified, single points", "held", "identified, blocks", "held"]
+    return f"intervals at 95 % of L(D)'s exponent that hold the truth, {files} files each\n\n{table(header, rows)}"
+
+
+PARTS = {"jumps": jumps, "isoflop": isoflop, "coverage": coverage, "vanishing": vanishing, "correlated": correlated}
 
 
 def main() -> int:

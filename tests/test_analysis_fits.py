@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.optimize import least_squares, minimize
+from scipy.stats import norm, t
 
 from fvlm.analysis.collect import flatten
 from fvlm.analysis.fits import descent
@@ -183,6 +184,17 @@ def test_resamples_end_as_low_as_from_the_fit_itself(sizes):
     _, costs = descent.descend(objective, fit.theta[None], targets, 1e-9)
     _, others = descent.descend(objective, np.repeat(fit.theta[None], 300, axis=0), targets, 1e-9)
     assert costs == pytest.approx(others, rel=1e-6)
+
+
+@pytest.mark.parametrize(("block", "degrees"), [(1, 37), (4, 9), (20, 1)])
+def test_few_blocks_give_wide_intervals(block, degrees):
+    """Student's t of as many degrees of freedom as there are blocks less one, or points less parameters."""
+    x = np.geomspace(1e4, 1e6, 40)[:, None]
+    loss = (1.1 + 14 * x[:, 0] ** -0.35) * np.exp(0.01 * np.random.default_rng(0).normal(size=40))
+    fit = fit_power_laws(x, loss)
+    drawn = np.abs(resampled(fit, x, 400, block) - np.log(fit.predict(x))).max()
+    widened = np.sqrt(40 / 37) * t.ppf(0.975, degrees) / norm.ppf(0.975)
+    assert drawn == pytest.approx(widened * np.abs(fit.residuals).max())
 
 
 def test_what_is_held_stays_and_the_rest_descends():

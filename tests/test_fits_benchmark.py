@@ -31,7 +31,7 @@ def test_the_rates_are_told_for_every_part():
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     parts = re.split(r"^(\w+): ", said, flags=re.MULTILINE)[1:]
     named = dict(zip(parts[::2], parts[1::2], strict=True))
-    assert list(named) == ["jumps", "isoflop", "coverage", "vanishing"]
+    assert list(named) == ["jumps", "isoflop", "coverage", "vanishing", "correlated"]
     assert "| 5 | 80 | 0.2% | 0.0% | 100% |" in named["jumps"]
     errors = [line.split("|")[3] for line in named["isoflop"].splitlines() if line.startswith("| 2 | 0.00% |")]
     assert 0 < float(errors[0]) < 0.001

@@ -123,11 +123,12 @@ def resampled(
     """What each draw is fitted to, (draws, n): log loss (if the fit is of it) or the loss in nats.
 
     block   rows that stay together: 1 for independent runs; more for the autocorrelated points of one curve
-    Residuals are scaled by sqrt(n / (n - p)) and by t / z at 95 %, so that few points give honestly wide
-    intervals.
+    Residuals are scaled by sqrt(n / (n - p)) and by t / z at 95 %, so that few points, or few blocks, give honestly
+    wide intervals: t has n - p degrees of freedom, but no more than there are blocks less one.
     """
     n, p = len(fit.residuals), len(fit.theta)
-    scale = np.sqrt(n / (n - p)) * stdtrit(n - p, 0.975) / ndtri(0.975)
+    degrees = min(n - p, max(1.0, n / block - 1))
+    scale = np.sqrt(n / (n - p)) * stdtrit(degrees, 0.975) / ndtri(0.975)
     rng = np.random.default_rng(seed)
     first = rng.integers(0, n - block + 1, size=(draws, -(-n // block)))
     rows = (first[:, :, None] + np.arange(block)).reshape(draws, -1)[:, :n]
