@@ -43,17 +43,20 @@ def sweep(folder: Path) -> None:
 
 
 def check_archive(path: Path) -> None:
-    """Refuse what is no whole zip, or has a compressed member: of one a small file may hold more than any memory.
+    """Refuse a zip that is not whole, or has a compressed member: a small file may hold more of it than any memory.
 
     raises      ValueError
     """
     try:
         with zipfile.ZipFile(path) as archive:
             packed = [member.filename for member in archive.infolist() if member.compress_type != zipfile.ZIP_STORED]
+            damaged = None if packed else archive.testzip()  # torch compares no checksum
     except (zipfile.BadZipFile, struct.error, NotImplementedError) as error:
         raise ValueError(f"no whole archive: {error}") from error
     if packed:
         raise ValueError(f"{packed[0]} is compressed, which torch does not do")
+    if damaged:
+        raise ValueError(f"{damaged} is not what was written")
 
 
 def write_json(path: Path | str, content: object) -> None:

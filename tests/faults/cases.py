@@ -10,6 +10,7 @@ import signal
 import subprocess
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -197,7 +198,17 @@ def stale_index(world: Tiny, folder: Path, draw: random.Random) -> str:
     return REFUSED
 
 
-@fault("a checkpoint truncated or damaged")
+def _flip_in_a_tensor(path: Path, draw: random.Random) -> None:
+    with zipfile.ZipFile(path) as archive:
+        member = max(archive.infolist(), key=lambda member: member.file_size)
+    content = bytearray(path.read_bytes())
+    names = content[member.header_offset + 26 : member.header_offset + 30]  # lengths of the name and of what follows it
+    start = member.header_offset + 30 + int.from_bytes(names[:2], "little") + int.from_bytes(names[2:], "little")
+    content[start + draw.randrange(member.file_size)] ^= 1 << draw.randrange(8)
+    path.write_bytes(content)
+
+
+@fault("a checkpoint truncated, or a bit of it flipped")
 def damaged_checkpoint(world: Tiny, folder: Path, draw: random.Random) -> str:
     tiny = world.copy(folder, "tokenizer", "shards", "index", "ledger.jsonl", "tables/data.csv")
     run = tiny.results / "runs/stage1"
@@ -207,12 +218,15 @@ def damaged_checkpoint(world: Tiny, folder: Path, draw: random.Random) -> str:
         status, said = tiny.run("train", draw.uniform(0.5, 1) * world.seconds["train"])
         assert status in (0, -9), said
     newest = max(state.glob("step_*.pt"))
-    if draw.random() < 0.5:
+    kind = draw.choice(["cut", "index", "bit"])
+    if kind == "cut":
         _cut(newest, draw)
-    else:
+    elif kind == "index":
         with newest.open("r+b") as file:
-            file.seek(-draw.randrange(1, 600), os.SEEK_END)  # the zip's own index
+            file.seek(-draw.randrange(64, 600), os.SEEK_END)  # the zip's own
             file.write(b"\0" * 64)
+    else:
+        _flip_in_a_tensor(newest, draw)
     status, said = tiny.run("train")
     assert status == 0 and "unreadable checkpoint, taking the one before it" in said, said
     tiny.check_same()
