@@ -14,7 +14,7 @@ rule plan_files:
     params:
         runs=digest_of_plan(),
     shell:
-        "python -m fvlm plan --out $(dirname {output.text}) > {log} 2>&1"
+        'python -m fvlm plan --out "$(dirname {output.text:q})" > {log:q} 2>&1'
 
 
 # Shown every time that it is asked for.
@@ -26,7 +26,7 @@ rule plan:
     conda:
         "../envs/analysis.yaml"
     shell:
-        "cat {input} | tee {log}"
+        "cat {input:q} | tee {log:q}"
 
 
 # No declared output, so that it is always run, and what it wrote stays when it fails.
@@ -39,7 +39,7 @@ rule preflight:
     resources:
         gpu=max(run.operation.gpus for run in RUNS.values()),
     shell:
-        "python -m fvlm preflight 2>&1 | tee {log}"
+        "python -m fvlm preflight 2>&1 | tee {log:q}"
 
 
 rule calibrate:
@@ -51,4 +51,4 @@ rule calibrate:
     resources:
         gpu=max(run.operation.gpus for run in RUNS.values()),
     shell:
-        "python -m fvlm calibrate 2>&1 | tee {log}"
+        "python -m fvlm calibrate 2>&1 | tee {log:q}"

@@ -55,7 +55,7 @@ class FollowingExecutor(Executor):
     def follow(self, job):
         """True if an earlier snakemake's job makes or has just made this one's files; it is not submitted again."""
         wildcards = (
-            "_".join(job.wildcards).replace("/", "_") if not job.is_group() else ""
+            "_".join(job.wildcards).replace(os.sep, "_") if not job.is_group() else ""
         )
         about = f"rule_{job.name}" + (f"_wildcards_{wildcards}" if wildcards else "")
         number, _ = LIVING.pop(about, (None, None))

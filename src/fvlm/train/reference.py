@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fvlm.batch import Batch
+from fvlm.data.arrays import open_arrays
 from fvlm.data.loader import Steps, load_steps
 from fvlm.files import write_beside
 from fvlm.model.foveated import VideoLanguageModel
@@ -75,7 +76,7 @@ class _Cache:
     def _read(self) -> None:
         """What is on disk, if it is of this identity."""
         try:
-            with np.load(self.path, allow_pickle=False) as content:
+            with open_arrays(self.path) as content:
                 if str(content["identity"]) == self.identity:
                     columns = (
                         content[name].tolist() for name in ("validating", "sources", "keys", "chosen", "rejected")
