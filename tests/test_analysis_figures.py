@@ -13,9 +13,11 @@ from fvlm.analysis.files import read_tables
 from fvlm.analysis.fits.exponents import METHODS, exponents, grid_curves
 from fvlm.analysis.fits.scaling import log_band
 from fvlm.analysis.fits.sums import DELTA
+from fvlm.analysis.plots import style
 from fvlm.analysis.plots.captions import SAYS, as_rst, caption
 from fvlm.analysis.plots.joint import frontier, joint_fits
 from fvlm.analysis.plots.sentences import number, span, spread
+from fvlm.analysis.tables import load
 from tests.analysis_cases import LAW
 from tests.figure_cases import BUDGETS, SIZES, grid_tables, write_tables
 
@@ -214,6 +216,22 @@ def test_every_choice_finds_the_exponent_of_the_law(forms):
     assert shown["value"].to_numpy() == pytest.approx(table["value"].to_numpy(), rel=1e-5, nan_ok=True)
     text = f"N_opt, foveated: identified in 10 of 10 analyses, {span(own[own['architecture'] == 'foveated']['value'])}"
     assert text in said(forms, "rich", "exponents")
+
+
+def test_a_long_reason_stays_within_the_figure(forms):
+    """Why a fit is refused may take two lines."""
+    tables = forms["rich"][1]
+    fits = tables["scaling_fits"].copy()
+    fits.loc[fits["fit"].str.startswith("compute"), ["identified", "reason"]] = [
+        False,
+        "it fits as well with others " * 8,
+    ]
+    figure, _ = load(FIGURES["loss_vs_flops"].function)(tables["runs"], tables["validation_curves"], fits)
+    figure.draw_without_rendering()
+    label = figure.axes[0].xaxis.label
+    extent = label.get_window_extent()
+    assert "others" in label.get_text() and extent.x0 >= 0 and extent.x1 <= figure.bbox.width
+    style.plt.close(figure)
 
 
 def test_numbers_in_sentences():

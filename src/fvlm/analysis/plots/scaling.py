@@ -1,5 +1,6 @@
 """Figures of the scaling grid."""
 
+import textwrap
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,8 @@ from fvlm.analysis.fits.scaling import STARVED
 from fvlm.analysis.fits.sums import bootstrap, fit_power_laws
 from fvlm.analysis.plots import style
 from fvlm.analysis.plots.style import BEYOND, GREY, LOSS, MARKERS, NothingToDraw, dots, heading, panels
+
+NOTE = 105  # letters in a line below an axis
 
 
 def _points(runs: pd.DataFrame) -> pd.DataFrame:
@@ -66,7 +69,7 @@ def loss_vs_flops(
     _legend(ax, points, fits, loc="upper right", ncols=2)
     ax.set_xlabel(
         "training FLOPs (two per multiply-add); dotted: frontier of the runs; dashed: extrapolated, a decade\n"
-        + "\n".join(notes)
+        + "\n".join(line for note in notes for line in textwrap.wrap(note, NOTE))
     )
     ax.set_ylabel(f"final validation {LOSS}")
     perplexity = ax.secondary_yaxis("right", functions=(np.exp, lambda value: np.log(np.maximum(value, 1e-9))))
