@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from fvlm.analysis import catalog
+from fvlm.analysis.columns import COLUMNS
 from fvlm.errors import UserError
 from fvlm.evaluate.losses import score
 from fvlm.flops import parameters
@@ -147,7 +147,7 @@ def _write_tables(run: Run, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in rows.items():
         with open(folder / f"{name}.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, catalog.COLUMNS[name], restval="", extrasaction="ignore")
+            writer = csv.DictWriter(file, COLUMNS[name], restval="", extrasaction="ignore")
             writer.writeheader()
             writer.writerows(table)
 

@@ -19,7 +19,7 @@ SIGNALS = f"--signals-to-handle={SIGTERM.name},{SIGUSR1.name}"
 
 def main(argv: list[str]) -> int:
     """Run torchrun; returns the status of the process that failed first, 0 if none did."""
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its processes say what happened
+    logging.disable()  # its processes say what happened
     try:
         run.main([SIGNALS, f"--shutdown-timeout={SECONDS_TO_SAVE}", *argv])
     except ChildFailedError as error:
