@@ -5,6 +5,7 @@ What claims too much is read in a process whose memory is limited.
 
 import io
 import json
+import multiprocessing
 import os
 import pickle
 import re
@@ -17,6 +18,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -56,26 +58,36 @@ class Harmful:
 
 
 def within(memory: int, work: Callable, *arguments: object, **options: object) -> str:
-    """What `work` returned or raised in a fork of this process that may take so many bytes more."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (taken + memory, taken + memory))
+    """What `work` returned or raised in a process that may take so many bytes more than it has.
+
+    It is no fork of this one, whose threads may hold locks that nobody would ever open there.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.test_trust_boundary"])
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_limited, args=(there, memory, work, arguments, options))
+    process.start()
+    there.close()
+    try:
+        assert here.poll(120), "no answer after two minutes"
+        said = here.recv()
+    except EOFError:
         said = ""
-        try:
-            said = repr(work(*arguments, **options))
-        except (MediaError, UserError, MemoryError, OSError, ValueError) as error:
-            said = f"{type(error).__name__} {getattr(error, 'reason', '')} {error}"
-        finally:
-            os.write(writing, said.encode()[:4000])
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as answer:
-        said = answer.read().decode()
-    _, status = os.waitpid(child, 0)
-    assert status == 0 and said, f"ended with status {status}"
+    finally:
+        process.kill()
+        process.join()
+    assert said, f"ended with status {process.exitcode}"
     return said
+
+
+def _limited(answer: Connection, memory: int, work: Callable, arguments: tuple, options: dict) -> None:
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + memory, taken + memory))
+    try:
+        said = repr(work(*arguments, **options))
+    except (MediaError, UserError, MemoryError, OSError, ValueError) as error:
+        said = f"{type(error).__name__} {getattr(error, 'reason', '')} {error}"
+    answer.send(said[:4000])
 
 
 # --- pictures whose header claims 60,000 x 60,000 pixels ---
@@ -157,12 +169,16 @@ def test_a_video_that_claims_to_be_gigantic_is_refused_before_memory_is_taken(
     assert said.startswith("MediaError too_large"), said
 
 
+def shape_of(path: Path) -> tuple[int, ...]:
+    return decode_video(path).frames.shape
+
+
 def test_a_container_that_lies_about_the_size_changes_nothing(tmp_path):
     path = write(tmp_path / "a.mp4", "320x240", "25", 1, X264)
     content = path.read_bytes()
     place = content.index(b"avc1", content.index(b"stsd")) + 28
     path.write_bytes(content[:place] + HUGE.to_bytes(2, "big") * 2 + content[place + 4 :])
-    said = within(GIB // 4, lambda: decode_video(path).frames.shape)
+    said = within(GIB // 4, shape_of, path)
     assert said == "(1, 224, 224, 3)"
 
 
@@ -189,6 +205,10 @@ def sample(key: str, image: bytes, text: bytes = b'{"caption": "x"}') -> list[tu
     return [(f"{key}.jpg", image), (f"{key}.json", text)]
 
 
+def keys_of(*arguments, foreign: bool) -> list[str]:
+    return write_index(*arguments, foreign=foreign).keys.tolist()
+
+
 @pytest.mark.parametrize("foreign", [True, False])
 def test_gigantic_headers_in_a_shard_are_counted_and_cost_nothing_else(tmp_path, tokenizer, foreign):
     forms = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -196,10 +216,8 @@ def test_gigantic_headers_in_a_shard_are_counted_and_cost_nothing_else(tmp_path,
     shard = tar_of(tmp_path / "a.tar", [*members, *sample("good", picture("JPEG"))])
     out = tmp_path / "index/s.npz"
 
-    def keys() -> list[str]:
-        return write_index([shard], out, "s", "image", tokenizer, "?", tmp_path, foreign=foreign).keys.tolist()
-
-    assert within(GIB // 4, keys) == "['good']"
+    arguments = ([shard], out, "s", "image", tokenizer, "?", tmp_path)
+    assert within(GIB // 4, keys_of, *arguments, foreign=foreign) == "['good']"
     entries = [json.loads(line) for line in ledger_of(out).read_text().splitlines()]
     assert Counter(entry["reason"] for entry in entries) == {"too_large": 5, **({None: 1} if foreign else {})}
 
