@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -107,8 +108,10 @@ def test_any_interruptions_leave_each_step_once(prepared, undisturbed, tmp_path,
         time.sleep(chance.random())
         victims = team.processes if number == signal.SIGKILL else [chance.choice(team.processes)]
         for process in victims:
-            os.kill(process.pid, number)
-        assert set(team.wait()) <= {0, REQUEUE, -signal.SIGKILL}, team.said
+            with suppress(ProcessLookupError):  # it had ended before
+                os.kill(process.pid, number)
+        lost = {2} if number == signal.SIGKILL else set()  # a rank may notice that another is gone before it is killed
+        assert set(team.wait()) <= {0, REQUEUE, -signal.SIGKILL} | lost, team.said
         if chance.random() < 0.5 and len(checkpoints(study)) > 1:
             newest = max(state.glob("step_*.pt"))
             newest.write_bytes(newest.read_bytes()[:1000])
