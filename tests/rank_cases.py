@@ -9,33 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from safetensors.numpy import load_file
 
 from fvlm.__main__ import main
-from tests.train_cases import content_in, records
+from tests.train_cases import records
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.rank_cases", "fvlm.train.training"])
 PATIENCE = 120.0  # seconds; what takes longer hangs
-
-
-def study_file(prepared: Path, folder: Path, run: str, settings: dict) -> Path:
-    """A study on the shards of `prepared`, with runs of its own, one of them with some settings."""
-    results = folder / "results"
-    (results / "runs").mkdir(parents=True)
-    for name in ("tokenizer", "index", "shards"):
-        (results / name).symlink_to(prepared / name)
-    if (prepared / "runs/stage1").exists():
-        (results / "runs/stage1").symlink_to(prepared / "runs/stage1")
-    return change(folder / "study.yaml", run, settings)
-
-
-def change(path: Path, run: str, settings: dict) -> Path:
-    """Write the study file anew, with other settings of the run."""
-    changes = {"ablations" if run in ("baseline", "F1") else "stages": {run: settings}}
-    path.write_text(yaml.safe_dump(content_in(path.parent / "results", **changes)))
-    return path
 
 
 class Team:

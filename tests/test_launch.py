@@ -28,6 +28,7 @@ RANK = """
         dist.all_reduce(any_heard)
         if any_heard:
             print("saved", dist.get_rank(), flush=True)
+            dist.destroy_process_group()
             sys.exit(75)
         time.sleep(0.02)
 """

@@ -16,9 +16,9 @@ import pytest
 from fvlm.__main__ import main
 from fvlm.train.loop import Trainer
 from tests.conftest import ROOT
-from tests.rank_cases import Team, change, close, study_file, train
+from tests.rank_cases import Team, close, train
 from tests.test_train_exact import outcome
-from tests.train_cases import same
+from tests.train_cases import change, same, study_file
 
 STEPS = 8
 SETTINGS = {

@@ -2,23 +2,25 @@
 
 import json
 import resource
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.numpy import load_file
 
 from fvlm.batch import Batch
 from fvlm.data.loader import Steps, empty_batch, open_training
-from fvlm.errors import UserError
+from fvlm.errors import Stopped, UserError
 from fvlm.model.build import build_model
 from fvlm.train.loop import Trainer
 from fvlm.train.objective import TextObjective
 from fvlm.train.ranks import Ranks
 from fvlm.train.training import planned_order
-from tests.rank_cases import Team, close, study_file, train
-from tests.train_cases import records, study_in
+from tests.rank_cases import Team, close, train
+from tests.train_cases import records, study_file, study_in
 
 SHORT = {"train.precision": "float32", "train.evaluations": 2, "operation.micro_frames": 6, "optim.ema": 0.7}
 SPLIT = {"operation.shard_weights": True}
@@ -73,6 +75,18 @@ def test_a_gradient_that_no_rank_has_stays_none():
     with_gradient.grad = torch.ones(2)
     Ranks().add_gradients([with_gradient, without])
     assert without.grad is None and with_gradient.grad.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("ends", [None, Stopped(75, "saved"), UserError("a mistake")], ids=["well", "stop", "mistake"])
+def test_a_training_leaves_its_process_group(monkeypatch, ends):
+    """Threads of gloo that are at work while Python ends abort it, and its status would be theirs."""
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}.items():
+        monkeypatch.setenv(name, str(value))
+    with suppress(Stopped, UserError), Ranks(count=2).joined(torch.device("cpu")):
+        assert dist.is_initialized()
+        if ends is not None:
+            raise ends
+    assert not dist.is_initialized()
 
 
 # --- ranks with nothing to do ---

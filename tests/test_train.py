@@ -14,10 +14,8 @@ from fvlm.data.loader import Steps, load_steps, open_held_out, open_training
 from fvlm.errors import UserError
 from fvlm.evaluate.losses import batches_by_source, held_out_samples
 from fvlm.model.build import build_model
-from fvlm.schema import Optim
-from fvlm.train.optim import make_optimizer, rates_at
 from fvlm.train.progress import Progress, Spent
-from fvlm.train.state import MetricsLog, load_checkpoint, save_checkpoint, write_csv
+from fvlm.train.state import MetricsLog, load_checkpoint, save_checkpoint
 from fvlm.train.training import lengths_of, planned_order, sample_flops, train
 from tests.conftest import ROOT
 from tests.train_cases import records, same, study_in, trained
@@ -358,46 +356,3 @@ def test_the_time_left_counts_evaluations_and_checkpoints_and_this_process_alone
     progress = Progress(hurried, 50, 100, {50, 75, 100}, Spent(checkpoints=8.0, checkpoint_count=4), None)
     progress.spent.steps += 20.0
     assert progress.seconds_left(60) == pytest.approx(40 * 2 + 6 * 2)
-
-
-def test_schedules():
-    base = {"batch_size": 1, "lr": {"connector": 1e-3, "dino": 1e-5, "llm": 1e-5},
-            "final_lr": None, "schedule": "cosine",
-            "warmup": 0.1, "weight_decay": 0.0, "clip": 1.0, "betas": (0.9, 0.999), "freeze": (),
-            "ema": None, "dpo_beta": 0.1}  # fmt: skip
-    cosine = Optim(**base)
-    assert rates_at(cosine, 0, 100)["connector"] == pytest.approx(1e-4)
-    assert rates_at(cosine, 9, 100)["connector"] == pytest.approx(1e-3)
-    assert 0 < rates_at(cosine, 99, 100)["connector"] < 1e-6 and rates_at(cosine, 100, 100)["connector"] == 0
-    constant = Optim(**{**base, "schedule": "constant"})
-    assert rates_at(constant, 99, 100)["llm"] == 1e-5
-    ends = {"connector": 3e-5, "dino": 3e-5, "llm": 3e-5}
-    converging = Optim(**{**base, "schedule": "converging", "final_lr": ends})
-    assert rates_at(converging, 99, 100) == pytest.approx(ends)
-
-
-def test_decay_spares_norms_biases_and_embeddings(prepared):
-    study = study_in(prepared)
-    model = build_model(study.runs["baseline"].model, 0)
-    optimizer = make_optimizer(model.parameter_groups(), study.runs["baseline"].optim)
-    spared = {id(p) for group in optimizer.param_groups if group["weight_decay"] == 0 for p in group["params"]}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert (id(parameter) in spared) == (parameter.ndim < 2 or "embed" in name), name
-    for name in ("connector.q_static", "connector.q_init", "dino.dino.embeddings.position_embeddings",
-                 "dino.dino.embeddings.cls_token", "llm.llama.embed_tokens.weight"):  # fmt: skip
-        assert id(dict(model.named_parameters())[name]) in spared, name
-
-
-def test_a_table_takes_fields_that_no_header_knew(tmp_path):
-    """BUG-007 and BUG-011: the header is that of all records, written once with them."""
-    write_csv(tmp_path / "t.csv", [{"a": 1}, {"a": 2, "returncode": 0}])
-    assert (tmp_path / "t.csv").read_text() == "a,returncode\n1,\n2,0\n"
-
-
-def test_metrics_after_the_checkpoint_are_dropped(tmp_path):
-    path = tmp_path / "m.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
-    log = MetricsLog(path, 2)
-    log.append({"step": 3})
-    assert [record["step"] for record in log.records()] == [1, 2, 3]

@@ -22,25 +22,11 @@ from fvlm.train.device import cpu_has_bfloat16
 from fvlm.train.mirror import Mirrors
 from fvlm.train.training import identity
 from tests.conftest import ROOT
-from tests.train_cases import content_in, records, same, study_in
+from tests.train_cases import content_in, records, same, study_file, study_in
 
 STEPS = 16
 LONG = {"train.samples": 2 * STEPS, "optim.batch_size": 2, "train.evaluations": 8, "operation.checkpoint_steps": 3}
 Moment = Callable[[Path], bool]
-
-
-def study_file(prepared: Path, folder: Path, run: str, settings: dict) -> Path:
-    """A study on the shards of `prepared`, with runs of its own, one of them with some settings."""
-    results = folder / "results"
-    (results / "runs").mkdir(parents=True)
-    for name in ("tokenizer", "index", "shards"):
-        (results / name).symlink_to(prepared / name)
-    if (prepared / "runs/stage1").exists():
-        (results / "runs/stage1").symlink_to(prepared / "runs/stage1")
-    path = folder / "study.yaml"
-    changes = {"ablations" if run == "baseline" else "stages": {run: settings}}
-    path.write_text(yaml.safe_dump(content_in(results, **changes)))
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,17 @@ from PIL import Image
 from fvlm.evaluate.overlay import DIM, OUTLINE, Row, lit, overlay
 from fvlm.gpus import PEAK_TFLOPS, tflops_of
 from fvlm.model.build import build_model
-from fvlm.schema import Gpu
+from fvlm.schema import Gpu, Optim
 from fvlm.train.average import Average
 from fvlm.train.hardware import hardware, peak_flops
 from fvlm.train.objective import make_objective
+from fvlm.train.optim import make_optimizer, rates_at
 from fvlm.train.ranks import Ranks
+from fvlm.train.state import MetricsLog, write_csv
 from fvlm.train.watch import Watch
 from tests.loader_cases import make_results, run_of
 from tests.model_cases import ALL, both_orders, joined, sample, tiny
+from tests.train_cases import study_in
 
 CPU = torch.device("cpu")
 
@@ -330,3 +333,46 @@ def test_a_long_video_is_thinned_and_a_short_one_shown_whole():
     assert widths[2] == widths[4] < widths[5] < widths[8] == widths[64]
     one, three = (overlay([video(3)] * rows, "A6, step 1").size[1] for rows in (1, 3))
     assert three - one > 2 * 160
+
+
+def test_schedules():
+    base = {"batch_size": 1, "lr": {"connector": 1e-3, "dino": 1e-5, "llm": 1e-5},
+            "final_lr": None, "schedule": "cosine",
+            "warmup": 0.1, "weight_decay": 0.0, "clip": 1.0, "betas": (0.9, 0.999), "freeze": (),
+            "ema": None, "dpo_beta": 0.1}  # fmt: skip
+    cosine = Optim(**base)
+    assert rates_at(cosine, 0, 100)["connector"] == pytest.approx(1e-4)
+    assert rates_at(cosine, 9, 100)["connector"] == pytest.approx(1e-3)
+    assert 0 < rates_at(cosine, 99, 100)["connector"] < 1e-6 and rates_at(cosine, 100, 100)["connector"] == 0
+    constant = Optim(**{**base, "schedule": "constant"})
+    assert rates_at(constant, 99, 100)["llm"] == 1e-5
+    ends = {"connector": 3e-5, "dino": 3e-5, "llm": 3e-5}
+    converging = Optim(**{**base, "schedule": "converging", "final_lr": ends})
+    assert rates_at(converging, 99, 100) == pytest.approx(ends)
+
+
+def test_decay_spares_norms_biases_and_embeddings(prepared):
+    study = study_in(prepared)
+    model = build_model(study.runs["baseline"].model, 0)
+    optimizer = make_optimizer(model.parameter_groups(), study.runs["baseline"].optim)
+    spared = {id(p) for group in optimizer.param_groups if group["weight_decay"] == 0 for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert (id(parameter) in spared) == (parameter.ndim < 2 or "embed" in name), name
+    for name in ("connector.q_static", "connector.q_init", "dino.dino.embeddings.position_embeddings",
+                 "dino.dino.embeddings.cls_token", "llm.llama.embed_tokens.weight"):  # fmt: skip
+        assert id(dict(model.named_parameters())[name]) in spared, name
+
+
+def test_a_table_takes_fields_that_no_header_knew(tmp_path):
+    """BUG-007 and BUG-011: the header is that of all records, written once with them."""
+    write_csv(tmp_path / "t.csv", [{"a": 1}, {"a": 2, "returncode": 0}])
+    assert (tmp_path / "t.csv").read_text() == "a,returncode\n1,\n2,0\n"
+
+
+def test_metrics_after_the_checkpoint_are_dropped(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+    log = MetricsLog(path, 2)
+    log.append({"step": 3})
+    assert [record["step"] for record in log.records()] == [1, 2, 3]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import yaml
 from safetensors.numpy import load_file
 
 from fvlm.config import load_study, merged, read_yaml
@@ -98,3 +99,21 @@ def trained(prepared: Path, tmp_path: Path, name: str = "baseline", **changes):
 def same(a: dict, b: dict) -> bool:
     """Equal weights, bit for bit."""
     return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def study_file(prepared: Path, folder: Path, run: str, settings: dict) -> Path:
+    """A study on the shards of `prepared`, with runs of its own, one of them with some settings."""
+    results = folder / "results"
+    (results / "runs").mkdir(parents=True)
+    for name in ("tokenizer", "index", "shards"):
+        (results / name).symlink_to(prepared / name)
+    if (prepared / "runs/stage1").exists():
+        (results / "runs/stage1").symlink_to(prepared / "runs/stage1")
+    return change(folder / "study.yaml", run, settings)
+
+
+def change(path: Path, run: str, settings: dict) -> Path:
+    """Write the study file anew, with other settings of the run."""
+    changes = {"ablations" if run in ("baseline", "F1") else "stages": {run: settings}}
+    path.write_text(yaml.safe_dump(content_in(path.parent / "results", **changes)))
+    return path

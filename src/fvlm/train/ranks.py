@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fvlm.errors import UserError
+from fvlm.errors import Stopped, UserError
 
 PATIENCE = timedelta(minutes=30)  # for one who is late: the first rank alone writes checkpoints
 BUCKET = 2**25  # numbers that are added in one go: 128 MB
@@ -44,7 +44,10 @@ class Ranks:
 
     @contextmanager
     def joined(self, device: torch.device) -> Iterator["Ranks"]:
-        """The process group, if there is more than one process."""
+        """The process group, if there is more than one process; left at the end and where all ranks stop together.
+
+        A thread of gloo that is still at work while Python ends may abort the process (status 134).
+        """
         if self.count == 1:
             yield self
             return
@@ -52,8 +55,17 @@ class Ranks:
             dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE, device_id=device)
         else:
             dist.init_process_group("gloo", timeout=PATIENCE)
-        yield self
-        dist.destroy_process_group()  # not after an error, when the others may not come to it
+        leave = True
+        try:
+            yield self
+        except Stopped:
+            raise
+        except BaseException:
+            leave = device.type != "cuda"  # NCCL waits for the others, who may not come
+            raise
+        finally:
+            if leave:
+                dist.destroy_process_group()
 
     def gather(self, value: object) -> list:
         """What every rank gives, by rank."""
