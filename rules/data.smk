@@ -74,7 +74,7 @@ rule shard:
         "python -m fvlm shard --reader {params.reader} --table={params.table:q}"
         " --name {wildcards.source} --kind {params.kind} --prompt={params.prompt:q} {params.squash}"
         " {params.limit} --deadline {params.deadline} --samples-per-shard {params.samples} --shard {params.number} {params.last}"
-        ' --processes 1 --out "$(dirname {output.tar:q})" -- {params.folder:q} 2> {log:q}'
+        ' --processes 1 --keep --out "$(dirname {output.tar:q})" -- {params.folder:q} 2> {log:q}'
 
 
 rule index:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("Snakefile", "rules", "config", "workflow", "envs", "src")
@@ -22,8 +23,9 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items):
-    """A worker runs a whole file; the one with the smoke study takes longest and begins."""
-    items.sort(key=lambda item: item.path.stem != "test_workflow")
+    """A worker runs a whole file; those that take longest begin."""
+    first = ("test_workflow", "test_slurm")
+    items.sort(key=lambda item: first.index(item.path.stem) if item.path.stem in first else len(first))
 
 
 @dataclass
@@ -98,11 +100,32 @@ def workflow(tmp_path) -> Workflow:
 
 
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory) -> Workflow:
-    """The smoke study, finished."""
-    workflow = copy_of_workflow(tmp_path_factory.mktemp("smoke") / "checkout")
-    workflow.said = workflow.run("--configfile", "config/smoke.yaml")
+def finished_smoke(tmp_path_factory) -> Workflow:
+    """The smoke study, finished by the first of pytest's workers that asks for it; `kept/` is for the others."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    workflow, said = Workflow(shared / "smoke/checkout"), shared / "smoke/said.txt"
+    with FileLock(shared / "smoke.lock"):
+        if not said.exists():
+            copy_of_workflow(workflow.folder)
+            text = workflow.run("--configfile", "config/smoke.yaml")
+            results = workflow.folder / "results/smoke"
+            shutil.copytree(results, workflow.folder / "kept", copy_function=os.link)
+            said.write_text(text)
     return workflow
+
+
+@pytest.fixture(scope="session")
+def smoke(finished_smoke) -> Workflow:
+    """The smoke study, finished, for the tests of test_workflow.py, which change it."""
+    finished_smoke.said = (finished_smoke.folder.parent / "said.txt").read_text()
+    return finished_smoke
+
+
+@pytest.fixture(scope="session")
+def smoke_results(finished_smoke) -> Path:
+    """Results of the smoke study, finished and never changed."""
+    return finished_smoke.folder / "kept"
 
 
 @pytest.fixture(scope="session")

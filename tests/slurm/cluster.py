@@ -17,7 +17,7 @@ from pathlib import Path
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 ETC = Path("/etc/slurm")
 MARK = "# Made by the tests of fVLM, which remove it when they end."
-CPUS, MEMORY_MB, SECOND = 2, 20_000, "second"
+CPUS, MEMORY_MB, SECOND = 4, 20_000, "second"  # of each node, whatever the machine has
 
 SETTINGS = """{mark}
 ClusterName=fvlm

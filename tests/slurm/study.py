@@ -15,24 +15,20 @@ from tests.conftest import Workflow
 
 PROFILE = "profile_of_test"
 TIMING = ("samples_per_s", "mfu", "tflops", "memory_gb", "data_wait_s")
-# A chain of stages, an ablation by two processes, two cells of a grid that ask for a GPU: each rule runs.
-STUDY = """study: {name}
+# The smoke study; an ablation by two processes, and the grid asks for a GPU.
+STUDY = """study: smoke
 results: results/{name}
 based_on: smoke.yaml
-only: {{ablations: [A6]}}
-seeds: {{baseline: [42], A6: [42], B1: [42]}}
-ablations: {{A6: {{operation.ranks: {ranks}}}}}
-scaling:
-  sizes: {{S: {{model.language: smoke-S}}, M: null, L: null}}
-  budgets: {{C1: 1.0e+9, C2: null}}
-  base: {{train.evaluations: 2, operation.gpus: 1}}
+ablations: {{A6: {{operation.ranks: 2}}}}
+scaling: {{base: {{operation.gpus: 1}}}}
 """
-# One training of 160 short steps, to be disturbed.
+# Trainings of 160 short steps, to be disturbed.
 LONG = """study: {name}
 results: results/{name}
 based_on: smoke.yaml
-stages:
-  stage1: {{optim.batch_size: 1, train.samples: 160, train.evaluations: {evaluations}}}
+only: {{ablations: [baseline]}}
+seeds: {{baseline: [42, 43, 44], A6: null, B1: null}}
+baseline: {{optim.batch_size: 1, train.samples: 160, train.evaluations: {evaluations}}}
 """
 
 
@@ -95,12 +91,15 @@ class SlurmWorkflow(Workflow):
         """Slurm's numbers of the jobs that the last snakemake submitted."""
         return re.findall(r"SLURM jobid (\d+)", self.said)
 
-    def trainings(self) -> list[psutil.Process]:
-        """Processes that train in this checkout."""
+    def trainings(self, run: str = "") -> list[psutil.Process]:
+        """Processes that train in this checkout: a run, or any."""
         found = []
         for process in psutil.process_iter():
             try:
-                if process.cmdline()[1:4] == ["-m", "fvlm", "train"] and process.cwd() == str(self.folder):
+                words = process.cmdline()
+                if words[1:4] != ["-m", "fvlm", "train"] or process.cwd() != str(self.folder):
+                    continue
+                if run in ("", words[4]):
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue

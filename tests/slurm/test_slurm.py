@@ -1,4 +1,4 @@
-"""The workflow on a real Slurm of one node, undisturbed and disturbed: `make test-slurm`.
+"""The smoke study on a real Slurm, undisturbed and disturbed: `make test-slurm`.
 
 The tests are about one study in the order they stand here, and need root and Debian's packages.
 """
@@ -28,9 +28,9 @@ from tests.slurm.study import (
     write_profile,
 )
 
-TARGET = "results/{name}/runs/stage1/run_summary.json"
-LONG_RUN = "results/long/runs/stage1"
+RUN, OTHERS = "baseline", ("baseline-s43", "baseline-s44")
 PREPARED = ("corpus", "shards", "index", "tokenizer")
+BY_TWO = "A6"  # trained by two processes under torchrun in its Slurm job, and by one locally
 
 
 @pytest.fixture(scope="session")
@@ -45,78 +45,83 @@ def cluster(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def local(tmp_path_factory):
-    """All runs of the study as they are without Slurm, each by one process, and the long training undisturbed."""
+def local(tmp_path_factory, cluster, smoke_results):
+    """The long trainings as they are without Slurm, undisturbed; each in a folder of its own."""
     workflow = copy_of_workflow(tmp_path_factory.mktemp("local") / "checkout")
-    (workflow.folder / "config/small.yaml").write_text(STUDY.format(name="small", ranks="null"))
-    workflow.run(
-        *(f"results/small/tables/{name}.csv" for name in ("runs", "evaluation")), "--configfile", "config/small.yaml"
-    )
-    add_long_study(workflow.folder, "long")
-    workflow.run(TARGET.format(name="long"), "--configfile", "config/long.yaml")
-    return workflow.folder
+    add_long_study(workflow.folder, "long", smoke_results)
+    workflow.run(*targets("long", (RUN, *OTHERS)), "--configfile", "config/long.yaml")
+    return workflow.folder / "results/long/runs"
 
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory, cluster):
     folder = copy_of_workflow(tmp_path_factory.mktemp("submitted") / "checkout").folder
-    (folder / "config/small.yaml").write_text(STUDY.format(name="small", ranks=2))
+    (folder / "config/submitted.yaml").write_text(STUDY.format(name="submitted"))
     write_profile(folder)
     return SlurmWorkflow(folder)
 
 
 @pytest.fixture
-def disturbed(checkout, cluster, request):
-    """The long training in a results folder of its own, submitted and on its way; all its jobs are gone afterwards."""
+def disturbed(checkout, cluster, smoke_results, request):
+    """Long trainings in a results folder of their own, to be submitted; all their jobs are gone afterwards."""
     name = request.node.name.removeprefix("test_")[:30]
-    add_long_study(checkout.folder, name)
+    add_long_study(checkout.folder, name, smoke_results)
     yield Disturbed(checkout, cluster, name)
     write_profile(checkout.folder)
     subprocess.run(["scancel", "--me"], check=False)
     wait(lambda: not cluster.jobs(checkout.folder, "pending,running,completing"))
 
 
-def add_long_study(folder: Path, name: str, evaluations: int = 3) -> None:
+def add_long_study(folder: Path, name: str, prepared: Path, evaluations: int = 3) -> None:
     (folder / f"config/{name}.yaml").write_text(LONG.format(name=name, evaluations=evaluations))
-    results = folder / "results" / name
-    if not results.exists():
-        results.mkdir()
-        for part in PREPARED:
-            shutil.copytree(folder / "results/small" / part, results / part, copy_function=shutil.copy2)
+    for part in PREPARED:
+        target = folder / "results" / name / part
+        if not target.exists():
+            shutil.copytree(prepared / part, target, copy_function=shutil.copy2)
+
+
+def targets(name: str, runs: tuple[str, ...]) -> list[str]:
+    return [f"results/{name}/runs/{run}/run_summary.json" for run in runs]
 
 
 class Disturbed:
     def __init__(self, checkout: SlurmWorkflow, cluster: Cluster, name: str):
-        self.checkout, self.cluster = checkout, cluster
-        self.run = checkout.folder / "results" / name / "runs/stage1"
-        self.target = (TARGET.format(name=name), "--configfile", f"config/{name}.yaml")
+        self.checkout, self.cluster, self.study = checkout, cluster, f"config/{name}.yaml"
+        self.runs = checkout.folder / "results" / name / "runs"
+        self.run = self.runs / RUN
+        self.target = (*targets(name, (RUN,)), "--configfile", self.study)
         self.before = {job["id"] for job in cluster.jobs(checkout.folder)}
 
-    def start(self, steps: int = 20) -> subprocess.Popen:
-        """Submit the training and wait until it has made some steps."""
+    def edit(self, old: str, new: str) -> None:
+        """Change the study's settings."""
+        self.checkout.edit(self.study, old, new)
+
+    def start(self) -> subprocess.Popen:
+        """Submit a training and wait until it has made some steps."""
         process = self.checkout.start(*self.target)
-        self.reach(steps, process)
+        self.reach(RUN, process)
         return process
 
-    def reach(self, steps: int, process: subprocess.Popen) -> None:
-        wait(lambda: steps_of(self.run / "state") >= steps or process.poll() is not None)
+    def reach(self, run: str, process: subprocess.Popen, steps: int = 20) -> None:
+        wait(lambda: steps_of(self.runs / run / "state") >= steps or process.poll() is not None)
         assert process.poll() is None, self.checkout.said[-3000:]
 
-    def jobs(self) -> list[dict]:
-        """Slurm's jobs of this training."""
-        return [job for job in self.cluster.jobs(self.checkout.folder) if job["id"] not in self.before]
+    def jobs(self, run: str = RUN) -> list[dict]:
+        """Slurm's jobs of a training."""
+        jobs = [job for job in self.cluster.jobs(self.checkout.folder) if job["id"] not in self.before]
+        return [job for job in jobs if job["comment"].endswith(f"_wildcards_{run}")]
 
-    def must_equal(self, local: Path) -> None:
+    def must_equal(self, local: Path, run: str = RUN) -> None:
         """Each step once, and the weights, of a run that nobody disturbed."""
-        whole = local / LONG_RUN
-        assert metrics(self.run) == metrics(whole)
-        assert [int(row["step"]) for row in metrics(self.run)] == list(range(1, 161))
-        assert (self.run / "model/final.safetensors").read_bytes() == (whole / "model/final.safetensors").read_bytes()
+        here, whole = self.runs / run, local / run
+        assert metrics(here) == metrics(whole)
+        assert [int(row["step"]) for row in metrics(here)] == list(range(1, 161))
+        assert (here / "model/final.safetensors").read_bytes() == (whole / "model/final.safetensors").read_bytes()
 
 
-def test_the_study_runs_through_slurm(checkout, cluster, local):
-    said = checkout.run("--configfile", "config/small.yaml")
-    results = checkout.folder / "results/small"
+def test_the_study_runs_through_slurm(checkout, cluster):
+    said = checkout.run("--configfile", "config/submitted.yaml")
+    results = checkout.folder / "results/submitted"
     assert all((results / f"figures/{name}.png").stat().st_size > 5_000 for name in catalog.FIGURES)
     assert (results / "report.html").exists() and "report.html" in said
     abouts = [job["comment"] for job in cluster.jobs(checkout.folder)]
@@ -128,28 +133,27 @@ def test_the_study_runs_through_slurm(checkout, cluster, local):
     of_grid = next(job["id"] for job in cluster.jobs(checkout.folder) if job["comment"].endswith("_S-C1-F"))
     asked = cluster.show(of_grid)
     assert (asked["Partition"], asked["TresPerJob"]) == ("gpu", "gres:gpu:small:1")  # the smallest that it fits
-    assert checkout.planned("--configfile", "config/small.yaml") == {}
+    assert checkout.planned("--configfile", "config/submitted.yaml") == {}
 
 
-def test_its_end_result_is_that_of_a_local_run(checkout, local):
-    here, there = (folder / "results/small" for folder in (checkout.folder, local))
+def test_its_end_result_is_that_of_a_local_run(checkout, smoke_results):
+    here, there = checkout.folder / "results/submitted", smoke_results
     names = sorted(path.name for path in there.glob("runs/*"))
-    assert names == sorted(path.name for path in here.glob("runs/*")) and len(names) > 6
+    assert names == sorted(path.name for path in here.glob("runs/*")) and len(names) == 27
     for path in there.glob("shards/*/*.tar"):
         assert path.read_bytes() == (here / path.relative_to(there)).read_bytes()
-    for name in set(names) - {"A6"}:
+    for name in set(names) - {BY_TWO}:
         assert metrics(here / "runs" / name) == metrics(there / "runs" / name), name
         for weights in ("best", "final"):
             one, other = (folder / f"runs/{name}/model/{weights}.safetensors" for folder in (here, there))
             assert one.read_bytes() == other.read_bytes(), name
     for path in there.glob("evaluation/*.csv"):
-        if path.stem != "A6":
+        if path.stem != BY_TWO:
             assert path.read_text() == (here / path.relative_to(there)).read_text(), path.name
 
 
-def test_two_processes_train_as_one_does(checkout, local):
-    """A6 was trained by two processes under torchrun in its Slurm job, and by one locally."""
-    here, there = (folder / "results/small/runs/A6" for folder in (checkout.folder, local))
+def test_two_processes_train_as_one_does(checkout, smoke_results):
+    here, there = (folder / "runs" / BY_TWO for folder in (checkout.folder / "results/submitted", smoke_results))
     assert (summary(here)["ranks"], summary(there)["ranks"]) == (2, 1)
     losses = [[float(row["train_loss"]) for row in metrics(run)] for run in (here, there)]
     assert np.allclose(*losses, rtol=1e-4)
@@ -157,21 +161,32 @@ def test_two_processes_train_as_one_does(checkout, local):
     assert one.keys() == other.keys() and all(np.allclose(one[k], other[k], rtol=1e-3, atol=1e-4) for k in one)
 
 
-def test_scancel(disturbed, local):
-    process = disturbed.start()
-    (job,) = disturbed.jobs()
-    say("scancel", job["id"])
+def test_cancelled_requeued_and_killed(disturbed, local):
+    """Three trainings side by side; one is killed by a signal that it cannot see."""
+    cancelled, requeued, killed = (RUN, *OTHERS)
+    process = disturbed.checkout.start(*targets(disturbed.runs.parent.name, (RUN, *OTHERS)), *disturbed.target[1:])
+    disturbed.reach(cancelled, process)
+    say("scancel", disturbed.jobs(cancelled)[0]["id"])
+    disturbed.reach(requeued, process)
+    say("scontrol", "requeue", disturbed.jobs(requeued)[0]["id"])
+    disturbed.reach(killed, process)
+    (training,) = disturbed.checkout.trainings(killed)
+    training.kill()
     disturbed.checkout.finish(process)
-    assert [job["state"] for job in disturbed.jobs()] == ["CANCELLED", "COMPLETED"]
-    disturbed.must_equal(local)
+    states = {run: [job["state"] for job in disturbed.jobs(run)] for run in (RUN, *OTHERS)}
+    again = ["CANCELLED", "COMPLETED"]
+    assert states == {cancelled: again, requeued: ["COMPLETED"], killed: ["FAILED", "COMPLETED"]}
+    assert disturbed.cluster.show(disturbed.jobs(requeued)[0]["id"])["Restarts"] == "1"
+    for run in (RUN, *OTHERS):
+        disturbed.must_equal(local, run)
 
 
 def test_time_limit(disturbed, local):
     """Slurm warns, the training saves itself and its job comes back; snakemake sees one job."""
-    add_long_study(disturbed.checkout.folder, "time_limit", evaluations=80)
+    disturbed.edit("train.evaluations: 3", "train.evaluations: 80")  # or it ends before it is warned
     edit_profile(
         disturbed.checkout.folder,
-        lambda profile: profile["set-resources"]["train_stage"].update(slurm_extra="'--signal=USR1@58'"),
+        lambda profile: profile["set-resources"]["train"].update(slurm_extra="'--signal=USR1@58'"),
     )
     process = disturbed.start()
     (job,) = disturbed.jobs()
@@ -183,33 +198,12 @@ def test_time_limit(disturbed, local):
     disturbed.must_equal(local)
 
 
-def test_kill(disturbed, local):
-    """The training is killed by a signal that it cannot see."""
-    process = disturbed.start()
-    for training in disturbed.checkout.trainings():
-        training.kill()
-    disturbed.checkout.finish(process)
-    assert [job["state"] for job in disturbed.jobs()] == ["FAILED", "COMPLETED"]
-    disturbed.must_equal(local)
-
-
-def test_requeue(disturbed, local):
-    process = disturbed.start()
-    (job,) = disturbed.jobs()
-    say("scontrol", "requeue", job["id"])
-    disturbed.checkout.finish(process)
-    assert [(job["id"], "COMPLETED")] == [(job["id"], job["state"]) for job in disturbed.jobs()]
-    assert disturbed.cluster.show(job["id"])["Restarts"] == "1"
-    disturbed.must_equal(local)
-
-
 def test_two_nodes_and_a_warning(disturbed, local):
     """One Slurm job of a process on each node; all save when they are warned, and come back together."""
-    study = disturbed.checkout.folder / disturbed.target[2]
-    study.write_text(study.read_text().replace("optim.batch_size: 1", "optim.batch_size: 1, operation.nodes: 2"))
+    disturbed.edit("optim.batch_size: 1", "optim.batch_size: 1, operation.nodes: 2")
     edit_profile(
         disturbed.checkout.folder,
-        lambda profile: profile["set-resources"]["train_stage"].update(slurm_partition="two"),
+        lambda profile: profile["set-resources"]["train"].update(slurm_partition="two"),
     )
     process = disturbed.start()
     (job,) = disturbed.jobs()
@@ -219,7 +213,7 @@ def test_two_nodes_and_a_warning(disturbed, local):
     told = disturbed.cluster.show(job["id"])
     assert (told["NumNodes"], told["Restarts"], summary(disturbed.run)["ranks"]) == ("2", "1", 2)
     assert [int(row["step"]) for row in metrics(disturbed.run)] == list(range(1, 161))
-    losses = [[float(row["train_loss"]) for row in metrics(run)] for run in (disturbed.run, local / LONG_RUN)]
+    losses = [[float(row["train_loss"]) for row in metrics(run)] for run in (disturbed.run, local / RUN)]
     assert np.allclose(*losses, rtol=1e-3)
 
 
@@ -256,9 +250,8 @@ def test_snakemake_killed_for_good(disturbed, local):
     wait(lambda: [job["state"] for job in disturbed.jobs()] == ["COMPLETED"])
     assert disturbed.checkout.planned(*disturbed.target) == {}
     disturbed.must_equal(local)
-    changed = disturbed.checkout.folder / disturbed.target[2]
-    changed.write_text(changed.read_text().replace("train.samples: 160", "train.samples: 150"))
-    assert disturbed.checkout.planned(*disturbed.target) == {"train_stage": 1}
+    disturbed.edit("train.samples: 160", "train.samples: 150")
+    assert disturbed.checkout.planned(*disturbed.target) == {"train": 1}
 
 
 def test_changed_settings_of_a_living_job(disturbed):
@@ -266,33 +259,60 @@ def test_changed_settings_of_a_living_job(disturbed):
     kill(disturbed.start())
     (training,) = disturbed.checkout.trainings()
     training.suspend()
-    changed = disturbed.checkout.folder / disturbed.target[2]
-    changed.write_text(changed.read_text().replace("train.samples: 160", "train.samples: 40"))
+    disturbed.edit("train.samples: 160", "train.samples: 40")
     said = disturbed.checkout.run(*disturbed.target)
     assert "it is cancelled" in said
     assert [job["state"] for job in disturbed.jobs()] == ["CANCELLED", "COMPLETED"]
     assert summary(disturbed.run)["samples"] == 40
 
 
-def test_snakemake_killed_while_a_group_decodes(checkout, cluster):
+class Decoding:
+    """Shards of the study, to be decoded by one Slurm job into a results folder of their own."""
+
+    def __init__(self, checkout: SlurmWorkflow, smoke_results: Path, name: str):
+        self.checkout, self.results = checkout, checkout.folder / "results" / name
+        (checkout.folder / f"config/{name}.yaml").write_text(STUDY.format(name=name))
+        shutil.copytree(smoke_results / "corpus", self.results / "corpus", copy_function=shutil.copy2)
+        tars = [path.relative_to(smoke_results) for path in sorted(smoke_results.glob("shards/*/*.tar"))]
+        self.target = (*(f"results/{name}/{tar}" for tar in tars), "--configfile", f"config/{name}.yaml")
+
+    def start(self) -> subprocess.Popen:
+        """Submit the job and wait until it has finished some shards."""
+        process = self.checkout.start(*self.target)
+        wait(lambda: len(self.finished()) >= 3 or process.poll() is not None)
+        return process
+
+    def finished(self) -> dict[Path, int]:
+        """Finished shards and their inodes: a group touches what it made."""
+        tars = self.results.glob("shards/*/*.tar")
+        return {tar: tar.stat().st_ino for tar in tars if tar.with_name(f"{tar.name}.sha256").exists()}
+
+    def none_was_made_again(self, before: dict[Path, int]) -> None:
+        after = self.finished()
+        assert 3 <= len(before) < len(after) and {path: after[path] for path in before} == before
+
+
+def test_snakemake_killed_while_a_group_decodes(checkout, cluster, smoke_results):
     """The next one waits for the shards, and decodes none of them again."""
-    (checkout.folder / "config/decoded.yaml").write_text(STUDY.format(name="decoded", ranks="null"))
-    results = checkout.folder / "results/decoded"
-    results.mkdir()
-    shutil.copytree(checkout.folder / "results/small/corpus", results / "corpus", copy_function=shutil.copy2)
-    before = len(cluster.jobs(checkout.folder))
-    made = sorted((checkout.folder / "results/small").glob("shards/*/*.tar"))
-    wanted = [str(path.relative_to(checkout.folder)).replace("/small/", "/decoded/") for path in made]
-    target = (*wanted, "--configfile", "config/decoded.yaml")
-    process = checkout.start(*target)
-    wait(lambda: len(list(results.glob("shards/*/*.tar"))) >= 3 or process.poll() is not None)
-    kill(process)
-    shards = {path: path.stat().st_ino for path in results.glob("shards/*/*.tar")}  # a group touches what it made
-    said = checkout.run(*target)
+    decoding, jobs = Decoding(checkout, smoke_results, "decoded"), len(cluster.jobs(checkout.folder))
+    kill(decoding.start())
+    finished = decoding.finished()
+    said = checkout.run(*decoding.target)
     assert "still decoding; waiting until they end" in said
-    assert all(path.stat().st_ino == node for path, node in shards.items())
-    abouts = [job["comment"] for job in cluster.jobs(checkout.folder)[before:]]
-    assert abouts == ["rule_tokenizer", "rule_decode_shard"] or abouts == ["rule_decode_shard"]
+    decoding.none_was_made_again(finished)
+    assert [job["comment"] for job in cluster.jobs(checkout.folder)[jobs:]] == ["rule_decode_shard"]
+
+
+def test_a_group_that_is_cancelled_keeps_what_it_has_finished(checkout, cluster, smoke_results):
+    """Snakemake deletes the outputs of all of its jobs, and starts them all again."""
+    decoding, jobs = Decoding(checkout, smoke_results, "cancelled"), len(cluster.jobs(checkout.folder))
+    process = decoding.start()
+    finished = decoding.finished()
+    (job,) = cluster.jobs(checkout.folder)[jobs:]
+    say("scancel", job["id"])
+    checkout.finish(process)
+    decoding.none_was_made_again(finished)
+    assert [job["state"] for job in cluster.jobs(checkout.folder)[jobs:]] == ["CANCELLED", "COMPLETED"]
 
 
 def kill(process: subprocess.Popen) -> None:

@@ -26,6 +26,7 @@ import numpy as np
 from fvlm.config import add_study_arguments, study_of
 from fvlm.data import ledger
 from fvlm.data.arrays import open_arrays, save_arrays
+from fvlm.data.kept import forget
 from fvlm.data.shard_index import COLUMNS, Part, Work, index_shard, read_part, tokenizer_digest
 from fvlm.data.sources import tars_of
 from fvlm.errors import UserError
@@ -246,6 +247,7 @@ def main(args: argparse.Namespace) -> None:
             f"source {source.name!r}: {len(missing)} of its {len(shards)} shards are missing, first "
             f"{missing[0]}; correct `path` in config/sources.yaml or put them there"
         )
+    forget(root / "shards" / source.name)
     out, tokenizer = root / "index" / f"{source.name}.npz", root / "tokenizer"
     index = write_index(
         shards, out, source.name, source.kind, tokenizer, source.prompt, root, args.processes, source.max_reject,

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from fvlm.data import ledger
 from fvlm.data.decode_pool import Decoded, DecodePool, decode_to_jpegs
+from fvlm.data.kept import bring_back, keep, made_from
 from fvlm.data.media import Media, MediaError
 from fvlm.data.readers import READERS, Row, count_rows, read_rows, rows_per_shard
 from fvlm.errors import UserError
@@ -265,6 +266,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples-per-shard", type=int, default=1000)
     parser.add_argument("--shard", type=int, help="only this one, counted from 0")
     parser.add_argument("--last", action="store_true", help="with --shard: refuse if rows are left behind it")
+    parser.add_argument("--keep", action="store_true", help="with --shard: it outlives its job, until it is indexed")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--deadline", type=float, default=60, help="seconds for one file")
     parser.add_argument("--max-reject", type=float, default=0.5, help="largest share of rejected rows")
@@ -299,7 +301,21 @@ def _make(args: argparse.Namespace) -> None:
     elif is_complete(*shard_paths(args.out, args.shard)):
         print(f"{shard_paths(args.out, args.shard)[0]} is there", file=sys.stderr)
     else:
-        make_numbered(args, args.shard, rows_of_shard(args, args.shard))
+        _make_one(args, rows_of_shard(args, args.shard))
+
+
+def _make_one(args: argparse.Namespace, rows: list[Row]) -> None:
+    """The shard that was asked for; with --keep from what an earlier job kept of it, if it may be."""
+    tar, listed = shard_paths(args.out, args.shard)
+    files = (tar, listed, checksum_of(tar))
+    names = ("name", "kind", "prompt", "squash", "backend", "deadline", "max_reject")
+    depends = args.keep and made_from({name: getattr(args, name) for name in names}, args.folder, rows)
+    if depends and bring_back(files, depends):
+        print(f"{tar}: finished by an earlier job that did not end well; brought back", file=sys.stderr)
+        return
+    make_numbered(args, args.shard, rows)
+    if depends:
+        keep(files, depends)
 
 
 def reader_of(folder: Path, table: str | None) -> str:
