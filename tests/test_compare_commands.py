@@ -244,6 +244,16 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(tmp_path, capsys, name):
     assert not out.parent.exists()
 
 
+def test_rows_that_are_not_kept_are_not_looked_at(tmp_path, capsys):
+    other = POINTS.assign(pair="x", note="old").astype({"L": object}).assign(L="")
+    path = save(tmp_path / "in.csv", POINTS.assign(note=7), other, other)
+    assert main(["gap", path]) == 2
+    assert "row 8: L is empty" in capsys.readouterr().err
+    assert main(["gap", path, "--keep", "note=7.0"]) == 0
+    assert main(["gap", path, "--keep", "note=new"]) == 2
+    assert "no row is left whose note is new" in capsys.readouterr().err
+
+
 BROKEN = {
     "a run is missing": (lambda rows: rows[rows["N"] > 1.1e8], "no samples of foveated"),
     "other samples": (lambda rows: rows[~((rows["N"] > 1e9) & (rows["key"] == "k3"))], "sample k3 is not there"),

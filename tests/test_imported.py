@@ -1,5 +1,6 @@
 """Results from elsewhere become the tables that collecting a study makes."""
 
+import itertools
 import json
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 from fvlm.__main__ import main
 from fvlm.analysis.catalog import COLLECTED, FIGURES, TABLES
 from fvlm.analysis.columns import COLUMNS, RUN
-from fvlm.analysis.files import read_table, write_table
+from fvlm.analysis.files import read_table, read_tables, write_table
 from fvlm.analysis.finished import place_of, short_names
 from fvlm.analysis.imported import read_results
+from fvlm.analysis.plots import style
+from fvlm.analysis.tables import load
 from fvlm.errors import UserError
 from tests.analysis_cases import BUDGETS, SIZES, collect, law, study_summaries, write_study
 from tests.test_analysis_fits import REFERENCE
@@ -102,6 +105,21 @@ def test_points_of_ablations_draw_their_figures(tmp_path):
     factorial = read_table(tmp_path / "tables", "factorial").set_index(["measure", "effect"])["estimate"]
     interaction = next(value for (measure, name), value in factorial.items() if measure == "final" and "inter" in name)
     assert interaction == pytest.approx(1.36 - 1.35 - 1.37 + 1.375)
+    style.apply()
+    figures = {
+        name: load(FIGURES[name].function)(**read_tables(tmp_path / "tables", FIGURES[name].needs))[0]
+        for name in ("token_efficiency", "factorial")
+    }
+    assert len(figures["token_efficiency"].axes) == 1  # nothing says what a sample costs
+    figures["factorial"].draw_without_rendering()
+    for ax in figures["factorial"].axes:
+        labels = [label for label in ax.get_xticklabels() if label.get_text()]
+        ends = [(extent.x0, extent.x1) for extent in (label.get_window_extent() for label in labels)]
+        low, high = ax.get_window_extent().x0 - 1, ax.get_window_extent().x1 + 1
+        seen = sorted(end for end in ends if low <= sum(end) / 2 <= high)
+        assert len(seen) > 1 and all(one[1] < two[0] for one, two in itertools.pairwise(seen))
+    for figure in figures.values():
+        style.plt.close(figure)
 
 
 def test_points_of_a_grid_draw_the_scaling_figures(tmp_path):
@@ -246,3 +264,46 @@ def test_the_reference_is_drawn(tmp_path):
     assert best.tolist() == pytest.approx([0.0034, -0.0161, 0.0160], abs=5e-5)
     more = read_results([REFERENCE / "scaling_64frames" / "scaling_64frames.json"])
     assert more["runs"]["samples"].tolist() == [4800, 4800] and more["runs"]["visual_tokens"].tolist() == [1, 16]
+
+
+def test_what_a_file_says_of_the_learning_rate_is_kept(tmp_path, capsys):
+    frames = [evaluations("baseline", lr_schedule="cosine"), evaluations("A1", 1.4, lr_schedule="constant")]
+    frames.append(evaluations("A6", 1.5).assign(lr_schedule=["constant"] * 6 + ["cosine"] * 6))
+    tables = read_results([save(tmp_path / "points.csv", frames)])
+    said = tables["runs"].set_index("run")["config.optim.schedule"]
+    assert said.to_dict() == {"baseline": "cosine", "A1": "constant", "A6": "constant and cosine"}
+    for name, table in tables.items():
+        write_table(table, tmp_path / "tables" / f"{name}.csv")
+    assert spoken("check_curves.json", tmp_path)["decaying_rate"] == ["baseline", "A6"]
+    assert list(spoken("powerlaw_runs.json", tmp_path)["fits"]) == ["A1"]
+    capsys.readouterr()
+    unsaid = read_results([save(tmp_path / "other.csv", [evaluations("baseline"), evaluations("A1")])])
+    for name, table in unsaid.items():
+        write_table(table, tmp_path / "tables" / f"{name}.csv")
+    assert spoken("check_curves.json", tmp_path)["decaying_rate"] == []
+
+
+def spoken(name, folder) -> dict:
+    """What a command of the analysis says of a folder's tables."""
+    where = ["--tables", str(folder / "tables")]
+    assert main(["table", "curves", *where, "--out", str(folder / "tables" / "curves.csv")]) == 0
+    assert main(["analysis", name, *where, "--out", str(folder / name)]) == 0
+    return json.loads((folder / name).read_text())
+
+
+@reference
+def test_the_fits_of_the_reference_come_out_of_an_import(tmp_path):
+    for name, table in read_results([REFERENCE / "release_scaling_data" / "all_eval_points.csv"]).items():
+        write_table(table, tmp_path / "tables" / f"{name}.csv")
+    runs = spoken("powerlaw_runs.json", tmp_path)["fits"]
+    assert list(runs) == ["135M-scaling", "360M-scaling"]
+    found = [runs["135M-scaling"][name] for name in ("A", "alpha", "L_inf")]
+    assert found == pytest.approx([13.73, 0.346, 1.057], abs=0.003)
+    assert runs["360M-scaling"]["alpha"] is None and "too wide" in runs["360M-scaling"]["reason"]
+    pooled = spoken("powerlaw_pooled.json", tmp_path)["fits"]
+    assert list(pooled) == ["135M"] and pooled["135M"]["n"] == 82
+    best = [pooled["135M"]["optimum"][name] for name in ("A", "alpha", "L_inf")]
+    assert best == pytest.approx([3321.8, 0.9261, 1.279], rel=1e-4)
+    assert pooled["135M"]["alpha"] is None and "4 runs whose learning rate decays" in pooled["135M"]["reason"]
+    assert "2 values of N" in spoken("fit_runs.json", tmp_path)["reason"]
+    assert len(spoken("check_curves.json", tmp_path)["decaying_rate"]) == 23

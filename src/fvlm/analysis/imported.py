@@ -12,7 +12,7 @@ import pandas as pd
 
 from fvlm.analysis.catalog import COLLECTED
 from fvlm.analysis.collect import collect_curves, collect_evaluation, collect_runs
-from fvlm.analysis.columns import COLUMNS, RUN
+from fvlm.analysis.columns import COLUMNS, RUN, SCHEDULE
 from fvlm.analysis.files import read_csv
 from fvlm.analysis.finished import (
     POINTS,
@@ -172,6 +172,8 @@ def _one_run(place: dict, own: pd.DataFrame, parameters: float) -> tuple[dict, p
         "best.val_loss": best["val_loss"],
         "best.samples": best["samples_seen"],
     }
+    if "lr_schedule" in own:
+        row[SCHEDULE] = _schedule(own["lr_schedule"])
     if row["family"] == "grid" and not (np.isfinite(row["flops"]) and np.isfinite(parameters)):
         row["family"] = "stage"  # a point of the grid is N, D, C and loss
     curve = own.rename(columns={"samples_seen": "samples"}).assign(run=row["run"])
@@ -180,8 +182,14 @@ def _one_run(place: dict, own: pd.DataFrame, parameters: float) -> tuple[dict, p
     return row, curve, trained[trained["train_loss"].notna()]
 
 
+def _schedule(cells: pd.Series) -> str:
+    """Of one run's points; several are named together, for the learning rate is then not that of either."""
+    return " and ".join(dict.fromkeys(word for cell in cells.dropna() if (word := str(cell).strip())))
+
+
 def _tables(parts: list[tuple[dict, pd.DataFrame, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
-    runs = pd.DataFrame([row for row, _, _ in parts], columns=list(RUN))
+    runs = pd.DataFrame([row for row, _, _ in parts])
+    runs = runs.reindex(columns=[*RUN, *(name for name in runs if name == SCHEDULE)])
     grid = runs["family"] == "grid"
     budgets = runs[grid].groupby("budget")["flops"].median()
     runs["flops_budget"] = runs["budget"].where(grid).map(budgets)

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.columns import COLUMNS
+from fvlm.analysis.columns import COLUMNS, SCHEDULE
 from fvlm.analysis.compare.study import scores_tokens
 
 ARCHITECTURES = ("foveated", "multi_token", "pixel_shuffle")
@@ -48,10 +48,11 @@ def points_by_run(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def curves(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> pd.DataFrame:
-    """All validations but those before the first step, as `fvlm envelope`, `factorial`, `rank` and `check-curves` read
-    them."""
-    about = runs[scores_tokens(runs)].set_index("run")[["family", "architecture", "params_total"]]
-    names = {"params_total": "N", "flops": "C", "val_loss": "L"}
+    """All validations but those before the first step, as `fvlm envelope`, `factorial`, `rank`, `check-curves` and
+    `powerlaw` read them."""
+    about = runs[scores_tokens(runs)].set_index("run")
+    about = about.reindex(columns=["family", "architecture", "size", SCHEDULE, "params_total"])
+    names = {"params_total": "N", "samples": "D", "flops": "C", "val_loss": "L", SCHEDULE: "lr_schedule"}
     learnt = validation_curves["val_loss"].notna() & (validation_curves["step"] > 0)
     table = validation_curves[learnt].join(about, on="run", how="inner")
     return table.rename(columns=names)[list(COLUMNS["curves"])]
