@@ -1,8 +1,9 @@
 """Finished results from elsewhere as the tables that collecting a study makes, so that they can be drawn untrained.
 
-Three kinds of files are read: evaluation points (CSV: run_id, step, samples_seen, val_loss, ...; a run_summaries.csv
-beside it may add total_params), a list of results (JSON: model_type, step, loss_mean, ...), and folders with runs as
-this project leaves them. What a file does not say stays empty; nothing is guessed but what `finished.place_of` says.
+Four kinds are read: evaluation points (CSV: run_id, step, samples_seen, val_loss, ...; a run_summaries.csv beside it
+may add total_params), a table with one row per run (CSV: run_id, best_val_loss, ...), a list of results (JSON:
+model_type, step, loss_mean, ...), and folders with runs as this project leaves them. What a file does not say stays
+empty; nothing is guessed but what `finished.place_of` says.
 """
 
 from pathlib import Path
@@ -18,6 +19,7 @@ from fvlm.analysis.finished import (
     POINTS,
     SUMMARIES,
     check_folder,
+    is_by_run,
     kind_of,
     place_of,
     refuse_twice,
@@ -25,19 +27,13 @@ from fvlm.analysis.finished import (
     results_in,
     short_names,
     summaries_in,
+    with_runs,
 )
-from fvlm.analysis.fits.points import LOSS, SIZE, read_points
+from fvlm.analysis.fits.points import LOSS, SIZE, header_of, read_points
+from fvlm.analysis.summaries import ARCHITECTURES, FLOPS, PARAMETERS, runs_of
 from fvlm.errors import UserError
 
-PARAMETERS = ("total_params", "n_params", "params")  # what a file may call the number of parameters
-FLOPS = ("flops", "total_flops")
 TRAINING_POINTS = 400  # of a run's training curve, as the workflow collects it
-ARCHITECTURES = {
-    **{name: name for name in ("foveated", "multi_token", "pixel_shuffle", "blind")},
-    "fov": "foveated",
-    "baseline": "multi_token",
-    "bas": "multi_token",
-}
 
 
 def read_results(paths: list[Path]) -> dict[str, pd.DataFrame]:
@@ -50,9 +46,7 @@ def read_results(paths: list[Path]) -> dict[str, pd.DataFrame]:
     paths = [Path(path) for path in paths]
     if not paths:
         raise UserError("no results are named; expected files of evaluation points or results, or folders with runs")
-    parts = [_read(path) for path in paths if path.name != SUMMARIES]
-    if not parts:
-        raise UserError(f"{paths[0]}: this only adds to evaluation points; name the file with the points as well")
+    parts = [_read(path) for path in with_runs(paths)]
     tables = {}
     for name in COLLECTED:
         found = [part[name] for part in parts if name in part and len(part[name])]
@@ -70,7 +64,10 @@ def _joined(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
 
 
 def _read(path: Path) -> dict[str, pd.DataFrame]:
-    return {"folder": _from_folder, ".csv": _from_points, ".json": _from_json}[kind_of(path)](path)
+    kind = kind_of(path)
+    if kind == ".csv" and is_by_run(header_of(path)):
+        return {"runs": runs_of(path)}
+    return {"folder": _from_folder, ".csv": _from_points, ".json": _from_json}[kind](path)
 
 
 def _from_folder(folder: Path) -> dict[str, pd.DataFrame]:

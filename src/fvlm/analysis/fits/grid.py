@@ -6,14 +6,15 @@ import pandas as pd
 from fvlm.analysis.columns import COLUMNS, SCHEDULE
 from fvlm.analysis.compare.study import scores_tokens
 
+PAIRED = ("grid", "pairs")  # families with both architectures: at equal FLOPs, and otherwise (imported ones)
 ARCHITECTURES = ("foveated", "multi_token", "pixel_shuffle")
 
 
-def grid_points(runs: pd.DataFrame) -> pd.DataFrame:
-    """The grid's runs, seeds averaged: architecture, size, budget, N (parameters), D (samples seen), C
-    (training FLOPs spent, two per multiply-add), loss (final validation, nats per token), tokens (text and
-    visual tokens seen), runs."""
-    grid = runs[(runs["family"] == "grid") & runs["final.val_loss"].notna()]
+def grid_points(runs: pd.DataFrame, family: str = "grid") -> pd.DataFrame:
+    """The grid's runs (or those of another family with sizes and budgets), seeds averaged: architecture, size,
+    budget, N (parameters), D (samples seen), C (training FLOPs spent, two per multiply-add), loss (final validation,
+    nats per token), tokens (text and visual tokens seen), runs."""
+    grid = runs[(runs["family"] == family) & runs["final.val_loss"].notna()]
     tokens = grid["text_tokens"].astype(float) + grid["frames"].astype(float) * grid["visual_tokens"].astype(float)
     columns = {
         "N": "params_total",
@@ -41,9 +42,10 @@ def points(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def points_by_run(runs: pd.DataFrame) -> pd.DataFrame:
-    """The same for `fvlm gap`: one row per run of the grid, so that intervals can be over seeds."""
-    grid = runs[(runs["family"] == "grid") & runs["final.val_loss"].notna()]
+    """The same for `fvlm gap`: one row per run of the grid, or of pairs, so that intervals can be over seeds."""
+    grid = runs[runs["family"].isin(PAIRED) & runs["final.val_loss"].notna()]
     names = {"params_total": "N", "samples": "D", "flops": "C", "final.val_loss": "L"}
+    grid = grid.assign(seed=grid["seed"].fillna(0))  # results from elsewhere may not say it
     return grid.rename(columns=names)[list(COLUMNS["points_by_run"])]
 
 
