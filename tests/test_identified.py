@@ -24,3 +24,14 @@ def test_a_term_that_is_not_there_is_seldom_found(tmp_path):
         fit = run("fit", table.assign(L=(1.69 + 410.7 * table["D"] ** -0.28) * noise), tmp_path)
         found.append(fit["identified"])
     assert sum(found) <= 1
+
+
+@pytest.mark.parametrize("lowest", [2, 5, 8])
+def test_a_minimum_is_that_of_a_parabola_through_five_points(tmp_path, lowest):
+    n = np.geomspace(1e7, 1e10, 11)
+    log_n = np.log(n / n[lowest])
+    table = pd.DataFrame({"C": 1e18, "N": n, "L": 2 + 0.02 * log_n**2 + 0.004 * np.abs(log_n) ** 3 + 0.003 * log_n})
+    (budget,) = run("isoflop", table, tmp_path)["budgets"]
+    near = slice(lowest - 2, lowest + 3)
+    curvature, slope, _ = np.polyfit(log_n[near], table["L"][near], 2)
+    assert budget["N_opt"] == pytest.approx(n[lowest] * np.exp(-slope / (2 * curvature)), rel=1e-9)
