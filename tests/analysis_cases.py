@@ -132,6 +132,7 @@ def summary(
                 "loss": scored,
             },
             "optim": {
+                "schedule": "cosine",
                 "lr": {"connector": CONNECTOR.get(run.split("-")[0], 1e-4), "dino": 1e-5, "llm": 1e-5},
                 "freeze": FROZEN.get(run.split("-")[0], []),
             },

@@ -80,6 +80,9 @@ def analyse(root: Path, name: str) -> int:
 def test_every_command_speaks_of_the_study(study, name, capsys):
     assert analyse(study, name) == 0
     said = (study / "analysis" / name).read_text()
+    if name in ("powerlaw_runs.json", "fit_runs.json"):
+        assert "refused" in said and "no row is left whose lr_schedule is constant" in said
+        return
     assert "refused" not in said
     again = shlex.split(capsys.readouterr().err.splitlines()[0])  # the line that it prints makes the same file
     assert again[0] == "fvlm" and main([*again[1:-1], str(study / "again")]) == 0

@@ -67,6 +67,14 @@ def test_a_jump_that_runs_share_is_found_where_it_is(tmp_path, seed, size):
     assert found["intervals"][0]["evaluations"]["other"] == 15
 
 
+@pytest.mark.parametrize(("size", "jumps"), [(-0.004, 0), (-0.006, 1)])
+def test_a_jump_below_half_a_percent_is_none_however_clear(size, jumps):
+    place = np.arange(1, 41)
+    step = np.where(place > 20, size, 0.0)
+    curves = {name: (8000 * place, np.exp(0.3 / place + step)) for name in ("one", "two")}
+    assert len(find_jumps(curves)[0]) == jumps
+
+
 def test_a_jump_of_one_run_alone_is_no_jump_of_the_data(tmp_path, capsys):
     path, out = save(tmp_path / "curves.csv", *jumping(runs=1)), tmp_path / "jumps.json"
     run("check-curves", path, "--out", out)
@@ -242,6 +250,16 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(tmp_path, capsys, name):
     said = capsys.readouterr()
     assert expected in said.err and len(said.err.strip().splitlines()) == 1 and said.out == ""
     assert not out.parent.exists()
+
+
+def test_rows_that_are_not_kept_are_not_looked_at(tmp_path, capsys):
+    other = POINTS.assign(pair="x", note="old").astype({"L": object}).assign(L="")
+    path = save(tmp_path / "in.csv", POINTS.assign(note=7), other, other)
+    assert main(["gap", path]) == 2
+    assert "row 8: L is empty" in capsys.readouterr().err
+    assert main(["gap", path, "--keep", "note=7.0"]) == 0
+    assert main(["gap", path, "--keep", "note=new"]) == 2
+    assert "no row is left whose note is new" in capsys.readouterr().err
 
 
 BROKEN = {

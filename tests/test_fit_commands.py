@@ -225,6 +225,33 @@ def test_a_frontier_is_the_lowest_point_at_each_budget(tmp_path):
     assert any("--lowest" in text for text in run("powerlaw", both, tmp_path)["fits"]["all"]["warnings"])
 
 
+def test_powerlaw_by_a_column_of_some_rows(tmp_path, capsys):
+    one, two = power_points().assign(size="small", run="a"), power_points(floor=2.0).assign(size="", run="b")
+    rises = power_points().assign(size="large", run="c", L=lambda own: own["L"][::-1].to_numpy())
+    table = pd.concat([one, two, rises])
+    assert list(run("powerlaw", table, tmp_path, "--by", "size", "--keep", "run=a,b")["fits"]) == ["small"]
+    assert list(run("powerlaw", table, tmp_path, "--by", "run", "--keep", "run=a,b")["fits"]) == ["a", "b"]
+    capsys.readouterr()
+    for options, expected in {
+        ("--by", "size"): "rises with C for large",
+        ("--by", "shape"): "no column 'shape'",
+        ("--by", "size", "--keep", "run=b"): "no row has a word in size",
+        ("--by", "L"): "expected a column that tells the points apart",
+        ("--by", "C"): "expected a column that tells the points apart",
+    }.items():
+        assert expected in refuse("powerlaw", table, tmp_path, capsys, *options)
+
+
+def test_curves_with_a_decaying_rate_are_not_pooled(tmp_path):
+    table = power_points(n=24).assign(run=["a", "b"] * 12)
+    assert run("powerlaw", table.assign(lr_schedule="constant"), tmp_path)["fits"]["all"]["identified"]
+    assert run("powerlaw", table.assign(lr_schedule=""), tmp_path)["fits"]["all"]["identified"]
+    one = run("powerlaw", table.assign(lr_schedule="cosine"), tmp_path)["fits"]["all"]
+    assert one["alpha"] is None and "2 runs whose learning rate decays (cosine)" in one["reason"] and one["optimum"]
+    ends = power_points().assign(run=[f"r{i}" for i in range(12)], lr_schedule="cosine")
+    assert run("powerlaw", ends, tmp_path)["fits"]["all"]["identified"]
+
+
 def test_three_points_or_two_schedules_give_no_power_law(tmp_path):
     one = run("powerlaw", power_points(n=3), tmp_path)["fits"]["all"]
     assert one["alpha"] is None and "3 points cannot carry 3 parameters" in one["reason"]
@@ -303,8 +330,9 @@ def test_the_page_runs(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PATH": path}
     script = 'fvlm() { python -m fvlm "$@"; }\n' + "\n".join(blocks)
     subprocess.run(["bash", "-euc", script], cwd=tmp_path, env=environment, check=True, capture_output=True)
-    for name, points in (("power", 6), ("curve", 60)):
-        assert json.loads((tmp_path / f"{name}.json").read_text())["fits"]["all"]["n"] == points
+    for name, points in (("power", {"all": 6}), ("curve", {"size-5": 60, "size-6": 60})):
+        fits = json.loads((tmp_path / f"{name}.json").read_text())["fits"]
+        assert {key: one["n"] for key, one in fits.items()} == points
     for name in ("fit", "iso", "envelope"):
         found = json.loads((tmp_path / f"{name}.json").read_text())
         assert found["identified"] is True and found["a"] == pytest.approx(A_OPT, abs=0.03)

@@ -1,5 +1,6 @@
 """Results from elsewhere become the tables that collecting a study makes."""
 
+import itertools
 import json
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 from fvlm.__main__ import main
 from fvlm.analysis.catalog import COLLECTED, FIGURES, TABLES
 from fvlm.analysis.columns import COLUMNS, RUN
-from fvlm.analysis.files import read_table, write_table
-from fvlm.analysis.finished import place_of, short_names
+from fvlm.analysis.files import read_table, read_tables, write_table
+from fvlm.analysis.finished import check_finished, place_of, short_names
 from fvlm.analysis.imported import read_results
+from fvlm.analysis.plots import style
+from fvlm.analysis.tables import load
 from fvlm.errors import UserError
 from tests.analysis_cases import BUDGETS, SIZES, collect, law, study_summaries, write_study
 from tests.test_analysis_fits import REFERENCE
@@ -102,6 +105,21 @@ def test_points_of_ablations_draw_their_figures(tmp_path):
     factorial = read_table(tmp_path / "tables", "factorial").set_index(["measure", "effect"])["estimate"]
     interaction = next(value for (measure, name), value in factorial.items() if measure == "final" and "inter" in name)
     assert interaction == pytest.approx(1.36 - 1.35 - 1.37 + 1.375)
+    style.apply()
+    figures = {
+        name: load(FIGURES[name].function)(**read_tables(tmp_path / "tables", FIGURES[name].needs))[0]
+        for name in ("token_efficiency", "factorial")
+    }
+    assert len(figures["token_efficiency"].axes) == 1  # nothing says what a sample costs
+    figures["factorial"].draw_without_rendering()
+    for ax in figures["factorial"].axes:
+        labels = [label for label in ax.get_xticklabels() if label.get_text()]
+        ends = [(extent.x0, extent.x1) for extent in (label.get_window_extent() for label in labels)]
+        low, high = ax.get_window_extent().x0 - 1, ax.get_window_extent().x1 + 1
+        seen = sorted(end for end in ends if low <= sum(end) / 2 <= high)
+        assert len(seen) > 1 and all(one[1] < two[0] for one, two in itertools.pairwise(seen))
+    for figure in figures.values():
+        style.plt.close(figure)
 
 
 def test_points_of_a_grid_draw_the_scaling_figures(tmp_path):
@@ -199,7 +217,15 @@ MISTAKES = {
     "a suffix": ("points.txt", "expected a .csv with evaluation points"),
     "no file": ("none.csv", "no such file"),
     "no runs": (".", r"no run_summary\.json"),
-    "summaries alone": ("run_summaries.csv", "only adds to evaluation points"),
+    "a run twice": (
+        pd.DataFrame({"run_id": ["A1", "A6", "A1"], "best_val_loss": [1.3, 1.4, 1.5]}),
+        "run A1 is there twice",
+    ),
+    "a loss below zero": (pd.DataFrame({"run": ["A1", "A6"], "val_loss": [1.3, -1]}), "row 3: val_loss is -1"),
+    "no such architecture": (
+        pd.DataFrame({"run": ["a", "b"], "val_loss": [1.3, 1.2], "arch": ["fov", "mamba"]}),
+        "run b has architecture .mamba.",
+    ),
     "no list": ({"a": 1}, "expected a list of results"),
     "an empty list": ([], "expected a list of results"),
     "no loss": ([{"model_type": "foveated", "step": 1}], "result 1: no loss_mean"),
@@ -246,3 +272,111 @@ def test_the_reference_is_drawn(tmp_path):
     assert best.tolist() == pytest.approx([0.0034, -0.0161, 0.0160], abs=5e-5)
     more = read_results([REFERENCE / "scaling_64frames" / "scaling_64frames.json"])
     assert more["runs"]["samples"].tolist() == [4800, 4800] and more["runs"]["visual_tokens"].tolist() == [1, 16]
+
+
+def test_what_a_file_says_of_the_learning_rate_is_kept(tmp_path, capsys):
+    frames = [evaluations("baseline", lr_schedule="cosine"), evaluations("A1", 1.4, lr_schedule="constant")]
+    frames.append(evaluations("A6", 1.5).assign(lr_schedule=["constant"] * 6 + ["cosine"] * 6))
+    tables = read_results([save(tmp_path / "points.csv", frames)])
+    said = tables["runs"].set_index("run")["config.optim.schedule"]
+    assert said.to_dict() == {"baseline": "cosine", "A1": "constant", "A6": "constant and cosine"}
+    for name, table in tables.items():
+        write_table(table, tmp_path / "tables" / f"{name}.csv")
+    assert spoken("check_curves.json", tmp_path)["decaying_rate"] == ["baseline", "A6"]
+    assert list(spoken("powerlaw_runs.json", tmp_path)["fits"]) == ["A1"]
+    capsys.readouterr()
+    unsaid = read_results([save(tmp_path / "other.csv", [evaluations("baseline"), evaluations("A1")])])
+    for name, table in unsaid.items():
+        write_table(table, tmp_path / "tables" / f"{name}.csv")
+    assert spoken("check_curves.json", tmp_path)["decaying_rate"] == []
+
+
+def spoken(name, folder) -> dict:
+    """What a command of the analysis says of a folder's tables."""
+    where = ["--tables", str(folder / "tables")]
+    assert main(["table", "curves", *where, "--out", str(folder / "tables" / "curves.csv")]) == 0
+    assert main(["analysis", name, *where, "--out", str(folder / name)]) == 0
+    return json.loads((folder / name).read_text())
+
+
+@reference
+def test_the_fits_of_the_reference_come_out_of_an_import(tmp_path):
+    for name, table in read_results([REFERENCE / "release_scaling_data" / "all_eval_points.csv"]).items():
+        write_table(table, tmp_path / "tables" / f"{name}.csv")
+    runs = spoken("powerlaw_runs.json", tmp_path)["fits"]
+    assert list(runs) == ["135M-scaling", "360M-scaling"]
+    found = [runs["135M-scaling"][name] for name in ("A", "alpha", "L_inf")]
+    assert found == pytest.approx([13.73, 0.346, 1.057], abs=0.003)
+    assert runs["360M-scaling"]["alpha"] is None and "too wide" in runs["360M-scaling"]["reason"]
+    pooled = spoken("powerlaw_pooled.json", tmp_path)["fits"]
+    assert list(pooled) == ["135M"] and pooled["135M"]["n"] == 82
+    best = [pooled["135M"]["optimum"][name] for name in ("A", "alpha", "L_inf")]
+    assert best == pytest.approx([3321.8, 0.9261, 1.279], rel=1e-4)
+    assert pooled["135M"]["alpha"] is None and "4 runs whose learning rate decays" in pooled["135M"]["reason"]
+    assert "2 values of N" in spoken("fit_runs.json", tmp_path)["reason"]
+    assert len(spoken("check_curves.json", tmp_path)["decaying_rate"]) == 23
+
+
+def pairs(**columns):
+    """A table with one row per run: two architectures in two sizes, at 8 and at 64 frames."""
+    rows = []
+    for frames, above in (("8", 0.1), ("64", 0.2)):
+        for arch, more in (("fov", above), ("bas", 0.0)):
+            for config, n, loss in (("small", 159.0, 4.0), ("large", 386.0, 3.7)):
+                rows.append({"run": f"{config}_{frames}f_{arch}", "config": config, "frames": frames, "arch": arch})
+                rows[-1] |= {"params_M": n * (1 + 0.07 * (arch == "bas")), "val_loss": loss + more, "samples": 4480}
+    return pd.DataFrame(rows).assign(**columns)
+
+
+def test_a_table_of_runs_at_equal_samples_gives_their_gaps(tmp_path):
+    tables = read_results([save(tmp_path / "runs.csv", [pairs()])])
+    runs = tables["runs"].set_index("run")
+    assert (runs["family"] == "pairs").all() and runs.loc["small_8f_fov", "params_total"] == 159e6
+    assert runs.loc["large_64f_bas", ["size", "budget", "architecture"]].tolist() == [
+        "large",
+        "64 frames",
+        "multi_token",
+    ]
+    found = drawn(tables, tmp_path, ("gap", "gap_arrows", "isoflop", "loss_vs_flops"))
+    raw = found["gap"].set_index(["budget", "size"])["raw_percent"]
+    assert raw["8 frames"].tolist() == pytest.approx([100 * 0.1 / 4.0, 100 * 0.1 / 3.7])
+    assert raw["64 frames"].tolist() == pytest.approx([100 * 0.2 / 4.0, 100 * 0.2 / 3.7])
+    assert len(found["gap_arrows"]) == 4
+    assert "no scaling grid" in found["isoflop"] and "no scaling grid" in found["loss_vs_flops"]  # at equal samples
+    decided = read_table(tmp_path / "tables", "decisions").set_index("sweep")["verdict"]
+    assert decided["equal compute"] == "not run"
+    assert (
+        main(["analysis", "gap.json", "--tables", str(tmp_path / "tables"), "--out", str(tmp_path / "gap.json")]) == 0
+    )
+    assert len(json.loads((tmp_path / "gap.json").read_text())["groups"]) == 2
+
+
+def test_a_curve_that_rises_is_told_beside_its_gap(tmp_path):
+    losses = pairs()["val_loss"].mask(pairs()["run"] == "large_8f_fov", 4.2)
+    found = drawn(read_results([save(tmp_path / "runs.csv", [pairs(val_loss=losses)])]), tmp_path, ("gap",))["gap"]
+    rising = found["note"].str.contains("the foveated curve rises with N")
+    assert rising.tolist() == (found["budget"] == "8 frames").tolist()
+    assert "In 2 of 4 a curve that is read off rises" in (tmp_path / "figures" / "gap.rst").read_text()
+
+
+def test_a_table_of_runs_without_their_architecture_is_ranked(tmp_path):
+    table = pd.DataFrame({"run_id": list(ABLATIONS), "best_val_loss": ABLATIONS.values(), "total_samples": 3e5})
+    path = save(tmp_path / "run_summaries.csv", [table.assign(total_params=157.6e6)])
+    runs = read_results([path])["runs"]
+    assert runs["run"].tolist() == ["baseline", "A1", "A6", "A7", "F1"] and (runs["family"] == "ablation").all()
+    assert runs["best.val_loss"].tolist() == list(ABLATIONS.values()) and runs["final.val_loss"].isna().all()
+    found = drawn(read_results([path]), tmp_path, ("ablation_ranking",))["ablation_ranking"]
+    assert found.set_index("run").loc["A1", "difference"] == pytest.approx(-0.01)
+    points = save(tmp_path / "points.csv", [evaluations(run, loss) for run, loss in ABLATIONS.items()])
+    check_finished([points, path])
+    assert len(read_results([points, path])["runs"]) == 5  # beside the points they only add to them
+
+
+@reference
+def test_the_gaps_of_the_reference_come_out_of_an_import(tmp_path):
+    tables = read_results([REFERENCE / "derived" / "comprehensive_scaling.csv"])
+    found = drawn(tables, tmp_path, ("gap",))["gap"].set_index(["budget", "size"])
+    raw = {key: round(value, 2) for key, value in found["raw_percent"].items()}
+    assert [raw["8 frames", "S-S"], raw["8 frames", "M-S"]] == [2.82, 2.35]
+    assert [raw["64 frames", "S-S"], raw["64 frames", "M-S"]] == [2.96, 3.93]
+    assert found.loc["8 frames", "note"].str.contains("rises with N").all()  # S-B has the other encoder

@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import ttest_ind, ttest_rel
 
 from fvlm.analysis.compare.factorial import welch
+from fvlm.analysis.fits.curves import ends
 from tests.compare_cases import curve, ending, made, run, save
 from tests.test_analysis_fits import REFERENCE
 
@@ -160,6 +161,16 @@ def test_an_early_best_and_other_data_are_told(tmp_path, capsys):
     capsys.readouterr()
     run("rank", path, "--baseline", "baseline", "--by", "best")
     assert capsys.readouterr().out.splitlines()[2].split()[1] == "early"
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "at", "early"), [(60, 6, True), (60, 7, False), (20, 3, True), (20, 4, False), (5, 3, False)]
+)
+def test_early_is_a_tenth_or_three_of_the_evaluations_and_the_first_half(evaluations, at, early):
+    loss = np.full(evaluations, 1.5)
+    loss[at - 1] = 1.2
+    curves = pd.DataFrame({"run": "r", "seed": 1.0, "step": np.arange(evaluations), "val_loss": loss})
+    assert ends(curves)["best_is_early"].tolist() == [early]
 
 
 def test_a_short_curve_that_falls_has_no_early_best(tmp_path, capsys):

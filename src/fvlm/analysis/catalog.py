@@ -149,6 +149,7 @@ FIGURES = {
     ),
 }
 ONE = "--keep architecture="
+CONSTANT = "--keep lr_schedule=constant"  # along a curve whose rate decays there is no power law
 BOTH = {"foveated": "foveated", "multi_token": "sixteen pooled tokens"}
 ANALYSES = {  # files of results/analysis
     **{
@@ -170,6 +171,24 @@ ANALYSES = {  # files of results/analysis
         for name, words in BOTH.items()
     },
     "powerlaw.json": Analysis("L(C)", "Scaling", ("points",), "powerlaw {points} --lowest"),
+    "powerlaw_runs.json": Analysis(
+        "L(D) along each run at a constant rate",
+        "Scaling",
+        ("curves",),
+        f"powerlaw {{curves}} --by run --x D --loss squares {CONSTANT}",
+    ),
+    "fit_runs.json": Analysis(
+        "L(N, D) along the runs at a constant rate",
+        "Scaling",
+        ("curves",),
+        f"fit {{curves}} {CONSTANT} --bootstrap 1000",
+    ),
+    "powerlaw_pooled.json": Analysis(
+        "L(D) of all foveated curves of a size, pooled",
+        "Scaling",
+        ("curves",),
+        f"powerlaw {{curves}} --by size --x D --loss squares {ONE}foveated",
+    ),
     "gap.json": Analysis(
         "Gap at equal parameters",
         "Scaling",
@@ -180,17 +199,17 @@ ANALYSES = {  # files of results/analysis
         "Query depth x fine pass",
         "Ablations",
         ("curves",),
-        "factorial {curves} --columns val_loss=L --keep family=ablation"
+        "factorial {curves} --columns val_loss=L,samples=D --keep family=ablation"
         " --cells deep_fine=baseline,shallow_fine=A1,deep_coarse=A6,shallow_coarse=A7",
     ),
     "rank.csv": Analysis(
         "Ablations by their curves",
         "Ablations",
         ("curves",),
-        "rank {curves} --columns val_loss=L --keep family=ablation --baseline baseline",
+        "rank {curves} --columns val_loss=L,samples=D --keep family=ablation --baseline baseline",
     ),
     "check_curves.json": Analysis(
-        "Jumps that runs share", "Training", ("curves",), "check-curves {curves} --columns val_loss=L"
+        "Jumps that runs share", "Training", ("curves",), "check-curves {curves} --columns val_loss=L,samples=D"
     ),
 }
 HEADLINE = (

@@ -23,6 +23,7 @@ RUN = (
     "best.val_loss",
     "best.samples",
 )
+SCHEDULE = "config.optim.schedule"  # of the learning rate; a column of the runs where they say it
 CURVE = ("run", "step", "samples", "flops")
 KEYS = ("run", "mode", "frames", "order", "source", "kind")
 INTERVAL = ("low", "high", "interval")
@@ -75,7 +76,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     "points": ("architecture", "size", "budget", "N", "D", "C", "L", "runs"),
     "points_by_run": ("run", "seed", "architecture", "size", "budget", "N", "D", "C", "L"),
-    "curves": ("run", "family", "architecture", "N", "step", "samples", "C", "L"),
+    "curves": ("run", "family", "architecture", "size", "lr_schedule", "N", "step", "D", "C", "L"),
     "scaling_fits": (
         "fit",
         "architecture",
@@ -193,7 +194,7 @@ TEXT: dict[str, tuple[str, ...]] = {  # columns where an empty cell is an empty 
     "factorial": ("measure", "effect", "interval"),
     "points": ("architecture", "size", "budget"),
     "points_by_run": ("run", "architecture", "size", "budget"),
-    "curves": ("run", "family", "architecture"),
+    "curves": ("run", "family", "architecture", "size", "lr_schedule"),
     "scaling_fits": ("fit", "architecture", "form", "parameter", "reason"),
     "isoflop": ("architecture", "budget", "reason"),
     "gap": ("family", "budget", "size", "measure", "interval", "note"),

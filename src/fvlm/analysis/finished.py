@@ -10,6 +10,9 @@ from pathlib import Path
 from fvlm.errors import UserError
 
 POINTS = ("run_id", "step", "samples_seen", "val_loss")  # columns of evaluation points
+RUN_NAMES = ("run_id", "run")  # of a table with one row per run: its name, and one of the losses
+FINAL = ("final_val_loss", "val_loss", "loss_train")  # the last is also the validation's: in the mode of training
+BEST = ("best_val_loss",)
 RESULT = ("model_type", "step", "loss_mean")  # fields of a result in a list
 SUMMARIES = "run_summaries.csv"  # beside evaluation points: what these do not say
 SUMMARY = "run_summary.json"  # of a run of this project
@@ -61,7 +64,13 @@ def check_finished(paths: list[Path]) -> None:
 
     raises  UserError
     """
-    refuse_twice([run for path in paths if path.name != SUMMARIES for run in runs_in(path)])
+    refuse_twice([run for path in with_runs(paths) for run in runs_in(path)])
+
+
+def with_runs(paths: list[Path]) -> list[Path]:
+    """Those that are read for themselves: not the summaries beside evaluation points that are named as well."""
+    points = {path.parent for path in paths if path.suffix == ".csv" and path.name != SUMMARIES}
+    return [path for path in paths if path.name != SUMMARIES or path.parent not in points]
 
 
 def refuse_twice(runs: list[str]) -> None:
@@ -86,7 +95,9 @@ def kind_of(path: Path) -> str:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; expected results of finished runs")
     if not path.is_dir() and path.suffix not in (".csv", ".json"):
-        raise UserError(f"{path}: expected a .csv with evaluation points, a .json with results, or a folder with runs")
+        raise UserError(
+            f"{path}: expected a .csv with evaluation points or runs, a .json with results, or a folder with runs"
+        )
     return "folder" if path.is_dir() else path.suffix
 
 
@@ -148,19 +159,27 @@ def result_name(one: dict) -> str:
     return "-".join(str(one[name]) for name in ("config", "model_type") if one.get(name) is not None)
 
 
+def is_by_run(header: list[str]) -> bool:
+    """Whether a table has one row per run: it names runs and a loss, and no step or samples of an evaluation."""
+    names, losses = (any(name in header for name in group) for group in (RUN_NAMES, (*FINAL, *BEST)))
+    return names and losses and not {"step", "samples_seen"} & set(header)
+
+
 def _run_ids(path: Path) -> list[str]:
-    """The runs of evaluation points, in the order in which they come."""
+    """The runs of evaluation points, or of a table of runs, in the order in which they come."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = ([cell.strip() for cell in row] for row in csv.reader(file))
             header = next(rows, [])
-            missing = [name for name in POINTS if name not in header]
+            by_run = is_by_run(header)
+            missing = [name for name in POINTS if name not in header and not by_run]
             if missing:
                 raise UserError(
                     f"{path}: no column {', '.join(map(repr, missing))}; found {', '.join(header[:12]) or 'nothing'}; "
-                    f"expected {', '.join(POINTS)}: rename the columns or choose another file"
+                    f"expected {', '.join(POINTS)}, or one row per run with {RUN_NAMES[0]} and {BEST[0]}: "
+                    "rename the columns or choose another file"
                 )
-            place = header.index("run_id")
+            place = next(header.index(name) for name in RUN_NAMES if name in header)
             return list(dict.fromkeys(row[place] for row in rows if len(row) > place))
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: this is no CSV file ({error}); expected a header and rows of numbers") from error

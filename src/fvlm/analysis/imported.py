@@ -1,8 +1,9 @@
 """Finished results from elsewhere as the tables that collecting a study makes, so that they can be drawn untrained.
 
-Three kinds of files are read: evaluation points (CSV: run_id, step, samples_seen, val_loss, ...; a run_summaries.csv
-beside it may add total_params), a list of results (JSON: model_type, step, loss_mean, ...), and folders with runs as
-this project leaves them. What a file does not say stays empty; nothing is guessed but what `finished.place_of` says.
+Four kinds are read: evaluation points (CSV: run_id, step, samples_seen, val_loss, ...; a run_summaries.csv beside it
+may add total_params), a table with one row per run (CSV: run_id, best_val_loss, ...), a list of results (JSON:
+model_type, step, loss_mean, ...), and folders with runs as this project leaves them. What a file does not say stays
+empty; nothing is guessed but what `finished.place_of` says.
 """
 
 from pathlib import Path
@@ -12,12 +13,13 @@ import pandas as pd
 
 from fvlm.analysis.catalog import COLLECTED
 from fvlm.analysis.collect import collect_curves, collect_evaluation, collect_runs
-from fvlm.analysis.columns import COLUMNS, RUN
+from fvlm.analysis.columns import COLUMNS, RUN, SCHEDULE
 from fvlm.analysis.files import read_csv
 from fvlm.analysis.finished import (
     POINTS,
     SUMMARIES,
     check_folder,
+    is_by_run,
     kind_of,
     place_of,
     refuse_twice,
@@ -25,19 +27,13 @@ from fvlm.analysis.finished import (
     results_in,
     short_names,
     summaries_in,
+    with_runs,
 )
-from fvlm.analysis.fits.points import LOSS, SIZE, read_points
+from fvlm.analysis.fits.points import LOSS, SIZE, header_of, read_points
+from fvlm.analysis.summaries import ARCHITECTURES, FLOPS, PARAMETERS, runs_of
 from fvlm.errors import UserError
 
-PARAMETERS = ("total_params", "n_params", "params")  # what a file may call the number of parameters
-FLOPS = ("flops", "total_flops")
 TRAINING_POINTS = 400  # of a run's training curve, as the workflow collects it
-ARCHITECTURES = {
-    **{name: name for name in ("foveated", "multi_token", "pixel_shuffle", "blind")},
-    "fov": "foveated",
-    "baseline": "multi_token",
-    "bas": "multi_token",
-}
 
 
 def read_results(paths: list[Path]) -> dict[str, pd.DataFrame]:
@@ -50,9 +46,7 @@ def read_results(paths: list[Path]) -> dict[str, pd.DataFrame]:
     paths = [Path(path) for path in paths]
     if not paths:
         raise UserError("no results are named; expected files of evaluation points or results, or folders with runs")
-    parts = [_read(path) for path in paths if path.name != SUMMARIES]
-    if not parts:
-        raise UserError(f"{paths[0]}: this only adds to evaluation points; name the file with the points as well")
+    parts = [_read(path) for path in with_runs(paths)]
     tables = {}
     for name in COLLECTED:
         found = [part[name] for part in parts if name in part and len(part[name])]
@@ -70,7 +64,10 @@ def _joined(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
 
 
 def _read(path: Path) -> dict[str, pd.DataFrame]:
-    return {"folder": _from_folder, ".csv": _from_points, ".json": _from_json}[kind_of(path)](path)
+    kind = kind_of(path)
+    if kind == ".csv" and is_by_run(header_of(path)):
+        return {"runs": runs_of(path)}
+    return {"folder": _from_folder, ".csv": _from_points, ".json": _from_json}[kind](path)
 
 
 def _from_folder(folder: Path) -> dict[str, pd.DataFrame]:
@@ -172,6 +169,8 @@ def _one_run(place: dict, own: pd.DataFrame, parameters: float) -> tuple[dict, p
         "best.val_loss": best["val_loss"],
         "best.samples": best["samples_seen"],
     }
+    if "lr_schedule" in own:
+        row[SCHEDULE] = _schedule(own["lr_schedule"])
     if row["family"] == "grid" and not (np.isfinite(row["flops"]) and np.isfinite(parameters)):
         row["family"] = "stage"  # a point of the grid is N, D, C and loss
     curve = own.rename(columns={"samples_seen": "samples"}).assign(run=row["run"])
@@ -180,8 +179,14 @@ def _one_run(place: dict, own: pd.DataFrame, parameters: float) -> tuple[dict, p
     return row, curve, trained[trained["train_loss"].notna()]
 
 
+def _schedule(cells: pd.Series) -> str:
+    """Of one run's points; several are named together, for the learning rate is then not that of either."""
+    return " and ".join(dict.fromkeys(word for cell in cells.dropna() if (word := str(cell).strip())))
+
+
 def _tables(parts: list[tuple[dict, pd.DataFrame, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
-    runs = pd.DataFrame([row for row, _, _ in parts], columns=list(RUN))
+    runs = pd.DataFrame([row for row, _, _ in parts])
+    runs = runs.reindex(columns=[*RUN, *(name for name in runs if name == SCHEDULE)])
     grid = runs["family"] == "grid"
     budgets = runs[grid].groupby("budget")["flops"].median()
     runs["flops_budget"] = runs["budget"].where(grid).map(budgets)

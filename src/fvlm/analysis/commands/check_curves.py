@@ -71,7 +71,7 @@ def names_of(table: pd.DataFrame) -> pd.Series:
 
 def _decays(own: pd.DataFrame) -> bool:
     """Whether the run says that its learning rate is not constant."""
-    return "lr_schedule" in own and bool((own["lr_schedule"] != "constant").any())
+    return "lr_schedule" in own and not own["lr_schedule"].isin(("", "constant")).all()
 
 
 def _step(step: Step) -> dict:

@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 
 from fvlm.analysis.commands import check_out, natural, resamples, write_result
-from fvlm.analysis.commands.inputs import add_columns, plain, read
+from fvlm.analysis.commands.inputs import add_columns, assignments, plain, read
 from fvlm.analysis.compare.gap import gaps_of, linear
+from fvlm.analysis.compare.reported import gaps_by_way, held_against, reported_of
 from fvlm.errors import UserError
 
 TWO = (
@@ -31,6 +32,9 @@ def add_arguments(parser) -> None:
         metavar="SAMPLES.csv",
         help="losses by sample: run, or architecture and N (and group); key, loss_sum, tokens; optional video",
     )
+    parser.add_argument(
+        "--reported", default="", metavar="GROUP:PAIR=PERCENT,...", help="gaps to be held against those of the losses"
+    )
     parser.add_argument("--bootstrap", type=resamples, default=2000, help="resamples of the samples")
     parser.add_argument("--seed", type=natural, default=0, help="of the resampling")
     add_columns(parser, "architecture=arch,N=params_M,L=loss,group=frames")
@@ -45,7 +49,8 @@ def main(args) -> None:
     names = architectures(args.points, points, args.foveated, args.baseline)
     points = points[points["architecture"].isin(names)]
     samples = read_samples(args.samples, points) if args.samples else None
-    groups, said = [], []
+    reported = reported_of(assignments(args.reported, "--reported"), "--reported")
+    groups, said, ways = [], [], {}
     parts = points.groupby("group", sort=False) if "group" in points else [("", points)]
     for group, own in parts:
         side = Group(args.points, group, own, names)
@@ -55,6 +60,8 @@ def main(args) -> None:
             draws, told = side.resample(args.samples, samples, args.bootstrap, args.seed)
             said += told
         groups.append({"group": group, **side.gaps(draws, linear if args.linear else np.log)})
+        for name, scale in (("log N", np.log), ("N", linear)):
+            ways |= gaps_by_way([{"group": group, **side.gaps(None, scale)}], name) if reported else {}
     content = {
         "n": len(points),
         "method": "each architecture's own curve of loss against parameters, piecewise linear in "
@@ -64,6 +71,7 @@ def main(args) -> None:
         "baseline": names[1],
         "scale": "N" if args.linear else "log N",
         "groups": groups,
+        "reported": held_against(reported, ways),
         "warnings": said,
     }
     if args.out:
@@ -265,6 +273,7 @@ def summary(content: dict) -> list[str]:
         lines += [f"  {group['note']}"] if group["note"] else []
     kinds = {pair["interval"] for group in content["groups"] for pair in group["pairs"]}
     lines.append(f"intervals: {', '.join(sorted(kinds))}")
+    lines += [one["text"] for one in content["reported"]]
     return lines + [f"warning: {text}" for text in content["warnings"]]
 
 

@@ -10,7 +10,10 @@ from fvlm.errors import UserError
 
 def add_arguments(parser) -> None:
     parser.add_argument(
-        "results", nargs="+", type=Path, help="CSV of evaluation points, JSON list of results, or folder with runs"
+        "results",
+        nargs="+",
+        type=Path,
+        help="CSV of evaluation points or of runs, JSON list, or folder with runs",
     )
     parser.add_argument("--out-dir", required=True, type=Path, help="folder of the tables")
 

@@ -6,16 +6,18 @@ of the usual others (ALSO), or any name that `--columns` gives.
 
 import math
 from argparse import ArgumentParser
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
 from fvlm.analysis.finished import base_name
-from fvlm.analysis.fits.points import FEWEST, header_of, read_points
+from fvlm.analysis.fits.points import FEWEST, Rows, header_of, read_points
 from fvlm.errors import UserError
 
 ALSO = {"run": ("run_id",), "samples": ("samples_seen",), "pair": ("size",)}
 TEXT = ("run", "architecture", "group", "pair", "key", "source", "video", "lr_schedule", "model_size")
+UNSAID = ("lr_schedule", "model_size")  # may be empty: these only explain
 
 
 def add_columns(parser: ArgumentParser, example: str) -> None:
@@ -83,15 +85,17 @@ def read(
         if len(both) > 1:
             raise UserError(f"{path}: column {column!r} would be {_words(both)}; say with --columns which is which")
     extra = [column for column, _ in filters if column not in chosen.values()]
+    unsaid = [chosen[name] for name in UNSAID if name in chosen]
     table = read_points(
         path,
-        tuple(dict.fromkeys([*chosen.values(), *extra])),
+        tuple(name for name in dict.fromkeys([*chosen.values(), *extra]) if name not in unsaid),
+        optional=tuple(unsaid),
         positive=tuple(chosen[name] for name in positive if name in chosen),
         text=(*(chosen[name] for name in TEXT if name in chosen), *extra),
         losses=tuple(chosen[name] for name in ("L", "val_loss") if name in chosen),
         counts=tuple(chosen[name] for name in ("step", "samples", "loss_sum") if name in chosen),
+        keep=_kept(path, filters, fewest=1),
     )
-    table = _kept(path, table, filters, fewest=1)
     return pd.DataFrame({name: table[column] for name, column in chosen.items()}).reset_index(drop=True)
 
 
@@ -103,19 +107,40 @@ def read_kept(
     raises  UserError as `read_points`, and where fewer than two rows are kept
     """
     filters = [_filter(text) for text in keep]
-    extra = tuple(name for name, _ in filters if name not in (*columns, *positive, *words))
+    extra = tuple(dict.fromkeys(name for name, _ in filters if name not in (*columns, *positive, *words)))
     optional = tuple(name for name in (*positive, *words) if name not in columns)
-    points = read_points(path, (*columns, *extra), positive, optional, (*words, *extra))
-    return _kept(path, points, filters).drop(columns=list(extra)).reset_index(drop=True)
+    points = read_points(
+        path, (*columns, *extra), positive, optional, (*words, *extra), keep=_kept(path, filters, FEWEST)
+    )
+    return points.drop(columns=list(extra))
 
 
-def _kept(path: Path | str, table: pd.DataFrame, filters: list[tuple[str, list[str]]], fewest: int = FEWEST):
-    for column, values in filters:
-        table = table[_equal(table[column], values)]
-        if len(table) < fewest:
-            left = "1 row is" if len(table) else "no row is"
-            raise UserError(f"{path}: {left} left whose {column} is {_words(values, 'or')}; change --keep")
-    return table
+def _kept(path: Path | str, filters: list[tuple[str, list[str]]], fewest: int) -> Callable[[list[str], Rows], Rows]:
+    """The rows that pass all filters, before anything else is read of them."""
+
+    def keep(header: list[str], rows: Rows) -> Rows:
+        for column, values in filters:
+            place = header.index(column)
+            rows = [row for row in rows if _holds(row[1][place], values)]
+            if len(rows) < fewest:
+                left = "1 row is" if len(rows) else "no row is"
+                raise UserError(f"{path}: {left} left whose {column} is {_words(values, 'or')}; change --keep")
+        return rows
+
+    return keep
+
+
+def _holds(cell: str, values: list[str]) -> bool:
+    """Whether a cell holds one of the values: the same word, or the same number."""
+    number = _value(cell)
+    return cell in values or (number is not None and number in map(_value, values))
+
+
+def _value(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _called(name: str, header: list[str], given: dict[str, str]) -> str:
@@ -131,15 +156,6 @@ def _filter(text: str) -> tuple[str, list[str]]:
     if not (column.strip() and equals and wanted):
         raise UserError(f"--keep: found {text!r}; expected COLUMN=VALUE,VALUE")
     return column.strip(), wanted
-
-
-def _equal(cells: pd.Series, values: list[str]) -> pd.Series:
-    if cells.dtype.kind != "f":
-        return cells.isin(values)
-    try:
-        return cells.isin([float(value) for value in values])
-    except ValueError as error:
-        raise UserError(f"--keep: {cells.name} holds numbers; found {_words(values, 'or')}") from error
 
 
 def _words(names, last: str = "and") -> str:

@@ -94,8 +94,8 @@ def warnings(own: list[dict], base: list[dict]) -> list[str]:
     elif math.isnan(seen) and abs(last - end) > APART * end:
         said.append(f"ends at step {last:.10g}, the baseline at {end:.10g}")
     for name, words in SAME.items():
-        found = {row[name] for row in own}
-        if found != {row[name] for row in base}:
+        found, other = ({row[name] for row in rows} - {""} for rows in (own, base))
+        if found and other and found != other:
             said.append(f"another {words}: {', '.join(sorted(found))}")
     return said
 

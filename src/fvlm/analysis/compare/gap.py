@@ -13,7 +13,9 @@ import pandas as pd
 from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.compare.bootstrap import Estimate, pooled
 from fvlm.analysis.compare.study import Study
-from fvlm.analysis.fits.grid import grid_points
+from fvlm.analysis.fits.grid import PAIRED, grid_points
+
+RISES = "rises with N from one size to the next"
 
 
 def read_off(
@@ -69,8 +71,8 @@ def corrected(
 
 
 def gap(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -> pd.DataFrame:
-    """One row per pair and measure: every size of the grid at each budget, and the ablation B1 against the
-    baseline.
+    """One row per pair and measure: every size of the grid at each budget, imported pairs, and the ablation B1
+    against the baseline.
 
     measure "validation" is the final validation loss, "evaluation" the held-out loss. The interval is over
     the seeds that all runs of a budget have; with one seed the evaluation has a paired bootstrap over
@@ -78,8 +80,10 @@ def gap(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -
     """
     study = Study(runs, evaluation, bootstrap)
     rows = []
-    for budget, points in grid_points(runs).sort_values("C", kind="stable").groupby("budget", sort=False):
-        rows += _rows_at_budget(study, budget, points)
+    for family in PAIRED:
+        by_budget = grid_points(runs, family).sort_values("C", kind="stable").groupby("budget", sort=False)
+        for budget, points in by_budget:
+            rows += _rows_at_budget(study, family, budget, points)
     pair = ("baseline", "B1")
     if all(study.seeds(base) for base in pair):
         n = [study.runs.loc[study.runs["base"] == base, "params_total"].mean() for base in pair]
@@ -87,7 +91,7 @@ def gap(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -
     return pd.DataFrame(rows, columns=COLUMNS["gap"])
 
 
-def _rows_at_budget(study: Study, budget: str, points: pd.DataFrame) -> list[dict]:
+def _rows_at_budget(study: Study, family: str, budget: str, points: pd.DataFrame) -> list[dict]:
     sides = [
         points[points["architecture"] == name].set_index("size").sort_values("N")
         for name in ("foveated", "multi_token")
@@ -96,13 +100,14 @@ def _rows_at_budget(study: Study, budget: str, points: pd.DataFrame) -> list[dic
     if not common:
         return []
     sides = [side.loc[common] for side in sides]
-    bases = [grid_base(study, side.loc[size, "architecture"], size, budget) for side in sides for size in common]
-    return _rows(study, "grid", budget, common, [side["N"].to_numpy(float) for side in sides], bases)
+    names = [(side.loc[size, "architecture"], size) for side in sides for size in common]
+    bases = [grid_base(study, *name, budget, family) for name in names]
+    return _rows(study, family, budget, common, [side["N"].to_numpy(float) for side in sides], bases)
 
 
-def grid_base(study: Study, architecture: str, size: str, budget: str) -> str:
+def grid_base(study: Study, architecture: str, size: str, budget: str, family: str = "grid") -> str:
     """The name, without its seed, of the grid's run of one architecture, size and budget."""
-    grid = study.of_family("grid")
+    grid = study.of_family(family)
     own = grid[(grid["architecture"] == architecture) & (grid["size"] == size) & (grid["budget"] == budget)]
     return own["base"].iloc[0]
 
@@ -162,7 +167,14 @@ def gaps_of(
     row["note"] = f"extrapolates {' and '.join(beyond)}" if beyond else ""
     if np.isnan(row["directions_differ"]):
         row["note"] += "; so far that no loss is left, and no gap"
+    row["note"] = "; ".join(filter(None, [row["note"], *_rising(losses[:cut], losses[cut:])]))
     return row
+
+
+def _rising(foveated: np.ndarray, baseline: np.ndarray) -> list[str]:
+    """Which curves (k, seeds) rise with N from one size to the next: these do not say what parameters are worth."""
+    curves = {"foveated": foveated, "baseline's": baseline}
+    return [f"the {name} curve {RISES}" for name, loss in curves.items() if (np.diff(loss.mean(axis=1)) > 0).any()]
 
 
 def _columns(name: str, gap: Estimate) -> dict:

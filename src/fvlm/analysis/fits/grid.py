@@ -3,17 +3,18 @@
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.columns import COLUMNS
+from fvlm.analysis.columns import COLUMNS, SCHEDULE
 from fvlm.analysis.compare.study import scores_tokens
 
+PAIRED = ("grid", "pairs")  # families with both architectures: at equal FLOPs, and otherwise (imported ones)
 ARCHITECTURES = ("foveated", "multi_token", "pixel_shuffle")
 
 
-def grid_points(runs: pd.DataFrame) -> pd.DataFrame:
-    """The grid's runs, seeds averaged: architecture, size, budget, N (parameters), D (samples seen), C
-    (training FLOPs spent, two per multiply-add), loss (final validation, nats per token), tokens (text and
-    visual tokens seen), runs."""
-    grid = runs[(runs["family"] == "grid") & runs["final.val_loss"].notna()]
+def grid_points(runs: pd.DataFrame, family: str = "grid") -> pd.DataFrame:
+    """The grid's runs (or those of another family with sizes and budgets), seeds averaged: architecture, size,
+    budget, N (parameters), D (samples seen), C (training FLOPs spent, two per multiply-add), loss (final validation,
+    nats per token), tokens (text and visual tokens seen), runs."""
+    grid = runs[(runs["family"] == family) & runs["final.val_loss"].notna()]
     tokens = grid["text_tokens"].astype(float) + grid["frames"].astype(float) * grid["visual_tokens"].astype(float)
     columns = {
         "N": "params_total",
@@ -41,17 +42,19 @@ def points(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def points_by_run(runs: pd.DataFrame) -> pd.DataFrame:
-    """The same for `fvlm gap`: one row per run of the grid, so that intervals can be over seeds."""
-    grid = runs[(runs["family"] == "grid") & runs["final.val_loss"].notna()]
+    """The same for `fvlm gap`: one row per run of the grid, or of pairs, so that intervals can be over seeds."""
+    grid = runs[runs["family"].isin(PAIRED) & runs["final.val_loss"].notna()]
     names = {"params_total": "N", "samples": "D", "flops": "C", "final.val_loss": "L"}
+    grid = grid.assign(seed=grid["seed"].fillna(0))  # results from elsewhere may not say it
     return grid.rename(columns=names)[list(COLUMNS["points_by_run"])]
 
 
 def curves(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> pd.DataFrame:
-    """All validations but those before the first step, as `fvlm envelope`, `factorial`, `rank` and `check-curves` read
-    them."""
-    about = runs[scores_tokens(runs)].set_index("run")[["family", "architecture", "params_total"]]
-    names = {"params_total": "N", "flops": "C", "val_loss": "L"}
+    """All validations but those before the first step, as `fvlm envelope`, `factorial`, `rank`, `check-curves` and
+    `powerlaw` read them."""
+    about = runs[scores_tokens(runs)].set_index("run")
+    about = about.reindex(columns=["family", "architecture", "size", SCHEDULE, "params_total"])
+    names = {"params_total": "N", "samples": "D", "flops": "C", "val_loss": "L", SCHEDULE: "lr_schedule"}
     learnt = validation_curves["val_loss"].notna() & (validation_curves["step"] > 0)
     table = validation_curves[learnt].join(about, on="run", how="inner")
     return table.rename(columns=names)[list(COLUMNS["curves"])]

@@ -1,6 +1,7 @@
 """Reading a user's points: a CSV with one row per measurement, checked before anything is fitted to it."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ FEWEST = 2  # rows
 LOSS = (1e-6, 1e6)  # nats; beyond, an optimizer with tolerances in nats ends short of the optimum
 SIZE = (1e-40, 1e40)  # of any other positive number, in whatever unit
 RUNS = ("run", "run_id")  # columns that name the run of a point
+Rows = list[tuple[int, list[str]]]  # the number of a row in its file, and its cells
 
 
 def read_points(
@@ -23,6 +25,7 @@ def read_points(
     text: tuple[str, ...] = (),
     losses: tuple[str, ...] = ("L",),
     counts: tuple[str, ...] = (),
+    keep: Callable[[list[str], Rows], Rows] | None = None,
 ) -> pd.DataFrame:
     """The given columns of a CSV file, rows in the file's order; other columns are ignored.
 
@@ -32,6 +35,7 @@ def read_points(
     text      of all columns: those that hold words (empty only where optional); the others hold finite numbers
     losses    of the positive ones: those in nats, within LOSS; the others lie within SIZE
     counts    of all columns: those whose numbers must not be below zero
+    keep      which rows count, of the header and all rows; the others are not looked at
     raises    UserError for a file that is missing or no CSV, a column that is missing, a cell that is empty or of the
               wrong kind, two equal rows, fewer than two rows; rows are counted as in the file, the header is row 1
     """
@@ -45,6 +49,7 @@ def read_points(
     chosen = [*columns, *(name for name in optional if name in header and name not in columns)]
     if len(rows) < FEWEST:
         raise UserError(f"{path}: {len(rows)} row{'s' * (len(rows) != 1)} below the header; expected {FEWEST} or more")
+    rows = keep(header, rows) if keep else rows
     places = [header.index(name) for name in chosen]
     ranges = {name: _range(name in positive, name in losses, name in counts) for name in chosen}
     seen: dict[tuple, int] = {}
@@ -69,7 +74,7 @@ def header_of(path: Path | str) -> list[str]:
     return _cells(path)[0]
 
 
-def _cells(path: Path | str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+def _cells(path: Path | str) -> tuple[list[str], Rows]:
     """The header, and every row that is not blank with its number in the file."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:

@@ -140,6 +140,7 @@ def _effects(ax: Axes, table: pd.DataFrame) -> None:
         y = own["effect"].map(effects.index) + 0.22 * (i - (len(measures) - 1) / 2)
         dots(ax, own["estimate"], y, own["low"], own["high"], *looks[name], label=MEASURES[name])
     ax.axvline(0, color=GREY, lw=1)
+    ax.locator_params(axis="x", nbins=5)  # the numbers are long: more would run into each other
     ax.set_yticks(range(len(effects)), [_wrapped(effect) for effect in effects])
     ax.set_ylim(len(effects) - 0.5, -0.5)
     ax.set_xlabel("effect (nats per token; left: better)")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pandas as pd
 
+from fvlm.analysis.compare.gap import RISES
 from fvlm.analysis.fits.sums import DELTA
 from fvlm.analysis.plots import style
 from fvlm.analysis.plots.sentences import counted, number, span, spread, within
@@ -127,7 +128,10 @@ def _bootstrap_pairs(table: pd.DataFrame) -> list[str]:
 
 def _gap(table: pd.DataFrame) -> list[str]:
     grid = table[table["family"] == "grid"] if (table["family"] == "grid").any() else table
-    parts = [f"{grid['measure'].iloc[0].capitalize()} loss of the grid, raw gap: {spread(grid['raw_percent'], ' %')}."]
+    what = "grid" if (grid["family"] == "grid").any() else "pairs"
+    parts = [
+        f"{grid['measure'].iloc[0].capitalize()} loss of the {what}, raw gap: {spread(grid['raw_percent'], ' %')}."
+    ]
     sides = {"at_foveated": "At the foveated model's N", "at_baseline": "At the baseline's N"}
     for name, word in sides.items():
         known = grid[grid[f"{name}_percent"].notna()]
@@ -137,6 +141,11 @@ def _gap(table: pd.DataFrame) -> list[str]:
             parts.append(f"{word}: {told}.")
     if grid["directions_differ"].notna().any():
         parts.append(f"The two directions differ by at most {number(grid['directions_differ'].max())} points.")
+    rising = int(grid["note"].astype(str).str.contains(RISES).sum())
+    if rising:
+        parts.append(
+            f"In {rising} of {len(grid)} a curve that is read off {RISES}, and does not say what parameters are worth."
+        )
     return [f"{counted(len(table), 'pair')} of runs.", *parts]
 
 

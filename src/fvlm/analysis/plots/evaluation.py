@@ -74,13 +74,16 @@ def token_efficiency(token_efficiency: pd.DataFrame) -> tuple[Figure, pd.DataFra
     table = token_efficiency
     if table.empty:
         raise NothingToDraw("no ablation differs in how a frame is read (baseline, A6, B0, B1, B3, B4)")
-    figure, (left, right) = panels(2, height=3.6, sharey=True)
+    counted = bool(np.isfinite(table["flops_per_sample"]).any())  # results from elsewhere may not say their FLOPs
+    figure, axes = panels(1 + counted, height=3.6, sharey=True)
+    left = axes[0]
     beside = table.groupby("tokens_per_frame").cumcount()  # runs with equally many tokens stand side by side
     marker = table.groupby("architecture").cumcount().map(lambda k: style.MARKERS[k % len(style.MARKERS)])
     for k, row in enumerate(table.to_dict("records")):
         colour = SKY if row["run"] == "A6" else style.ARCHITECTURE[row["architecture"]]
         label = style.seeded(row["label"], row["n_seeds"])
-        for ax, x in ((left, row["tokens_per_frame"] * 1.25 ** beside[k]), (right, row["flops_per_sample"])):
+        places = (row["tokens_per_frame"] * 1.25 ** beside[k], row["flops_per_sample"])
+        for ax, x in zip(axes, places, strict=False):
             if np.isfinite(x):
                 look = {"label": label if ax is left else None, "hollow": bool(row["data_differs"])}
                 low, high = (row["loss"] + row[end] - row["difference"] for end in ("low", "high"))
@@ -92,12 +95,13 @@ def token_efficiency(token_efficiency: pd.DataFrame) -> tuple[Figure, pd.DataFra
     left.set_xlim(-0.4, max(ticks) * 1.8)
     left.set_xlabel("visual tokens per frame")
     left.set_ylabel(f"{table['measure'].iloc[0]} (nats per token)")
-    right.set_xscale("log")
-    right.margins(x=0.15)
-    style.counts(right)
-    right.set_xlabel("training FLOPs per sample (two per multiply-add)")
+    for right in axes[1:]:
+        right.set_xscale("log")
+        right.margins(x=0.15)
+        style.counts(right)
+        right.set_xlabel("training FLOPs per sample (two per multiply-add)")
     hollow = "; hollow: trained on other data" if (table["data_differs"] != "").any() else ""
-    heading(figure, f"Loss against visual tokens and compute{hollow}")
+    heading(figure, f"Loss against visual tokens{' and compute' * counted}{hollow}")
     sure = style.bars_words(table["interval"], " of the difference to the foveated model,")
     style.legend_below(figure, left, sure)
     return figure, table
