@@ -80,12 +80,14 @@ def totals(study: Study, rows: list[dict]) -> list[str]:
     timed = [row for row in rows if row["hours"] is not None]
     if timed:
         names, longest = _longest_chain(timed)
-        said = f"trainings with their validations: {hours(total('hours'))} h one after another, at least "
+        without = f", without {len(rows) - len(timed)} runs of unknown speed" if len(timed) < len(rows) else ""
+        said = f"trainings with their validations{without}: {hours(total('hours'))} h one after another, at least "
         said += f"{hours(longest)} h side by side ({' > '.join(names)})"
         if total("gpu_hours"):
             said += f"; {hours(total('gpu_hours'))} GPU hours on {study.gpu.name}"
         if total("cost"):
-            said += f", {total('cost'):,.2f} {study.gpu.currency} at {study.gpu.price_per_hour:g} an hour"
+            said += f", {total('cost'):,.2f} {study.gpu.currency} at an assumed {study.gpu.price_per_hour:g} an hour "
+            said += "(gpu.price_per_hour)"
         lines.append(said)
     return [*lines, *_basis(study, rows)]
 
