@@ -83,9 +83,7 @@ def test_the_command_alone_refuses_what_does_not_fit(study, capsys, monkeypatch)
     path = study(2, gpus=1)
     assert main(["train", "baseline", "--study", str(path)]) == 2
     said = capsys.readouterr().err
-    assert (
-        "run 'baseline': training needs up to 2." in said and "but card has 2 GB; use a GPU with at least 3 GB" in said
-    )
+    assert "run 'baseline': training needs up to 2." in said and "card has 2 GB; use a GPU with at least 3 GB" in said
     assert not (path.parent / "results/runs").exists()
     assert main(["train", "baseline", "--study", str(study(3, gpus=1))]) == 0
     assert main(["train", "F1", "--study", str(study(2, gpus=0))]) == 0  # on a CPU nothing is judged
@@ -94,7 +92,7 @@ def test_the_command_alone_refuses_what_does_not_fit(study, capsys, monkeypatch)
 def test_all_ranks_are_refused_with_one_sentence(study):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU, which is judged by its own memory")
-    path = study(2, gpus=1, ranks=2)
+    path = study(2, gpus=2)
     team = Team(2, path, "baseline")
     assert team.wait() == [2, 2] and team.said.count("card has 2 GB") == 1, team.said
     assert not (path.parent / "results/runs").exists()

@@ -129,7 +129,8 @@ def test_split_weights_that_one_gpu_cannot_hold_are_not_tried():
 
 
 @pytest.mark.parametrize(("script", "said"), [
-    ("sleep 20", "does not answer within 0.2 s"), ("echo 'no controller' >&2; exit 1", "does not answer: no controller"),
+    ("exec sleep 20", "does not answer within 0.2 s"),
+    ("echo 'no controller' >&2; exit 1", "does not answer: no controller"),
 ])  # fmt: skip
 def test_a_cluster_that_does_not_answer_is_a_problem_and_no_end(script, said, tmp_path, monkeypatch):
     command = tmp_path / "sinfo"

@@ -47,8 +47,10 @@ def train_here(run: Run, study: Study, stop: StopRequest) -> int:
     try:
         device = device_of(run, ranks.local, ranks.count)
         with ranks.joined(device):
-            ranks.agree(error=_too_large(run, study, device))
-            with RunLock(folder / "state", ranks):
+            refused = [said for said in ranks.gather(_too_large(run, study, device)) if said]
+            if refused:
+                raise ranks.refusal(refused[0])
+            with RunLock(folder / "state", ranks, run.digest):
                 train(run, study, folder, ranks, stop)
     except ToldElsewhere:
         return 2
@@ -59,12 +61,12 @@ def train_here(run: Run, study: Study, stop: StopRequest) -> int:
     return 0
 
 
-def _too_large(run: Run, study: Study, device: torch.device) -> UserError | None:
+def _too_large(run: Run, study: Study, device: torch.device) -> str | None:
     """Why the run does not fit the GPU that is here, or without one the study's."""
     try:
         check_run_memory(run, study, gpu_of(device))
     except UserError as error:
-        return error
+        return str(error)
     return None
 
 
