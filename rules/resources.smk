@@ -39,7 +39,7 @@ def gpu_kind(run, names):
 
 
 for name in ("gpu_models", "gpu_constraints"):
-    for run in RUNS.values():
+    for run in sorted(RUNS.values(), key=predicted_bytes, reverse=True):
         gpu_kind(run, name)  # a run that fits none fails the plan, not the job
 
 if not workflow.is_main_process:

@@ -1,5 +1,6 @@
 """Preflight finds what is wrong, all of it, and says what it could not try."""
 
+import fcntl
 import shutil
 from pathlib import Path
 
@@ -47,6 +48,19 @@ def test_all_problems_are_listed_and_the_rest_is_tried(tmp_path, capsys):
         assert f"ok          {name}: " in said, said
     written = (tmp_path / "results/preflight.txt").read_text()
     assert "2 problems" in written and not list((tmp_path / "results").glob(".preflight-*"))
+
+
+def test_what_a_killed_preflight_left_is_deleted_and_what_a_running_one_uses_is_not(tmp_path):
+    for name in ("killed", "running"):
+        (tmp_path / f".preflight-{name}").mkdir()
+        (tmp_path / f".preflight-{name}/alive").touch()
+        (tmp_path / f".preflight-{name}/step_00000001.pt").write_bytes(bytes(1000))
+    path = tmp_path / "study.yaml"
+    path.write_text(f"based_on: smoke.yaml\nstudy: swept\nresults: {tmp_path}\n")
+    with open(tmp_path / ".preflight-running/alive") as alive:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        assert command.main(parse("fvlm.preflight.command", ["--study", str(path)])) == 0
+    assert [path.name for path in tmp_path.glob(".preflight-*")] == [".preflight-running"]
 
 
 def test_shards_are_read_and_a_damaged_one_is_named(prepared, tmp_path):
