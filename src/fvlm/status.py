@@ -92,12 +92,12 @@ def _of_run(run: Run, study: Study, amounts: Amounts | None, stalled_after: floa
         return _finished(run, study, summary, amounts)
     new = Status(run.name, "not started", steps=amounts and amounts.steps)
     holder = _read(lock)
-    if holder is None:
-        return new
-    named = re.search(r"configuration (\w+)", holder)
+    named = re.search(r"configuration (\w+)", holder or "")
     another = named is not None and named[1] != run.digest
     if summary is not None and (another or named is None) and not is_held(lock):
         new.note = "finished with another configuration"
+        return new
+    if holder is None:
         return new
     status, lines = replace(new), read_metrics(folder / "state/metrics.jsonl")
     _add_progress(status, run, study, lines)
