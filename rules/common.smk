@@ -23,8 +23,8 @@ from fvlm.data.sources import (
 )
 from fvlm.errors import UserError
 from fvlm.planning.limits import check_data, check_memory, check_results
-from fvlm.planning.plan import plan_text
-from fvlm.planning.speed import calibration_path
+from fvlm.planning.plan import plan_csv, plan_rows, plan_text
+from fvlm.planning.speed import calibration_path, read_calibration
 
 
 def asked_for(target):
@@ -35,6 +35,7 @@ def asked_for(target):
 try:
     STUDY = load_study(config)
     check_results(STUDY)
+    read_calibration(STUDY.results)
     if not STUDY.results_from and not asked_for(
         "preflight"
     ):  # which lists all that is wrong
@@ -160,18 +161,12 @@ def evaluation_inputs(wildcards):
     }
 
 
-def digest_of_runs():
+def digest_of_plan(wildcards):
+    """Of all that the plan says: what sources declare, how runs are executed and what a GPU costs included."""
+    rows = plan_rows(STUDY)
     return hashlib.sha256(
-        " ".join(run.digest for run in RUNS.values()).encode()
+        (plan_text(STUDY, rows) + plan_csv(rows)).encode()
     ).hexdigest()
-
-
-def digest_of_plan():
-    """Of all that the plan depends on, how runs are executed and what a GPU costs included."""
-    settings = [run.operation.model_dump_json() for run in RUNS.values()]
-    if STUDY.gpu is not None:
-        settings.append(STUDY.gpu.model_dump_json())
-    return hashlib.sha256(" ".join([digest_of_runs(), *settings]).encode()).hexdigest()
 
 
 def calibration_of_study():

@@ -1,5 +1,10 @@
 # Before a study: what it will take, and whether it can. Neither needs data to be there.
 
+# What is tried and timed before the trainings goes where the run that needs the most memory will go.
+LARGEST = max(
+    RUNS.values(), key=lambda run: (run.operation.gpus > 0, predicted_bytes(run))
+)
+
 
 rule plan_files:
     input:
@@ -12,7 +17,7 @@ rule plan_files:
     conda:
         "../envs/analysis.yaml"
     params:
-        runs=digest_of_plan(),
+        plan=digest_of_plan,
     shell:
         'python -m fvlm plan --out "$(dirname {output.text:q})" > {log:q} 2>&1'
 
@@ -38,6 +43,8 @@ rule preflight:
     threads: max(run.operation.threads for run in RUNS.values())
     resources:
         gpu=max(run.operation.gpus for run in RUNS.values()),
+        gpu_model=gpu_kind(LARGEST, "gpu_models"),
+        constraint=gpu_kind(LARGEST, "gpu_constraints"),
     shell:
         "python -m fvlm preflight 2>&1 | tee {log:q}"
 
@@ -50,5 +57,7 @@ rule calibrate:
     threads: max(run.operation.threads for run in RUNS.values())
     resources:
         gpu=max(run.operation.gpus for run in RUNS.values()),
+        gpu_model=gpu_kind(LARGEST, "gpu_models"),
+        constraint=gpu_kind(LARGEST, "gpu_constraints"),
     shell:
         "python -m fvlm calibrate 2>&1 | tee {log:q}"

@@ -4,6 +4,7 @@ import importlib.util
 import signal
 
 from fvlm.memory import GB, predicted_bytes
+from fvlm.planning.limits import too_little_memory
 
 
 def several_nodes(run):
@@ -31,15 +32,14 @@ def gpu_kind(run, names):
         (float(memory), name) for name, memory in kinds if float(memory) >= needed
     ]
     if not fitting:
-        raise WorkflowError(
-            f"run {run.name!r} needs {needed:.1f} GB of GPU memory, but the largest GPU that the profile lists under "
-            f"{names} has {max(float(memory) for _, memory in kinds):g} GB; add a larger one or lower operation.micro_frames"
-        )
+        largest = f"the largest GPU that the profile lists under {names}"
+        most = max(float(memory) for _, memory in kinds)
+        raise WorkflowError(too_little_memory(run, largest, most))
     return min(fitting)[1]
 
 
 for name in ("gpu_models", "gpu_constraints"):
-    for run in RUNS.values():
+    for run in sorted(RUNS.values(), key=predicted_bytes, reverse=True):
         gpu_kind(run, name)  # a run that fits none fails the plan, not the job
 
 if not workflow.is_main_process:

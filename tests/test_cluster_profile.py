@@ -31,7 +31,27 @@ def test_a_run_gets_the_smallest_gpu_that_it_fits(workflow):
 def test_a_run_that_fits_no_gpu_of_the_cluster_fails_the_plan(workflow):
     workflow.edit(PROFILE, "  # - gpu_constraints='a100_40gb:40 a100_80gb:80'", "  - gpu_constraints='old_16gb:16'")
     said = workflow.run(*DRY, ok=False)
-    assert "gpu_constraints has 16 GB" in said and "Traceback" not in said
+    assert "run '1.7B-" in said and "gpu_constraints has 16 GB; set operation." in said and "Traceback" not in said
+
+
+@pytest.mark.workflow
+def test_what_is_tried_before_goes_where_the_largest_run_will_go(workflow):
+    workflow.edit(PROFILE, "  # - gpu_models='a100:40 h100:80'", "  - gpu_models='l40:48 h100:80 a100:40'")
+    said = workflow.run("preflight", "calibrate", *DRY)
+    for rule in ("preflight", "calibrate"):
+        (job,) = asked(said, rule)
+        assert (job["gpu"], job["gpu_model"], job["mem_mb"]) == ("1", "h100", "32000")
+
+
+@pytest.mark.workflow
+def test_a_plan_is_made_again_when_anything_that_it_says_changes(workflow):
+    workflow.run("plan", "--configfile", "config/paper.yaml")
+    assert "plan_files" not in workflow.run("-n", "plan", "--configfile", "config/paper.yaml")
+    workflow.edit("config/sources.yaml", "frames: 8, text_tokens: 120", "frames: 8, text_tokens: 121")
+    assert "plan_files" in workflow.run("-n", "plan", "--configfile", "config/paper.yaml")
+    (workflow.folder / "results/paper/calibration.json").write_text("[]")
+    said = workflow.run("-n", "plan", "--configfile", "config/paper.yaml", ok=False)
+    assert "calibration.json: not a calibration" in said and "Traceback" not in said
 
 
 @pytest.mark.workflow

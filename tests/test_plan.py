@@ -11,6 +11,7 @@ from fvlm.memory import GB, operation_that_fits, predicted_bytes
 from fvlm.planning import plan, speed
 from fvlm.planning.amounts import amounts_of
 from fvlm.planning.calibrate import main as calibrate
+from fvlm.planning.calibrate import why_not
 from fvlm.planning.limits import check_memory
 from fvlm.planning.plan import plan_rows, plan_text
 from fvlm.planning.trial import Trial, expected, flops_of, step_of
@@ -83,9 +84,42 @@ def test_a_measured_speed_counts_for_its_model_on_its_gpu_alone(tmp_path):
     assert {row["basis"] for row in plan_rows(study)} == {"assumed"}
 
 
-def test_a_damaged_calibration_is_named(tmp_path):
+@pytest.mark.parametrize("change", [
+    {"optim.batch_size": 8}, {"operation.micro_frames": 64}, {"operation.recompute": True}, {"operation.gpus": 4},
+    {"operation.gpus": 2, "operation.shard_weights": True}, {"optim.ema": 0.999}, {"train.precision": "float32"},
+])  # fmt: skip
+def test_what_changed_since_it_was_calibrated_is_not_measured(change, tmp_path):
+    study = load(CONFIG, "paper.yaml", results=str(tmp_path))
+    speed.calibration_path(study.results).write_text(json.dumps(calibration(study, study.runs["baseline"])))
+    assert only("baseline", results=str(tmp_path))["basis"] == "measured"
+    assert only("baseline", results=str(tmp_path), baseline=change)["basis"] == "assumed"
+
+
+def test_layers_that_are_computed_again_take_their_time():
+    again = only("baseline", baseline={"operation.recompute": True})
+    assert again["hours"] == pytest.approx(only("baseline")["hours"] * 4 / 3)
+
+
+def test_what_the_hours_and_costs_assume_is_said():
+    text = plan_text(load(CONFIG, "paper.yaml"))
+    assert "25% of A100's 312 TFLOP/s in bfloat16 (gpu.utilisation)" in text
+    assert "at an assumed 1.8 an hour (gpu.price_per_hour)" in text
+
+
+def test_the_total_says_which_runs_are_not_in_it(tmp_path):
+    study = load(CONFIG, "paper.yaml", results=str(tmp_path), gpu={"utilisation": None})
+    speed.calibration_path(study.results).write_text(json.dumps(calibration(study, study.runs["baseline"])))
+    unknown = sum(row["hours"] is None for row in plan_rows(study))
+    assert unknown and f"validations, without {unknown} runs of unknown speed: " in plan_text(study)
+
+
+@pytest.mark.parametrize("content", [
+    '{"models": ', "[]", '{"device": "x", "models": {}}', '{"device": "x", "kind": "cpu", "models": {"a": {}}}',
+    '{"device": "x", "kind": "cpu", "models": {"a": {"flops_per_s": 0}}}',
+])  # fmt: skip
+def test_a_damaged_calibration_is_named(content, tmp_path):
     study = load(CONFIG, "config.yaml", results=str(tmp_path))
-    speed.calibration_path(study.results).write_text('{"models": ')
+    speed.calibration_path(study.results).write_text(content)
     with pytest.raises(UserError, match=r"calibration\.json: not a calibration"):
         plan_rows(study)
 
@@ -131,6 +165,20 @@ def test_no_gpu_is_no_calibration_of_one(tmp_path):
     arguments = parse("fvlm.planning.calibrate", ["B0", "--study", str(CONFIG / "paper.yaml")])
     with pytest.raises(UserError, match="no GPU here"):
         calibrate(arguments)
+
+
+def test_what_one_process_cannot_hold_is_not_timed(tmp_path, capsys):
+    study = load(CONFIG, "paper.yaml", baseline={"operation.gpus": 2, "operation.shard_weights": True})
+    assert "split over 2 processes" in why_not(study.runs["1.7B-C1-F"], ("card", 32.0))
+    whole = load(CONFIG, "paper.yaml").runs["1.7B-C1-F"]
+    assert "not timed: run '1.7B-C1-F': training needs up to 65.0 GB" in why_not(whole, ("card", 32.0))
+    assert why_not(whole, ("card", 80.0)) is None
+    path = tmp_path / "study.yaml"
+    settings = "{operation.ranks: 2, operation.shard_weights: true}"
+    path.write_text(f"based_on: smoke.yaml\nstudy: split\nresults: {tmp_path}\nbaseline: {settings}\n")
+    with pytest.raises(UserError, match="no model could be timed here"):
+        calibrate(parse("fvlm.planning.calibrate", ["B1", "--study", str(path)]))
+    assert "B1: not timed" in capsys.readouterr().err and not (tmp_path / "calibration.json").exists()
 
 
 def test_made_up_samples_are_as_long_as_the_plan_expects():

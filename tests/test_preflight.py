@@ -1,13 +1,18 @@
 """Preflight finds what is wrong, all of it, and says what it could not try."""
 
+import fcntl
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from fvlm.data.batches import micro_batches
 from fvlm.data.sources import tars_of
 from fvlm.errors import UserError
+from fvlm.memory import GB, largest_load, predicted_bytes, unsplit
+from fvlm.planning.trial import worst
 from fvlm.preflight import command, data, machine, models
 from fvlm.preflight.check import NOT_CHECKED, OK, PROBLEM, NotChecked, table_of, tried
 from fvlm.train.state import load_checkpoint
@@ -43,6 +48,19 @@ def test_all_problems_are_listed_and_the_rest_is_tried(tmp_path, capsys):
         assert f"ok          {name}: " in said, said
     written = (tmp_path / "results/preflight.txt").read_text()
     assert "2 problems" in written and not list((tmp_path / "results").glob(".preflight-*"))
+
+
+def test_what_a_killed_preflight_left_is_deleted_and_what_a_running_one_uses_is_not(tmp_path):
+    for name in ("killed", "running"):
+        (tmp_path / f".preflight-{name}").mkdir()
+        (tmp_path / f".preflight-{name}/alive").touch()
+        (tmp_path / f".preflight-{name}/step_00000001.pt").write_bytes(bytes(1000))
+    path = tmp_path / "study.yaml"
+    path.write_text(f"based_on: smoke.yaml\nstudy: swept\nresults: {tmp_path}\n")
+    with open(tmp_path / ".preflight-running/alive") as alive:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        assert command.main(parse("fvlm.preflight.command", ["--study", str(path)])) == 0
+    assert [path.name for path in tmp_path.glob(".preflight-*")] == [".preflight-running"]
 
 
 def test_shards_are_read_and_a_damaged_one_is_named(prepared, tmp_path):
@@ -98,6 +116,45 @@ def test_the_size_of_a_checkpoint_is_that_of_a_real_one(prepared, tmp_path):
     assert max(tmp_path.glob("step_*.pt")).stat().st_size == pytest.approx(
         machine.checkpoint_bytes(study.runs["baseline"]), rel=0.05
     )
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "paper.yaml"])
+def test_the_worst_batch_is_as_full_as_predicted(name):
+    study = load(CONFIG, name)
+    for run in study.runs.values():
+        samples, most = worst(run, study), largest_load(run)
+        assert sum(s.shown for s in samples) == most.positions and sum(s.tokens for s in samples) == most.text_tokens
+        (group,) = micro_batches(np.array([s.shown for s in samples]), np.array([s.tokens for s in samples]),
+                                 run.operation.micro_frames, run.operation.micro_tokens)  # fmt: skip
+        assert len(group) == len(samples)  # in one forward pass
+
+
+def test_split_weights_that_one_gpu_cannot_hold_are_not_tried():
+    study = load(CONFIG, "paper.yaml", baseline={"operation.gpus": 2, "operation.shard_weights": True})
+    runs = sorted(map(unsplit, study.runs.values()), key=predicted_bytes)
+    run, why = models.on_one_gpu(runs, study, 32)
+    assert predicted_bytes(run) <= 32 * GB and "1.7B-C" in why and "was not tried" in why
+    assert models.on_one_gpu(runs, study, 80) == (runs[-1], "")
+    with pytest.raises(NotChecked, match="splits its weights"):
+        models.on_one_gpu(runs, study, 2)
+    whole = load(CONFIG, "paper.yaml")
+    runs = sorted(whole.runs.values(), key=predicted_bytes)
+    assert models.on_one_gpu(runs, whole, 2) == (runs[-1], "")  # what is not split must fit: its failure is told
+
+
+@pytest.mark.parametrize(("script", "said"), [
+    ("exec sleep 20", "does not answer within 0.2 s"),
+    ("echo 'no controller' >&2; exit 1", "does not answer: no controller"),
+])  # fmt: skip
+def test_a_cluster_that_does_not_answer_is_a_problem_and_no_end(script, said, tmp_path, monkeypatch):
+    command = tmp_path / "sinfo"
+    command.write_text(f"#!/bin/sh\n{script}\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    if "sleep" in script:
+        monkeypatch.setattr(machine, "SLURM_S", 0.2)
+    check = tried("Slurm", machine.slurm)
+    assert check.state == PROBLEM and said in check.said and "[" not in check.said
 
 
 def test_on_a_cpu_a_batch_that_takes_a_minute_at_most_is_tried():

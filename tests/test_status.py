@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,12 +16,14 @@ import pytest
 from fvlm import status
 from fvlm.errors import UserError
 from fvlm.status import status_of, totals_of
+from fvlm.train.ranks import Ranks
+from fvlm.train.state import RunLock
 from tests.conftest import ROOT, parse
 from tests.train_cases import content_in, study_in, trained
 
 
-def state_of(results: Path, name: str = "baseline", **options) -> status.Status:
-    return next(s for s in status_of(study_in(results), **options) if s.run == name)
+def state_of(results: Path, name: str = "baseline", stalled_after=None, **changes) -> status.Status:
+    return next(s for s in status_of(study_in(results, **changes), stalled_after) if s.run == name)
 
 
 @pytest.fixture
@@ -106,6 +109,106 @@ def test_a_run_elsewhere_is_judged_by_its_files(begun):
     assert state_of(begun).state == "stalled" and "node17" in state_of(begun).note
 
 
+def configured(results: Path, digest: str) -> None:
+    (results / "runs/baseline/state/lock").write_text(f"process 1 on {socket.gethostname()}, configuration {digest}")
+
+
+def test_what_another_configuration_left_is_not_counted(begun):
+    digest, summary = study_in(begun).runs["baseline"].digest, begun / "runs/baseline/run_summary.json"
+    configured(begun, digest)
+    assert state_of(begun).state == "failed" and state_of(begun).step == 3
+    configured(begun, "0" * 16)
+    found = state_of(begun)
+    assert (found.state, found.step, found.hours) == ("not started", 0, None) and "starts over" in found.note
+    with held(begun):
+        found = state_of(begun)
+        assert (found.state, found.note) == ("running", "with another configuration")
+    summary.write_text(json.dumps({"digest": "0" * 16, "wall_s": 60.0, "steps": 4}))
+    for holder in ("0" * 16, ""):  # an earlier version wrote none
+        configured(begun, holder)
+        found = state_of(begun)
+        assert (found.state, found.step) == ("not started", 0) and found.note == "finished with another configuration"
+    configured(begun, digest)  # and then begun anew
+    assert state_of(begun).state == "failed"
+    (begun / "runs/baseline/state/lock").unlink()  # as of results that were copied without it
+    assert state_of(begun).note == "finished with another configuration"
+
+
+def test_the_lock_of_a_real_training_names_machine_and_configuration(tmp_path):
+    study = study_in(tmp_path)
+    digest = study.runs["baseline"].digest
+    with RunLock(tmp_path / "runs/baseline/state", Ranks(), digest):
+        found = state_of(tmp_path)
+        assert (found.state, found.note, found.step) == ("running", "", 0)
+        assert state_of(tmp_path, baseline={"train.samples": 12}).note == "with another configuration"
+    assert state_of(tmp_path).state == "failed"
+    assert "starts over" in state_of(tmp_path, baseline={"train.samples": 12}).note
+
+
+def test_a_summary_of_an_earlier_version_may_say_less(begun):
+    digest = study_in(begun).runs["baseline"].digest
+    (begun / "runs/baseline/run_summary.json").write_text(json.dumps({"digest": digest}))
+    found = state_of(begun)
+    assert found.state == "finished" and found.step == found.steps == 4 and found.hours is None
+    assert "finished" in status.status_text(study_in(begun), [found])
+
+
+@pytest.mark.parametrize("damage", [
+    b"3\n", b"null\n", b'{"step": 4}\n', b'{"step": "x", "samples": 4}\n', b"\xff\xfe\n", b"\0\0\0\n",
+    b'{"step": 4, "sa\n',
+])  # fmt: skip
+def test_a_damaged_line_costs_that_line_alone(begun, damage):
+    log = begun / "runs/baseline/state/metrics.jsonl"
+    log.write_bytes(damage + log.read_bytes() + damage)
+    found = state_of(begun)
+    assert (found.step, found.loss, found.hours) == (3, 0.0, pytest.approx(3 / 3600))
+
+
+def test_a_damaged_line_in_a_long_log_costs_that_line_alone(begun):
+    lines = [f'{{"step": {i}, "samples": {4 * i}, "samples_per_s": 4.0}}' for i in range(1, 121)]
+    lines[20] = '{"step": 21, "samples": 84, "samples_per_s": 1e'
+    (begun / "runs/baseline/state/metrics.jsonl").write_text("\n".join(lines) + "\n")
+    found = state_of(begun)
+    assert found.step == 120 and found.hours == pytest.approx(120 / 3600)
+
+
+def test_a_line_without_speed_and_an_odd_checkpoint_are_no_obstacle(begun):
+    state = begun / "runs/baseline/state"
+    (state / "metrics.jsonl").write_text('{"step": 1, "samples": 4, "samples_per_s": null}\n')
+    (state / "step_old.pt").touch()
+    found = state_of(begun)
+    assert (found.step, found.samples_per_s, found.hours, found.checkpoint) == (1, None, None, 2)
+
+
+def test_a_lock_that_names_no_machine_is_no_machine_called_none(begun):
+    (begun / "runs/baseline/state/lock").write_text("")  # as it is while its next holder writes into it
+    with held(begun):
+        assert (state_of(begun).state, state_of(begun).note) == ("running", "")
+    assert "its lock does not name" in state_of(begun).note
+
+
+@pytest.mark.parametrize("name", ["run_summary.json", "state/lock", "state/metrics.jsonl"])
+def test_a_file_that_cannot_be_read_is_named_and_the_other_runs_are_shown(begun, name):
+    path = begun / "runs/baseline" / name
+    path.unlink(missing_ok=True)
+    path.mkdir()  # unreadable even for root
+    found = {s.run: s for s in status_of(study_in(begun))}
+    assert found["baseline"].state == "unreadable" and str(path) in found["baseline"].note
+    assert found["F1"].state == "not started"
+
+
+@pytest.mark.parametrize("content", ["[]", '{"digest": '])
+def test_a_damaged_summary_is_not_a_finished_run(begun, content):
+    (begun / "runs/baseline/run_summary.json").write_text(content)
+    assert state_of(begun).state == "unreadable" and "run_summary.json: damaged" in state_of(begun).note
+
+
+def test_long_names_do_not_run_into_the_next_column(tmp_path):
+    found = [status.Status("a_name_of_more_than_sixteen_letters", "not started"), status.Status("A6", "failed")]
+    lines = status.status_text(study_in(tmp_path), found).splitlines()
+    assert "letters  not started" in lines[1] and lines[0].index("state") == lines[2].index("failed")
+
+
 def test_asking_does_not_keep_a_training_out(begun):
     assert not status.is_held(begun / "runs/baseline/state/lock")
     with held(begun):
@@ -148,6 +251,22 @@ def test_the_command_as_text_and_as_json(begun, capsys):
     assert row["run"] == "baseline" and row["step"] == 3
     with pytest.raises(UserError, match="no run 'nobody'"):
         status.main(parse("fvlm.status", ["nobody", *arguments]))
+
+
+def test_watching_ends_when_nobody_reads(begun):
+    watch = [sys.executable, "-m", "fvlm", "status", "--watch", "0.1", "--study", study_file(begun)]
+    with subprocess.Popen(watch, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline().startswith("run ")  # no control characters in a pipe
+        process.stdout.close()
+        assert process.wait(30) == 128 + signal.SIGPIPE and process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("option", ["--watch", "--stalled-after"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "soon"])
+def test_seconds_are_above_zero(option, value, capsys):
+    with pytest.raises(SystemExit):
+        parse("fvlm.status", [option, value])
+    assert "expected a number of seconds above zero" in capsys.readouterr().err
 
 
 def test_it_starts_without_torch():

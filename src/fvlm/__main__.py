@@ -8,9 +8,12 @@ import argparse
 import errno
 import gc
 import importlib
+import os
+import select
+import signal
 import sys
 from contextlib import suppress
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from fvlm.errors import Stopped, UserError
 
@@ -87,6 +90,11 @@ def main(argv: list[str] | None = None) -> int:
         with suppress(BrokenPipeError):  # who reads this may have been stopped by the same signal
             print(f"fvlm {name}: stopped {stopped}; the same command goes on from there", file=sys.stderr, flush=True)
         return stopped.status
+    except BrokenPipeError:
+        if not _reader_is_gone(sys.stdout):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python itself complains at its end
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in DISK:
             raise
@@ -100,6 +108,13 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"fvlm {name}: stopped; what is finished stays, and the same command goes on from there", file=sys.stderr)
         return 130
+
+
+def _reader_is_gone(stream: TextIO) -> bool:
+    """Whether a pipe leads nowhere, as after `| head`."""
+    asked = select.poll()
+    asked.register(stream, 0)  # errors are always told
+    return bool(asked.poll(0))
 
 
 if __name__ == "__main__":

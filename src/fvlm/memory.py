@@ -96,7 +96,7 @@ def _state_bytes(run: schema.Run, trained: Trained) -> float:
     state = STATE + (AVERAGE if run.optim.ema else 0)
     counts = parameters(run.model)
     whole = sum(counts[part] * (state if getattr(trained, part) else 4) for part in ("connector", "dino", "llm"))
-    if not run.operation.shard_weights:
+    if not run.operation.splits_weights:
         return whole
     language = run.model.language
     embeddings = language.vocabulary * language.width
@@ -131,13 +131,14 @@ def _limits_that_fit(run: schema.Run, most: float) -> dict[str, int] | None:
     if predicted_bytes(run) <= most:
         return {}
     frames = range(MAX_FRAMES, max(MAX_FRAMES, run.operation.micro_frames) + 1)
-    tokens = own = run.operation.micro_tokens
+    tokens = run.operation.micro_tokens
     while True:
         fitting = bisect_right(
             frames, most, key=lambda count, t=tokens: predicted_bytes(_with(run, micro_frames=count, micro_tokens=t))
         )
         if fitting:
-            return {"micro_frames": frames[fitting - 1], **({} if tokens == own else {"micro_tokens": tokens})}
+            found = {"micro_frames": frames[fitting - 1], "micro_tokens": tokens}
+            return {name: limit for name, limit in found.items() if limit < getattr(run.operation, name)}
         if tokens <= run.data.max_text_tokens:
             return None
         tokens = max(run.data.max_text_tokens, tokens // 2)
@@ -145,6 +146,11 @@ def _limits_that_fit(run: schema.Run, most: float) -> dict[str, int] | None:
 
 def _with(run: schema.Run, **operation: int | bool) -> schema.Run:
     return run.model_copy(update={"operation": run.operation.model_copy(update=operation)})
+
+
+def unsplit(run: schema.Run) -> schema.Run:
+    """The run with all its weights in every process."""
+    return _with(run, shard_weights=False)
 
 
 def item_bytes(run: schema.Run) -> int:

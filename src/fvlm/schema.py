@@ -159,6 +159,11 @@ class Operation(Strict):
         """Processes that train the run, on all its nodes."""
         return self.nodes * self.ranks_per_node
 
+    @property
+    def splits_weights(self) -> bool:
+        """Whether no process has all weights."""
+        return self.shard_weights and self.total_ranks > 1
+
 
 class Run(Strict):
     """One training, fully resolved."""

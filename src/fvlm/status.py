@@ -4,13 +4,16 @@ A training on this machine is alive if it holds its lock. One on another machine
 lock is not asked there, since network file systems need not pass it on.
 """
 
+import argparse
 import fcntl
 import json
+import math
 import re
 import socket
+import sys
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -24,8 +27,9 @@ from fvlm.schema import Run, Study
 RECENT = 50  # steps whose speed counts for the time left
 QUIET_S = 120  # a run may always be silent for so long,
 QUIET_STEPS, QUIET_VALIDATIONS = 20, 3  # or for so many of its own steps or validations
-STATES = ("running", "stalled", "stopped", "failed", "waiting", "not started", "finished")
-FORM = "{:<16}{:<12}{:>17}{:>9}{:>11}{:>10}  {:<26}{:>9}{:>9}"
+STATES = ("running", "stalled", "stopped", "failed", "unreadable", "waiting", "not started", "finished")
+WANTED = ("step", "samples", "train_loss", "tflops", "samples_per_s")  # of a line of metrics
+FORM = "{:<12}{:>17}{:>9}{:>11}{:>10}  {:<26}{:>9}{:>9}"
 HEAD = ("run", "state", "step", "loss", "samples/s", "left", "checkpoint", "hours", "cost")
 
 
@@ -59,8 +63,11 @@ def status_of(study: Study, stalled_after: float | None = None) -> list[Status]:
     calibration, found = read_calibration(study.results), {}
     for name, run in study.runs.items():
         amounts = _amounts(run, study)
-        status = _of_run(run, study, amounts, stalled_after)
-        if status.state in ("not started", "waiting") and amounts is not None:
+        try:
+            status = _of_run(run, study, amounts, stalled_after)
+        except OSError as error:
+            status = Status(name, "unreadable", f"{error.filename}: {error.strerror}", steps=amounts and amounts.steps)
+        if status.left_s is None and amounts is not None:
             planned = hours_of(run, amounts, speed_of(run, study, calibration))
             status.left_s = None if planned is None else planned * 3600
         found[name] = status
@@ -80,60 +87,82 @@ def _amounts(run: Run, study: Study) -> Amounts | None:
 
 def _of_run(run: Run, study: Study, amounts: Amounts | None, stalled_after: float | None) -> Status:
     folder = Path(study.results) / "runs" / run.name
-    steps = amounts and amounts.steps
-    summary = _summary(folder / "run_summary.json")
+    lock, summary = folder / "state/lock", _summary(folder / "run_summary.json")
     if summary is not None and summary.get("digest") == run.digest:
-        return _finished(run, study, summary)
-    lines = read_metrics(folder / "state/metrics.jsonl")
-    status = Status(run.name, "not started", steps=steps)
-    if summary is not None:
-        status.note = "finished with another configuration"
-    if not (folder / "state/lock").exists():
-        return status
+        return _finished(run, study, summary, amounts)
+    new = Status(run.name, "not started", steps=amounts and amounts.steps)
+    holder = _read(lock)
+    named = re.search(r"configuration (\w+)", holder or "")
+    another = named is not None and named[1] != run.digest
+    if summary is not None and (another or named is None) and not is_held(lock):
+        new.note = "finished with another configuration"
+        return new
+    if holder is None:
+        return new
+    status, lines = replace(new), read_metrics(folder / "state/metrics.jsonl")
     _add_progress(status, run, study, lines)
     _add_checkpoint(status, folder / "state")
     quiet = stalled_after or _may_be_quiet(status, run, amounts, lines)
-    status.state, status.note = _liveness(folder, quiet, Path(study.results) / f"logs/train/{run.name}.log")
+    status.state, status.note = _liveness(folder, holder, quiet, Path(study.results) / f"logs/train/{run.name}.log")
+    if another and status.state in ("failed", "stopped"):
+        new.note = "begun with another configuration, and starts over"
+        return new
+    if another:
+        status.note = f"{status.note}; with another configuration".removeprefix("; ")
     return status
 
 
 def _summary(path: Path) -> dict | None:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):  # not there, or going away just now
+    """raises OSError if it is there and cannot be read"""
+    text = _read(path)
+    if text is None:
         return None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise OSError(0, "damaged; delete it, and the same command writes it again", str(path))
+    return found
 
 
-def _finished(run: Run, study: Study, summary: dict) -> Status:
-    spent = summary["wall_s"] / 3600
-    last = (summary.get("final") or {}).get("train_loss")
+def _finished(run: Run, study: Study, summary: dict, amounts: Amounts | None) -> Status:
+    """An earlier version may not have written every field."""
+    wall, last = summary.get("wall_s"), (summary.get("final") or {}).get("train_loss")
+    spent = None if wall is None else wall / 3600
+    steps = summary.get("steps") or (amounts.steps if amounts else 0)
     return Status(
-        run.name, "finished", step=summary["steps"], steps=summary["steps"], loss=last,
-        samples_per_s=summary["samples_per_s"], left_s=0.0, hours=spent, cost=_cost(run, study, spent),
+        run.name, "finished", step=steps, steps=steps, loss=last, samples_per_s=summary.get("samples_per_s"),
+        left_s=0.0, hours=spent, cost=None if spent is None else _cost(run, study, spent),
     )  # fmt: skip
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Step, samples, loss, FLOP/s and speed of each logged step; a last line that is half there is left out."""
-    try:
-        content = path.read_text()
-    except (OSError, UnicodeDecodeError):
-        return []
+    """WANTED of each logged step; a line that is damaged or only half there is left out, as the run itself will do.
+
+    raises  OSError if the file is there and cannot be read
+    """
+    content = _read(path) or ""
     whole = content[: content.rfind("\n") + 1].splitlines()
-    wanted = ("step", "samples", "train_loss", "tflops", "samples_per_s")
     # long logs: of all but the recent lines only what the time spent is added up from is taken out
     found = []
     for line in whole[:-RECENT]:
-        pair = re.search(r'"samples": (\d+).*"samples_per_s": ([\d.e+-]+)', line)
+        pair = re.search(r'"samples": (\d+).*"samples_per_s": (\d[\d.]*(?:e[+-]?\d+)?)[,}]', line)
         if pair:
             found.append({"samples": int(pair[1]), "samples_per_s": float(pair[2])})
-    for line in whole[-RECENT:]:
-        try:
-            record = json.loads(line)
-            found.append({name: record.get(name) for name in wanted})
-        except ValueError:
-            continue  # damaged; the run itself will drop it
-    return found
+    return found + [record for line in whole[-RECENT:] if (record := _record(line)) is not None]
+
+
+def _record(line: str) -> dict | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(record, dict):
+        return None
+    found = {name: record.get(name) for name in WANTED}
+    numbers = all(value is None or isinstance(value, int | float) for value in found.values())
+    return found if numbers and None not in (found["step"], found["samples"]) else None
 
 
 def _seconds(lines: list[dict]) -> list[float]:
@@ -147,14 +176,16 @@ def _seconds(lines: list[dict]) -> list[float]:
 
 
 def _add_progress(status: Status, run: Run, study: Study, lines: list[dict]) -> None:
-    if not lines:
+    seconds, last = _seconds(lines), lines[-1] if lines else {}
+    if "step" in last:
+        status.step, status.loss = last["step"], last["train_loss"]
+    if not any(seconds):
         return
-    seconds, recent = _seconds(lines), lines[-RECENT:]
-    status.step, status.loss = recent[-1]["step"], recent[-1]["train_loss"]
     status.hours = sum(seconds) / 3600
     status.cost = _cost(run, study, status.hours)
     pace = sum(seconds[-RECENT:]) / len(seconds[-RECENT:])
-    status.samples_per_s = run.optim.batch_size / pace
+    if pace:
+        status.samples_per_s = run.optim.batch_size / pace
     if status.steps is not None:
         status.left_s = max(0, status.steps - status.step) * pace
 
@@ -167,12 +198,12 @@ def _cost(run: Run, study: Study, spent: float) -> float | None:
 
 
 def _add_checkpoint(status: Status, state: Path) -> None:
-    newest = max(state.glob("step_*.pt"), default=None)
+    newest = max((path for path in state.glob("step_*.pt") if path.stem[5:].isdecimal()), default=None)
     if newest is None:
         return
     age = _age(newest)
     if age is not None:
-        status.checkpoint, status.checkpoint_age_s = int(newest.stem.removeprefix("step_")), age
+        status.checkpoint, status.checkpoint_age_s = int(newest.stem[5:]), age
 
 
 def _may_be_quiet(status: Status, run: Run, amounts: Amounts | None, lines: list[dict]) -> float:
@@ -183,12 +214,11 @@ def _may_be_quiet(status: Status, run: Run, amounts: Amounts | None, lines: list
     return max(QUIET_S, QUIET_STEPS * usual, QUIET_VALIDATIONS * validation)
 
 
-def _liveness(folder: Path, quiet: float, log: Path) -> tuple[str, str]:
-    """State and note of a run that has begun and is not finished."""
-    state = folder / "state"
-    holder = re.search(r"on (\S+)", _text(state / "lock"))
-    host = holder[1] if holder else None
-    here = host == socket.gethostname()
+def _liveness(folder: Path, holder: str, quiet: float, log: Path) -> tuple[str, str]:
+    """State and note of a run that has begun and is not finished; `holder`: what its lock says."""
+    state, named = folder / "state", re.search(r"on ([^\s,]+)", holder)
+    host = named[1] if named else "a machine that its lock does not name"
+    here = host == socket.gethostname() or (named is None and is_held(state / "lock"))
     ages = [_age(state / name) for name in ("lock", "metrics.jsonl", "validation.jsonl")]
     ages += [_age(path) for path in state.glob("step_*.pt")]
     age = min((age for age in ages if age is not None), default=float("inf"))
@@ -214,16 +244,21 @@ def is_held(path: Path) -> bool:
 
 def _last_words(log: Path) -> str:
     """The error that a training ended with, if its log ends with one."""
-    lines = [line for line in _text(log).splitlines() if line.strip()]
+    try:
+        text = (_read(log) or "")[-20_000:]
+    except OSError:
+        return ""
+    lines = [line for line in text.splitlines() if line.strip()]
     last = lines[-1] if lines else ""
     return last.removeprefix("fvlm train: ") if re.match(r"fvlm train: |\w*(Error|Exception)\b", last) else ""
 
 
-def _text(path: Path) -> str:
+def _read(path: Path) -> str | None:
+    """A file's text, None where there is no file; raises OSError if it cannot be read."""
     try:
-        return path.read_text(errors="replace")[-20_000:]
-    except OSError:
-        return ""
+        return path.read_text(errors="replace")
+    except (FileNotFoundError, NotADirectoryError):  # not there, or going away just now
+        return None
 
 
 def _age(path: Path) -> float | None:
@@ -255,12 +290,13 @@ def totals_of(study: Study, found: list[Status]) -> dict:
 
 
 def status_text(study: Study, found: list[Status]) -> str:
-    lines = [FORM.format(*HEAD)]
+    form = f"{{:<{max([14, *(len(s.run) for s in found)]) + 2}}}{FORM}"
+    lines = [form.format(*HEAD)]
     for s in found:
         place = f"{s.step:,}/{'?' if s.steps is None else format(s.steps, ',')}"
         saved = "-" if s.checkpoint is None else f"step {s.checkpoint:,}, {ago(s.checkpoint_age_s)} ago"
         left = "-" if s.left_s is None else ago(s.left_s)
-        line = FORM.format(
+        line = form.format(
             s.run, s.state, place, number(s.loss, 3), number(s.samples_per_s, 1), left, saved, hours(s.hours),
             number(s.cost, 2),
         )  # fmt: skip
@@ -274,11 +310,23 @@ def status_text(study: Study, found: list[Status]) -> str:
     return "\n".join([*lines, f"{total['runs']} runs: {said}; {spent}, {left}, one after another"])
 
 
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected a number of seconds above zero")
+    return value
+
+
 def add_arguments(parser) -> None:
     parser.add_argument("runs", nargs="*", metavar="RUN", help="these runs alone")
-    parser.add_argument("--watch", nargs="?", type=float, const=10, metavar="SECONDS", help="again and again (10 s)")
+    parser.add_argument(
+        "--watch", nargs="?", type=_positive, const=10, metavar="SECONDS", help="again and again (10 s)"
+    )
     parser.add_argument("--json", action="store_true", help="as JSON, for programs")
-    parser.add_argument("--stalled-after", type=float, metavar="SECONDS", help="of silence; else by the run's own pace")
+    parser.add_argument("--stalled-after", type=_positive, metavar="SECONDS", help="of silence; else by its pace")
     add_study_arguments(parser)
 
 
@@ -293,7 +341,8 @@ def main(args) -> int:
             said = json.dumps({"runs": [asdict(s) for s in found], "total": totals_of(study, found)})
         else:
             said = status_text(study, found)
-        print(f"\033[2J\033[H{said}" if args.watch and not args.json else said, flush=True)
+        clear = args.watch and not args.json and sys.stdout.isatty()
+        print(f"\033[2J\033[H{said}" if clear else said, flush=True)
         if not args.watch:
             return 0
         time.sleep(args.watch)

@@ -15,11 +15,12 @@ from fvlm.config import add_study_arguments, study_of
 from fvlm.errors import UserError
 from fvlm.files import write_json
 from fvlm.memory import GB, predicted_bytes
+from fvlm.planning.limits import too_little_memory
 from fvlm.planning.speed import CPU, CUDA, calibration_path, model_digest, read_calibration
 from fvlm.planning.trial import Trial, expected, flops_of, step_of
 from fvlm.schema import Run, Study
 from fvlm.train.device import device_of, precision_on
-from fvlm.train.hardware import hardware, memory_gb
+from fvlm.train.hardware import gpu_of, hardware, memory_gb
 
 WARM, LEAST, MOST = 2, 5, 50  # steps before the clock starts, and at least and at most measured
 
@@ -44,10 +45,26 @@ def main(args) -> int:
             "no GPU here, but these runs are to train on one; calibrate on the machine that has it, "
             "or set operation.gpus to 0"
         )
+    refused = 0
     for number, (digest, run) in enumerate(runs.items(), 1):
-        _store(study, digest, timed(run, study, args.seconds), device_of(run))
-        print(f"{number} of {len(runs)} models: {_said(study, digest)}", file=sys.stderr, flush=True)
+        reason = why_not(run, gpu_of(device_of(run)))
+        if reason is None:
+            _store(study, digest, timed(run, study, args.seconds), device_of(run))
+        else:
+            refused += 1
+        print(f"{number} of {len(runs)} models: {reason or _said(study, digest)}", file=sys.stderr, flush=True)
+    if refused == len(runs):
+        raise UserError("no model could be timed here; the plan assumes their speed (gpu.utilisation)")
     return 0
+
+
+def why_not(run: Run, gpu: tuple[str, float] | None) -> str | None:
+    """Why a run cannot be timed by this one process, or None; `gpu`: name and GB of the GPU here."""
+    if run.operation.splits_weights:
+        return f"{run.name}: not timed, since its weights are split over {run.operation.total_ranks} processes"
+    if gpu is not None and predicted_bytes(run) > gpu[1] * GB:
+        return f"not timed: {too_little_memory(run, *gpu)}"
+    return None
 
 
 def timed(run: Run, study: Study, seconds: float) -> dict:

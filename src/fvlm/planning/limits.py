@@ -59,17 +59,32 @@ def check_memory(study: Study) -> None:
     if study.gpu is None:
         return
     has = study.gpu.memory_gb
-    too_large = {run.name: predicted_bytes(run) / GB for run in study.runs.values() if run.operation.gpus}
-    too_large = {name: needed for name, needed in too_large.items() if needed > has}
+    too_large = [run for run in study.runs.values() if run.operation.gpus and predicted_bytes(run) > has * GB]
     if not too_large:
         return
-    run = study.runs[max(too_large, key=too_large.get)]
-    others = len(too_large) - 1
+    run, others = max(too_large, key=predicted_bytes), len(too_large) - 1
     more = f" ({others} more {'runs do' if others > 1 else 'run does'} not fit either)" if others else ""
-    raise UserError(
-        f"run {run.name!r}: training needs up to {too_large[run.name]:.1f} GB of GPU memory, but {study.gpu.name} has "
-        f"{has:g} GB{more}; {_remedy(run, has)}use a GPU with at least {math.ceil(too_large[run.name])} GB "
-        "(gpu: in the study)"
+    raise UserError(f"{too_little_memory(run, study.gpu.name, has, more)} (gpu: in the study)")
+
+
+def check_run_memory(run: Run, study: Study, real: tuple[str, float] | None = None) -> None:
+    """One run, before it is trained; without `gpu:` in the study nothing is checked, as for all runs.
+
+    real    name of the GPU that is there and its memory in GB, which count more than what the study says
+    """
+    if study.gpu is None or not run.operation.gpus:
+        return
+    name, has = real or (study.gpu.name, study.gpu.memory_gb)
+    if predicted_bytes(run) > has * GB:
+        raise UserError(too_little_memory(run, name, has) + ("" if real else " (gpu: in the study)"))
+
+
+def too_little_memory(run: Run, name: str, has: float, more: str = "") -> str:
+    """That a run does not fit the GPU `name` of `has` GB, and with what it would."""
+    needed = predicted_bytes(run) / GB
+    return (
+        f"run {run.name!r}: training needs up to {needed:.1f} GB of GPU memory, but {name} has {has:.4g} GB{more}; "
+        f"{_remedy(run, has)}use a GPU with at least {math.ceil(needed)} GB"
     )
 
 

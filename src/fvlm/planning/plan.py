@@ -18,7 +18,8 @@ from fvlm.planning.speed import calibration_path, hours_of, peak_tflops, read_ca
 from fvlm.schema import Study
 
 SHORT = (("", 1), (" k", 1e3), (" M", 1e6), (" G", 1e9), (" T", 1e12))
-FORM = "{:<16}{:<10}{:<9}{:>14}{:>11}{:>9}{:>9}{:>9}{:>10}{:>7}{:>9}{:>9}{:>9}  {}"
+FORM = "{:<10}{:<{parent}}{:>14}{:>11}{:>9}{:>9}{:>9}{:>10}{:>7}{:>9}{:>9}{:>9}  {}"
+WIDTHS = {"run": 16, "parent": 9}  # at least; of a longer name what it takes
 HEAD = ("run", "family", "parent", "parameters", "samples", "steps", "visual", "text", "FLOPs", "GPU GB", "hours",
         "GPU h", "cost", "speed")  # fmt: skip
 
@@ -54,13 +55,15 @@ def plan_rows(study: Study) -> list[dict]:
 def plan_text(study: Study, rows: list[dict] | None = None) -> str:
     """The plan as aligned text: one line per run, then the totals."""
     rows = plan_rows(study) if rows is None else rows
-    lines = [FORM.format(*HEAD)]
+    widths = {name: max([at_least, *(len(row[name]) + 2 for row in rows)]) for name, at_least in WIDTHS.items()}
+    form = "{:<{run}}" + FORM
+    lines = [form.format(*HEAD, **widths)]
     for row in rows:
-        lines.append(FORM.format(
+        lines.append(form.format(
             row["run"], row["family"], row["parent"], f"{row['N']:,}", f"{row['samples']:,}", f"{row['steps']:,}",
             short(row["visual_tokens"]), short(row["text_tokens"]), f"{row['flops']:.3g}",
             number(row["memory_gb"], 1), hours(row["hours"]), hours(row["gpu_hours"]), number(row["cost"], 2),
-            row["basis"] or "-",
+            row["basis"] or "-", **widths,
         ).rstrip())  # fmt: skip
     return "\n".join([*lines, *totals(study, rows)])
 
@@ -80,12 +83,14 @@ def totals(study: Study, rows: list[dict]) -> list[str]:
     timed = [row for row in rows if row["hours"] is not None]
     if timed:
         names, longest = _longest_chain(timed)
-        said = f"trainings with their validations: {hours(total('hours'))} h one after another, at least "
+        without = f", without {len(rows) - len(timed)} runs of unknown speed" if len(timed) < len(rows) else ""
+        said = f"trainings with their validations{without}: {hours(total('hours'))} h one after another, at least "
         said += f"{hours(longest)} h side by side ({' > '.join(names)})"
         if total("gpu_hours"):
             said += f"; {hours(total('gpu_hours'))} GPU hours on {study.gpu.name}"
         if total("cost"):
-            said += f", {total('cost'):,.2f} {study.gpu.currency} at {study.gpu.price_per_hour:g} an hour"
+            said += f", {total('cost'):,.2f} {study.gpu.currency} at an assumed {study.gpu.price_per_hour:g} an hour "
+            said += "(gpu.price_per_hour)"
         lines.append(said)
     return [*lines, *_basis(study, rows)]
 

@@ -33,8 +33,9 @@ def read_calibration(results: str) -> dict | None:
         return None
     try:
         found = json.loads(path.read_text())
-        known = isinstance(found["models"], dict) and isinstance(found["device"], str)
-    except (ValueError, KeyError, TypeError):
+        known = isinstance(found["device"], str) and found["kind"] in (CPU, CUDA)
+        known = known and all(model["flops_per_s"] > 0 for model in found["models"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
         known = False
     if not known:
         raise UserError(f"{path}: not a calibration; delete it, or measure again with `fvlm calibrate`")
@@ -42,12 +43,14 @@ def read_calibration(results: str) -> dict | None:
 
 
 def model_digest(run: Run) -> str:
-    """The same for runs whose steps take equally long per FLOP: model, what is frozen, precision, micro-batches."""
+    """The same for runs whose steps take equally long per FLOP: model, what is trained, precision, and how a rank's
+    samples of a step are split."""
     operation = run.operation
     content = [
         run.model.model_dump(mode="json", exclude={"encoder": {"weights"}, "language": {"weights"}}),
         sorted(run.optim.freeze), run.train.precision, operation.micro_frames, operation.micro_tokens,
         operation.recompute, bool(operation.gpus), None if operation.gpus else operation.threads,
+        -(-run.optim.batch_size // operation.total_ranks), run.optim.ema is not None, operation.splits_weights,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -65,6 +68,8 @@ def speed_of(run: Run, study: Study, calibration: dict | None) -> Speed | None:
     if not run.operation.gpus or peak is None or study.gpu.utilisation is None:
         return None
     share = 1.0 if run.train.precision == "bfloat16" else 0.5  # TF32
+    if run.operation.recompute:
+        share *= 0.75  # the forward pass, a third of what is counted, is computed again
     return Speed(study.gpu.utilisation * share * peak * 1e12, "assumed")
 
 

@@ -56,11 +56,17 @@ def expected(run: Run, study: Study, count: int, seed: int = 0) -> list[Lengths]
 
 
 def worst(run: Run, study: Study) -> list[Lengths]:
-    """The fullest micro-batch: as many of the longest videos with the longest texts as its limits allow."""
-    operation, text = run.operation, run.data.max_text_tokens
-    mine = -(-run.optim.batch_size // operation.total_ranks)
-    count = max(1, min(mine, operation.micro_frames // MAX_FRAMES, operation.micro_tokens // text))
-    return [Lengths(MAX_FRAMES, MAX_FRAMES, text, run.data.sources[0])] * count
+    """The fullest micro-batch: as many of the longest videos with the longest texts as its limits allow, and then as
+    many texts alone, as if the run had them: that is what its memory is predicted for (fvlm.memory.largest_load).
+
+    A pair of answers stands as two samples.
+    """
+    operation, text, source = run.operation, run.data.max_text_tokens, run.data.sources[0]
+    halves = 2 if run.data.loss == "preference" else 1
+    mine = halves * -(-run.optim.batch_size // operation.total_ranks)
+    most = max(halves, min(mine, operation.micro_tokens // text))
+    videos = max(halves, min(most, operation.micro_frames // MAX_FRAMES))
+    return [Lengths(MAX_FRAMES, MAX_FRAMES, text, source)] * videos + [Lengths(0, 0, text, source)] * (most - videos)
 
 
 def batch_of(samples: list[Lengths], run: Run, seed: int = 0) -> Batch:

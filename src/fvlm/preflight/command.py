@@ -4,6 +4,8 @@ Prints a line per check as it is done, writes all of them to preflight.txt, and 
 trying all. What cannot be tried here - a GPU, a cluster - is listed with the reason.
 """
 
+import fcntl
+import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,9 @@ from fvlm.planning.limits import check_data, check_memory, check_results
 from fvlm.preflight import data, machine, models
 from fvlm.preflight.check import OK, PROBLEM, Check, table_of, tried
 from fvlm.schema import Study
+from fvlm.status import is_held
+
+SCRATCH = ".preflight-"
 
 
 def add_arguments(parser) -> None:
@@ -25,7 +30,12 @@ def main(args) -> int:
     results = Path(study.results)
     results.mkdir(parents=True, exist_ok=True)
     checks = []
-    with tempfile.TemporaryDirectory(prefix=".preflight-", dir=results) as scratch:
+    _sweep(results)
+    with (
+        tempfile.TemporaryDirectory(prefix=SCRATCH, dir=results) as scratch,
+        open(Path(scratch, "alive"), "w") as alive,
+    ):
+        fcntl.flock(alive, fcntl.LOCK_EX)
         for name, function in planned(study, Path(scratch)).items():
             check = tried(name, function)
             checks.append(check)
@@ -33,6 +43,13 @@ def main(args) -> int:
     write_beside(results / "preflight.txt", lambda beside: beside.write_text(table_of(checks) + "\n"))
     print(table_of(checks).splitlines()[-1] + f"; see {results / 'preflight.txt'}")
     return int(any(check.state == PROBLEM for check in checks))
+
+
+def _sweep(results: Path) -> None:
+    """Delete what a killed preflight has left: a checkpoint may be large."""
+    for alive in results.glob(f"{SCRATCH}*/alive"):
+        if not is_held(alive):
+            shutil.rmtree(alive.parent, ignore_errors=True)
 
 
 def _line(check: Check) -> str:

@@ -18,6 +18,7 @@ from fvlm.schema import Run, Study
 
 FRAME, TEXT = 15_600, 2_000  # bytes of a frame's JPEG and a sample's text in a shard, measured in docs/data.md
 SHARED = Path("/dev/shm")
+SLURM_S = 30  # that sinfo may take
 NCCL_BYTES = 1 << 30  # what NCCL may want of it, generously
 
 
@@ -120,9 +121,13 @@ def slurm() -> str:
     """Whether a cluster answers, where there is one."""
     if shutil.which("sinfo") is None:
         raise NotChecked("no Slurm here")
-    done = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, timeout=30)
+    try:
+        done = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, timeout=SLURM_S)
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"Slurm does not answer within {SLURM_S} s: is slurmctld running?") from error
     if done.returncode:
-        raise UserError(f"Slurm does not answer: {done.stderr.strip().splitlines()[:1]}")
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
+        raise UserError(f"Slurm does not answer: {reason}")
     return f"Slurm answers, {len(done.stdout.splitlines())} lines of partitions"
 
 

@@ -16,14 +16,14 @@ from fvlm.analysis.columns import COLUMNS
 from fvlm.errors import UserError
 from fvlm.evaluate.losses import score
 from fvlm.flops import parameters
-from fvlm.memory import GB, predicted_bytes
+from fvlm.memory import GB, predicted_bytes, unsplit
 from fvlm.model.build import build_model
 from fvlm.planning.trial import Trial, batch_of, expected, flops_of, step_of, unpretrained, worst
 from fvlm.preflight.check import NotChecked
 from fvlm.preflight.machine import checkpoint_bytes, free_memory
 from fvlm.schema import Run, Study
 from fvlm.train.device import autocast, device_of
-from fvlm.train.hardware import memory_gb
+from fvlm.train.hardware import gpu_of, memory_gb
 from fvlm.train.state import load_checkpoint, save_checkpoint, write_csv
 
 CPU_SECONDS, CPU_FLOPS = 60, 2e10  # what one batch may take on a CPU, and what one is taken to reach
@@ -83,6 +83,8 @@ def worst_batch(study: Study) -> str:
     torch.set_num_threads(run.operation.threads)
     trial = Trial(run, device)
     longest = worst(run, study)
+    if device.type == "cpu" and _cpu_seconds(run, study) > CPU_SECONDS:
+        longest = longest[:1]
     for _ in range(2):  # with the second one the moments are there
         took, loss = trial.step([batch_of(longest, run)])
     if not loss == loss or loss in (float("inf"), float("-inf")):
@@ -90,21 +92,40 @@ def worst_batch(study: Study) -> str:
     used = f"{memory_gb(device):.1f} GB on {device.type}"
     if device.type == "cuda":
         used += f", {predicted_bytes(run) / GB:.1f} predicted"
-    return f"{run.name}{why}: {len(longest)} samples of {longest[0].frames} frames in {took:.1f} s, {used}"
+    frames, tokens = sum(sample.frames for sample in longest), sum(sample.tokens for sample in longest)
+    return f"{run.name}{why}: {frames} frames and {tokens:,} text tokens in {took:.1f} s, {used}"
+
+
+def _cpu_seconds(run: Run, study: Study) -> float:
+    """About what the fullest micro-batch takes on a CPU, twice."""
+    return 2 * flops_of(worst(run, study), run) / CPU_FLOPS
 
 
 def run_to_try(study: Study) -> tuple[Run, str]:
-    """The run that needs the most memory; on a CPU of those whose worst batch takes a minute at most."""
-    runs = sorted(study.runs.values(), key=predicted_bytes)
-    if device_of(runs[-1]).type == "cuda":
-        return runs[-1], ""
-    quick = [run for run in runs if 2 * flops_of(worst(run, study), run) < CPU_SECONDS * CPU_FLOPS]
+    """The run that needs the most memory of those that one process can hold; on a CPU of those whose worst batch takes
+    a minute at most."""
+    runs = sorted(map(unsplit, study.runs.values()), key=predicted_bytes)
+    device = device_of(runs[-1])
+    if device.type == "cuda":
+        return on_one_gpu(runs, study, gpu_of(device)[1])
+    quick = [run for run in runs if _cpu_seconds(run, study) <= CPU_SECONDS]
     quick = [run for run in quick if predicted_bytes(run) < free_memory() // 2]
     if quick and quick[-1] is runs[-1]:
         return runs[-1], ""
     if quick:
         return quick[-1], f" (the largest that a CPU does within a minute; {runs[-1].name} was not tried)"
     return runs[0], f" (the smallest, on a CPU; {runs[-1].name} was not tried)"
+
+
+def on_one_gpu(runs: list[Run], study: Study, has: float) -> tuple[Run, str]:
+    """The last run but for those whose weights are split because they do not fit one GPU of `has` GB."""
+    split = {name for name, run in study.runs.items() if run.operation.splits_weights}
+    held = [run for run in runs if run.name not in split or predicted_bytes(run) <= has * GB]
+    if not held:
+        raise NotChecked("every run splits its weights over several GPUs, and none fits the one of this process")
+    if held[-1] is runs[-1]:
+        return runs[-1], ""
+    return held[-1], f" (the largest on one GPU; {runs[-1].name}, whose weights are split, was not tried)"
 
 
 def evaluation(study: Study, folder: Path) -> str:

@@ -38,6 +38,14 @@ def memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # bytes on macOS
 
 
+def gpu_of(device: torch.device) -> tuple[str, float] | None:
+    """Name and memory in GB of a GPU; None of a CPU."""
+    if device.type != "cuda":
+        return None
+    about = torch.cuda.get_device_properties(device)
+    return about.name, about.total_memory / 2**30
+
+
 def hardware() -> dict:
     """For the run's summary; what cannot be found out is None."""
     found = {"cpu": _cpu_name(), "cores": os.cpu_count(), "memory_gb": _memory_gb(), "gpu": None}

@@ -29,10 +29,12 @@ class RunLock:
 
     A second process waits: Snakemake may have been killed while its training lives on, and then that training's
     last checkpoint is where the second one continues.
+
+    digest  of the run's configuration, for `fvlm status`
     """
 
-    def __init__(self, state: Path, ranks: Ranks):
-        self.path, self.ranks, self.file = state / "lock", ranks, None
+    def __init__(self, state: Path, ranks: Ranks, digest: str):
+        self.path, self.ranks, self.digest, self.file = state / "lock", ranks, digest, None
 
     def __enter__(self) -> "RunLock":
         waited = False
@@ -54,7 +56,7 @@ class RunLock:
         except BlockingIOError:
             return False
         self.file.truncate(0)
-        self.file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self.file.write(f"process {os.getpid()} on {socket.gethostname()}, configuration {self.digest}")
         self.file.flush()
         return True
 

@@ -20,10 +20,11 @@ from fvlm.errors import Stopped, UserError
 from fvlm.files import sweep, write_json
 from fvlm.flops import forward_flops, preference_flops, training_flops
 from fvlm.model.build import build_model, load_weights
+from fvlm.planning.limits import check_run_memory
 from fvlm.schema import Run, Study
 from fvlm.train.device import autocast, device_of, precision_on
 from fvlm.train.fill import fill_of, said_of
-from fvlm.train.hardware import peak_flops
+from fvlm.train.hardware import gpu_of, peak_flops
 from fvlm.train.loop import Trainer
 from fvlm.train.mirror import Mirrors, require_packages
 from fvlm.train.progress import Spent
@@ -44,8 +45,13 @@ def train_here(run: Run, study: Study, stop: StopRequest) -> int:
     torch.set_num_threads(run.operation.threads)
     folder, ranks = Path(study.results) / "runs" / run.name, Ranks.of_environment()
     try:
-        with ranks.joined(device_of(run, ranks.local, ranks.count)), RunLock(folder / "state", ranks):
-            train(run, study, folder, ranks, stop)
+        device = device_of(run, ranks.local, ranks.count)
+        with ranks.joined(device):
+            refused = [said for said in ranks.gather(_too_large(run, study, device)) if said]
+            if refused:
+                raise ranks.refusal(refused[0])
+            with RunLock(folder / "state", ranks, run.digest):
+                train(run, study, folder, ranks, stop)
     except ToldElsewhere:
         return 2
     except Stopped as stopped:
@@ -53,6 +59,15 @@ def train_here(run: Run, study: Study, stop: StopRequest) -> int:
             raise
         return stopped.status
     return 0
+
+
+def _too_large(run: Run, study: Study, device: torch.device) -> str | None:
+    """Why the run does not fit the GPU that is here, or without one the study's."""
+    try:
+        check_run_memory(run, study, gpu_of(device))
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def train(run: Run, study: Study, folder: Path, ranks: Ranks | None = None, stop: StopRequest | None = None) -> None:

@@ -1,0 +1,98 @@
+"""A run that does not fit is refused before it starts, by the study and by `fvlm train` alone, and the remedy fits."""
+
+import re
+
+import pytest
+import torch
+import yaml
+
+from fvlm.__main__ import main
+from fvlm.errors import UserError
+from fvlm.memory import GB, operation_that_fits, predicted_bytes
+from fvlm.planning.limits import check_memory, check_run_memory
+from fvlm.train.hardware import gpu_of
+from tests.config_cases import CONFIG, load
+from tests.rank_cases import Team
+from tests.train_cases import content_in
+
+
+def remedied(sentence: str) -> dict:
+    """The settings that a refusal names."""
+    found = dict(re.findall(r"(operation\.\w+) to (\w+)", sentence))
+    return {name: yaml.safe_load(value) for name, value in found.items()}
+
+
+@pytest.mark.parametrize(("memory_gb", "settings"), [
+    (64, {}), (40, {}), (32, {}), (20, {"operation.micro_frames": 256}), (24, {"operation.gpus": 4}),
+])  # fmt: skip
+def test_a_study_that_does_as_it_is_told_fits(memory_gb, settings):
+    card, told = {"name": "card", "memory_gb": memory_gb}, dict(settings)
+    with pytest.raises(UserError) as caught:
+        check_memory(load(CONFIG, "paper.yaml", gpu=card, baseline=told))
+    assert "'1.7B-" in str(caught.value)
+    told |= remedied(str(caught.value))
+    assert told != settings
+    check_memory(load(CONFIG, "paper.yaml", gpu=card, baseline=told))
+
+
+@pytest.mark.parametrize("memory_gb", [40, 50, 60])
+def test_no_limit_is_proposed_that_is_there_already_or_higher(memory_gb):
+    run = load(CONFIG, "paper.yaml", baseline={"operation.micro_frames": 16}).runs["1.7B-C1-F"]
+    settings = operation_that_fits(run, memory_gb * GB)
+    assert list(settings) == ["micro_tokens"] and settings["micro_tokens"] < run.operation.micro_tokens
+
+
+def test_weights_of_one_process_are_not_split():
+    study = load(CONFIG, "paper.yaml", baseline={"operation.shard_weights": True})
+    assert predicted_bytes(study.runs["baseline"]) == predicted_bytes(load(CONFIG, "paper.yaml").runs["baseline"])
+
+
+def test_the_gpu_that_is_there_counts_more_than_the_one_in_the_study():
+    small = load(CONFIG, "paper.yaml", gpu={"name": "card", "memory_gb": 32})
+    run = small.runs["1.7B-C1-B"]
+    with pytest.raises(UserError, match=r"'1\.7B-C1-B'.* 76\.5 GB .* card has 32 GB; .*\(gpu: in the study\)"):
+        check_run_memory(run, small)
+    check_run_memory(run, small, ("large card", 139.8))
+    large = load(CONFIG, "paper.yaml", gpu={"name": "card", "memory_gb": 80})
+    check_run_memory(run, large)
+    with pytest.raises(UserError, match=r"but small card has 22\.04 GB; set .*, or use a GPU with at least 77 GB$"):
+        check_run_memory(run, large, ("small card", 22.0439))
+    check_run_memory(run, load(CONFIG, "paper.yaml", gpu=None), ("small card", 22.0))
+    assert gpu_of(torch.device("cpu")) is None
+
+
+@pytest.fixture
+def study(prepared, tmp_path):
+    """Writes a study on real shards, whose results are its own, with a GPU and settings of all runs."""
+    results = tmp_path / "results"
+    results.mkdir()
+    for name in ("tokenizer", "index", "shards"):
+        (results / name).symlink_to(prepared / name)
+
+    def written(memory_gb: float, **settings):
+        baseline = {f"operation.{name}": value for name, value in settings.items()}
+        content = content_in(results, gpu={"name": "card", "memory_gb": memory_gb}, baseline=baseline)
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+        return tmp_path / "study.yaml"
+
+    return written
+
+
+def test_the_command_alone_refuses_what_does_not_fit(study, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # a real one would be judged by its own memory
+    path = study(2, gpus=1)
+    assert main(["train", "baseline", "--study", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert "run 'baseline': training needs up to 2." in said and "card has 2 GB; use a GPU with at least 3 GB" in said
+    assert not (path.parent / "results/runs").exists()
+    assert main(["train", "baseline", "--study", str(study(3, gpus=1))]) == 0
+    assert main(["train", "F1", "--study", str(study(2, gpus=0))]) == 0  # on a CPU nothing is judged
+
+
+def test_all_ranks_are_refused_with_one_sentence(study):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU, which is judged by its own memory")
+    path = study(2, gpus=2)
+    team = Team(2, path, "baseline")
+    assert team.wait() == [2, 2] and team.said.count("card has 2 GB") == 1, team.said
+    assert not (path.parent / "results/runs").exists()
