@@ -46,6 +46,7 @@ class Team:
         finally:
             for process in self.processes:
                 process.kill()
+                process.join()
         return [process.exitcode for process in self.processes]
 
     @property

@@ -1,7 +1,10 @@
 """Any number of ranks learns what one learns, and none waits for ever for another."""
 
 import json
+import os
 import resource
+import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -168,10 +171,23 @@ def full_disk_on_the_first(rank: int) -> None:
         Trainer._update = update
 
 
+def full_disk_at_a_step(rank: int) -> None:
+    """For the metrics log of the first rank."""
+    if rank == 0:
+        plain = Trainer._update
+
+        def update(self, *arguments):
+            self.metrics.file = open("/dev/full", "a")  # noqa: SIM115 - until the process ends
+            return plain(self, *arguments)
+
+        Trainer._update = update
+
+
 ENDS = {
     "a loss that is not finite": (nan_on_the_second, "the loss is nan at step 1, samples", 0),
     "a sample that cannot be read": (unreadable_on_the_second, "fvlm train: the third tar is torn\n", 0),
     "a full disk": (full_disk_on_the_first, "step_00000002.pt cannot be written", 2),
+    "a full disk after a step": (full_disk_at_a_step, "metrics.jsonl cannot be written", 0),
 }
 
 
@@ -191,3 +207,43 @@ def test_what_ends_one_rank_ends_all_with_one_sentence(prepared, tmp_path, case)
         assert torch.load(file, weights_only=True)["step"] == 0
     assert records(train(2, study) / "state/metrics.jsonl")[-1]["step"] == 4
     assert load_file(tmp_path / "results/runs/baseline/model/final.safetensors")
+
+
+MISSING = {
+    "an index": ("index", "index/grid.npz: no index"),
+    "the tokenizer": ("tokenizer", "tokenizer: no tokenizer"),
+}
+
+
+@pytest.mark.parametrize("case", MISSING)
+def test_what_is_missing_for_all_ranks_is_said_once(prepared, tmp_path, case):
+    folder, sentence = MISSING[case]
+    study = study_file(prepared, tmp_path, "baseline", SHORT)
+    (tmp_path / "results" / folder).unlink()
+    team = Team(2, study, "baseline")
+    assert team.wait() == [2, 2], team.said
+    assert sentence in team.said and team.said.count("fvlm train: ") == 1 and "Traceback" not in team.said, team.said
+
+
+def never_joins(rank: int) -> None:
+    """The second is killed before it does; the first says so when it is about to."""
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    plain = dist.init_process_group
+
+    def join(*arguments, **options):
+        print("joins", flush=True)
+        plain(*arguments, **options)
+
+    dist.init_process_group = join
+
+
+def test_a_rank_that_waits_for_one_that_died_hears_a_signal(prepared, tmp_path):
+    """C++ waits for half an hour there, and Python's handlers with it."""
+    team = Team(2, study_file(prepared, tmp_path, "baseline", SHORT), "baseline", never_joins)
+    while "joins" not in team.said and team.processes[0].is_alive():
+        time.sleep(0.05)
+    time.sleep(0.3)
+    os.kill(team.processes[0].pid, signal.SIGTERM)
+    team.processes[0].join(20)
+    assert team.wait() == [-signal.SIGTERM, -signal.SIGKILL], team.said
