@@ -1,4 +1,4 @@
-"""What an evaluation has scored so far, so that one that is killed goes on: a file beside its table, until that is there."""
+"""What an evaluation has scored so far, for one that was killed: a file beside its table until that is there."""
 
 import math
 from pathlib import Path
