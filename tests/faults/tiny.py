@@ -37,7 +37,7 @@ ARTEFACTS = (
     "shards/*/*.tar", "shards/*/*.jsonl", "shards/*/*.sha256", "tokenizer/*", "index/*.npz", "index/*.jsonl",
     "ledger.jsonl", "tables/data.csv",
 )  # fmt: skip
-EVALUATION, SCORED = "evaluation/stage1.csv", 7  # samples, each in a batch of its own
+EVALUATION, SCORED = "evaluation/stage1.csv", 8  # samples, each in a batch of its own
 STEPS = ("shard photos 0", "shard photos 1", "shard photos 2", "shard clips 0", "tokenizer", "index photos",
          "index clips", "ledger", "train", "evaluate", "collect")  # fmt: skip
 
