@@ -11,7 +11,7 @@ import sys
 from fvlm.train.signals import PASSED_ON, REQUEUE
 
 SECONDS_TO_SAVE = 600  # a checkpoint of the largest model on slow storage
-LEFT_ALONE = "--signals-to-handle=SIGQUIT"  # by torchrun: all but this one
+SIGNALS = "--signals-to-handle=SIGQUIT"  # torchrun's own; the others are handled here
 
 
 def main(argv: list[str]) -> int:
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     try:
-        run.main([LEFT_ALONE, f"--shutdown-timeout={SECONDS_TO_SAVE}", *argv])
+        run.main([SIGNALS, f"--shutdown-timeout={SECONDS_TO_SAVE}", *argv])
     except ChildFailedError as error:
         status = error.get_first_failure()[1].exitcode
         return status if status >= 0 else 128 - status
