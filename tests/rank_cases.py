@@ -26,9 +26,7 @@ class Team:
     """
 
     def __init__(self, ranks: int, study: Path, run: str, before: Callable[[int], None] | None = None):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.logs = [study.parent / f"rank{rank}.log" for rank in range(ranks)]
         self.processes = [
             CONTEXT.Process(target=_train, args=(rank, ranks, port, study, run, self.logs[rank], before))
@@ -46,11 +44,18 @@ class Team:
         finally:
             for process in self.processes:
                 process.kill()
+                process.join()
         return [process.exitcode for process in self.processes]
 
     @property
     def said(self) -> str:
         return "".join(f"--- {log.name}\n{log.read_text()}" for log in self.logs if log.exists())
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def _train(rank: int, ranks: int, port: int, study: Path, run: str, log: Path, before) -> None:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from fvlm.data.loader import Steps
-from fvlm.evaluate.losses import batches_by_source, held_out_samples, score
+from fvlm.evaluate.losses import batches_by_source, held_out_samples, identity, score
 from fvlm.evaluate.maps import fixed_videos, maps_of
+from fvlm.evaluate.scored import Scored
 from fvlm.model.build import build_model
 from tests.loader_cases import make_results, preference_run, run_of
 
@@ -102,3 +103,34 @@ def test_maps_of_the_fixed_videos(results, share):
             assert maps[name].shape == (count, side, side) and np.isfinite(maps[name]).all()
         assert (maps["entropy_fine"] > 0).all()
     assert len(steps) == 2
+
+
+def test_what_was_scored_is_kept_whole_and_for_the_same_evaluation_alone(tmp_path):
+    path, rows = tmp_path / "scored.jsonl", [[{"loss_sum": 0.1 + 0.2, "entropy": None}], [{"loss_sum": 1 / 3}]]
+    scored = Scored(path, "one")
+    for batch in rows:
+        scored.append(batch)
+    with path.open("a") as file:
+        file.write('{"step": 3, "rows": [{"lo')  # as a kill leaves it
+    again = Scored(path, "one")
+    assert again.batches == rows and again.rows == [*rows[0], *rows[1]]
+    again.append(rows[0])
+    assert len(Scored(path, "one")) == 3
+    assert len(Scored(path, "other")) == 0 and len(Scored(path, "one")) == 0
+
+
+def test_an_evaluation_is_known_by_its_weights_its_samples_and_its_precision(results, tmp_path):
+    run, study = run_of(results)
+    steps = held_out_samples(run, study)
+    (tmp_path / "model").mkdir()
+    for name in ("run.json", "best.safetensors"):
+        (tmp_path / "model" / name).write_text("one")
+    found = [identity(run, study, tmp_path, steps, torch.device("cpu"))]
+    elsewhere = run.model_copy(update={"train": run.train.model_copy(update={"precision": "bfloat16"})})
+    found.append(identity(elsewhere, study, tmp_path, steps, torch.device("cuda")))
+    steps.corpus.rows[0] = steps.corpus.rows[0][1:]
+    found.append(identity(run, study, tmp_path, steps, torch.device("cpu")))
+    (tmp_path / "model/best.safetensors").write_text("other")
+    found.append(identity(run, study, tmp_path, steps, torch.device("cpu")))
+    assert len(set(found)) == 4
+    assert identity(run, study, tmp_path, steps, torch.device("cpu")) == found[-1]

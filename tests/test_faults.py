@@ -7,11 +7,12 @@ import subprocess
 import pytest
 
 from tests.faults.__main__ import PAGE, rows_of
-from tests.faults.cases import CASES, UNHARMED
+from tests.faults.every import CASES, UNHARMED
 from tests.faults.tiny import Tiny, undisturbed
 
 TABLE = rows_of(PAGE.read_text())
-NEEDS_MOUNT = ("the disk full", "the results folder read-only")
+NEEDS_MOUNT = ("the disk full", "the results folder read-only", "the disk full under two ranks",
+               "the disk full under Snakemake")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 
 from fvlm.errors import UserError
@@ -19,7 +21,7 @@ TRAINING = ["-m", "fvlm", "train", "A6"]
 RANK = """
     import signal, sys, time, torch, torch.distributed as dist
     heard = []
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, lambda number, frame: heard.append(number))
     dist.init_process_group("gloo")
     print("ready", flush=True)
@@ -27,9 +29,10 @@ RANK = """
         any_heard = torch.tensor([float(len(heard))])
         dist.all_reduce(any_heard)
         if any_heard:
+            time.sleep(float(sys.argv[1]) if sys.argv[1:] else 0)
             print("saved", dist.get_rank(), flush=True)
             dist.destroy_process_group()
-            sys.exit(75)
+            sys.exit(130 if signal.SIGINT in heard else 75)
         time.sleep(0.02)
 """
 
@@ -89,3 +92,52 @@ def test_a_signal_reaches_the_training_through_shell_and_tee(number, ranks, tmp_
     os.killpg(shell.pid, number)
     assert shell.wait(60) == REQUEUE
     assert log.read_text().count("saved") == ranks
+
+
+def starter(folder: Path, seconds_to_save: float, **options) -> subprocess.Popen:
+    """`run_to_end` of two ranks, which say what they do in `folder`/log."""
+    (folder / "rank.py").write_text(textwrap.dedent(RANK))
+    command = [sys.executable, "-m", "fvlm.train.torchrun", "--nproc-per-node=2", "--standalone", "rank.py"]
+    command.append(str(seconds_to_save))
+    launch = f"import sys; from fvlm.train.launch import run_to_end; sys.exit(run_to_end({command!r}))"
+    with open(folder / "log", "w") as log:
+        return subprocess.Popen([sys.executable, "-c", launch], cwd=folder, stdout=log, stderr=log, **options)
+
+
+def wait_until_ready(folder: Path, process: subprocess.Popen) -> None:
+    end = time.monotonic() + 120
+    while (folder / "log").read_text().count("ready") < 2:
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5, 1.5])
+def test_a_signal_before_there_are_ranks_asks_for_another_start(tmp_path, seconds):
+    """So long after torchrun has begun to start, which takes it seconds."""
+    process = starter(tmp_path, 0)
+    while not (children := psutil.Process(process.pid).children()) or "torchrun" not in " ".join(children[0].cmdline()):
+        time.sleep(0.005)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(60) == REQUEUE, (tmp_path / "log").read_text()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_many_signals_leave_no_rank_behind(tmp_path):
+    """From the user, the scheduler, srun and the process group, while the ranks save."""
+    process = starter(tmp_path, 2.5)
+    wait_until_ready(tmp_path, process)
+    for _ in range(4):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.4)
+    assert process.wait(60) == REQUEUE
+    assert (tmp_path / "log").read_text().count("saved") == 2
+
+
+def test_ctrl_c_ends_all_without_a_word_of_torchrun_s(tmp_path):
+    process = starter(tmp_path, 0.5, start_new_session=True)
+    wait_until_ready(tmp_path, process)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    said = (tmp_path / "log").read_text()
+    assert said.count("saved") == 2 and "Traceback" not in said and "torch" not in said, said

@@ -12,7 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
 
-from fvlm.errors import UserError
+from fvlm.errors import Stopped, UserError
 from fvlm.train.mirror import Mirrors
 from fvlm.train.training import train
 from tests.conftest import ROOT
@@ -224,3 +224,13 @@ print("trained to the end")
     said = in_process(tmp_path, [("train", TRAIN)], then=killed, wandb="offline")
     assert said.returncode == 0 and "trained to the end" in said.stdout
     assert said.stderr.count("baseline: Weights & Biases failed") == 1 and "going on without it" in said.stderr
+
+
+def test_a_signal_while_a_copy_is_opened_is_no_failure_of_it(tmp_path, monkeypatch):
+    def stopped(*_: object) -> None:
+        raise Stopped(75, "before its first step")
+
+    monkeypatch.setattr("fvlm.train.mirror._TensorBoard", stopped)
+    run, _ = run_of(tmp_path, **{"operation.tensorboard": True})
+    with pytest.raises(Stopped):
+        Mirrors(run, "smoke", tmp_path, IDENTITY, None)

@@ -1,5 +1,6 @@
 """A training that is told to stop saves and says so by its exit status, and ends as if it had never been stopped."""
 
+import json
 import os
 import random
 import signal
@@ -10,15 +11,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fvlm.__main__ import main
+from fvlm.train import loop
 from fvlm.train.loop import Trainer
 from tests.conftest import ROOT
 from tests.rank_cases import Team, close, train
 from tests.test_train_exact import outcome
-from tests.train_cases import change, same, study_file
+from tests.train_cases import change, records, same, study_file
 
 STEPS = 8
 SETTINGS = {
@@ -80,6 +83,31 @@ def test_a_stopped_run_ends_as_one_that_was_not_stopped(prepared, undisturbed, t
         same(one, other) if i in (2, 3) else one == other
         for i, (one, other) in enumerate(zip(outcome(undisturbed), outcome(again), strict=True))
     )
+
+
+def test_a_validation_that_a_kill_repeats_is_there_once(prepared, undisturbed, tmp_path):
+    """Stopped after a step whose validation is due, and killed between that and the checkpoint that knows of it."""
+    study = study_file(prepared, tmp_path, "baseline", SETTINGS)
+    stopped(study, 1, partial(told, ("_update", 3), signal.SIGTERM, 0), REQUEUE)
+    stopped(study, 1, partial(told, ("_save", 4), signal.SIGKILL, 0), -signal.SIGKILL)
+    assert [row["step"] for row in records(tmp_path / "results/runs/baseline/state/validation.jsonl")] == [0, 2, 4]
+    assert outcome(train(1, study))[1] == outcome(undisturbed)[1]
+
+
+def hurried(rank: int) -> None:
+    """The first rank's clock runs a million times as fast, so that each step takes minutes."""
+    if rank == 0:
+        loop.time = SimpleNamespace(monotonic=lambda: 1e6 * time.monotonic())
+
+
+def test_one_clock_says_when_a_checkpoint_is_due(prepared, undisturbed, tmp_path):
+    """Ranks that disagree would wait for each other in different places."""
+    study = study_file(prepared, tmp_path, "baseline", {**SETTINGS, "operation.checkpoint_minutes": 1})
+    team = Team(2, study, "baseline", hurried)
+    assert team.wait() == [0, 0], team.said
+    again = tmp_path / "results/runs/baseline"
+    close(undisturbed, again)
+    assert json.loads((again / "run_summary.json").read_text())["checkpoints"]["count"] == 1 + STEPS
 
 
 def test_a_run_goes_from_two_ranks_to_one_and_to_four(prepared, undisturbed, tmp_path):

@@ -1,7 +1,10 @@
 """Any number of ranks learns what one learns, and none waits for ever for another."""
 
 import json
+import os
 import resource
+import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,8 +21,9 @@ from fvlm.model.build import build_model
 from fvlm.train.loop import Trainer
 from fvlm.train.objective import TextObjective
 from fvlm.train.ranks import Ranks
+from fvlm.train.shard import own, shard
 from fvlm.train.training import planned_order
-from tests.rank_cases import Team, close, train
+from tests.rank_cases import CONTEXT, PATIENCE, Team, close, free_port, train
 from tests.train_cases import records, study_file, study_in
 
 SHORT = {"train.precision": "float32", "train.evaluations": 2, "operation.micro_frames": 6, "optim.ema": 0.7}
@@ -168,10 +172,23 @@ def full_disk_on_the_first(rank: int) -> None:
         Trainer._update = update
 
 
+def full_disk_at_a_step(rank: int) -> None:
+    """For the metrics log of the first rank."""
+    if rank == 0:
+        plain = Trainer._update
+
+        def update(self, *arguments):
+            self.metrics.file = open("/dev/full", "a")  # noqa: SIM115 - until the process ends
+            return plain(self, *arguments)
+
+        Trainer._update = update
+
+
 ENDS = {
     "a loss that is not finite": (nan_on_the_second, "the loss is nan at step 1, samples", 0),
     "a sample that cannot be read": (unreadable_on_the_second, "fvlm train: the third tar is torn\n", 0),
     "a full disk": (full_disk_on_the_first, "step_00000002.pt cannot be written", 2),
+    "a full disk after a step": (full_disk_at_a_step, "metrics.jsonl cannot be written", 0),
 }
 
 
@@ -191,3 +208,87 @@ def test_what_ends_one_rank_ends_all_with_one_sentence(prepared, tmp_path, case)
         assert torch.load(file, weights_only=True)["step"] == 0
     assert records(train(2, study) / "state/metrics.jsonl")[-1]["step"] == 4
     assert load_file(tmp_path / "results/runs/baseline/model/final.safetensors")
+
+
+MISSING = {
+    "an index": ("index", "index/grid.npz: no index"),
+    "the tokenizer": ("tokenizer", "tokenizer.json: no tokenizer"),
+}
+
+
+@pytest.mark.parametrize("case", MISSING)
+def test_what_is_missing_for_all_ranks_is_said_once(prepared, tmp_path, case):
+    folder, sentence = MISSING[case]
+    study = study_file(prepared, tmp_path, "baseline", SHORT)
+    (tmp_path / "results" / folder).unlink()
+    team = Team(2, study, "baseline")
+    assert team.wait() == [2, 2], team.said
+    assert sentence in team.said and team.said.count("fvlm train: ") == 1 and "Traceback" not in team.said, team.said
+
+
+def never_joins(rank: int) -> None:
+    """The second is killed before it does; the first says so when it is about to."""
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    plain = dist.init_process_group
+
+    def join(*arguments, **options):
+        print("joins", flush=True)
+        plain(*arguments, **options)
+
+    dist.init_process_group = join
+
+
+def test_a_rank_that_waits_for_one_that_died_hears_a_signal(prepared, tmp_path):
+    """C++ waits for half an hour there, and Python's handlers with it."""
+    team = Team(2, study_file(prepared, tmp_path, "baseline", SHORT), "baseline", never_joins)
+    while "joins" not in team.said and team.processes[0].is_alive():
+        time.sleep(0.05)
+    time.sleep(0.3)
+    os.kill(team.processes[0].pid, signal.SIGTERM)
+    team.processes[0].join(20)
+    assert team.wait() == [-signal.SIGTERM, -signal.SIGKILL], team.said
+
+
+def changed_between_two_passes(rank: int, port: int, folder: Path, run) -> None:
+    """In `folder` the loss of a split model before and after its weights were changed, without a backward pass."""
+    places = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in places.items()})
+    dist.init_process_group("gloo")
+    model = build_model(run.model, 0)
+    shard(model, torch.device("cpu"))
+    losses = two_losses(model, run)
+    dist.destroy_process_group()
+    (folder / f"{rank}.json").write_text(json.dumps(losses))
+
+
+def two_losses(model, run) -> list[float]:
+    ids = torch.arange(6)
+    batch = empty_batch()
+    batch = Batch(batch.frames, batch.frame_index, torch.zeros(1, dtype=torch.int64), ids, torch.tensor([6]),
+                  ids > 0, ["a"], ["x"])  # fmt: skip
+    losses, parameters = [], list(model.parameters())
+    with torch.no_grad():
+        for _ in range(2):
+            losses.append(model(batch, run.model.training_mode).loss_sum_B.sum().item())
+            for parameter in parameters:
+                own(parameter.detach()).mul_(0.9)
+    return losses
+
+
+def test_split_weights_that_change_are_gathered_anew(prepared, tmp_path):
+    """As an average changes them for a validation: what was gathered for that must not be trained on."""
+    run = study_in(prepared).runs["baseline"]
+    team = [
+        CONTEXT.Process(target=changed_between_two_passes, args=(rank, port, tmp_path, run))
+        for port in [free_port()]
+        for rank in range(2)
+    ]
+    for process in team:
+        process.start()
+    for process in team:
+        process.join(PATIENCE)
+    whole = two_losses(build_model(run.model, 0), run)
+    assert abs(whole[0] - whole[1]) > 1e-3
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == pytest.approx(whole, rel=1e-4)

@@ -1,10 +1,11 @@
 """Write beside, then rename: a reader sees the old file or the whole new one, never a part."""
 
+import hashlib
 import json
 import os
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
@@ -40,6 +41,15 @@ def sweep(folder: Path) -> None:
     """Delete what killed processes left half-written in a folder and those below; nobody may be writing there."""
     for path in folder.rglob(".*.part"):
         path.unlink()
+
+
+def digest_of(text: str, files: Iterable[Path]) -> str:
+    """A hash of a text and of what some files hold, in this order."""
+    total = hashlib.sha256(text.encode())
+    for path in files:
+        with open(path, "rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
 
 
 def check_archive(path: Path) -> None:

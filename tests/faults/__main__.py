@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.conftest import ROOT
-from tests.faults.cases import CASES
+from tests.faults.every import CASES
 from tests.faults.tiny import undisturbed
 
 PAGE = ROOT / "docs/reliability.md"

@@ -6,37 +6,16 @@ import math
 import os
 import random
 import shutil
-import signal
-import subprocess
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import yaml
 
-from tests.conftest import copy_of_workflow
-from tests.faults.tiny import SHARDS, Tiny, sentence
-
-SAME = "goes on and ends in the same bytes"
-REFUSED = "one sentence that names the file; mended, it ends in the same bytes"
-UNHARMED = "not met: it had ended before; the same bytes"
-
-Case = Callable[[Tiny, Path, random.Random], str]
-CASES: dict[str, tuple[int, Case]] = {}
-
-
-def fault(name: str, share: int = 1) -> Callable[[Case], Case]:
-    """A row of the table; it is done once where others are done `share` times."""
-
-    def add(case: Case) -> Case:
-        CASES[name] = (share, case)
-        return case
-
-    return add
-
+from tests.faults.fault import BEFORE_TRAINING, REFUSED, SAME, UNHARMED, fault, log_elsewhere, small_disk
+from tests.faults.tiny import EVALUATION, SCORED, SHARDS, Tiny, log_of, sentence
 
 # --- killed ---
 
@@ -62,9 +41,27 @@ def killed_index(world: Tiny, folder: Path, draw: random.Random) -> str:
 
 @fault("a training killed at a random point")
 def killed_training(world: Tiny, folder: Path, draw: random.Random) -> str:
-    tiny = world.copy(folder, "tokenizer", "shards", "index", "ledger.jsonl", "tables/data.csv")
+    tiny = world.copy(folder, *BEFORE_TRAINING)
     kills = tiny.kill_and_repeat("train", draw)
     tiny.check_same()
+    return SAME if kills else UNHARMED
+
+
+@fault("an evaluation killed at a random point")
+def killed_evaluation(world: Tiny, folder: Path, draw: random.Random) -> str:
+    """What it has scored is not scored again."""
+    tiny = world.copy(folder, *BEFORE_TRAINING, "runs")
+    table, whole = tiny.results / EVALUATION, (world.results / EVALUATION).read_bytes()
+    scored, kills = table.with_suffix(".scored.jsonl"), 0
+    for last in [*[False] * draw.randint(1, 3), True]:
+        before = max(0, scored.read_text().count("\n") - 1) if scored.exists() else 0  # its first line is the identity
+        status, said = tiny.run("evaluate", None if last else draw.uniform(0, world.seconds["evaluate"]))
+        assert status == 0 or (status == -9 and not last), said
+        assert f"batch {before} of" not in said, said
+        assert not before or status or f"{before} of {SCORED} batches were scored before" in said, said
+        assert not table.exists() or table.read_bytes() == whole
+        kills += status == -9
+    assert table.read_bytes() == whole and not scored.exists()
     return SAME if kills else UNHARMED
 
 
@@ -171,7 +168,7 @@ def corrupt_picture(world: Tiny, folder: Path, draw: random.Random) -> str:
 
 @fault("a shard deleted after it was indexed")
 def deleted_shard(world: Tiny, folder: Path, draw: random.Random) -> str:
-    tiny = world.copy(folder, "tokenizer", "shards", "index", "ledger.jsonl", "tables/data.csv")
+    tiny = world.copy(folder, *BEFORE_TRAINING)
     number = draw.randrange(3)
     tar = tiny.results / f"shards/photos/{number:05d}.tar"
     tar.unlink()
@@ -186,7 +183,7 @@ def deleted_shard(world: Tiny, folder: Path, draw: random.Random) -> str:
 @fault("an index older than its shards")
 def stale_index(world: Tiny, folder: Path, draw: random.Random) -> str:
     """A shard is replaced by one of the same samples in another order, or by another shard."""
-    tiny = world.copy(folder, "tokenizer", "shards", "index", "ledger.jsonl", "tables/data.csv")
+    tiny = world.copy(folder, *BEFORE_TRAINING)
     one, other = draw.sample(range(3), 2)
     tar = tiny.results / f"shards/photos/{one:05d}.tar"
     shutil.copy(world.results / f"shards/photos/{other:05d}.tar", tar)
@@ -210,7 +207,7 @@ def _flip_in_a_tensor(path: Path, draw: random.Random) -> None:
 
 @fault("a checkpoint truncated, or a bit of it flipped")
 def damaged_checkpoint(world: Tiny, folder: Path, draw: random.Random) -> str:
-    tiny = world.copy(folder, "tokenizer", "shards", "index", "ledger.jsonl", "tables/data.csv")
+    tiny = world.copy(folder, *BEFORE_TRAINING)
     run = tiny.results / "runs/stage1"
     state = run / "state"
     while len(list(state.glob("step_*.pt"))) < 2:
@@ -236,38 +233,17 @@ def damaged_checkpoint(world: Tiny, folder: Path, draw: random.Random) -> str:
 # --- the machine ---
 
 
-@contextlib.contextmanager
-def small_disk(path: Path, kilobytes: int) -> Iterator[Callable[[str], None]]:
-    """A file system of its own at `path`; what is yielded mounts it anew with other options."""
-    path.mkdir(parents=True)
-
-    def mount(*options: str) -> None:
-        subprocess.run(["mount", *options, str(path)], check=True, capture_output=True)
-
-    mount("-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs")
-    try:
-        yield lambda options: mount("-o", f"remount,{options}")
-    finally:
-        subprocess.run(["umount", "-l", str(path)], check=True, capture_output=True)
-
-
-def _log_elsewhere(tiny: Tiny, step: str) -> None:
-    """On a disk that can be written."""
-    log = tiny.folder / f"log-{step.replace(' ', '-')}"
-    log.symlink_to(tiny.folder.parent.with_name(f"{tiny.folder.parent.name}-log"))
-
-
 @fault("the disk full")
 def full_disk(world: Tiny, folder: Path, draw: random.Random) -> str:
     """Somewhere between the first shard and the last checkpoint; then there is room again."""
     step = draw.choice(["shard photos 0", "index photos", "train", "ledger"])
     parts = {"shard photos 0": ("tokenizer",), "ledger": ("tokenizer", "shards", "index")}
-    parts = parts.get(step, ("tokenizer", "shards", "index", "ledger.jsonl", "tables/data.csv"))
+    parts = parts.get(step, BEFORE_TRAINING)
     with small_disk(folder, 200_000) as mount:
         tiny = world.copy(folder / "study", *parts)
         if step == "index photos":
             shutil.rmtree(tiny.results / "index")
-        _log_elsewhere(tiny, step)
+        log_elsewhere(tiny, log_of(step))
         used = shutil.disk_usage(folder).used >> 10
         most = {"shard photos 0": 340, "index photos": 20, "train": 3000, "ledger": 8}[step]
         mount(f"size={used + draw.randrange(most)}k")
@@ -290,14 +266,14 @@ def full_disk(world: Tiny, folder: Path, draw: random.Random) -> str:
 def read_only(world: Tiny, folder: Path, draw: random.Random) -> str:
     step = draw.choice(["shard photos 1", "index photos", "train", "ledger", "collect"])
     with small_disk(folder, 200_000) as mount:
-        tiny = world.copy(folder / "study", "tokenizer", "shards", "index", "ledger.jsonl", "tables/data.csv")
+        tiny = world.copy(folder / "study", *BEFORE_TRAINING)
         if step == "collect":
             shutil.copytree(world.results / "runs", tiny.results / "runs")
         if step.startswith(("shard", "index")):
             shutil.rmtree(
                 tiny.results / step.split()[0].replace("shard", "shards") / ("photos" if "shard" in step else "")
             )
-        _log_elsewhere(tiny, step)
+        log_elsewhere(tiny, log_of(step))
         mount("ro")
         status, said = tiny.run(step)
         assert status == 2, (step, said)
@@ -323,72 +299,3 @@ def not_a_number(world: Tiny, folder: Path, draw: random.Random) -> str:
     assert all(math.isfinite(v) for line in lines for v in line.values() if isinstance(v, float))
     assert not (tiny.results / "runs/stage1/run_summary.json").exists()
     return "one sentence with the step and its samples; neither logged nor saved"
-
-
-# --- the whole workflow ---
-
-
-def _checkout(world: Tiny, folder: Path):
-    """The data part of the study under Snakemake; its targets."""
-    workflow = copy_of_workflow(folder / "checkout")
-    content = yaml.safe_load((world.folder / "study.yaml").read_text()) | {"results": "results"}
-    (workflow.folder / "config/tiny.yaml").write_text(yaml.safe_dump(content))
-    return workflow, ("results/ledger.jsonl", "--configfile", "config/tiny.yaml")
-
-
-def _check_data(world: Tiny, results: Path) -> None:
-    for pattern in ("shards/*/*.tar", "index/*.npz", "ledger.jsonl", "tables/data.csv"):
-        paths = sorted(world.results.glob(pattern))
-        assert [path.relative_to(world.results) for path in paths] == [
-            path.relative_to(results) for path in sorted(results.glob(pattern))
-        ]
-        for path in paths:
-            assert (results / path.relative_to(world.results)).read_bytes() == path.read_bytes(), path
-
-
-@fault("Snakemake and its jobs killed at a random point", share=4)
-def killed_workflow(world: Tiny, folder: Path, draw: random.Random) -> str:
-    workflow, target = _checkout(world, folder)
-    process = workflow.start(*target, start_new_session=True)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.communicate(timeout=draw.uniform(2, 25))
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    results = workflow.folder / "results"
-    done = {path: path.stat().st_mtime_ns for path in results.glob("shards/*/*.sha256")}
-    workflow.run(*target)
-    _check_data(world, results)
-    again = [path for path, when in done.items() if path.stat().st_mtime_ns != when]
-    assert len(again) <= 2, f"finished shards were made again: {again}"  # those whose end Snakemake had not noted
-    return SAME
-
-
-@fault("two Snakemakes at once", share=4)
-def two_workflows(world: Tiny, folder: Path, draw: random.Random) -> str:
-    workflow, target = _checkout(world, folder)
-    first = workflow.start(*target)
-    time.sleep(draw.uniform(0, 12))
-    second = workflow.start(*target)
-    said = [process.communicate()[0] for process in (first, second)]
-    statuses = sorted(process.returncode for process in (first, second))
-    assert statuses in ([0, 0], [0, 1]), said
-    if statuses == [0, 1]:
-        assert "cannot be locked" in "".join(said), said
-    _check_data(world, workflow.folder / "results")
-    assert workflow.planned(*target) == {}
-    return "the second stops, as the folder is locked, or finds nothing left to do; the same bytes"
-
-
-@fault("the clock jumped: files dated years ahead or back", share=4)
-def clock_jump(world: Tiny, folder: Path, draw: random.Random) -> str:
-    workflow, target = _checkout(world, folder)
-    workflow.run(*target)
-    results = workflow.folder / "results"
-    files = sorted(path for path in results.rglob("*") if path.is_file())
-    for path in draw.sample(files, len(files) // 3):
-        moved = path.stat().st_mtime + draw.choice([-1, 1]) * draw.uniform(1, 3 * 365 * 86_400)
-        os.utime(path, (moved, moved))
-    workflow.run(*target)
-    _check_data(world, results)
-    return "what looks out of date is made again; the same bytes"

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from fvlm.__main__ import main
+from fvlm.evaluate import losses
 from tests.conftest import ROOT
 from tests.train_cases import TIMING
 
@@ -36,12 +37,15 @@ ARTEFACTS = (
     "shards/*/*.tar", "shards/*/*.jsonl", "shards/*/*.sha256", "tokenizer/*", "index/*.npz", "index/*.jsonl",
     "ledger.jsonl", "tables/data.csv",
 )  # fmt: skip
+EVALUATION, SCORED = "evaluation/stage1.csv", 8  # samples, each in a batch of its own
 STEPS = ("shard photos 0", "shard photos 1", "shard photos 2", "shard clips 0", "tokenizer", "index photos",
-         "index clips", "ledger", "train", "collect")  # fmt: skip
+         "index clips", "ledger", "train", "evaluate", "collect")  # fmt: skip
 
 # Forked from a process that has imported the package and computed nothing, so that a command starts at once.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["fvlm.train.command", "fvlm.data.index", "fvlm.data.shards", "tests.faults.tiny"])
+SERVER.set_forkserver_preload(
+    ["fvlm.train.training", "fvlm.evaluate.losses", "fvlm.data.index", "fvlm.data.shards", "tests.faults.tiny"]
+)
 
 
 def raw_files(folder: Path) -> None:
@@ -111,13 +115,14 @@ class Tiny:
             "ledger": ["ledger", "--of-study", "--out", str(results / "ledger.jsonl"),
                        "--table", str(tables / "data.csv"), *study],
             "train": ["train", "stage1", *study],
+            "evaluate": ["evaluate", "stage1", "--out", str(results / EVALUATION), *study],
             "collect": ["collect", "curves", str(run / "metrics.csv"), "--points", "400",
                         "--out", str(tables / "training_curves.csv")],
         }[what]  # fmt: skip
 
     def run(self, step: str, kill_after: float | None = None) -> tuple[int, str]:
         """Exit status of a step (negative: the signal that ended it), and what it said."""
-        log = self.folder / f"log-{step.replace(' ', '-')}"
+        log = self.folder / log_of(step)
         process = SERVER.Process(target=_command, args=(self.command(step), str(log)))
         begin = time.monotonic()
         process.start()
@@ -180,9 +185,9 @@ class Tiny:
                 whole = self.world.results / path.relative_to(self.results)
                 assert path.read_bytes() == whole.read_bytes(), path
 
-    def check_same(self) -> None:
+    def check_same(self, undisturbed: "Tiny | None" = None) -> None:
         """The end is that of the undisturbed study, and nothing unfinished is left."""
-        mine, theirs = self.artefacts(), self.world.artefacts()
+        mine, theirs = self.artefacts(), (undisturbed or self.world).artefacts()
         assert mine.keys() == theirs.keys(), set(mine) ^ set(theirs)
         assert not [name for name in mine if mine[name] != theirs[name]]
         steps = [row["step"] for row in mine["metrics"]]
@@ -192,7 +197,12 @@ class Tiny:
         assert not [path for path in self.results.rglob(".*.part") if "state" in path.parts], "half-written"
 
 
+def log_of(step: str) -> str:
+    return f"log-{step.replace(' ', '-')}"
+
+
 def _command(arguments: list[str], log: str) -> None:
+    losses.BATCH = 1  # or there would be a single one
     ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG: an interrupted test leaves nothing running
     sys.modules["__main__"] = types.ModuleType("__main__")  # or each decoding process would import the tests
     os.chdir(ROOT)

@@ -32,6 +32,14 @@ class Corpus:
     prompts: list[str]
 
 
+def data_files(run: Run, study: Study) -> list[Path]:
+    """The files that say which samples a run has, also those held out: tokenizer and indices."""
+    results = Path(study.results)
+    partners = [study.sources[name].held_out for name in run.data.sources]
+    names = [*run.data.sources, *(name for name in partners if isinstance(name, str))]
+    return [results / "tokenizer" / "tokenizer.json", *(results / "index" / f"{name}.npz" for name in names)]
+
+
 def open_training(run: Run, study: Study) -> Corpus:
     """A run's sources without what is held out."""
     sources = [study.sources[name] for name in run.data.sources]

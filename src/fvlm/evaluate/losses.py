@@ -4,6 +4,8 @@ Each sample is scored with its own frames in all modes, with no frames (blind), 
 a model whose own-frames loss is clearly the lowest of the three has learnt to see. Answers alone are scored, also of
 runs that were trained on all text, so that runs can be compared; of preference pairs the chosen one. A run that was
 trained with questions before the frames is scored with all of them there and with none.
+
+What is scored is kept batch by batch beside the table until that is written: a killed evaluation goes on there.
 """
 
 import sys
@@ -12,15 +14,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fvlm import __version__
 from fvlm.batch import Batch
 from fvlm.config import add_study_arguments, study_of
-from fvlm.data.loader import Steps, open_held_out
+from fvlm.data.loader import Steps, data_files, open_held_out
 from fvlm.data.order import in_file_order
 from fvlm.errors import UserError
 from fvlm.evaluate.load import load_run
+from fvlm.evaluate.scored import Scored
+from fvlm.files import digest_of
 from fvlm.model.foveated import Output
 from fvlm.schema import Run, Study
-from fvlm.train.device import autocast
+from fvlm.train.device import autocast, precision_on
 from fvlm.train.state import write_csv
 
 BATCH = 8  # samples per forward pass
@@ -34,16 +39,30 @@ def add_arguments(parser) -> None:
 
 def main(args) -> int:
     study = study_of(args)
-    run, model, device = load_run(Path(study.results) / "runs" / args.run)
+    folder = Path(study.results) / "runs" / args.run
+    run, model, device = load_run(folder)
     steps = held_out_samples(run, study)
     samples = batches_by_source(steps)
-    rows = []
+    scored = Scored(args.out.with_suffix(".scored.jsonl"), identity(run, study, folder, steps, device))
+    if scored:
+        print(f"{run.name}: {len(scored)} of {len(samples)} batches were scored before", file=sys.stderr, flush=True)
     with torch.no_grad(), autocast(run, device):
-        for i, (members, videos) in enumerate(samples):
-            rows += score(run, model, steps.batch(members).to(device), study, videos)
-            print(f"{run.name}: batch {i + 1} of {len(samples)} scored", file=sys.stderr, flush=True)
-    write_csv(args.out, rows)
+        for members, videos in samples[len(scored) :]:
+            scored.append(score(run, model, steps.batch(members).to(device), study, videos))
+            print(f"{run.name}: batch {len(scored)} of {len(samples)} scored", file=sys.stderr, flush=True)
+    write_csv(args.out, scored.rows)
+    scored.forget()
     return 0
+
+
+def identity(run: Run, study: Study, folder: Path, steps: Steps, device: torch.device) -> str:
+    """A hash of all that the rows depend on: weights, samples, and how they are computed."""
+    how = (__version__, BATCH, device.type, precision_on(run, device))
+    corpus = steps.corpus
+    kinds = [study.sources[name].kind for name in corpus.names]
+    samples = (study.evaluation.samples, corpus.names, kinds, corpus.prompts, [rows.tolist() for rows in corpus.rows])
+    weights = [folder / "model/run.json", folder / "model/best.safetensors"]
+    return digest_of(repr((how, samples)), [*data_files(run, study), *weights])
 
 
 def held_out_samples(run: Run, study: Study) -> Steps:

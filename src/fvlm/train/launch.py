@@ -12,11 +12,11 @@ import time
 
 from fvlm.errors import UserError
 from fvlm.schema import Operation
+from fvlm.train.signals import PASSED_ON, REQUEUE
 
 MOST_RESTARTS = 100  # of a Slurm job: one that is warned before its first step would come back for ever
 FIRST_PORT, PORTS = 20_000, 10_000  # the nodes of a training meet at one of them, by the number of their Slurm job
 STRAGGLERS_S = 120  # that srun leaves the other nodes when one has ended
-PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def launched() -> bool:
@@ -46,21 +46,26 @@ def command_of(operation: Operation, training: list[str]) -> list[str]:
 def run_to_end(command: list[str]) -> int:
     """Run a command and pass PASSED_ON to it; returns its exit status, as a shell counts it.
 
+    One that such a signal ends before it listens had not begun, and is to be started again.
     Ctrl-C reaches the command by itself, which ends as it sees fit.
     """
     child = None
-    early = []
+    heard = []
 
     def pass_on(number: int, _frame: object) -> None:
-        early.append(number) if child is None else child.send_signal(number)
+        heard.append(number)
+        if child is not None:
+            child.send_signal(number)
 
     for number in PASSED_ON:
         signal.signal(number, pass_on)
     signal.signal(signal.SIGINT, lambda *_: None)
     child = subprocess.Popen(command)
-    for number in early:
+    for number in heard:
         child.send_signal(number)
     status = child.wait()
+    if -status in heard:
+        return REQUEUE
     return status if status >= 0 else 128 - status
 
 

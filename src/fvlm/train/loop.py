@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from fvlm.train.ranks import Ranks, told
 from fvlm.train.reference import Reference
 from fvlm.train.shard import gathered, load_optimizer, load_weights, whole
 from fvlm.train.signals import StopRequest
-from fvlm.train.state import MetricsLog, NoLog, clear, continued, save_checkpoint, write_weights
+from fvlm.train.state import MetricsLog, clear, continued, save_checkpoint, write_weights
 from fvlm.train.totals import Totals
 from fvlm.train.watch import Watch
 
@@ -81,13 +82,21 @@ class Trainer:
         saved = continued(state, identity, ranks)
         if saved is not None:
             self._restore(saved)
-        elif ranks.first:
-            clear(state)
         self.resume_step = None if saved is None else self.step
-        self.metrics, self.validations = (
-            MetricsLog(state / f"{name}.jsonl", self.resume_step) if ranks.first else NoLog()
-            for name in ("metrics", "validation")
-        )
+        ranks.at_first(self._open_logs)
+
+    def _open_logs(self) -> None:
+        """`metrics` and `validations`, which the first rank alone has.
+
+        The step that was saved may have been saved before its validation: then that is still to be done.
+        """
+        evaluated = self.resume_step
+        if self.resume_step is None:
+            clear(self.state)
+        elif self._unevaluated:
+            evaluated = self.resume_step - 1
+        self.metrics = MetricsLog(self.state / "metrics.jsonl", self.resume_step)
+        self.validations = MetricsLog(self.state / "validation.jsonl", evaluated)
 
     def train(self, mirrors: Mirrors, watch: Watch) -> None:
         """From the last checkpoint to the end, evaluating and saving on the way.
@@ -119,21 +128,27 @@ class Trainer:
             self.spent.steps += seconds
             samples, work = self.samples_seen - samples, self._so_far(self.work) - work
             record |= self._speed(samples, work, seconds) | {"data_wait_s": waited}
-            self.metrics.append(record)
+            late = self.ranks.at_first(partial(self._log, record, saved))
             mirrors.log("train", record)
             if asked:
                 self._leave(asked)
             if self._unevaluated:
                 self._evaluate(mirrors, watch)
-            minutes = (time.monotonic() - saved) / 60
-            due = minutes >= (operation.checkpoint_minutes or math.inf) or not self.step % operation.checkpoint_steps
-            if due or self.step == self.total:
+            if late or not self.step % operation.checkpoint_steps or self.step == self.total:
                 self._save()
                 gc.collect()
                 saved = time.monotonic()
             if self.ranks.first:
                 progress.show(record, samples, work, self.final)
             ended = time.monotonic()
+
+    def _log(self, record: dict, saved: float) -> bool:
+        """Log a step; is a checkpoint due by time? One rank decides: the clocks of two never agree.
+
+        saved   when the last one was
+        """
+        self.metrics.append(record)
+        return time.monotonic() - saved >= 60 * (self.run.operation.checkpoint_minutes or math.inf)
 
     def _loaded(self, steps: Steps, first: int = 0) -> Iterator[list[Batch]]:
         """This rank's micro-batches of step after step."""
@@ -254,7 +269,7 @@ class Trainer:
         if asked:
             self._leave(asked)
         self.since_evaluation = [0.0, 0]
-        self.validations.append(record)
+        self.ranks.at_first(lambda: self.validations.append(record))
         mirrors.log("validation", record)
         self.spent.validations += time.monotonic() - started
         self.spent.validation_count += 1

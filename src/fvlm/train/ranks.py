@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from fvlm.errors import Stopped, UserError
+from fvlm.train.signals import ended_by_signals
 
 PATIENCE = timedelta(minutes=30)  # for one who is late: the first rank alone writes checkpoints
 BUCKET = 2**25  # numbers that are added in one go: 128 MB
@@ -51,10 +52,11 @@ class Ranks:
         if self.count == 1:
             yield self
             return
-        if device.type == "cuda":
-            dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE, device_id=device)
-        else:
-            dist.init_process_group("gloo", timeout=PATIENCE)
+        with ended_by_signals(), _lost():  # one who waits for a rank that has died hears no other signal
+            if device.type == "cuda":
+                dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE, device_id=device)
+            else:
+                dist.init_process_group("gloo", timeout=PATIENCE)
         leave = True
         try:
             yield self
@@ -76,25 +78,36 @@ class Ranks:
             dist.all_gather_object(found, value)
         return found
 
-    def agree(self, value: object = None, error: UserError | None = None) -> list:
-        """`gather`, unless any rank has an error: then all raise, so that none waits for another for ever."""
+    def agree(self, value: object = None, error: UserError | OSError | None = None) -> list:
+        """`gather`, unless any rank has an error: then all raise, so that none waits for another for ever.
+
+        The first of those that have one says it.
+        """
         told = self.gather((value, None if error is None else str(error)))
-        if error is not None:
-            raise error
-        for _, said in told:
+        for rank, (_, said) in enumerate(told):
             if said is not None:
-                raise ToldElsewhere(said)
+                raise error if rank == self.rank and error is not None else ToldElsewhere(said)
         return [value for value, _ in told]
 
     def at_first(self, action: Callable[[], object]) -> Any:
-        """The result of `action`, which the first rank alone does; if it raises UserError, all do."""
+        """The result of `action`, which the first rank alone does; if it raises UserError or OSError, all raise."""
         result, error = None, None
         if self.first:
             try:
                 result = action()
-            except UserError as problem:
+            except (UserError, OSError) as problem:
                 error = problem
         return self.agree(result, error)[0]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Something that each rank does for itself; if it raises UserError or OSError in any, all raise."""
+        error = None
+        try:
+            yield
+        except (UserError, OSError) as problem:
+            error = problem
+        self.agree(error=error)
 
     def refusal(self, said: str) -> UserError:
         """What to raise where all ranks know of a mistake: the first one says it."""
@@ -153,6 +166,6 @@ def _lost() -> Iterator[None]:
     except RuntimeError as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"rank {os.environ.get('RANK')} lost the other ranks of this run ({reason}): one of them ended first and "
-            "says why; the last checkpoint is intact, and the same command goes on from there"
+            f"rank {os.environ.get('RANK')} lost the other ranks of this run ({reason}): one of them ended first, "
+            "which says why if it could; the last checkpoint is intact, and the same command goes on from there"
         ) from error

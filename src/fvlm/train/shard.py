@@ -30,7 +30,7 @@ def shard(model: VideoLanguageModel, device: torch.device) -> None:
         attention = layer.self_attn if hasattr(layer, "self_attn") else layer.attention
         for part in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, layer.mlp):
             fully_shard(part, mesh=mesh)
-    # not kept from one forward pass to the next, which may be after an update
+    # as it is, the rest stays gathered until a backward pass: an average's weights, validated, would be trained on
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
     for module in model.modules():
         if isinstance(module, FSDPModule):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from fvlm.errors import Stopped
 
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, start me again
+PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)  # SIGUSR1: Slurm's warning before the time limit
 STATUS = {signal.SIGTERM: REQUEUE, signal.SIGUSR1: REQUEUE, signal.SIGINT: 130}
 IMPATIENT = 2.0  # seconds; a second Ctrl-C after so long means at once. Launchers pass the first one on, as a second
 
@@ -41,3 +42,14 @@ class StopRequest:
         self.status, self.first = self.status or STATUS[number], self.first or now
         if not self.waits:
             raise Stopped(self.status, "before its first step; nothing is lost")
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Inside, a signal ends the process at once: while C++ waits, no handler of Python's is called."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in STATUS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

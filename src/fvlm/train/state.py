@@ -188,12 +188,6 @@ class MetricsLog:
         return [json.loads(line) for line in self.path.read_text().splitlines()]
 
 
-class NoLog:
-    """The log of a rank that writes none."""
-
-    def append(self, record: dict) -> None: ...
-
-
 def write_csv(path: Path, records: list[dict]) -> None:
     """All records as one table. Columns are the union of all fields, in order of appearance: none can be unknown."""
     columns = list(dict.fromkeys(key for record in records for key in record))

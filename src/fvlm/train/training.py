@@ -5,7 +5,6 @@ failed or killed job keeps them: state/ with checkpoints, metrics logs, a prefer
 attention/, wandb/ and tensorboard/.
 """
 
-import hashlib
 import shutil
 import sys
 from pathlib import Path
@@ -14,10 +13,10 @@ import numpy as np
 import torch
 
 from fvlm.data.batches import balanced
-from fvlm.data.loader import Corpus, Steps, open_training, validation_steps
+from fvlm.data.loader import Corpus, Steps, data_files, open_training, validation_steps
 from fvlm.data.order import Order, cut_to_flops, cut_to_samples, draw_order
 from fvlm.errors import Stopped, UserError
-from fvlm.files import sweep, write_json
+from fvlm.files import digest_of, sweep, write_json
 from fvlm.flops import forward_flops, preference_flops, training_flops
 from fvlm.model.build import build_model, load_weights
 from fvlm.planning.limits import check_run_memory
@@ -78,31 +77,32 @@ def train(run: Run, study: Study, folder: Path, ranks: Ranks | None = None, stop
     """
     ranks, stop = ranks or Ranks(), stop or StopRequest()
     spent, device, state = Spent(), device_of(run, ranks.local, ranks.count), folder / "state"
-    require_packages(run)
-    if ranks.first:
-        sweep(folder)
+    ranks.at_first(lambda: sweep(folder))
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32
     torch.manual_seed(run.train.seed)
-    corpus = open_training(run, study)
-    order, flops = planned_order(run, corpus)
-    model = build_model(run.model, run.train.seed)
-    if run.parent is not None:
-        load_weights(model, _parent_weights(run, folder))
+    split = run.operation.shard_weights and ranks.count > 1
+    share = {"rank": ranks.rank, "ranks": ranks.count, "even": split}
+    with ranks.together():
+        require_packages(run)
+        corpus = open_training(run, study)
+        order, flops = planned_order(run, corpus)
+        model = build_model(run.model, run.train.seed)
+        if run.parent is not None:
+            load_weights(model, _parent_weights(run, folder))
+        steps = Steps(corpus, order, run, study, run.data.loss, run.optim.batch_size, **share)
+        validation = validation_steps(run, study, **share)
+        depends = identity(run, study, folder)
+    _check_same_everywhere(depends, run, ranks)
     model.freeze(run.optim.freeze)
     model.recompute_layers(run.operation.recompute)
-    split = run.operation.shard_weights and ranks.count > 1
     if split:
         shard(model, device)
     else:
         model.to(device)
-    share = {"rank": ranks.rank, "ranks": ranks.count, "even": split}
-    steps = Steps(corpus, order, run, study, run.data.loss, run.optim.batch_size, **share)
     fill = fill_of(steps, flops)
     if ranks.first:
         print(f"{run.name}: {said_of(fill)}", file=sys.stderr, flush=True)
-    validation = validation_steps(run, study, **share)
-    depends = _same_everywhere(identity(run, study, folder), run, ranks)
     reference = None
     if run.data.loss == "preference":  # the model still has its parent's weights
         sets, workers = [part for part in (steps, validation) if part], run.operation.loader_workers
@@ -113,8 +113,8 @@ def train(run: Run, study: Study, folder: Path, ranks: Ranks | None = None, stop
     peak = peak and peak * ranks.count
     trainer = Trainer(run, model, steps, validation, np.cumsum(flops), np.cumsum(work), state, depends, device,
                       reference, spent, peak, ranks, stop)  # fmt: skip
-    if trainer.resume_step is None and ranks.first:
-        _forget(folder)
+    if trainer.resume_step is None:
+        ranks.at_first(lambda: _forget(folder))
     # trained anew it is another run there, which would not take its first steps a second time
     about = run, study.study, folder, f"{depends[:16]}{spent.begun:016x}", trainer.resume_step
     mirrors = Mirrors.first_of(ranks, *about)
@@ -125,28 +125,19 @@ def train(run: Run, study: Study, folder: Path, ranks: Ranks | None = None, stop
 
 def identity(run: Run, study: Study, folder: Path) -> str:
     """A hash of all that the run's result depends on: its configuration, tokenizer, data and parent's weights."""
-    results = Path(study.results)
-    files = [results / "tokenizer" / "tokenizer.json"]
-    partners = [study.sources[name].held_out for name in run.data.sources]
-    names = [*run.data.sources, *(name for name in partners if isinstance(name, str))]
-    files += [results / "index" / f"{name}.npz" for name in names]
+    files = data_files(run, study)
     if run.parent is not None:
         files.append(_parent_weights(run, folder))
-    total = hashlib.sha256(f"{FORMAT} {run.digest}".encode())
-    for path in files:
-        with open(path, "rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
+    return digest_of(f"{FORMAT} {run.digest}", files)
 
 
-def _same_everywhere(depends: str, run: Run, ranks: Ranks) -> str:
+def _check_same_everywhere(depends: str, run: Run, ranks: Ranks) -> None:
     """raises   UserError if the ranks read different configurations, data or parents"""
     if len(set(ranks.gather(depends))) > 1:
         raise ranks.refusal(
             f"run {run.name!r}: its ranks find different configurations, data or parents; all nodes must see the same "
             "files"
         )
-    return depends
 
 
 def _parent_weights(run: Run, folder: Path) -> Path:

@@ -45,8 +45,9 @@ class Watch:
             rows.append(Row(maps["frames"], looked, f"{batch.sources[0]}   {batch.keys[0]}   {entropy:.2f} nats"))
             arrays |= {f"key_{k}": np.array(batch.keys[0]), f"source_{k}": np.array(batch.sources[0])}
         model.train(training)
-        if not ranks.first:
-            return
+        ranks.at_first(lambda: self._write(step, rows, arrays))
+
+    def _write(self, step: int, rows: list[Row], arrays: dict[str, np.ndarray]) -> None:
         picture = overlay(rows, f"{self.run.name}, step {step:,}: where the query looks")
         name = f"step_{step:08d}"
         write_beside(self.folder / f"{name}.npz", lambda beside: _save(beside, arrays))
