@@ -73,6 +73,16 @@ def test_but_not_if_anything_it_depends_on_has_changed(photos, change):
     assert make(photos, *more) == again, "what was made then is kept in its place"
 
 
+def test_where_nothing_can_be_kept_a_shard_is_made_all_the_same(photos):
+    """A full disk, or one without hard links: here the hidden folder is a file."""
+    (photos.parent / "shards").mkdir()
+    (photos.parent / "shards" / FOLDER).write_text("")
+    made = make(photos)
+    delete(photos)
+    (photos.parent / "shards" / FOLDER).write_text("")
+    assert not set(make(photos).values()) & set(made.values())
+
+
 def test_without_being_told_nothing_is_kept(photos):
     make(photos, "--samples-per-shard", "10")
     assert not (photos.parent / "shards" / FOLDER).exists()

@@ -50,7 +50,7 @@ def killed_workflow(world: Tiny, folder: Path, draw: random.Random) -> str:
     workflow.run(*target)
     _check_data(world, results)
     again = [path for path, when in done.items() if path.stat().st_mtime_ns != when]
-    assert len(again) <= 2, f"finished shards were made again: {again}"  # those whose end Snakemake had not noted
+    assert len(again) <= 1, f"finished shards were made again: {again}"  # one that ended at that very moment
     return SAME
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from fvlm.data.readers import Row
@@ -37,22 +38,20 @@ def _state_of(path: Path) -> str:
 
 
 def keep(files: tuple[Path, ...], depends: str) -> None:
-    """Remember the files of a finished shard. Where the file system has no hard links, they are not kept.
+    """Remember the files of a finished shard. Where a disk is full or has no hard links, they are not kept.
 
     files       all in one folder; the first gives the shard its name
     depends     as `made_from` says it
     """
     kept = files[0].parent / FOLDER
-    kept.mkdir(exist_ok=True)
     note = kept / f"{files[0].name}.json"
-    note.unlink(missing_ok=True)  # while it is not there, the links mean nothing
-    try:
+    with suppress(OSError):
+        kept.mkdir(exist_ok=True)
+        note.unlink(missing_ok=True)  # while it is not there, the links mean nothing
         for file in files:
             (kept / file.name).unlink(missing_ok=True)
             os.link(file, kept / file.name)
-    except OSError:
-        return
-    write_beside(note, lambda beside: beside.write_text(json.dumps({"depends": depends})))
+        write_beside(note, lambda beside: beside.write_text(json.dumps({"depends": depends})))
 
 
 def bring_back(files: tuple[Path, ...], depends: str) -> bool:
