@@ -21,6 +21,7 @@ from fvlm.data.perceptual import perceptual_hash
 from fvlm.data.samples import check_image, image_suffixes, rejected_text, sample_text, video_suffixes
 from fvlm.data.tar import Entry, samples_of
 from fvlm.data.text import SYSTEM_PROMPT, encode_chat, load_tokenizer, question_length
+from fvlm.data.video import BROKEN_IMAGE
 from fvlm.errors import UserError
 
 LONGEST_KEY = 255  # characters; an index gives every key the room of the longest
@@ -270,7 +271,7 @@ def _hash(suffix: str, content: bytes) -> int:
         raise MediaError("too_large" if error.reason == "too_large" else "corrupt", f"{suffix}: {error}") from error
     except (Image.DecompressionBombError, MemoryError) as error:
         raise MediaError("too_large", f"{suffix}: {error or 'out of memory'}") from error
-    except (OSError, SyntaxError, ValueError) as error:  # as Pillow does
+    except BROKEN_IMAGE as error:
         raise MediaError("corrupt", f"{suffix}: {error}") from error
 
 
