@@ -17,7 +17,7 @@ rule corpus:
         seed=lambda w: STUDY.sources[w.source].demo_seed,
         broken=lambda w: STUDY.sources[w.source].broken,
     shell:
-        'python -m fvlm corpus {params.family} --out "$(dirname {output:q})" --samples {params.samples}'
+        'python -m fvlm corpus {params.family:q} --out "$(dirname {output:q})" --samples {params.samples}'
         " --seed {params.seed} --broken {params.broken} --processes {threads} 2> {log:q}"
 
 

@@ -9,6 +9,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from fvlm.config import study_from_files
+from fvlm.errors import UserError
 from tests.conftest import Workflow
 
 ODD = 'a b\'s "c" $(touch pwned) ; touch pwned & `touch pwned` | x > y <é 漢> #%~!'
@@ -113,6 +115,15 @@ def test_a_line_break_in_a_source_is_one_sentence(workflow):
     assert said.returncode == 2 and r"'my\ndata' has a line break" in said.stderr and "rename" in said.stderr
 
 
+@pytest.mark.parametrize("section", ["ablations", "stages"])
+@pytest.mark.parametrize("name", ["a; touch pwned", "$(touch pwned)", "../a", "-a", "a b", "a'b", "a\nb", "", 5])
+def test_a_name_of_a_run_that_a_shell_could_misread_is_one_sentence(name, section):
+    """It is a word of the command that trains it, and a folder."""
+    with pytest.raises(UserError, match="cannot be a run's name"):
+        study_from_files(["config/config.yaml"], {section: {name: {}}})
+    study_from_files(["config/config.yaml"], {"ablations": {"größer_1.7B-x": {"train.seed": 7}}})
+
+
 def test_every_file_in_a_shell_command_is_quoted():
     """Of files the shell sees nothing but what Snakemake has quoted."""
     rules = Path(__file__).resolve().parents[1]
@@ -126,6 +137,7 @@ def test_every_file_in_a_shell_command_is_quoted():
             "{params.tables",
             "{params.prompt",
             "{params.table",
+            "{params.family",
         ):
             for piece in text.split("shell:")[1:]:
                 command = piece.split("\n\n")[0]

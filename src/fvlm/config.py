@@ -186,7 +186,7 @@ class _Builder:
 
     def _stages(self) -> list[Run]:
         listed = self._listed("stages")
-        return [self._run("stage", _unseeded(name, lines[-1][0]), lines) for name, lines in listed]
+        return [self._run("stage", _checked_name(name, lines[-1][0]), lines) for name, lines in listed]
 
     def _ablations(self) -> list[Run]:
         return [run for name, lines in self._listed("ablations") for run in self._seeded("ablation", name, lines)]
@@ -248,7 +248,7 @@ class _Builder:
         """One run per seed; the first keeps the name, the others have it with the suffix -s and their seed."""
         where = lines[-1][0]  # a mistake is in a line, not in the seeds
         runs = []
-        for seed in self.seeds.of(family, _unseeded(name, where), (labels or {}).get("budget")) or [None]:
+        for seed in self.seeds.of(family, _checked_name(name, where), (labels or {}).get("budget")) or [None]:
             own = lines if seed is None else [*lines, (where, {"train.seed": seed})]
             runs.append(self._run(family, f"{name}-s{seed}" if runs else name, own, labels))
         return [run.model_copy(update={"question": self.questions.get(name, "")}) for run in runs]
@@ -294,8 +294,13 @@ class _Builder:
             place[leaf] = copy.deepcopy(value)
 
 
-def _unseeded(name: str, where: str) -> str:
-    """A name as it is written, which must not look like that of a further seed: tables pool those."""
+def _checked_name(name: object, where: str) -> str:
+    """A name as it is written. It is a folder's and a word of commands, and must not look like that of a further seed:
+    tables pool those."""
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+        raise UserError(
+            f"{where}: {name!r} cannot be a run's name; use letters, digits, _, - and ., with a letter or digit first"
+        )
     if re.search(r"-s\d+$", name):
         raise UserError(
             f"{where}: {name!r} is called like a further seed of another run; give it another name, or a seed "
@@ -326,7 +331,7 @@ class _Seeds:
 
     def refuse_unknown(self, ablations: list[str]) -> None:
         """`ablations` are those that there are, also where the study leaves them out."""
-        known = sorted(self.known | set(ablations))
+        known = sorted(map(str, self.known | set(ablations)))
         for name in self.lists:
             if name not in known:
                 raise UserError(

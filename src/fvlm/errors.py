@@ -1,5 +1,17 @@
 """What ends a command early: a mistake that a user can mend, or a signal."""
 
+# What libraries raise of a file whose content was made up to break them, beside errors of their own. Only around a call
+# that reads such a file, never around code of this package.
+BROKEN = (
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, OSError),
+    *(RuntimeError, SyntaxError, TypeError, ValueError),
+)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, as far as a sentence can hold it."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
 
 class UserError(Exception):
     """What was found, what was expected and what to do, in one sentence.

@@ -211,6 +211,7 @@ def load_index(path: Path | str) -> Index:
     try:
         with open_arrays(path) as stored:
             values = {field.name: stored[field.name] for field in fields(Index)}
+            _check_columns(values)
     except KeyError as error:
         raise UserError(
             f"{path}: an index of another version ({error}); delete it, and Snakemake makes it again, or make it "
@@ -220,6 +221,20 @@ def load_index(path: Path | str) -> Index:
         raise UserError(f"{path}: no index ({error}); make it with `fvlm index`") from error
     values |= {name: str(values[name]) for name in ("kind", "source", "tokenizer")}
     return Index(**values | {"rejected": int(values["rejected"])})
+
+
+def _check_columns(values: dict[str, np.ndarray]) -> None:
+    """Raise ValueError where a row, or what holds for all of them, is not what an index has there."""
+    rows = len(values["keys"]) if values["keys"].ndim else -1
+    for name, kind in {**COLUMNS, "shard": np.int32}.items():
+        found = values[name]
+        if found.dtype.kind != np.dtype(kind).kind or found.shape != ((rows, 2) if name == "hashes" else (rows,)):
+            raise ValueError(f"{name}: {found.shape} of {found.dtype} for {rows} keys")
+    if rows and not 0 <= values["shard"].min() <= values["shard"].max() < values["shards"].size:
+        raise ValueError(f"shard: up to {values['shard'].max()} of {values['shards'].size}")
+    for name in ("kind", "source", "tokenizer", "rejected"):
+        if values[name].shape:
+            raise ValueError(f"{name}: {values[name].shape}, one value expected")
 
 
 def check_tokenizer(index: Index, tokenizer_folder: Path | str) -> None:

@@ -12,6 +12,7 @@ LONGEST = 16 * SIDE  # pixels; a picture that would be scaled to a longer side i
 MAX_FRAMES = 64
 Span = tuple[float, float] | None  # part of a video: start and end in seconds; None: all of it
 MAX_PIXELS = 100_000_000  # of one decoded picture: about 300 MB as RGB
+MAX_SCANNED = 100 * MAX_PIXELS  # pixels times scans of a progressive JPEG: a scan of 30 bytes may cover all of them
 MAX_IMAGE_BYTES = 512 << 20  # of one encoded picture: as many pixels, not compressed
 MAX_SAMPLE_BYTES = 1 << 30  # of a sample in a shard, which is read whole
 MAX_TEXT_BYTES = 64 << 20  # of what is said in one sample: a line of a table, or a sample's text in a shard
@@ -23,7 +24,7 @@ REASONS = {
     "not_media": "the content is no video or image format that is read here",
     "no_video_stream": "the file has sound, subtitles or a cover, but no video",
     "corrupt": "the format was recognised, and not one frame could be decoded",
-    "too_large": "one picture has more pixels, or needs more memory, than is allowed",
+    "too_large": "one picture has more pixels, or needs more memory or time, than is allowed",
     "empty_span": "the part that was asked for holds no frame: it starts after the end, or ends where it starts",
     "timeout": "decoding took longer than the deadline of one file",
     "crashed": "the decoder ended its process",

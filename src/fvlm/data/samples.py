@@ -9,12 +9,13 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from fvlm.data.media import MAX_PIXELS, SIDE, MediaError
-from fvlm.data.video import IMAGE_FORMATS, square_image
+from fvlm.data.media import MAX_PIXELS, MAX_SCANNED, SIDE, MediaError
+from fvlm.data.video import BROKEN_IMAGE, IMAGE_FORMATS, square_image
 
 # `jpg`, `0.jpg`, `000.jpg`, `frame_0001.jpg`, `image0.png`: what stands after the sample's key.
 IMAGE = re.compile(r"(?:(?:frame|image|img)?[_-]?(\d+)\.)?(?:jpg|jpeg|png|webp)", re.IGNORECASE)
 VIDEO = re.compile(r"(?:.*\.)?(?:mp4|webm|mkv|mov|avi)", re.IGNORECASE)
+JPEG_SCAN = b"\xff\xda"  # within a scan's data no byte 255 stands before this one
 JPEG_START, JPEG_END, PNG_START, PNG_END = b"\xff\xd8", b"\xff\xd9", b"\x89PNG", b"IEND"
 TAIL = 1024  # bytes in which an image's end mark is looked for: some cameras write a little after it
 
@@ -71,7 +72,7 @@ def decode_frames(members: dict[str, bytes], out: np.ndarray | None = None) -> n
     for frame, suffix in zip(out, suffixes, strict=True):
         try:
             _decode(members[suffix], frame)
-        except (OSError, SyntaxError, ValueError, MediaError, Image.DecompressionBombError) as error:  # as Pillow does
+        except (*BROKEN_IMAGE, MediaError, Image.DecompressionBombError) as error:
             raise ValueError(f"{suffix}: {error}") from error
     return out
 
@@ -100,10 +101,13 @@ def check_image(suffix: str, content: bytes) -> None:
         raise MediaError("too_large", f"{suffix}: {error or 'out of memory'}") from error
     except UnidentifiedImageError as error:
         raise MediaError("not_media", f"{suffix}: no image format that is read here") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except BROKEN_IMAGE as error:
         raise MediaError("corrupt", f"{suffix}: {error}") from error
     if width * height > MAX_PIXELS:
         raise MediaError("too_large", f"{suffix}: {width} x {height} pixels")
+    scans = content.count(JPEG_SCAN) if content.startswith(JPEG_START) else 0
+    if width * height * scans > MAX_SCANNED:
+        raise MediaError("too_large", f"{suffix}: {width} x {height} pixels in {scans:,} scans")
     for start, end in ((JPEG_START, JPEG_END), (PNG_START, PNG_END)):
         if content.startswith(start) and end not in content[-TAIL:]:
             raise MediaError("corrupt", f"{suffix}: cut before its end, at {len(content)} bytes")

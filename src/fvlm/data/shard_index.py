@@ -21,8 +21,10 @@ from fvlm.data.perceptual import perceptual_hash
 from fvlm.data.samples import check_image, image_suffixes, rejected_text, sample_text, video_suffixes
 from fvlm.data.tar import Entry, samples_of
 from fvlm.data.text import SYSTEM_PROMPT, encode_chat, load_tokenizer, question_length
+from fvlm.data.video import BROKEN_IMAGE
 from fvlm.errors import UserError
 
+LONGEST_KEY = 255  # characters; an index gives every key the room of the longest
 FORMAT = 4  # raise it when an index of the same shard would come out different
 COLUMNS = {
     "offset": np.int64,
@@ -75,7 +77,8 @@ def tokenizer_digest(folder: Path | str) -> str:
     """SHA-256 of a folder's tokenizer.json; raises UserError if there is none."""
     file = Path(folder) / "tokenizer.json"
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        with file.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{file}: no tokenizer ({error.strerror}); make it with `fvlm tokenizer`") from error
 
@@ -168,10 +171,15 @@ def expected_sum(shard: Path) -> str | None:
     raises      UserError if it has no SHA-256 in it
     """
     file = shard.with_name(shard.name + ".sha256")
-    try:
-        words = file.read_text(encoding="utf-8", errors="replace").split()
-    except FileNotFoundError:
+    if not os.path.lexists(file):
         return None
+    words = []
+    if file.is_file():  # a FIFO would block for ever
+        try:
+            with file.open(encoding="utf-8", errors="replace") as lines:
+                words = lines.read(4096).split()
+        except OSError as error:
+            raise UserError(f"{file}: {error.strerror}; write it again or remove it") from error
     if not words or len(words[0]) != 64 or set(words[0].lower()) - set("0123456789abcdef"):
         raise UserError(
             f"{file}: found {' '.join(words)[:80]!r}, expected a line of `sha256sum {shard.name}`; write it "
@@ -229,6 +237,8 @@ def _describe(data: mmap.mmap, entry: Entry, tokenizer: Tokenizer, work: Work) -
 
 def _check_sizes(entry: Entry) -> None:
     """Refuse a sample that no memory should be given for; raises MediaError too_large."""
+    if len(entry.key) > LONGEST_KEY:
+        raise MediaError("too_large", f"a key of {len(entry.key):,} characters, more than {LONGEST_KEY}")
     for suffix, (_, size) in entry.members.items():
         most = MAX_TEXT_BYTES if suffix in ("json", "txt") else MAX_IMAGE_BYTES
         if size > most:
@@ -261,7 +271,7 @@ def _hash(suffix: str, content: bytes) -> int:
         raise MediaError("too_large" if error.reason == "too_large" else "corrupt", f"{suffix}: {error}") from error
     except (Image.DecompressionBombError, MemoryError) as error:
         raise MediaError("too_large", f"{suffix}: {error or 'out of memory'}") from error
-    except (OSError, SyntaxError, ValueError) as error:  # as Pillow does
+    except BROKEN_IMAGE as error:
         raise MediaError("corrupt", f"{suffix}: {error}") from error
 
 

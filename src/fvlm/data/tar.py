@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fvlm.data.media import MAX_SAMPLE_BYTES
 from fvlm.errors import UserError
 
 BLOCK = 512
-LONGEST_NAME = 1 << 20  # bytes of a member that names the next one; no file system takes more than some thousands
+LONGEST_HEADER = 1 << 20  # bytes of a member that says more of the next one: its name, attributes, ...
+LONGEST_NAME = 4096  # bytes; no file system takes more
 ADLER_PRIME = 65_521
 
 
@@ -41,9 +43,10 @@ def members_of(data: mmap.mmap | bytes, file: str, start: int = 0) -> Iterator[t
             raise UserError(f"{file}: cut within the member at byte {offset}; make or copy the file again")
         kind, first = header[156:157], offset if named is None else named[1]
         if kind in (b"L", b"x"):  # GNU and PAX long names stand in a member of their own
-            if size > LONGEST_NAME:
+            name = _long_name(bytes(data[content : content + size]), kind) if size <= LONGEST_HEADER else None
+            if size > LONGEST_HEADER or len(name or "") > LONGEST_NAME:
                 raise UserError(f"{file}: a name of {size:,} bytes at byte {offset}; make or copy the file again")
-            named = (_long_name(bytes(data[content : content + size]), kind), first)
+            named = (name, first)
         else:
             if kind in (b"0", b"\0"):
                 yield (named and named[0]) or _short_name(header), first, content, size
@@ -134,11 +137,14 @@ def read_sample(file: Path | str, offset: int, length: int, key: str | None = No
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; put it back, or make its index again") from error
     try:
+        there = max(0, os.fstat(tar).st_size - offset)
+        if offset < 0 or not 0 < length <= min(there, MAX_SAMPLE_BYTES):
+            raise UserError(f"{file}: {min(there, length)} of {length} bytes at byte {offset}; make its index again")
         raw = os.pread(tar, length, offset)
+    except OSError as error:  # a folder in its place, for one
+        raise UserError(f"{file}: {error.strerror}; put it back, or make its index again") from error
     finally:
         os.close(tar)
-    if len(raw) < length:
-        raise UserError(f"{file}: {len(raw)} of {length} bytes at byte {offset}; make its index again")
     try:
         members = list(_in_samples(raw + bytes(BLOCK), str(file)))
     except UserError as error:

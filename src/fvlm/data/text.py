@@ -15,8 +15,10 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from fvlm.data.readers import Row, read_rows
-from fvlm.errors import UserError
+from fvlm.errors import UserError, first_line
 
+LARGEST_TOKENIZER = 256 << 20  # bytes of a tokenizer.json; those with 260,000 entries have 40 MB
+LONGEST_TEXT = 1 << 20  # characters of one sample: a tokenizer takes 200 bytes or more for each
 SYSTEM_PROMPT = "You are a helpful assistant."
 END_OF_TEXT, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
@@ -68,10 +70,11 @@ def copy_tokenizer(name: str, out: Path) -> None:
 
     making = out.with_name(out.name + ".part")
     shutil.rmtree(making, ignore_errors=True)
+    _check_size(Path(name) / "tokenizer.json")
     try:
         AutoTokenizer.from_pretrained(name, trust_remote_code=False).save_pretrained(str(making))
-    except (OSError, ValueError) as error:
-        raise UserError(f"tokenizer {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # tokenizers raises nothing more exact
+        raise UserError(f"tokenizer {name!r} cannot be loaded: {first_line(error)}") from error
     _install(making, out)
 
 
@@ -83,19 +86,19 @@ def _install(making: Path, out: Path) -> None:
 def load_tokenizer(folder_or_name: Path | str) -> Tokenizer:
     """The tokenizer of a folder, or of a hub name (which imports transformers).
 
-    raises      UserError if there is none, or it has no ChatML tokens
+    raises      UserError if there is none, it cannot be read, or it has no ChatML tokens
     """
-    file = Path(folder_or_name) / "tokenizer.json"
-    if file.is_file():
-        tokenizer = Tokenizer.from_file(str(file))
-    else:
-        from transformers import AutoTokenizer
+    name, file = str(folder_or_name), Path(folder_or_name) / "tokenizer.json"
+    _check_size(file)
+    try:
+        if file.is_file():
+            tokenizer = Tokenizer.from_file(str(file))
+        else:
+            from transformers import AutoTokenizer
 
-        try:
-            name = str(folder_or_name)
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False).backend_tokenizer
-        except (OSError, ValueError) as error:
-            raise UserError(f"no tokenizer {str(folder_or_name)!r}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # tokenizers raises nothing more exact
+        raise UserError(f"no tokenizer {name!r}: {first_line(error)}") from error
     missing = [token for token in (START, END) if tokenizer.token_to_id(token) is None]
     if missing:
         raise UserError(f"tokenizer {folder_or_name} lacks {' and '.join(missing)}; use one with ChatML tokens")
@@ -104,6 +107,15 @@ def load_tokenizer(folder_or_name: Path | str) -> Tokenizer:
     # Text that spells a special token stays text: nobody ends the user's turn from within it.
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def _check_size(file: Path) -> None:
+    """Refuse a file that is too large for a tokenizer, before it is read; raises UserError."""
+    if file.is_file() and file.stat().st_size > LARGEST_TOKENIZER:
+        raise UserError(
+            f"{file}: {file.stat().st_size >> 20} MiB, more than {LARGEST_TOKENIZER >> 20}; that is no tokenizer: name "
+            "another"
+        )
 
 
 def encode_chat(
@@ -171,7 +183,7 @@ def _messages(sample: dict, system_prompt: str) -> list[dict]:
 def _encode_messages(tokenizer: Tokenizer, messages: list[dict]) -> tuple[np.ndarray, np.ndarray]:
     start, end = tokenizer.token_to_id(START), tokenizer.token_to_id(END)
     pieces = ["\n"] + [text for message in messages for text in (f"{message['role']}\n", message["content"])]
-    encoded = [piece.ids for piece in tokenizer.encode_batch_fast(pieces, add_special_tokens=False)]
+    encoded = _encode(tokenizer, pieces)
     newline, ids, mask = encoded[0], [], []
     for i, message in enumerate(messages):
         header, content = encoded[1 + 2 * i], encoded[2 + 2 * i]
@@ -179,6 +191,25 @@ def _encode_messages(tokenizer: Tokenizer, messages: list[dict]) -> tuple[np.nda
         spoken = message["role"] == "assistant"
         mask += [False] * (1 + len(header)) + [spoken] * (len(content) + 1) + [False] * len(newline)
     return np.array(ids, np.int32), np.array(mask, bool)
+
+
+def _encode(tokenizer: Tokenizer, pieces: list[str]) -> list[list[int]]:
+    """Token ids of each text.
+
+    raises      ValueError for more text than a sample may have, TypeError for what is no text, UserError if the
+                tokenizer gives up
+    """
+    length = sum(map(len, pieces))
+    if length > LONGEST_TEXT:
+        raise ValueError(f"a text of {length:,} characters, more than {LONGEST_TEXT:,}")
+    try:
+        return [piece.ids for piece in tokenizer.encode_batch_fast(pieces, add_special_tokens=False)]
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of Rust, which nothing can import
+            raise
+        raise UserError(
+            f"the tokenizer gives up on a text of {length:,} characters ({first_line(error)}); take another tokenizer"
+        ) from error
 
 
 def texts_of(row: Row, prompt: str) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """From a file to 224 x 224 frames: videos at 1 FPS by presentation time, images as one frame."""
 
+import struct
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +20,11 @@ BACKENDS = tuple(DECODERS)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 # Formats of Pillow that hold pixels and nothing to execute (EPS would start Ghostscript).
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+# What Pillow raises of a broken image: SyntaxError for a chunk of PNG, TypeError and struct.error for EXIF, ...
+BROKEN_IMAGE = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, OSError, SyntaxError, TypeError, ValueError),
+    struct.error,
+)
 
 
 def decode_video(path: Path | str, backend: str = "pyav", crop: bool = True, span_s: Span = None) -> Clip:
@@ -62,7 +68,7 @@ def decode_image(file: Path | str | BinaryIO, crop: bool = True, name: str = "")
         raise MediaError("not_media", f"{name}: no image format that is read here") from error
     except (Image.DecompressionBombError, MemoryError) as error:
         raise MediaError("too_large", f"{name}: {error or 'out of memory'}") from error
-    except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: Pillow's word for a broken PNG chunk
+    except BROKEN_IMAGE as error:
         raise MediaError("corrupt", f"{name}: {error}") from error
     return Clip(frame[None], np.zeros(1), 0.0, codec)
 

@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +18,7 @@ from transformers import (
 )
 
 from fvlm import schema
-from fvlm.errors import UserError
+from fvlm.errors import BROKEN, UserError, first_line
 from fvlm.model.connector import PooledConnector, QueryConnector
 from fvlm.model.encoder import Encoder
 from fvlm.model.foveated import VideoLanguageModel
@@ -108,6 +109,8 @@ LANGUAGE_FIELDS = (
     *("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_parameters"),
     *("tie_word_embeddings", "hidden_act", "attention_bias", "mlp_bias", "attention_dropout"),
 )
+# older forms of `rope_parameters`; and whose embedding is never trained
+ALSO_READ = ("rope_theta", "rope_scaling", "pad_token_id")
 
 
 def load_pretrained(
@@ -118,16 +121,18 @@ def load_pretrained(
     raises   UserError if it is not there, has other sizes than declared, or misses or adds a tensor
     """
     try:
-        found = type(wanted).from_pretrained(name)
+        found = _config_of(name, wanted, part, fields)
         _compare(found, wanted, name, part, fields)
         model, info = kind.from_pretrained(name, config=found, dtype=torch.float32, output_loading_info=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(
             f"model.{part}.weights: {name!r} holds a pickle with more in it than tensors, which is not loaded; give "
             "a folder with config.json and model.safetensors"
         ) from error
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # of a made-up config: of what kinds, transformers does not say
+        reason = first_line(error)
         where = "a local folder" if Path(name).exists() else "neither a local folder nor a reachable hub name"
         raise UserError(
             f"model.{part}.weights: {name!r} ({where}) cannot be loaded: {reason}; give a folder with "
@@ -151,12 +156,27 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """
     try:
         load_model(model, str(path))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (*BROKEN, SafetensorError) as error:
+        reason = first_line(error)
         raise UserError(f"{path} cannot be loaded ({reason}); put it back, or train the run again") from error
 
 
-def _compare(found: PreTrainedConfig, wanted: PreTrainedConfig, name: str, part: str, fields: tuple[str, ...]) -> None:
+def _config_of(name: str, wanted: PreTrainedConfig, part: str, fields: tuple[str, ...]) -> PreTrainedConfig:
+    """What a model's config.json says of the architecture, and nothing else of it.
+
+    The rest could name code to fetch (`attn_implementation`, `quantization_config`), other files to load, or a billion
+    labels to make names for. Numbers are compared before a configuration is built, which makes room for its layers.
+    """
+    content, _ = type(wanted).get_config_dict(name)
+    content = {field: content[field] for field in (*fields, *ALSO_READ) if field in content}
+    numbers = [field for field in fields if type(getattr(wanted, field)) is int and field in content]
+    _compare(SimpleNamespace(**content), wanted, name, part, tuple(numbers))
+    return type(wanted)(**content)
+
+
+def _compare(
+    found: PreTrainedConfig | SimpleNamespace, wanted: PreTrainedConfig, name: str, part: str, fields: tuple[str, ...]
+) -> None:
     different = [
         f"{field} is {getattr(found, field)!r}, declared {getattr(wanted, field)!r}"
         for field in fields

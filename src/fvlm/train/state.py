@@ -7,19 +7,23 @@ import io
 import json
 import os
 import pickle
+import pickletools
+import re
 import socket
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
-from fvlm.errors import UserError
+from fvlm.errors import BROKEN, UserError, first_line
 from fvlm.files import check_archive, write_beside
 from fvlm.train.ranks import Ranks
 
+KINDS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")  # in a checkpoint
 FORMAT = 3  # of a checkpoint; one of another format is not continued
 
 
@@ -88,7 +92,7 @@ def save_checkpoint(state: Path, step: int, content: dict, keep: int) -> int:
     """Write checkpoint `step` and drop all but the newest `keep`; returns its bytes."""
     path = _path_of(state, step)
     write_weights(path, lambda beside: torch.save(content, beside))
-    for old in sorted(state.glob("step_*.pt"))[:-keep]:
+    for old in _stored(state)[:-keep]:
         old.unlink()
     return path.stat().st_size
 
@@ -98,12 +102,12 @@ def load_checkpoint(state: Path, identity: str) -> dict | None:
 
     A broken one is deleted, or it would count among the newest that are kept.
     """
-    for path in sorted(state.glob("step_*.pt"), reverse=True):
+    for path in reversed(_stored(state)):
         try:
             content = read_checkpoint(path)
-        except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            reason = str(error).strip().splitlines()[:1]
-            print(f"{path}: unreadable checkpoint, taking the one before it ({' '.join(reason)})", file=sys.stderr)
+        except ValueError as error:
+            reason = first_line(error)
+            print(f"{path}: unreadable checkpoint, taking the one before it ({reason})", file=sys.stderr)
             path.unlink()
             continue
         if content["identity"] == identity:
@@ -117,14 +121,39 @@ def load_checkpoint(state: Path, identity: str) -> dict | None:
 
 
 def read_checkpoint(path: Path) -> dict:
-    """One checkpoint, on the CPU; raises ValueError, RuntimeError, EOFError or UnpicklingError if it is damaged."""
-    check_archive(path)
+    """One checkpoint, on the CPU.
+
+    raises      ValueError if it is damaged, or holds what no checkpoint does; OSError, MemoryError where it may be
+                whole and cannot be read here and now
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # torch sought where the damaged file led
+        check_archive(path)
+        _check_kinds(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except (*BROKEN, pickle.UnpicklingError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: sought where the damaged file led
             raise
-        raise ValueError(f"no whole archive: {error}") from error
+        raise ValueError(first_line(error)) from error
+    if not isinstance(content, dict) or not {"identity", "step"} <= content.keys():
+        raise ValueError("it holds no identity and step")
+    return content
+
+
+def _check_kinds(path: Path) -> None:
+    """Refuse what torch would also build without running code: `bytearray(10**12)`, say. Raises ValueError."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        content = b"".join(map(archive.read, names))
+    for operation, argument, _ in pickletools.genops(content):
+        if operation.name in ("GLOBAL", "STACK_GLOBAL", "INST") and not KINDS.fullmatch(str(argument)):
+            raise ValueError(f"it holds {argument or 'something'}, which no checkpoint does")
+
+
+def _stored(state: Path) -> list[Path]:
+    """The checkpoints, from the oldest to the newest."""
+    return sorted(path for path in state.glob("step_*.pt") if path.is_file())
 
 
 def continued(state: Path, identity: str, ranks: Ranks) -> dict | None:

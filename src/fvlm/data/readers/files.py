@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from fvlm.data.media import MAX_TEXT_BYTES
 from fvlm.data.readers.folder import media_of
-from fvlm.data.readers.row import Row, checked
+from fvlm.data.readers.row import BadRow, Row, checked
 from fvlm.errors import UserError
 
 
@@ -23,6 +24,9 @@ def rows(folder: Path, table: str, start: int = 0, stop: int | None = None) -> I
             continue
         try:
             caption = _caption(sidecar(folder / name))
+        except BadRow as error:
+            yield Row(number, (media_of(name),), {}, problem=str(error))
+            continue
         except (OSError, UnicodeDecodeError):
             problem = "its caption, the .txt beside it, cannot be read as UTF-8; save it so, or delete it"
             yield Row(number, (media_of(name),), {}, problem=problem)
@@ -77,4 +81,9 @@ def sidecar(path: Path) -> Path | None:
 
 
 def _caption(text: Path | None) -> str:
-    return "" if text is None else text.read_text(encoding="utf-8-sig").strip()
+    """raises OSError, UnicodeDecodeError; BadRow for one that is too long, before it is read"""
+    if text is None:
+        return ""
+    if text.stat().st_size > MAX_TEXT_BYTES:
+        raise BadRow(f"its caption, the .txt beside it, is over {MAX_TEXT_BYTES >> 20} MiB; shorten or delete it")
+    return text.read_text(encoding="utf-8-sig").strip()

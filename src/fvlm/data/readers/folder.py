@@ -8,7 +8,7 @@ clip was cut from, so that all of its clips are held out together.
 from pathlib import Path, PurePosixPath
 
 from fvlm.data.media import Media
-from fvlm.data.readers.row import BadRow, Place, Sample, about, known, string
+from fvlm.data.readers.row import BadRow, Place, Sample, about, known, messages_problem, string
 from fvlm.data.readers.tables import columns
 from fvlm.errors import UserError
 
@@ -45,7 +45,10 @@ def _text(record: dict) -> dict:
     if form is None:
         raise BadRow(f"no text: expected {FORMS_TEXT}, not empty")
     if form == ("messages",):
-        return {"messages": record["messages"]}
+        messages = record["messages"]
+        if messages_problem(messages):
+            return {"messages": messages}  # which is said of the row
+        return {"messages": [{name: message[name] for name in ("role", "content")} for message in messages]}
     values = {column: string(record, column) for column in form}
     names = {"question": "user", "answer": "assistant"}
     return {names.get(column, column): value for column, value in values.items()}

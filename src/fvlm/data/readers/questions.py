@@ -125,7 +125,10 @@ def _span(record: dict) -> tuple[float, float]:
     start, end = record.get("start"), record.get("end")
     if not all(isinstance(value, int | float) for value in (start, end)):
         raise BadRow(f"`start` and `end` are {start!r} and {end!r}, expected seconds")
-    return float(start), float(end)
+    try:
+        return float(start), float(end)
+    except OverflowError as error:
+        raise BadRow("`start` or `end` is a number too large for seconds") from error
 
 
 def _frames(folder: Path, name: str, span_s: tuple[float, float]) -> tuple[tuple[Media, ...], list[float]]:

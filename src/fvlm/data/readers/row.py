@@ -82,8 +82,9 @@ class Place:
     table: Path
 
     def beside(self, name: str) -> str:
-        """A name relative to the table, made relative to the folder."""
-        return (self.table.parent / name).relative_to(self.folder).as_posix()
+        """A name relative to the table, made relative to the folder; an absolute one stays as it is."""
+        path = self.table.parent / name
+        return (path.relative_to(self.folder) if path.is_relative_to(self.folder) else path).as_posix()
 
     def find(self, *names: str) -> str:
         """The first of these files, relative to the folder, that exists; else the first one."""
@@ -105,10 +106,9 @@ def checked(row: Row) -> Row:
     """The same row without placeholders, or with the problem that it has."""
     text = without_placeholders(row.text) if row.media else row.text
     problem = row.problem or _media_problem(row) or text_problem(text)
+    said = [problem] if problem else [text, row.prompt, row.extra]
     try:
-        json.dumps(
-            [text, row.prompt, problem, row.extra, [media.file for media in row.media]], ensure_ascii=False
-        ).encode()
+        json.dumps([said, [media.file for media in row.media]], ensure_ascii=False).encode()
     except UnicodeEncodeError:  # a JSON text may escape one half of a surrogate pair
         return Row(row.number, (), {}, problem="half a character, which UTF-8 cannot hold")
     if problem:
@@ -210,7 +210,7 @@ def conversation(turns: object, column: str) -> dict:
         if not isinstance(turn, dict):
             raise BadRow(f"`{column}`: a turn is {type(turn).__name__}, expected {{from, value}} or {{role, content}}")
         role, content = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             raise BadRow(f"`{column}`: role {role!r} is none of {', '.join(ROLES)}")
         if not isinstance(content, str):
             raise BadRow(f"`{column}`: what {role} says is {type(content).__name__}, no text")

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import IO
 
 from fvlm.data.readers.row import SURPLUS
-from fvlm.errors import UserError
+from fvlm.errors import BROKEN, UserError, first_line
 
 HINT = "put it there, or name another with `table`"
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
 PARQUET_BATCH = 64  # rows in memory at a time; each may hold images
+BATCH_BYTES = 256 << 20  # fewer rows at a time where each may repeat a dictionary's largest value
+MOST_VALUES = 10_000  # of a list in a row, on average; a few bytes of Parquet can say that a value comes 10^9 times
 LONGEST_LINE = 64 << 20  # bytes or characters; a line is in memory whole
 LARGEST_JSON = 2 << 30  # bytes; parsing takes several times as much
 MOST_ROWS = 10**9  # of a Parquet file; its header says how many, and shards are planned by it
@@ -204,10 +206,8 @@ def _open_parquet(path: Path):
 
     try:
         return pyarrow.parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(
-            f"{path}: no Parquet file ({str(error).splitlines()[0]}); download or write it again"
-        ) from error
+    except (*BROKEN, pyarrow.ArrowException) as error:
+        raise UserError(f"{path}: no Parquet file ({first_line(error)}); download or write it again") from error
 
 
 def _parquet_rows(path: Path) -> int:
@@ -223,20 +223,40 @@ def _parquet(path: Path, start: int, stop: int) -> Iterator[tuple[int, dict]]:
     import pyarrow
 
     with _open_parquet(path) as file:
-        groups, number, first = [], 0, None
+        groups, number, first, batch_rows = [], 0, None, PARQUET_BATCH
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
             if number < stop and number + rows > start:
+                batch_rows = min(batch_rows, _rows_at_a_time(path, file.metadata.row_group(group), group))
                 groups.append(group)
                 first = number if first is None else first
             number += rows
         if first is None:
             return
         try:
-            for batch in file.iter_batches(PARQUET_BATCH, row_groups=groups):
+            for batch in file.iter_batches(batch_rows, row_groups=groups):
                 low, high = max(start - first, 0), min(stop - first, batch.num_rows)
                 for i, record in enumerate(batch.slice(low, max(high - low, 0)).to_pylist(), low):
                     yield first + i, record
                 first += batch.num_rows
-        except (OSError, pyarrow.ArrowException) as error:
-            raise UserError(f"{path}: damaged ({str(error).splitlines()[0]}); download or write it again") from error
+                if first >= stop:
+                    return
+        except (*BROKEN, pyarrow.ArrowException) as error:  # a date beyond all, text that is no UTF-8, ...
+            raise UserError(f"{path}: damaged ({first_line(error)}); download or write it again") from error
+
+
+def _rows_at_a_time(path: Path, about, group: int) -> int:
+    """How many rows of a row group may be in memory together.
+
+    about       the group's metadata
+    raises      UserError for a group that would unfold
+    """
+    columns = [about.column(i) for i in range(about.num_columns)]
+    for column in columns:
+        if column.num_values > MOST_VALUES * max(about.num_rows, 100):
+            raise UserError(
+                f"{path}: row group {group} has {column.num_values:,} values of {column.path_in_schema} in "
+                f"{about.num_rows} rows; split the rows, or leave the column out"
+            )
+    repeated = sum(column.total_uncompressed_size for column in columns if column.has_dictionary_page)
+    return max(1, min(PARQUET_BATCH, BATCH_BYTES // max(1, repeated)))
