@@ -118,16 +118,16 @@ def gpu(study: Study) -> str:
 
 
 def slurm() -> str:
-    """Whether a cluster answers, where there is one."""
+    """Whether a cluster answers, if there is one; that it does not is no problem of a study that runs without it."""
     if shutil.which("sinfo") is None:
         raise NotChecked("no Slurm here")
     try:
         done = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, timeout=SLURM_S)
     except subprocess.TimeoutExpired as error:
-        raise UserError(f"Slurm does not answer within {SLURM_S} s: is slurmctld running?") from error
+        raise NotChecked(f"Slurm does not answer within {SLURM_S} s: is slurmctld running?") from error
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
-        raise UserError(f"Slurm does not answer: {reason}")
+        raise NotChecked(f"Slurm does not answer: {reason}")
     return f"Slurm answers, {len(done.stdout.splitlines())} lines of partitions"
 
 
