@@ -28,7 +28,7 @@ results: results/{name}
 based_on: smoke.yaml
 only: {{ablations: [baseline]}}
 seeds: {{baseline: [42, 43, 44], A6: null, B1: null}}
-baseline: {{optim.batch_size: 1, train.samples: 160, train.evaluations: {evaluations}}}
+baseline: {{optim.batch_size: 1, train.samples: 160}}
 """
 
 
@@ -109,6 +109,13 @@ class SlurmWorkflow(Workflow):
 def steps_of(state: Path) -> int:
     """Steps that the newest checkpoint holds."""
     return max((int(path.stem.split("_")[1]) for path in state.glob("step_*.pt")), default=0)
+
+
+def is_pending(number: int, process: psutil.Process) -> bool:
+    """Whether a signal has been sent to a process that is suspended."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:"))]
+    return any(mask >> (number - 1) & 1 for mask in masks)
 
 
 def wait(condition: Callable[[], object], seconds: float = 600, what: str = "") -> None:

@@ -21,6 +21,7 @@ from tests.slurm.study import (
     STUDY,
     SlurmWorkflow,
     edit_profile,
+    is_pending,
     metrics,
     steps_of,
     summary,
@@ -72,8 +73,8 @@ def disturbed(checkout, cluster, smoke_results, request):
     wait(lambda: not cluster.jobs(checkout.folder, "pending,running,completing"))
 
 
-def add_long_study(folder: Path, name: str, prepared: Path, evaluations: int = 3) -> None:
-    (folder / f"config/{name}.yaml").write_text(LONG.format(name=name, evaluations=evaluations))
+def add_long_study(folder: Path, name: str, prepared: Path) -> None:
+    (folder / f"config/{name}.yaml").write_text(LONG.format(name=name))
     for part in PREPARED:
         target = folder / "results" / name / part
         if not target.exists():
@@ -184,14 +185,16 @@ def test_cancelled_requeued_and_killed(disturbed, local):
 
 def test_time_limit(disturbed, local):
     """Slurm warns, the training saves itself and its job comes back; snakemake sees one job."""
-    disturbed.edit("train.evaluations: 3", "train.evaluations: 80")  # or it ends before it is warned
     edit_profile(
         disturbed.checkout.folder,
         lambda profile: profile["set-resources"]["train"].update(slurm_extra="'--signal=USR1@58'"),
     )
     process = disturbed.start()
-    (job,) = disturbed.jobs()
+    (job,), (training,) = disturbed.jobs(), disturbed.checkout.trainings()
+    training.suspend()  # or it might end before it is warned: Slurm looks at its limits every 30 s
     say("scontrol", "update", f"JobId={job['id']}", "TimeLimit=1")
+    wait(lambda: is_pending(signal.SIGUSR1, training))
+    training.resume()
     wait(lambda: "Restarts=1" in say("scontrol", "show", "job", job["id"]))
     say("scontrol", "update", f"JobId={job['id']}", "TimeLimit=20")
     disturbed.checkout.finish(process)
