@@ -1,5 +1,5 @@
 # Needs python3 (3.11 to 3.13), git and make; everything else goes into .venv, pinned by requirements.lock.
-#   make demo    the whole study at demo size: data, 65 trainings, tables, figures, report
+#   make demo    the whole study at demo size: data, 77 trainings, tables, figures, report
 #   make test    all tests; ARGS="-m 'not workflow'" leaves out the slow ones
 #   make test-slurm   the workflow on a Slurm of its own on this machine; as root, on Debian
 #   make lint    style of the package, the rules and the workflow
