@@ -84,7 +84,7 @@ def killed_collecting(world: Tiny, folder: Path, draw: random.Random) -> str:
 def killed_worker(world: Tiny, folder: Path, draw: random.Random) -> str:
     tiny = world.copy(folder)
     stop, killed = threading.Event(), threading.Event()
-    killer = threading.Thread(target=_kill_a_worker, args=(draw.uniform(0, 0.2), stop, killed))
+    killer = threading.Thread(target=_kill_a_worker, args=(draw.uniform(0, 0.08), stop, killed))
     killer.start()
     status, said = tiny.run("shard clips 0")
     stop.set()
