@@ -243,7 +243,7 @@ MISTAKES = {
         "  parent: stage1\n  model.architecture: multi_token\n",
         ("'stage2'", "model.architecture", "'stage1'"),
     ),
-    "a stage and an ablation of one name": ("ablations.yaml", "A7: {", "stage1: {", ("'stage1'", "two runs", "rename")),
+    "a stage and an ablation of one name": ("ablations.yaml", "D1: {", "stage1: {", ("'stage1'", "two runs", "rename")),
     "a list for a mapping": ("config.yaml", "ablations:\n", "only: [A1]\nablations:\n", ("'demo'", "only", "mapping")),
     "only what is not there": (
         "config.yaml",

@@ -66,9 +66,16 @@ class SlurmWorkflow(Workflow):
         command = ["python", "-m", "snakemake", "--workflow-profile", PROFILE, *arguments]
         environment = {**self.environment, "PYTHONUNBUFFERED": "1"}
         with open(self.folder / "said.txt", "w") as said:
-            return subprocess.Popen(
+            self.process = subprocess.Popen(
                 command, cwd=self.folder, env=environment, stdout=said, stderr=said, start_new_session=True, **options
             )
+        return self.process
+
+    def end(self) -> None:
+        """Kill the last snakemake if it is still there: after a failed test it would submit its jobs again."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
 
     @property
     def said(self) -> str:
@@ -111,9 +118,12 @@ def steps_of(state: Path) -> int:
     return max((int(path.stem.split("_")[1]) for path in state.glob("step_*.pt")), default=0)
 
 
-def is_pending(number: int, process: psutil.Process) -> bool:
-    """Whether a signal has been sent to a process that is suspended."""
-    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+def has_heard(number: int, process: psutil.Process) -> bool:
+    """Whether a suspended process was sent a signal: it waits for it, or the sender woke it up and it has ended."""
+    try:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
     masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:"))]
     return any(mask >> (number - 1) & 1 for mask in masks)
 

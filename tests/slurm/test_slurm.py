@@ -7,9 +7,11 @@ import os
 import shutil
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from fvlm.analysis import catalog
@@ -21,7 +23,7 @@ from tests.slurm.study import (
     STUDY,
     SlurmWorkflow,
     edit_profile,
-    is_pending,
+    has_heard,
     metrics,
     steps_of,
     summary,
@@ -68,6 +70,7 @@ def disturbed(checkout, cluster, smoke_results, request):
     name = request.node.name.removeprefix("test_")[:30]
     add_long_study(checkout.folder, name, smoke_results)
     yield Disturbed(checkout, cluster, name)
+    checkout.end()
     write_profile(checkout.folder)
     subprocess.run(["scancel", "--me"], check=False)
     wait(lambda: not cluster.jobs(checkout.folder, "pending,running,completing"))
@@ -190,8 +193,9 @@ def test_time_limit(disturbed, local):
     (job,), (training,) = disturbed.jobs(), disturbed.checkout.trainings()
     training.suspend()  # or it might end before it is warned: Slurm looks at its limits every 30 s
     say("scontrol", "update", f"JobId={job['id']}", "TimeLimit=1")
-    wait(lambda: is_pending(signal.SIGUSR1, training))
-    training.resume()
+    wait(lambda: has_heard(signal.SIGUSR1, training))
+    with suppress(psutil.NoSuchProcess):
+        training.resume()
     wait(lambda: "Restarts=1" in say("scontrol", "show", "job", job["id"]))
     say("scontrol", "update", f"JobId={job['id']}", "TimeLimit=20")
     disturbed.checkout.finish(process)
