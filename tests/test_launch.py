@@ -7,14 +7,18 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from transformers import Dinov2Config, Dinov2Model
 
-from fvlm.errors import UserError
+from fvlm.data import text
+from fvlm.errors import Stopped, UserError
+from fvlm.model.build import ENCODER_FIELDS, load_pretrained
 from fvlm.schema import Operation
 from fvlm.train.launch import command_of
-from fvlm.train.signals import REQUEUE
+from fvlm.train.signals import REQUEUE, StopRequest
 
 TRAINING = ["-m", "fvlm", "train", "A6"]
 # Two ranks that leave together, as a training does, once any of them has heard a signal.
@@ -141,3 +145,23 @@ def test_ctrl_c_ends_all_without_a_word_of_torchrun_s(tmp_path):
     assert process.wait(60) == 130
     said = (tmp_path / "log").read_text()
     assert said.count("saved") == 2 and "Traceback" not in said and "torch" not in said, said
+
+
+def test_a_signal_while_something_loads_is_no_mistake_of_what_loads(tmp_path, monkeypatch):
+    """It comes in the middle of a library's code, whose every other exception is told as a file that cannot be read."""
+
+    def interrupted(*_arguments, **_options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    (tmp_path / "tokenizer.json").write_text("{}")
+    monkeypatch.setattr(text, "Tokenizer", SimpleNamespace(from_file=interrupted))
+    monkeypatch.setattr(Dinov2Config, "get_config_dict", interrupted)
+    loads = (
+        lambda: text.load_tokenizer(tmp_path),
+        lambda: load_pretrained(Dinov2Model, str(tmp_path), Dinov2Config(), "encoder", ENCODER_FIELDS),
+    )
+    for load in loads:
+        with StopRequest().listening(), pytest.raises(Stopped) as stopped:
+            load()
+        assert stopped.value.status == REQUEUE

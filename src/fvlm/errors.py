@@ -20,8 +20,11 @@ class UserError(Exception):
     """
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """A signal asked a training to stop, and it did; the same command goes on from there.
+
+    Like KeyboardInterrupt it may come anywhere, and is no error that somebody else's code, or ours around it, may take
+    for its own.
 
     status   the exit status: 75 for "start me again", 130 after Ctrl-C
     where    how far it came

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Protocol
 
-from fvlm.errors import Stopped, UserError
+from fvlm.errors import UserError
 from fvlm.schema import Run
 from fvlm.train.ranks import Ranks
 
@@ -99,7 +99,7 @@ class Mirrors:
     def _survived(self, name: str) -> Iterator[None]:
         try:
             yield
-        except (UserError, Stopped):
+        except UserError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever somebody else's service dies of, the training lives
             said = " ".join(str(error).split())[:200] or type(error).__name__
