@@ -72,9 +72,10 @@ def copy_tokenizer(name: str, out: Path) -> None:
     shutil.rmtree(making, ignore_errors=True)
     _check_size(Path(name) / "tokenizer.json")
     try:
-        AutoTokenizer.from_pretrained(name, trust_remote_code=False).save_pretrained(str(making))
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # tokenizers raises nothing more exact
         raise UserError(f"tokenizer {name!r} cannot be loaded: {first_line(error)}") from error
+    tokenizer.save_pretrained(str(making))  # not within: a full disk is no fault of the tokenizer's
     _install(making, out)
 
 
