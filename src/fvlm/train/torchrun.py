@@ -1,45 +1,65 @@
-"""torchrun, whose exit status is that of the training: `python -m fvlm.train.torchrun --nproc-per-node=2 -m fvlm ...`.
+"""torchrun with the exit status of the training: `python -m fvlm.train.torchrun --nproc-per-node=2 -m fvlm ...`.
 
-As it is, torchrun exits with 1 whatever its processes say, and kills them 30 s after a signal; one that comes before it
-has started them ends it, and the third one leaves them behind.
+torchrun itself exits with 1 whatever its ranks return, and kills them 30 s after a signal. A signal before it has
+started them ends it, and a third signal leaves them behind.
 """
 
 import logging
 import signal
 import sys
+from contextlib import suppress
+
+import psutil
 
 from fvlm.train.signals import PASSED_ON, REQUEUE
 
 SECONDS_TO_SAVE = 600  # a checkpoint of the largest model on slow storage
-SIGNALS = "--signals-to-handle=SIGQUIT"  # torchrun's own; the others are handled here
+SIGNALS = "--signals-to-handle=SIGQUIT"  # torchrun's own; this module handles the others
+RETRY_S = 0.2  # until a signal is passed on again, while torchrun has no process yet
 
 
 def main(argv: list[str]) -> int:
-    """Run torchrun; returns the status of the process that failed first, 0 if none did."""
-    for number in PASSED_ON:
-        signal.signal(number, _stop)
-    logging.disable()  # its processes say what happened
-    from torch.distributed import run  # takes seconds, in which a signal is heard
+    """Run torchrun and return the exit status of the rank that failed first, 0 if none did.
+
+    A signal goes on to the ranks, which save themselves; the status is then REQUEUE, whatever theirs is. The handler
+    raises nothing: an exception in the middle of an import can be lost.
+    """
+    received = []
+
+    def pass_on(number: int, _frame: object) -> None:
+        received.append(number)
+        ranks = psutil.Process().children()
+        for rank in ranks:
+            with suppress(psutil.NoSuchProcess):
+                rank.terminate()
+        if not ranks:
+            signal.setitimer(signal.ITIMER_REAL, RETRY_S)
+
+    for number in (*PASSED_ON, signal.SIGALRM):
+        signal.signal(number, pass_on)
+    try:
+        status = _run(argv, received)
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm after the last handler would kill the process
+    return REQUEUE if received else status
+
+
+def _run(argv: list[str], received: list[int]) -> int:
+    """Import torchrun, which takes seconds, and run it unless a signal has arrived meanwhile."""
+    logging.disable()  # the ranks report what happened
+    from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    if received:
+        return REQUEUE
     try:
         run.main([SIGNALS, f"--shutdown-timeout={SECONDS_TO_SAVE}", *argv])
     except ChildFailedError as error:
         status = error.get_first_failure()[1].exitcode
         return status if status >= 0 else 128 - status
-    except KeyboardInterrupt:
-        return 130
     return 0
-
-
-def _stop(_number: int, _frame: object) -> None:
-    """On its way out torchrun sends SIGTERM to its processes and waits until they have saved themselves.
-
-    Another signal must not end that: launchers and schedulers send several.
-    """
-    for number in PASSED_ON:
-        signal.signal(number, lambda *_: None)
-    raise SystemExit(REQUEUE)
 
 
 if __name__ == "__main__":
