@@ -31,10 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from clips import CLIPS, TINY, make_clip
 
-from fvlm.data import packets as packets_module
-from fvlm.data import pyav
-from fvlm.data.media import MAX_FRAMES, SIDE, MediaError, schedule
-from fvlm.data.video import decode_video
+from fvlm.data.decode import packets as packets_module
+from fvlm.data.decode import pyav
+from fvlm.data.decode.media import MAX_FRAMES, SIDE, MediaError, schedule
+from fvlm.data.decode.video import decode_video
 
 COMMON = "decord as usual"
 DEFAULT = "fvlm"
@@ -54,7 +54,7 @@ def jpegs(frames) -> list[bytes]:
 
 
 def by_fvlm(path: Path) -> int:
-    """`fvlm.data.video.decode_video` with its defaults."""
+    """`fvlm.data.decode.video.decode_video` with its defaults."""
     return len(jpegs(decode_video(path).frames))
 
 
@@ -74,7 +74,7 @@ def by_decord(path: Path) -> int:
 
 def by_decord_one_thread(path: Path) -> int:
     """By time, one thread, as the backend `decord` does it."""
-    from fvlm.data.fallback import decode_with_decord
+    from fvlm.data.decode.fallback import decode_with_decord
 
     return len(jpegs(decode_with_decord(path).frames))
 

@@ -32,12 +32,12 @@ import webdataset
 from torch.utils.data import DataLoader
 
 from fvlm.batch import Batch
-from fvlm.config import load_study, merged, read_yaml
-from fvlm.data.index import Index, write_index
-from fvlm.data.loader import Corpus, Steps, load_steps
-from fvlm.data.order import in_file_order
-from fvlm.data.shards import open_tar
-from fvlm.data.text import encode_chat, load_tokenizer, train_tokenizer
+from fvlm.config.resolve import load_study, merged, read_yaml
+from fvlm.data.batches.loader import Corpus, Steps, load_steps
+from fvlm.data.batches.order import in_file_order
+from fvlm.data.shards.index import Index, write_index
+from fvlm.data.shards.text import encode_chat, load_tokenizer, train_tokenizer
+from fvlm.data.shards.write import open_tar
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE, BATCH, MAX_TOKENS = 224, 8, 512

@@ -31,12 +31,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from obvious import ObviousModel, Padded
 
-from fvlm import schema
 from fvlm.batch import Batch
-from fvlm.config import study_from_files
-from fvlm.flops import training_flops
+from fvlm.config import schema
+from fvlm.config.resolve import study_from_files
+from fvlm.costs.flops import training_flops
+from fvlm.device import hardware, peak_flops
 from fvlm.model.build import build_model
-from fvlm.train.hardware import hardware, peak_flops
 from fvlm.train.optim import make_optimizer, rates_at, set_rates
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"

@@ -10,7 +10,8 @@ from functools import cache
 from pathlib import Path
 
 from fvlm.analysis import catalog
-from fvlm.config import load_study
+from fvlm.analysis.finished import check_results
+from fvlm.config.resolve import load_study
 from fvlm.data.sources import (
     ledgers_of,
     reader_of,
@@ -22,9 +23,9 @@ from fvlm.data.sources import (
     tars_of,
 )
 from fvlm.errors import UserError
-from fvlm.planning.limits import check_data, check_memory, check_results
-from fvlm.planning.plan import plan_csv, plan_rows, plan_text
-from fvlm.planning.speed import calibration_path, read_calibration
+from fvlm.costs.limits import check_data, check_memory
+from fvlm.study.plan import plan_csv, plan_rows, plan_text
+from fvlm.costs.speed import calibration_path, read_calibration
 
 
 def asked_for(target):

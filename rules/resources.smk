@@ -3,8 +3,8 @@
 import importlib.util
 import signal
 
-from fvlm.memory import GB, predicted_bytes
-from fvlm.planning.limits import too_little_memory
+from fvlm.costs.memory import GB, predicted_bytes
+from fvlm.costs.limits import too_little_memory
 
 
 def several_nodes(run):

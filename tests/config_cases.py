@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fvlm.config import load_study, merged, read_yaml
+from fvlm.config.resolve import load_study, merged, read_yaml
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 

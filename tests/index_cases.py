@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from fvlm.data.shards import open_tar
+from fvlm.data.shards.write import open_tar
 
 
 def write_tar(path: Path, samples: list[dict]) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from fvlm.data.media import MediaError
+from fvlm.data.decode.media import MediaError
 from fvlm.errors import UserError
 
 GIB = 1 << 30
@@ -18,7 +18,7 @@ def within(memory: int, work: Callable, *arguments: object, **options: object) -
     It is no fork of this one, whose threads may hold locks that nobody would ever open there.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.limited", "fvlm.data.video", "fvlm.data.readers", "fvlm.model.build"])
+    context.set_forkserver_preload(["tests.limited", "fvlm.data.decode.video", "fvlm.data.readers", "fvlm.model.build"])
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_limited, args=(there, memory, work, arguments, options))
     process.start()

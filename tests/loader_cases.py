@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fvlm.config import load_study, merged, read_yaml
-from fvlm.data.index import write_index
-from fvlm.data.loader import Steps, open_training
-from fvlm.data.text import train_tokenizer
-from fvlm.schema import Run, Study
+from fvlm.config.resolve import load_study, merged, read_yaml
+from fvlm.config.schema import Run, Study
+from fvlm.data.batches.loader import Steps, open_training
+from fvlm.data.shards.index import write_index
+from fvlm.data.shards.text import train_tokenizer
 from fvlm.train.training import drawn_order
 from tests.conftest import ROOT
 from tests.index_cases import write_tar

@@ -2,8 +2,8 @@
 
 import torch
 
-from fvlm import schema
 from fvlm.batch import Batch
+from fvlm.config import schema
 from fvlm.model.build import build_model
 from fvlm.model.encoder import PIXEL_MEAN, PIXEL_STD
 from fvlm.model.foveated import VideoLanguageModel

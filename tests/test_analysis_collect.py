@@ -9,7 +9,7 @@ import pytest
 from fvlm.__main__ import main
 from fvlm.analysis.collect import collect_curves, collect_evaluation, collect_runs
 from fvlm.analysis.columns import RUN
-from fvlm.analysis.files import read_table, whole
+from fvlm.analysis.files import read_table, replacing
 from fvlm.errors import UserError
 
 
@@ -46,7 +46,7 @@ def test_a_list_of_files_can_come_from_a_file(tmp_path):
 def test_a_failure_leaves_the_old_table_and_no_half_one(tmp_path):
     out = tmp_path / "table.csv"
     out.write_text("old")
-    with pytest.raises(RuntimeError), whole(out) as beside:
+    with pytest.raises(RuntimeError), replacing(out) as beside:
         beside.write_text("ha")
         raise RuntimeError
     assert out.read_text() == "old"

@@ -12,7 +12,7 @@ from fvlm.analysis.compare.gap import corrected, gap, read_off
 from fvlm.analysis.compare.modes import modes, token_efficiency
 from fvlm.analysis.compare.order import GAIN, question_order
 from fvlm.analysis.compare.ranking import ablations
-from fvlm.analysis.compare.study import Study
+from fvlm.analysis.compare.runs import ComparedRuns
 from tests.analysis_cases import study_summaries, summary
 from tests.test_analysis_fits import REFERENCE
 
@@ -169,7 +169,7 @@ def test_runs_that_held_out_other_samples_are_not_compared(tmp_path):
     assert row[["difference", "evaluation_difference", "best_difference", "low"]].isna().all()
     assert row["note"] == "other held-out samples or scored tokens than baseline: not compared" and row["n_seeds"] == 2
     assert row["evaluation_loss"] > 1 and row["best_val_loss"] == pytest.approx(1.2)
-    study = Study(runs, *tables)
+    study = ComparedRuns(runs, *tables)
     assert abs(study.difference("X", "baseline", Cell(kind="visual")).value) < 0.02  # these are the same
     assert token_efficiency(runs, *tables)["run"].tolist() == ["baseline"]
     assert ablations(runs, *NOTHING).set_index("run").loc["X", "note"] == row["note"]

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
+from fvlm import style
 from fvlm.__main__ import main
 from fvlm.analysis.catalog import ANALYSES, COLLECTED, FIGURES, HEADLINE, TABLES
 from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.files import read_tables
-from fvlm.analysis.plots import style
 from fvlm.analysis.tables import load
 from tests.analysis_cases import BUDGETS, LAW, SIZES, collect, derive, study_summaries, write_study
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fvlm.data.batches import BLOCK_STEPS, balanced, micro_batches, rank_shares
+from fvlm.data.batches.dealing import BLOCK_STEPS, balanced, micro_batches, rank_shares
 from tests.test_order import kinds_of, names, order
 
 lengths = st.lists(st.tuples(st.integers(0, 64), st.integers(1, 500)), min_size=1, max_size=40)

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 
 from fvlm.__main__ import main
+from fvlm.analysis.finished import check_results
 from fvlm.analysis.fits import sums as fits
 from fvlm.analysis.fits.sums import bootstrap, fit_power_laws
 from fvlm.errors import UserError
-from fvlm.planning.limits import check_results
 from tests.compare_cases import curve, ending, points
 from tests.config_cases import load
 from tests.fit_cases import joint_points, training_curves
@@ -332,7 +332,7 @@ def test_a_run_that_two_results_hold_fails_before_the_first_job(folder, tmp_path
 
 
 def test_planning_reads_no_table_with_pandas():
-    code = "import sys, fvlm.planning.limits; assert not {'pandas', 'scipy', 'torch'} & set(sys.modules)"
+    code = "import sys, fvlm.analysis.finished; assert not {'pandas', 'scipy', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

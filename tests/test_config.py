@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fvlm.config import load_study, read_yaml, study_from_files
-from fvlm.planning.amounts import flops_per_sample
-from fvlm.planning.limits import check_data
-from fvlm.planning.plan import plan_rows, plan_text
-from fvlm.schema import Run
+from fvlm.config.resolve import load_study, read_yaml, study_from_files
+from fvlm.config.schema import Run
+from fvlm.costs.amounts import flops_per_sample
+from fvlm.costs.limits import check_data
+from fvlm.study.plan import plan_rows, plan_text
 from tests.config_cases import CONFIG, edit, load
 
 STUDIES = ("config.yaml", "paper.yaml", "smoke.yaml")
@@ -248,7 +248,7 @@ def test_comments_order_and_layout_change_no_digest(folder):
 
 def test_the_digest_is_the_same_in_every_process():
     code = (
-        "from fvlm.config import study_from_files\n"
+        "from fvlm.config.resolve import study_from_files\n"
         "print(*(run.digest for run in study_from_files(['config/config.yaml']).runs.values()))"
     )
     said = [
@@ -295,7 +295,7 @@ def test_every_ablation_asks_a_question():
 
 def test_planning_imports_no_torch():
     code = (
-        "import sys, fvlm.config, fvlm.planning.plan, fvlm.status, fvlm.analysis.catalog\n"
+        "import sys, fvlm.config.resolve, fvlm.study.plan, fvlm.study.status, fvlm.analysis.catalog\n"
         "heavy = ('torch', 'pandas', 'transformers', 'av', 'matplotlib')\n"
         "print([name for name in heavy if name in sys.modules])"
     )

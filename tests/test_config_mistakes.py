@@ -2,8 +2,8 @@
 
 import pytest
 
+from fvlm.costs.limits import check_data
 from fvlm.errors import UserError
-from fvlm.planning.limits import check_data
 from tests.config_cases import edit, load
 
 MISTAKES = {

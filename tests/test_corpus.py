@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fvlm.data.corpus import SOURCES, VIDEOS, make_corpus
-from fvlm.data.encode import CODECS, RATES, choose_shape
-from fvlm.data.media import MediaError
+from fvlm.data.decode.media import MediaError
+from fvlm.data.decode.video import decode_image, decode_video
+from fvlm.data.demo.corpus import SOURCES, VIDEOS, make_corpus
+from fvlm.data.demo.encode import CODECS, RATES, choose_shape
+from fvlm.data.demo.scenes import COLOURS, NUMBERS, PLACES, SCENES, TICKS_PER_S
 from fvlm.data.readers import read_rows
-from fvlm.data.scenes import COLOURS, NUMBERS, PLACES, SCENES, TICKS_PER_S
-from fvlm.data.video import decode_image, decode_video
 from fvlm.errors import UserError
 
 

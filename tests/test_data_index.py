@@ -10,16 +10,16 @@ import pytest
 from PIL import Image
 
 from fvlm.__main__ import main
-from fvlm.data.corpus import make_corpus
-from fvlm.data.index import load_index, write_index
-from fvlm.data.ledger import add_up
-from fvlm.data.media import REASONS
-from fvlm.data.perceptual import perceptual_hash
+from fvlm.data.decode.media import REASONS
+from fvlm.data.decode.video import decode_video
+from fvlm.data.demo.corpus import make_corpus
 from fvlm.data.readers import read_rows
-from fvlm.data.samples import decode_frames, sample_text
-from fvlm.data.tar import read_sample
-from fvlm.data.text import encode_chat, load_tokenizer, train_tokenizer
-from fvlm.data.video import decode_video
+from fvlm.data.shards.index import load_index, write_index
+from fvlm.data.shards.ledger import add_up
+from fvlm.data.shards.perceptual import perceptual_hash
+from fvlm.data.shards.samples import decode_frames, sample_text
+from fvlm.data.shards.tar import read_sample
+from fvlm.data.shards.text import encode_chat, load_tokenizer, train_tokenizer
 from fvlm.errors import UserError
 from tests.index_cases import lines_of, text_shard, write_tar
 

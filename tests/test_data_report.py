@@ -15,20 +15,20 @@ import pytest
 
 from fvlm import data_report
 from fvlm.__main__ import main
-from fvlm.config import study_from_files
-from fvlm.data.corpus import make_corpus
-from fvlm.data.index import load_index, write_index
-from fvlm.data.ledger import add_up
-from fvlm.data.order import split_held_out
+from fvlm.config.resolve import study_from_files
+from fvlm.config.schema import Source, Study
+from fvlm.data.batches.order import split_held_out
+from fvlm.data.demo.corpus import make_corpus
 from fvlm.data.readers import read_rows
-from fvlm.data.shards import open_tar
-from fvlm.data.tar import read_sample, samples_of
-from fvlm.data.text import train_tokenizer
+from fvlm.data.shards.index import load_index, write_index
+from fvlm.data.shards.ledger import add_up
+from fvlm.data.shards.tar import read_sample, samples_of
+from fvlm.data.shards.text import train_tokenizer
+from fvlm.data.shards.write import open_tar
 from fvlm.data_report import tables
 from fvlm.data_report.collect import facts_of, read_ledger
 from fvlm.data_report.command import make_report
 from fvlm.errors import UserError
-from fvlm.schema import Source, Study
 
 EVIL = '<script>alert("1")</script> & "quotes"'
 KINDS = {"moves": "video", "held": "video", "foreign": "video", "pairs": "preference", "one": "text", "none": "image"}

@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fvlm.__main__ import main
-from fvlm.data.corpus import make_corpus
-from fvlm.data.ledger import add_up, check_rejects, ledger_line
+from fvlm.config.schema import Source
+from fvlm.data.demo.corpus import make_corpus
 from fvlm.data.readers import Row, count_rows, read_rows
-from fvlm.data.shards import checksum_of, make_shard
-from fvlm.data.text import train_tokenizer
+from fvlm.data.shards.ledger import add_up, check_rejects, ledger_line
+from fvlm.data.shards.text import train_tokenizer
+from fvlm.data.shards.write import checksum_of, make_shard
 from fvlm.errors import UserError
-from fvlm.schema import Source
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fvlm.__main__ import main
-from fvlm.data.text import (
+from fvlm.data.shards.text import (
     END,
     START,
     SYSTEM_PROMPT,

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fvlm.data import packets, pyav
-from fvlm.data.bitstream import Av1Headers, av1_cuts
-from fvlm.data.media import MediaError, schedule
-from fvlm.data.packets import open_video, read_packets, runs_of
-from fvlm.data.video import BACKENDS, DECODERS, decode_image, decode_video
+from fvlm.data.decode import packets, pyav
+from fvlm.data.decode.bitstream import Av1Headers, av1_cuts
+from fvlm.data.decode.media import MediaError, schedule
+from fvlm.data.decode.packets import open_video, read_packets, runs_of
+from fvlm.data.decode.video import BACKENDS, DECODERS, decode_image, decode_video
 from fvlm.errors import UserError
 from tests.decode_cases import B_FRAMES, X265, block_means, full_decode, write
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fvlm.data import fallback, pyav
-from fvlm.data.media import MediaError
-from fvlm.data.video import BACKENDS, DECODERS, decode_video
+from fvlm.data.decode import fallback, pyav
+from fvlm.data.decode.media import MediaError
+from fvlm.data.decode.video import BACKENDS, DECODERS, decode_video
 from tests.decode_cases import B_FRAMES, CASES, EXE, X264, X265, Case, Shown, block_means, full_decode, write
 
 # What decord cannot do, or does wrongly: refused, so that the next decoder takes over.

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fvlm.data.decode_pool import DecodePool, decode_to_jpegs
-from fvlm.data.media import REASONS, Media, MediaError
-from fvlm.data.video import BACKENDS, DECODERS, decode_image, decode_video
+from fvlm.data.decode.media import REASONS, Media, MediaError
+from fvlm.data.decode.pool import DecodePool, decode_to_jpegs
+from fvlm.data.decode.video import BACKENDS, DECODERS, decode_image, decode_video
 from tests.decode_cases import B_FRAMES, EXE, X264, block_means, run, write
 
 PLAYLIST = "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{}\n#EXT-X-ENDLIST\n"

@@ -16,10 +16,10 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from fvlm.data import decode_pool
-from fvlm.data.decode_pool import Decoded, DecodePool, decode_to_jpegs
-from fvlm.data.media import Media, MediaError
-from fvlm.data.video import decode_video
+from fvlm.data.decode import pool as decode_pool
+from fvlm.data.decode.media import Media, MediaError
+from fvlm.data.decode.pool import Decoded, DecodePool, decode_to_jpegs
+from fvlm.data.decode.video import decode_video
 from fvlm.errors import UserError
 from tests.decode_cases import EXE, X264, write
 
@@ -194,7 +194,7 @@ def test_a_worker_ends_when_its_parent_is_killed(tmp_path):
     script = (
         "import os, sys, time\n"
         "from functools import partial\nfrom pathlib import Path\n"
-        "from fvlm.data.decode_pool import DecodePool, decode_to_jpegs\nfrom fvlm.data.media import Media\n"
+        "from fvlm.data.decode.pool import DecodePool, decode_to_jpegs\nfrom fvlm.data.decode.media import Media\n"
         "if __name__ == '__main__':\n"
         "    with DecodePool(partial(decode_to_jpegs, folder=Path('/')), deadline_s=20) as pool:\n"
         "        pool.submit(Media('nowhere')).exception()\n"

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from fvlm.data import pyav
-from fvlm.data.media import Media, MediaError, schedule
-from fvlm.data.video import BACKENDS, DECODERS, decode_video
+from fvlm.data.decode import pyav
+from fvlm.data.decode.media import Media, MediaError, schedule
+from fvlm.data.decode.video import BACKENDS, DECODERS, decode_video
 from tests.decode_cases import B_FRAMES, CASES, X264, block_means, full_decode, write
 
 SPANS = [(0.0, 2.0), (1.3, 3.3), (0.55, 0.9), (2.0, 99.0), (-1.0, 1.5)]

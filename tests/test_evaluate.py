@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from fvlm.data.loader import Steps
-from fvlm.evaluate.losses import batches_by_source, held_out_samples, identity, score
+from fvlm.data.batches.loader import Steps
+from fvlm.evaluate.losses import Scored, batches_by_source, held_out_samples, identity, score
 from fvlm.evaluate.maps import fixed_videos, maps_of
-from fvlm.evaluate.scored import Scored
 from fvlm.model.build import build_model
 from tests.loader_cases import make_results, preference_run, run_of
 

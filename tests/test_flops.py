@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fvlm import flops, schema
 from fvlm.batch import Batch
-from fvlm.config import read_yaml
+from fvlm.config import schema
+from fvlm.config.resolve import read_yaml
+from fvlm.costs import flops
 from fvlm.model.build import build_model
 from fvlm.model.foveated import VideoLanguageModel
 

@@ -1,10 +1,8 @@
 """What surrounds the code: documents, pins, schemas, and habits that hold for every file."""
 
-import ast
 import json
 import re
 import runpy
-import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -16,29 +14,15 @@ from packaging.utils import canonicalize_name
 
 import fvlm
 from fvlm.__main__ import COMMANDS
-from fvlm.config import read_yaml, study_from_files
-from fvlm.schema import Source
+from fvlm.config.resolve import read_yaml, study_from_files
+from fvlm.config.schema import Source
+from tests import layout
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMAS = ROOT / "workflow/schemas"
 MADE = {".git", ".venv", ".snakemake", ".pytest_cache", ".ruff_cache", ".hypothesis", "__pycache__"}
-ENVIRONMENTS = {  # environment -> what runs in it
-    "decode": [path for path in sorted((ROOT / "src/fvlm/data").rglob("*.py")) if path.name != "loader.py"],
-    "train": [
-        path
-        for room in ("data", "model", "train", "evaluate", "planning", "preflight")
-        for path in sorted((ROOT / "src/fvlm" / room).rglob("*.py"))
-    ],
-    "report": [
-        *sorted((ROOT / "src/fvlm/data_report").glob("*.py")),
-        *(ROOT / f"src/fvlm/analysis/{name}.py" for name in ("catalog", "columns", "files", "plots/style")),
-        *(ROOT / f"src/fvlm/data/{name}.py" for name in ("index", "ledger", "perceptual", "samples", "sources", "tar")),
-    ],
-    "analysis": [
-        *sorted((ROOT / "src/fvlm/analysis").rglob("*.py")),
-        *(ROOT / f"src/fvlm/planning/{name}.py" for name in ("amounts", "limits", "plan", "speed")),
-    ],
-}
+ENVIRONMENTS = ("decode", "train", "report", "analysis")
+UNUSED = {"report": {"decord", "transformers"}}  # imported in functions that an environment's commands do not call
 
 
 def files() -> list[Path]:
@@ -169,23 +153,24 @@ def test_an_environment_has_the_pins_of_the_lock(name):
         assert str(requirement) == str(pins()[package]), f"envs/{name}.yaml: {requirement}; the lock: {pins()[package]}"
 
 
+def commands_in(environment: str) -> set[str]:
+    """The fvlm commands of the rules that run in a conda environment."""
+    found = set()
+    for path in sorted((ROOT / "rules").glob("*.smk")):
+        for rule in re.split(r"^(?:use )?rule ", path.read_text(), flags=re.MULTILINE):
+            if f"envs/{environment}.yaml" in rule:
+                found |= set(re.findall(r"python -m fvlm ([\w-]+)", rule))
+    return found
+
+
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_an_environment_has_all_that_its_code_imports(name):
-    shared = [path for path in (ROOT / "src/fvlm").glob("*.py") if path.name != "batch.py"]
-    imported = {module for path in [*ENVIRONMENTS[name], *shared] for module in imports(path)}
+def test_an_environment_has_all_that_its_commands_import(name):
+    reached = layout.reached_from({COMMANDS[command][0] for command in commands_in(name)} | {"fvlm.__main__"})
+    imported = {module for found in reached for module in layout.outside(found)}
     known = packages_distributions()
     packages = {canonicalize_name(known[module][0]) for module in imported if module in known} - {"fvlm"}
-    assert packages <= set(environment(name)), f"envs/{name}.yaml lacks {packages - set(environment(name))}"
-
-
-def imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module.split(".")[0])
-    return found - set(sys.stdlib_module_names)
+    packages -= UNUSED.get(name, set())
+    assert packages and packages <= set(environment(name)), f"envs/{name}.yaml: {packages - set(environment(name))}"
 
 
 def test_every_rule_names_an_environment_that_exists():
@@ -205,7 +190,7 @@ def test_the_schemas_are_those_of_the_classes():
     generate = runpy.run_path(str(SCHEMAS / "generate.py"))
     for name, schema in generate["schemas"]().items():
         stored = json.loads((SCHEMAS / name).read_text())
-        assert stored == schema, f"workflow/schemas/{name} is older than src/fvlm/schema.py; run make schemas"
+        assert stored == schema, f"workflow/schemas/{name} is older than src/fvlm/config/schema.py; run make schemas"
 
 
 @pytest.mark.parametrize("study", ["config.yaml", "paper.yaml", "smoke.yaml"])

@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fvlm import style
 from fvlm.__main__ import main
 from fvlm.analysis.catalog import COLLECTED, FIGURES, TABLES
 from fvlm.analysis.columns import COLUMNS, RUN
 from fvlm.analysis.files import read_table, read_tables, write_table
 from fvlm.analysis.finished import check_finished, place_of, short_names
 from fvlm.analysis.imported import read_results
-from fvlm.analysis.plots import style
 from fvlm.analysis.tables import load
 from fvlm.errors import UserError
 from tests.analysis_cases import BUDGETS, SIZES, collect, law, study_summaries, write_study

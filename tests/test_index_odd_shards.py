@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fvlm.data.index import ledger_of, write_index
-from fvlm.data.ledger import add_up, ledger_line
-from fvlm.data.shards import open_tar
-from fvlm.data.tar import read_sample
-from fvlm.data.text import train_tokenizer
+from fvlm.data.shards.index import ledger_of, write_index
+from fvlm.data.shards.ledger import add_up, ledger_line
+from fvlm.data.shards.tar import read_sample
+from fvlm.data.shards.text import train_tokenizer
+from fvlm.data.shards.write import open_tar
 from fvlm.errors import UserError
 
 SAID = b'{"caption": "x"}'

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fvlm.data.index import check_tokenizer, ledger_of, load_index, write_index
-from fvlm.data.ledger import ledger_line
-from fvlm.data.text import train_tokenizer
+from fvlm.data.shards.index import check_tokenizer, ledger_of, load_index, write_index
+from fvlm.data.shards.ledger import ledger_line
+from fvlm.data.shards.text import train_tokenizer
 from fvlm.errors import UserError
 from tests.index_cases import lines_of, text_shard, write_tar
 from tests.reader_cases import picture
@@ -111,7 +111,7 @@ def test_a_killed_index_goes_on_with_what_is_left(root, tmp_path):
     out = tmp_path / "t.npz"
     shards = [text_shard(tmp_path / f"{i:03d}.tar", *(f"{i}-{j}" for j in range(300))) for i in range(30)]
     code = (
-        "import sys; from pathlib import Path; from fvlm.data.index import write_index\n"
+        "import sys; from pathlib import Path; from fvlm.data.shards.index import write_index\n"
         "out, tokenizer, *shards = map(Path, sys.argv[1:])\n"
         "write_index(shards, out, 't', 'text', tokenizer, '?', out.parent, 2)"
     )

@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from fvlm.__main__ import main
-from fvlm.data.kept import FOLDER, bring_back, keep
+from fvlm.data.shards.kept import FOLDER, bring_back, keep
 from tests.train_cases import content_in
 
 

@@ -13,10 +13,10 @@ import psutil
 import pytest
 from transformers import Dinov2Config, Dinov2Model
 
-from fvlm.data import text
+from fvlm.config.schema import Operation
+from fvlm.data.shards import text
 from fvlm.errors import Stopped, UserError
 from fvlm.model.build import ENCODER_FIELDS, load_pretrained
-from fvlm.schema import Operation
 from fvlm.train.launch import command_of
 from fvlm.train.signals import REQUEUE, StopRequest
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from fvlm.data.loader import load_steps
+from fvlm.data.batches.loader import load_steps
 from fvlm.errors import UserError
 from tests.conftest import ROOT
 

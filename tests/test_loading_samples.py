@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from fvlm.data.index import load_index
-from fvlm.data.loader import Corpus, Steps, load_steps, open_training, validation_steps
-from fvlm.data.order import in_file_order
-from fvlm.data.samples import decode_frames, sample_text
-from fvlm.data.tar import read_sample
-from fvlm.data.text import END, START
+from fvlm.data.batches.loader import Corpus, Steps, load_steps, open_training, validation_steps
+from fvlm.data.batches.order import in_file_order
+from fvlm.data.shards.index import load_index
+from fvlm.data.shards.samples import decode_frames, sample_text
+from fvlm.data.shards.tar import read_sample
+from fvlm.data.shards.text import END, START
 from fvlm.errors import UserError
 from fvlm.evaluate.maps import fixed_videos
-from fvlm.train.fill import fill_of
+from fvlm.train.summary import fill_of
 from fvlm.train.training import drawn_order
 from tests.index_cases import write_tar
 from tests.loader_cases import FORMS, make_index, make_results, preference_run, run_of, spoken, steps_of

@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from fvlm import memory
 from fvlm.batch import Batch
-from fvlm.config import load_study, merged, read_yaml
-from fvlm.data.batches import micro_batches
+from fvlm.config.resolve import load_study, merged, read_yaml
+from fvlm.costs import memory
+from fvlm.costs.flops import Trained, parameters
+from fvlm.costs.limits import check_memory
+from fvlm.data.batches.dealing import micro_batches
 from fvlm.errors import UserError
-from fvlm.flops import Trained, parameters
 from fvlm.model import attention
 from fvlm.model.build import build_model
 from fvlm.model.losses import CHUNK
 from fvlm.model.packing import first_fit
-from fvlm.planning.limits import check_memory
-from fvlm.planning.plan import plan_rows, plan_text
+from fvlm.study.plan import plan_rows, plan_text
 from tests.model_cases import configuration, joined, sample
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"

@@ -7,10 +7,10 @@ import torch
 import yaml
 
 from fvlm.__main__ import main
+from fvlm.costs.limits import check_memory, check_run_memory
+from fvlm.costs.memory import GB, operation_that_fits, predicted_bytes
+from fvlm.device import gpu_of
 from fvlm.errors import UserError
-from fvlm.memory import GB, operation_that_fits, predicted_bytes
-from fvlm.planning.limits import check_memory, check_run_memory
-from fvlm.train.hardware import gpu_of
 from tests.config_cases import CONFIG, load
 from tests.rank_cases import Team
 from tests.train_cases import content_in

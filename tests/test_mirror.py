@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb.proto import wandb_internal_pb2
 
 from fvlm.errors import Stopped, UserError
-from fvlm.train.mirror import Mirrors
+from fvlm.train.trackers import Mirrors
 from fvlm.train.training import train
 from tests.conftest import ROOT
 from tests.loader_cases import run_of
@@ -24,8 +24,8 @@ VALIDATION = {"step": 1, "samples": 4, "val_loss": 3.5, "loss:web": 3.25, "loss_
 STARTED = """
 import json, os, signal, sys
 from pathlib import Path
-from fvlm.schema import Run
-from fvlm.train.mirror import Mirrors
+from fvlm.config.schema import Run
+from fvlm.train.trackers import Mirrors
 asked = json.loads(sys.argv[1])
 mirrors = Mirrors(Run.model_validate(asked["run"]), "smoke", Path("run"), asked["identity"], asked["resume"])
 for kind, record in asked["records"]:
@@ -230,7 +230,7 @@ def test_a_signal_while_a_copy_is_opened_is_no_failure_of_it(tmp_path, monkeypat
     def stopped(*_: object) -> None:
         raise Stopped(75, "before its first step")
 
-    monkeypatch.setattr("fvlm.train.mirror._TensorBoard", stopped)
+    monkeypatch.setattr("fvlm.train.trackers._TensorBoard", stopped)
     run, _ = run_of(tmp_path, **{"operation.tensorboard": True})
     with pytest.raises(Stopped):
         Mirrors(run, "smoke", tmp_path, IDENTITY, None)

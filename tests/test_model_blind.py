@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_model, save_model
 
-from fvlm import schema
+from fvlm.config import schema
+from fvlm.costs.flops import parameters
 from fvlm.errors import UserError
-from fvlm.flops import parameters
 from fvlm.train.optim import make_optimizer
 from tests.model_cases import both_orders, configuration, joined, sample, tiny
 

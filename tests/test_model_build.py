@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Dinov2Model, LlamaForCausalLM
 
-from fvlm import schema
-from fvlm.config import read_yaml
+from fvlm.config import schema
+from fvlm.config.resolve import read_yaml
 from fvlm.errors import UserError
 from fvlm.model.build import build_model, encoder_config, language_config
 from tests.model_cases import (

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_model
 
-from fvlm.config import load_study, read_yaml
-from fvlm.data.text import encode_chat, load_tokenizer, question_length, train_tokenizer
+from fvlm.config.resolve import load_study, read_yaml
+from fvlm.data.shards.text import encode_chat, load_tokenizer, question_length, train_tokenizer
 from fvlm.evaluate import caption
 from fvlm.model.build import build_model
 

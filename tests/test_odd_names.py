@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from fvlm.config import study_from_files
+from fvlm.config.resolve import study_from_files
 from fvlm.errors import UserError
 from tests.conftest import Workflow
 

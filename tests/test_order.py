@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fvlm.data.batches import balanced
-from fvlm.data.index import Index
-from fvlm.data.order import cut_to_flops, cut_to_samples, draw_order, in_file_order, interleave, split_held_out
+from fvlm.data.batches.dealing import balanced
+from fvlm.data.batches.order import cut_to_flops, cut_to_samples, draw_order, in_file_order, interleave, split_held_out
+from fvlm.data.shards.index import Index
 from fvlm.errors import UserError
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fvlm.data.perceptual import near_duplicates, perceptual_hash
+from fvlm.data.shards.perceptual import near_duplicates, perceptual_hash
 
 SIDE = 224
 

@@ -6,15 +6,16 @@ import json
 import pytest
 import torch
 
+from fvlm.costs import speed
+from fvlm.costs.amounts import amounts_of
+from fvlm.costs.limits import check_memory
+from fvlm.costs.memory import GB, operation_that_fits, predicted_bytes
 from fvlm.errors import UserError
-from fvlm.memory import GB, operation_that_fits, predicted_bytes
-from fvlm.planning import plan, speed
-from fvlm.planning.amounts import amounts_of
-from fvlm.planning.calibrate import main as calibrate
-from fvlm.planning.calibrate import why_not
-from fvlm.planning.limits import check_memory
-from fvlm.planning.plan import plan_rows, plan_text
-from fvlm.planning.trial import Trial, expected, flops_of, step_of
+from fvlm.study import plan
+from fvlm.study.calibrate import main as calibrate
+from fvlm.study.calibrate import why_not
+from fvlm.study.plan import plan_rows, plan_text
+from fvlm.study.trial import Trial, expected, flops_of, step_of
 from tests.config_cases import CONFIG, load
 from tests.conftest import parse
 from tests.train_cases import study_in, trained
@@ -134,7 +135,7 @@ def test_the_total_is_the_sum_and_the_longest_chain_that_of_the_stages():
 
 def test_the_command_prints_and_writes_the_plan(tmp_path, capsys):
     arguments = ["--study", str(CONFIG / "smoke.yaml"), "--out", str(tmp_path)]
-    assert plan.main(parse("fvlm.planning.plan", arguments)) == 0
+    assert plan.main(parse("fvlm.study.plan", arguments)) == 0
     assert capsys.readouterr().out == (tmp_path / "plan.txt").read_text()
     rows = list(csv.DictReader((tmp_path / "plan.csv").read_text().splitlines()))
     assert [row["run"] for row in rows] == list(load(CONFIG, "smoke.yaml").runs)
@@ -148,7 +149,7 @@ def test_calibrated_steps_are_used_by_the_plan(tmp_path, capsys):
     study = tmp_path / "study.yaml"
     study.write_text(f"based_on: smoke.yaml\nstudy: timed\nresults: {tmp_path}\n")
     arguments = ["baseline", "B1", "--seconds", "0.1", "--study", str(study)]
-    assert calibrate(parse("fvlm.planning.calibrate", arguments)) == 0
+    assert calibrate(parse("fvlm.study.calibrate", arguments)) == 0
     found = json.loads((tmp_path / "calibration.json").read_text())
     assert found["kind"] == "cpu" and len(found["models"]) == 2 and "s a step" in capsys.readouterr().err
     resolved = load(CONFIG, "smoke.yaml", results=str(tmp_path))
@@ -162,7 +163,7 @@ def test_calibrated_steps_are_used_by_the_plan(tmp_path, capsys):
 def test_no_gpu_is_no_calibration_of_one(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    arguments = parse("fvlm.planning.calibrate", ["B0", "--study", str(CONFIG / "paper.yaml")])
+    arguments = parse("fvlm.study.calibrate", ["B0", "--study", str(CONFIG / "paper.yaml")])
     with pytest.raises(UserError, match="no GPU here"):
         calibrate(arguments)
 
@@ -177,7 +178,7 @@ def test_what_one_process_cannot_hold_is_not_timed(tmp_path, capsys):
     settings = "{operation.ranks: 2, operation.shard_weights: true}"
     path.write_text(f"based_on: smoke.yaml\nstudy: split\nresults: {tmp_path}\nbaseline: {settings}\n")
     with pytest.raises(UserError, match="no model could be timed here"):
-        calibrate(parse("fvlm.planning.calibrate", ["B1", "--study", str(path)]))
+        calibrate(parse("fvlm.study.calibrate", ["B1", "--study", str(path)]))
     assert "B1: not timed" in capsys.readouterr().err and not (tmp_path / "calibration.json").exists()
 
 

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from fvlm.data.batches import micro_batches
+from fvlm.costs.memory import GB, largest_load, predicted_bytes, unsplit
+from fvlm.data.batches.dealing import micro_batches
 from fvlm.data.sources import tars_of
 from fvlm.errors import UserError
-from fvlm.memory import GB, largest_load, predicted_bytes, unsplit
-from fvlm.planning.trial import worst
-from fvlm.preflight import command, data, machine, models
-from fvlm.preflight.check import NOT_CHECKED, OK, PROBLEM, NotChecked, table_of, tried
+from fvlm.study import check_data as data
+from fvlm.study import check_machine as machine
+from fvlm.study import check_models as models
+from fvlm.study import preflight as command
+from fvlm.study.check import NOT_CHECKED, OK, PROBLEM, NotChecked, table_of, tried
+from fvlm.study.trial import worst
 from fvlm.train.state import load_checkpoint
 from tests.config_cases import CONFIG, load
 from tests.conftest import parse
@@ -41,7 +44,7 @@ def test_all_problems_are_listed_and_the_rest_is_tried(tmp_path, capsys):
         f"based_on: smoke.yaml\nstudy: broken\nresults: {tmp_path}/results\n"
         "sources: {grid: {reader: shards, path: 'nowhere/{00000..00001}.tar'}, chat: {reader: folder, path: nowhere}}\n"
     )
-    assert command.main(parse("fvlm.preflight.command", ["--study", str(study)])) == 1
+    assert command.main(parse("fvlm.study.preflight", ["--study", str(study)])) == 1
     said = capsys.readouterr().out
     assert "source grid: 2 of 2 shards are not there" in said and "source chat: no folder 'nowhere'" in said
     for name in ("models", "step", "worst batch", "evaluation", "figure", "checkpoint", "file locks"):
@@ -59,7 +62,7 @@ def test_what_a_killed_preflight_left_is_deleted_and_what_a_running_one_uses_is_
     path.write_text(f"based_on: smoke.yaml\nstudy: swept\nresults: {tmp_path}\n")
     with open(tmp_path / ".preflight-running/alive") as alive:
         fcntl.flock(alive, fcntl.LOCK_EX)
-        assert command.main(parse("fvlm.preflight.command", ["--study", str(path)])) == 0
+        assert command.main(parse("fvlm.study.preflight", ["--study", str(path)])) == 0
     assert [path.name for path in tmp_path.glob(".preflight-*")] == [".preflight-running"]
 
 

@@ -15,13 +15,13 @@ import torch.distributed as dist
 from safetensors.numpy import load_file
 
 from fvlm.batch import Batch
-from fvlm.data.loader import Steps, empty_batch, open_training
+from fvlm.data.batches.loader import Steps, empty_batch, open_training
 from fvlm.errors import Stopped, UserError
 from fvlm.model.build import build_model
+from fvlm.train.fsdp import own, shard
 from fvlm.train.loop import Trainer
 from fvlm.train.objective import TextObjective
 from fvlm.train.ranks import Ranks
-from fvlm.train.shard import own, shard
 from fvlm.train.training import planned_order
 from tests.rank_cases import CONTEXT, PATIENCE, Team, close, free_port, train
 from tests.train_cases import records, study_file, study_in

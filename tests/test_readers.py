@@ -7,10 +7,10 @@ from typing import get_args
 
 import pytest
 
+from fvlm.config.schema import Reader
 from fvlm.data.readers import READERS, count_rows, read_rows
 from fvlm.data.readers.row import Place, Row, without_placeholders
 from fvlm.errors import UserError
-from fvlm.schema import Reader
 from tests.reader_cases import LONG, add_video, picture, rows_of, stored, write_table
 
 WEBVID = "videoid,contentUrl,duration,page_dir,name\n"

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fvlm.data.index import write_index
 from fvlm.data.readers import READERS, count_rows, read_rows
-from fvlm.data.shards import checksum_of
-from fvlm.data.text import train_tokenizer
+from fvlm.data.shards.index import write_index
+from fvlm.data.shards.text import train_tokenizer
+from fvlm.data.shards.write import checksum_of
 from fvlm.errors import UserError
 from tests.reader_cases import (
     LONG,

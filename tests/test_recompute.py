@@ -7,8 +7,8 @@ import torch
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fvlm import memory
-from fvlm.flops import Trained
+from fvlm.costs import memory
+from fvlm.costs.flops import Trained
 from fvlm.model.build import build_model
 from tests.model_cases import ALL, configuration, joined, mixed, tiny
 from tests.test_memory import ALONE, NARROW_135M, PACKED, fused, load_of

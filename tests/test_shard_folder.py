@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from fvlm.__main__ import main
-from fvlm.data.index import write_index
 from fvlm.data.readers import read_rows
-from fvlm.data.shards import checksum_of
-from fvlm.data.text import train_tokenizer
+from fvlm.data.shards.index import write_index
+from fvlm.data.shards.text import train_tokenizer
+from fvlm.data.shards.write import checksum_of
 from tests.reader_cases import (
     LONG,
     add_video,

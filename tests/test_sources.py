@@ -5,11 +5,11 @@ import re
 import pytest
 import yaml
 
-from fvlm.config import load_study, read_yaml
+from fvlm.config.resolve import load_study, read_yaml
+from fvlm.config.schema import Source
 from fvlm.data.readers import READERS, read_rows
 from fvlm.data.sources import input_tars, ledgers_of, sample_count, shard_count, shard_inputs, tars_of, training_count
 from fvlm.errors import UserError
-from fvlm.schema import Source
 from tests.conftest import ROOT
 from tests.reader_cases import write_table, write_tar
 
@@ -50,7 +50,7 @@ def test_what_cannot_be_counted_is_named(tmp_path):
 
 
 def test_shards_of_a_made_source_follow_from_its_samples(tmp_path):
-    from fvlm.config import study_from_files
+    from fvlm.config.resolve import study_from_files
 
     study = study_from_files([str(ROOT / "config/smoke.yaml")], folder=ROOT / "config")
     grid = study.sources["grid"]

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from fvlm import status
 from fvlm.errors import UserError
-from fvlm.status import status_of, totals_of
+from fvlm.study import status
+from fvlm.study.status import status_of, totals_of
 from fvlm.train.ranks import Ranks
 from fvlm.train.state import RunLock
 from tests.conftest import ROOT, parse
@@ -243,14 +243,14 @@ def study_file(results: Path) -> str:
 
 def test_the_command_as_text_and_as_json(begun, capsys):
     arguments = ["--study", study_file(begun)]
-    assert status.main(parse("fvlm.status", arguments)) == 0
+    assert status.main(parse("fvlm.study.status", arguments)) == 0
     said = capsys.readouterr().out
     assert "baseline        failed" in said and "3/4" in said and "step 2, " in said
-    assert status.main(parse("fvlm.status", ["baseline", "--json", *arguments])) == 0
+    assert status.main(parse("fvlm.study.status", ["baseline", "--json", *arguments])) == 0
     (row,) = json.loads(capsys.readouterr().out)["runs"]
     assert row["run"] == "baseline" and row["step"] == 3
     with pytest.raises(UserError, match="no run 'nobody'"):
-        status.main(parse("fvlm.status", ["nobody", *arguments]))
+        status.main(parse("fvlm.study.status", ["nobody", *arguments]))
 
 
 def test_watching_ends_when_nobody_reads(begun):
@@ -265,11 +265,11 @@ def test_watching_ends_when_nobody_reads(begun):
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "soon"])
 def test_seconds_are_above_zero(option, value, capsys):
     with pytest.raises(SystemExit):
-        parse("fvlm.status", [option, value])
+        parse("fvlm.study.status", [option, value])
     assert "expected a number of seconds above zero" in capsys.readouterr().err
 
 
 def test_it_starts_without_torch():
-    code = "import sys, fvlm.status; print([n for n in ('torch', 'pandas', 'transformers') if n in sys.modules])"
+    code = "import sys, fvlm.study.status; print([n for n in ('torch', 'pandas', 'transformers') if n in sys.modules])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"

@@ -8,14 +8,15 @@ import pytest
 import torch
 from safetensors.torch import save_model
 
-from fvlm.config import study_from_files
-from fvlm.data.index import load_index
-from fvlm.data.loader import Steps, load_steps, open_held_out, open_training
+from fvlm.config.resolve import study_from_files
+from fvlm.data.batches.loader import Steps, load_steps, open_held_out, open_training
+from fvlm.data.shards.index import load_index
 from fvlm.errors import UserError
 from fvlm.evaluate.losses import batches_by_source, held_out_samples
 from fvlm.model.build import build_model
+from fvlm.records import MetricsLog
 from fvlm.train.progress import Progress, Spent
-from fvlm.train.state import MetricsLog, load_checkpoint, save_checkpoint
+from fvlm.train.state import load_checkpoint, save_checkpoint
 from fvlm.train.training import lengths_of, planned_order, sample_flops, train
 from tests.conftest import ROOT
 from tests.train_cases import records, same, study_in, trained
@@ -284,7 +285,7 @@ def test_no_video_is_validated_and_evaluated_on(prepared, monkeypatch):
         index.group[:] = np.arange(len(index)) // 3
         return index
 
-    monkeypatch.setattr("fvlm.data.loader.load_index", three_questions_each)
+    monkeypatch.setattr("fvlm.data.batches.loader.load_index", three_questions_each)
     parts = [open_held_out(run, study, part, 100) for part in ("validation", "evaluation")]
     for place, name in enumerate(parts[0].names):
         one, other = ({*part.indices[place].group[part.rows[place]].tolist()} for part in parts)

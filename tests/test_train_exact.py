@@ -18,8 +18,8 @@ import yaml
 from safetensors.numpy import load_file
 
 from fvlm.__main__ import main
-from fvlm.train.device import cpu_has_bfloat16
-from fvlm.train.mirror import Mirrors
+from fvlm.device import cpu_has_bfloat16
+from fvlm.train.trackers import Mirrors
 from fvlm.train.training import identity
 from tests.conftest import ROOT
 from tests.train_cases import content_in, records, same, study_file, study_in
@@ -224,7 +224,7 @@ def result_of(parent, tmp_path_factory):
 
 
 def test_the_walk_knows_every_field():
-    from fvlm.schema import Data, Optim, Train
+    from fvlm.config.schema import Data, Optim, Train
 
     known = {f"{part}.{name}" for part, kind in (("optim", Optim), ("data", Data), ("train", Train))
              for name in kind.model_fields}  # fmt: skip

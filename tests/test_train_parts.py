@@ -9,16 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
+from fvlm.config.schema import Gpu, Optim
+from fvlm.costs.gpus import PEAK_TFLOPS, tflops_of
+from fvlm.device import hardware, peak_flops
 from fvlm.evaluate.overlay import DIM, OUTLINE, Row, lit, overlay
-from fvlm.gpus import PEAK_TFLOPS, tflops_of
 from fvlm.model.build import build_model
-from fvlm.schema import Gpu, Optim
+from fvlm.records import MetricsLog, write_csv
 from fvlm.train.average import Average
-from fvlm.train.hardware import hardware, peak_flops
 from fvlm.train.objective import make_objective
 from fvlm.train.optim import make_optimizer, rates_at
 from fvlm.train.ranks import Ranks
-from fvlm.train.state import MetricsLog, write_csv
 from fvlm.train.watch import Watch
 from tests.loader_cases import make_results, run_of
 from tests.model_cases import ALL, both_orders, joined, sample, tiny
@@ -229,7 +229,7 @@ def test_the_peak_follows_the_precision_and_the_study(monkeypatch):
 
 def test_the_memory_of_the_process_is_seen_to_grow():
     script = (
-        "import numpy, torch; from fvlm.train.hardware import memory_gb; cpu = torch.device('cpu'); "
+        "import numpy, torch; from fvlm.device import memory_gb; cpu = torch.device('cpu'); "
         "before = memory_gb(cpu); held = numpy.ones(2**26); print(before, memory_gb(cpu))"  # 0.5 x 2^30 bytes
     )
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout

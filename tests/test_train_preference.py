@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from fvlm.data.loader import Steps, load_steps, validation_steps
+from fvlm.config.schema import Run, Study
+from fvlm.data.batches.loader import Steps, load_steps, validation_steps
 from fvlm.model.build import build_model
-from fvlm.schema import Run, Study
 from fvlm.train import reference as module
 from fvlm.train.objective import make_objective
 from fvlm.train.reference import Reference

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fvlm.data.index import ledger_of, write_index
+from fvlm.data.decode.video import decode_image, decode_video
 from fvlm.data.readers import read_rows
-from fvlm.data.tar import members_of
-from fvlm.data.text import train_tokenizer
-from fvlm.data.video import decode_image, decode_video
+from fvlm.data.shards.index import ledger_of, write_index
+from fvlm.data.shards.tar import members_of
+from fvlm.data.shards.text import train_tokenizer
 from fvlm.errors import UserError
 from tests.conftest import ROOT
 from tests.decode_cases import X264, write

@@ -18,11 +18,11 @@ import pytest
 import torch
 from transformers import Dinov2Model
 
-from fvlm import schema
-from fvlm.data.arrays import open_arrays, save_arrays
-from fvlm.data.index import load_index
+from fvlm.config import schema
 from fvlm.data.readers import READERS, count_rows, read_rows
-from fvlm.data.text import copy_tokenizer
+from fvlm.data.shards.arrays import open_arrays, save_arrays
+from fvlm.data.shards.index import load_index
+from fvlm.data.shards.text import copy_tokenizer
 from fvlm.errors import UserError
 from fvlm.model.build import ENCODER_FIELDS, encoder_config, load_pretrained, load_weights
 from fvlm.train.state import load_checkpoint

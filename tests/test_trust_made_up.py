@@ -14,13 +14,13 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from fvlm.data.index import ledger_of, write_index
-from fvlm.data.media import MediaError
+from fvlm.data.decode.media import MediaError
+from fvlm.data.decode.video import decode_image, decode_video
 from fvlm.data.readers import read_rows
-from fvlm.data.samples import check_image, decode_frames
-from fvlm.data.tar import members_of, read_sample
-from fvlm.data.text import train_tokenizer
-from fvlm.data.video import decode_image, decode_video
+from fvlm.data.shards.index import ledger_of, write_index
+from fvlm.data.shards.samples import check_image, decode_frames
+from fvlm.data.shards.tar import members_of, read_sample
+from fvlm.data.shards.text import train_tokenizer
 from fvlm.errors import UserError
 from tests.decode_cases import write
 from tests.limited import GIB, within

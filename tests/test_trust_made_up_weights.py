@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import Dinov2Model
 
-from fvlm import schema
-from fvlm.data.index import Index, load_index
-from fvlm.data.text import copy_tokenizer, encode_chat, load_tokenizer, train_tokenizer
+from fvlm.config import schema
+from fvlm.data.shards.index import Index, load_index
+from fvlm.data.shards.text import copy_tokenizer, encode_chat, load_tokenizer, train_tokenizer
 from fvlm.errors import UserError
 from fvlm.model.build import ENCODER_FIELDS, encoder_config, load_pretrained
 from fvlm.train.state import load_checkpoint, save_checkpoint

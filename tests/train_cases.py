@@ -7,13 +7,13 @@ import numpy as np
 import yaml
 from safetensors.numpy import load_file
 
-from fvlm.config import load_study, merged, read_yaml
-from fvlm.data.corpus import main as make_corpus
-from fvlm.data.index import write_index
+from fvlm.config.resolve import load_study, merged, read_yaml
+from fvlm.config.schema import Study
+from fvlm.data.demo.corpus import main as make_corpus
 from fvlm.data.readers import read_rows
-from fvlm.data.shards import make_shard
-from fvlm.data.text import texts_of, train_tokenizer
-from fvlm.schema import Study
+from fvlm.data.shards.index import write_index
+from fvlm.data.shards.text import texts_of, train_tokenizer
+from fvlm.data.shards.write import make_shard
 from fvlm.train.training import train
 from tests.conftest import ROOT, parse
 
@@ -55,7 +55,7 @@ def prepare(results: Path) -> None:
         source = study.sources[name]
         arguments = [source.demo_family or name, "--out", str(results / "corpus" / name)]
         arguments += ["--samples", str(source.samples), "--seed", str(source.demo_seed)]
-        make_corpus(parse("fvlm.data.corpus", arguments))
+        make_corpus(parse("fvlm.data.demo.corpus", arguments))
     rows = {name: read_rows(results / "corpus" / name, "samples.jsonl") for name in SAMPLES}
     texts = [text for table in rows.values() for row in table for text in texts_of(row, "")]
     train_tokenizer(texts, 512, results / "tokenizer")

@@ -44,7 +44,13 @@ STEPS = ("shard photos 0", "shard photos 1", "shard photos 2", "shard clips 0", 
 # Forked from a process that has imported the package and computed nothing, so that a command starts at once.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["fvlm.train.training", "fvlm.evaluate.losses", "fvlm.data.index", "fvlm.data.shards", "tests.faults.tiny"]
+    [
+        "fvlm.train.training",
+        "fvlm.evaluate.losses",
+        "fvlm.data.shards.index",
+        "fvlm.data.shards.write",
+        "tests.faults.tiny",
+    ]
 )
 
 

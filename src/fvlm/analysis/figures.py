@@ -7,9 +7,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from fvlm import style
 from fvlm.analysis.catalog import FIGURES
-from fvlm.analysis.files import read_csv, read_tables, whole, write_table
-from fvlm.analysis.plots import style
+from fvlm.analysis.files import read_csv, read_tables, replacing, write_table
 from fvlm.analysis.plots.captions import as_rst, caption
 from fvlm.analysis.tables import load
 from fvlm.errors import UserError
@@ -48,9 +48,9 @@ def main(args) -> None:
 def save(figure: Figure, numbers: pd.DataFrame, stem: Path) -> None:
     """Write the four files of a figure; the same input gives the same bytes. The caption is made of the CSV."""
     for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
-        with whole(stem.with_suffix(suffix)) as beside:
+        with replacing(stem.with_suffix(suffix)) as beside:
             figure.savefig(beside, dpi=DPI, metadata=metadata)
     plt.close(figure)
     write_table(numbers, stem.with_suffix(".csv"), digits=6)
-    with whole(stem.with_suffix(".rst")) as beside:
+    with replacing(stem.with_suffix(".rst")) as beside:
         beside.write_text(as_rst(caption(stem.name, read_csv(stem.with_suffix(".csv"), ()))), encoding="utf-8")

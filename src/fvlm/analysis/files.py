@@ -13,7 +13,7 @@ from fvlm.errors import UserError
 
 
 @contextmanager
-def whole(path: Path | str) -> Iterator[Path]:
+def replacing(path: Path | str) -> Iterator[Path]:
     """A temporary path beside `path`, with the same suffix; renamed to `path` when the block ends without
     error.
 
@@ -36,7 +36,7 @@ def whole(path: Path | str) -> Iterator[Path]:
 
 def write_table(frame: pd.DataFrame, path: Path | str, digits: int = 8) -> None:
     """Write a table as CSV with `digits` significant digits; an empty cell where there is no value."""
-    with whole(path) as beside:
+    with replacing(path) as beside:
         write_csv(frame, beside, digits)
 
 

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from fvlm.config.schema import Study
 from fvlm.errors import UserError
 
 POINTS = ("run_id", "step", "samples_seen", "val_loss")  # columns of evaluation points
@@ -183,3 +184,15 @@ def _run_ids(path: Path) -> list[str]:
             return list(dict.fromkeys(row[place] for row in rows if len(row) > place))
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: this is no CSV file ({error}); expected a header and rows of numbers") from error
+
+
+def check_results(study: Study) -> None:
+    """The finished results that a study names (`results_from`) exist, each once, and no run is there twice."""
+    for name in study.results_from:
+        if not Path(name).exists():
+            raise UserError(
+                f"results_from: {name}: no such file or folder; expected finished results (several as '[A, B]')"
+            )
+        if study.results_from.count(name) > 1:
+            raise UserError(f"results_from: {name} is there twice; give each file or folder once")
+    check_finished([Path(name) for name in study.results_from])

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from fvlm.config.schema import Source, Study
 from fvlm.data.readers import READERS, count_rows, files_of, tables
 from fvlm.errors import UserError
-from fvlm.schema import Source, Study
 
 COUNTED_BYTES = 64 << 20  # tables up to this size are counted for a plan; of Parquet only the number is read
 

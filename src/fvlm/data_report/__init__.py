@@ -6,8 +6,8 @@ Imported while Snakemake parses the Snakefile, so nothing heavy may be imported 
 import hashlib
 import json
 
-from fvlm.planning.amounts import planned_samples
-from fvlm.schema import Run, Study
+from fvlm.config.schema import Run, Study
+from fvlm.costs.amounts import planned_samples
 
 FIGURES = {  # file stem -> title
     "inputs": "Inputs kept and rejected",

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fvlm.data.index import Index
-from fvlm.data.order import split_held_out
-from fvlm.data.samples import image_suffixes
-from fvlm.data.tar import read_sample
+from fvlm.config.schema import Source, Study
+from fvlm.data.batches.order import split_held_out
+from fvlm.data.shards.index import Index
+from fvlm.data.shards.samples import image_suffixes
+from fvlm.data.shards.tar import read_sample
 from fvlm.data_report import reference_runs
 from fvlm.errors import UserError
-from fvlm.schema import Source, Study
 
 EXAMPLES = 3  # rejected inputs that are named for each reason
 MEASURED = 100  # samples of a source whose JPEGs are measured: their sizes stand in no index

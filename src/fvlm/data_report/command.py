@@ -8,17 +8,17 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fvlm.analysis.files import whole, write_table
-from fvlm.analysis.plots import style
-from fvlm.config import add_study_arguments, study_of
-from fvlm.data.index import Index, load_index
-from fvlm.data.text import load_tokenizer
+from fvlm import style
+from fvlm.analysis.files import replacing, write_table
+from fvlm.config.resolve import add_study_arguments, study_of
+from fvlm.config.schema import Study
+from fvlm.data.shards.index import Index, load_index
+from fvlm.data.shards.text import load_tokenizer
 from fvlm.data_report import FIGURES, contact, duplicates, findings, plots, tables
 from fvlm.data_report.collect import Facts, Inputs, drawn, facts_of, read_ledger
 from fvlm.data_report.page import Pair, Sheet, render
 from fvlm.errors import UserError
 from fvlm.files import write_beside
-from fvlm.schema import Study
 
 PAIRS = 12  # near-duplicates that are shown
 DPI = 130
@@ -137,7 +137,7 @@ def _draw(name: str, made: dict[str, pd.DataFrame], out: Path) -> str:
     except style.NothingToDraw as reason:
         figure = style.words(FIGURES[name], str(reason))
     for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
-        with whole(out / f"{name}{suffix}") as beside:
+        with replacing(out / f"{name}{suffix}") as beside:
             figure.savefig(beside, dpi=DPI, metadata=metadata)
     plots.plt.close(figure)
     return contact.data_uri((out / f"{name}.png").read_bytes(), "png")

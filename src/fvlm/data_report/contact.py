@@ -10,9 +10,9 @@ import simplejpeg
 from PIL import Image
 from tokenizers import Tokenizer
 
-from fvlm.data.index import Index
-from fvlm.data.samples import decode_frames, sample_text
-from fvlm.data.tar import read_sample
+from fvlm.data.shards.index import Index
+from fvlm.data.shards.samples import decode_frames, sample_text
+from fvlm.data.shards.tar import read_sample
 from fvlm.errors import UserError
 
 SAMPLES, FRAMES = 12, 8  # of a source; of a sample

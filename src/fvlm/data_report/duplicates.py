@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from fvlm.data.perceptual import near_duplicates
+from fvlm.data.shards.perceptual import near_duplicates
 from fvlm.data_report.collect import Facts
 from fvlm.data_report.tables import ALL
 

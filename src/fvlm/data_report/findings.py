@@ -2,12 +2,12 @@
 
 import pandas as pd
 
-from fvlm.data.order import KINDS
+from fvlm.config.schema import Study
+from fvlm.data.batches.order import KINDS
 from fvlm.data_report import reference_runs
 from fvlm.data_report.collect import Facts
 from fvlm.data_report.plots import TARGET
 from fvlm.data_report.tables import ALL, video_shares
-from fvlm.schema import Study
 
 REJECTED, CUT, ALIKE = 0.10, 0.20, 0.01  # shares above which there is a warning
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from fvlm.data.order import KINDS
+from fvlm.data.batches.order import KINDS
 from fvlm.data_report import FIGURES
 from fvlm.data_report.collect import MEASURED
 from fvlm.data_report.contact import FRAMES, Shown, shortened

@@ -8,7 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from fvlm.analysis.plots.style import (
+from fvlm.data.batches.order import KINDS
+from fvlm.data_report.tables import ALL, EDGES
+from fvlm.style import (
     BLUE,
     CYCLE,
     GREEN,
@@ -23,8 +25,6 @@ from fvlm.analysis.plots.style import (
     panels,
     plt,
 )
-from fvlm.data.order import KINDS
-from fvlm.data_report.tables import ALL, EDGES
 
 KIND_COLOURS = dict(zip(KINDS, (BLUE, ORANGE, GREEN, PURPLE), strict=True))
 TARGET = (0.40, 0.50)  # video's share of the samples

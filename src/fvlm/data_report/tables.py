@@ -5,12 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from fvlm.data.media import REASONS
-from fvlm.data.order import KINDS
+from fvlm.config.schema import Run, Study
+from fvlm.costs.amounts import planned_samples, streams
+from fvlm.data.batches.order import KINDS
+from fvlm.data.decode.media import REASONS
 from fvlm.data_report import reference_runs
 from fvlm.data_report.collect import Facts
-from fvlm.planning.amounts import planned_samples, streams
-from fvlm.schema import Run, Study
 
 ALL = "all"
 # Quarters of each doubling: 16, 20, 24, 28, 32, 40, ...

@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fvlm.config import add_study_arguments, study_of
-from fvlm.data.loader import Steps
-from fvlm.data.samples import sample_text
-from fvlm.data.tar import read_sample
+from fvlm.config.resolve import add_study_arguments, study_of
+from fvlm.data.batches.loader import Steps
+from fvlm.data.shards.samples import sample_text
+from fvlm.data.shards.tar import read_sample
+from fvlm.device import autocast
 from fvlm.errors import UserError
 from fvlm.evaluate.load import load_run
 from fvlm.evaluate.maps import fixed_videos, maps_of
 from fvlm.files import write_beside
-from fvlm.train.device import autocast
 
 
 def add_arguments(parser) -> None:

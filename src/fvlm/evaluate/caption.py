@@ -6,14 +6,14 @@ import numpy as np
 import torch
 
 from fvlm.batch import Batch
-from fvlm.data.loader import pack
-from fvlm.data.media import MediaError
-from fvlm.data.text import END, START, encode_prompt, load_tokenizer
-from fvlm.data.video import IMAGE_SUFFIXES, decode_image, decode_video
+from fvlm.data.batches.loader import pack
+from fvlm.data.decode.media import MediaError
+from fvlm.data.decode.video import IMAGE_SUFFIXES, decode_image, decode_video
+from fvlm.data.shards.text import END, START, encode_prompt, load_tokenizer
+from fvlm.device import autocast
 from fvlm.errors import UserError
 from fvlm.evaluate.load import load_run
 from fvlm.model.generate import generate
-from fvlm.train.device import autocast
 
 
 def add_arguments(parser) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
+from fvlm.config.schema import Run
+from fvlm.device import device_of
 from fvlm.errors import UserError
 from fvlm.model.build import build_model, load_weights
 from fvlm.model.foveated import VideoLanguageModel
-from fvlm.schema import Run
-from fvlm.train.device import device_of
 
 
 def load_run(folder: Path | str) -> tuple[Run, VideoLanguageModel, torch.device]:

@@ -8,6 +8,7 @@ trained with questions before the frames is scored with all of them there and wi
 What is scored is kept batch by batch beside the table until that is written: a killed evaluation goes on there.
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -16,17 +17,16 @@ import torch
 
 from fvlm import __version__
 from fvlm.batch import Batch
-from fvlm.config import add_study_arguments, study_of
-from fvlm.data.loader import Steps, data_files, open_held_out
-from fvlm.data.order import in_file_order
+from fvlm.config.resolve import add_study_arguments, study_of
+from fvlm.config.schema import Run, Study
+from fvlm.data.batches.loader import Steps, data_files, open_held_out
+from fvlm.data.batches.order import in_file_order
+from fvlm.device import autocast, precision_on
 from fvlm.errors import UserError
 from fvlm.evaluate.load import load_run
-from fvlm.evaluate.scored import Scored
 from fvlm.files import digest_of
 from fvlm.model.foveated import Output
-from fvlm.schema import Run, Study
-from fvlm.train.device import autocast, precision_on
-from fvlm.train.state import write_csv
+from fvlm.records import MetricsLog, write_csv
 
 BATCH = 8  # samples per forward pass
 
@@ -146,3 +146,35 @@ def _entropies(output: Output, batch: Batch) -> list[float | None]:
         return [None] * len(batch)
     pieces = output.entropy_P.cpu().split(batch.frame_counts.tolist())
     return [piece.mean().item() if len(piece) else None for piece in pieces]
+
+
+class Scored:
+    """The rows of the batches that are scored already, in the order in which they are scored.
+
+    path        JSON lines: the identity, and then the rows of batch after batch
+    identity    of all that they depend on; what another one has left is thrown away
+    """
+
+    def __init__(self, path: Path, identity: str):
+        self.log = MetricsLog(path, math.inf)
+        begin, *batches = self.log.records() or [None]
+        if begin != {"step": 0, "identity": identity}:
+            batches = []
+            self.log = MetricsLog(path, None)
+            self.log.append({"step": 0, "identity": identity})
+        self.batches = [batch["rows"] for batch in batches]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    @property
+    def rows(self) -> list[dict]:
+        return [row for batch in self.batches for row in batch]
+
+    def append(self, rows: list[dict]) -> None:
+        """raises   UserError if they cannot be written"""
+        self.batches.append(rows)
+        self.log.append({"step": len(self), "rows": rows})
+
+    def forget(self) -> None:
+        self.log.path.unlink(missing_ok=True)

@@ -3,10 +3,10 @@
 import numpy as np
 
 from fvlm.batch import Batch
-from fvlm.data.loader import Steps, open_held_out
-from fvlm.data.order import in_file_order
+from fvlm.config.schema import Run, Study
+from fvlm.data.batches.loader import Steps, open_held_out
+from fvlm.data.batches.order import in_file_order
 from fvlm.model.foveated import Output
-from fvlm.schema import Run, Study
 
 
 def maps_of(batch: Batch, output: Output, side: int) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from fvlm import schema
+from fvlm.config import schema
 from fvlm.errors import BROKEN, UserError, first_line
 from fvlm.model.connector import PooledConnector, QueryConnector
 from fvlm.model.encoder import Encoder

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fvlm import schema
+from fvlm.config import schema
+from fvlm.costs.flops import shuffle_block
 from fvlm.errors import UserError
-from fvlm.flops import shuffle_block
 
 SHUFFLED_SIDE = 7  # pixel shuffle: 7 x 7 tokens per frame
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fvlm import schema
 from fvlm.batch import Batch
+from fvlm.config import schema
 from fvlm.errors import UserError
 from fvlm.model.connector import PooledConnector, QueryConnector
 from fvlm.model.encoder import Attention, Encoder, FrameStates, Visits

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from fvlm.train.shard import own, split_like
+from fvlm.train.fsdp import own, split_like
 
 
 class Average:

@@ -4,9 +4,9 @@ A signal that asks it to stop (fvlm.train.signals) is heard from the beginning o
 stopped puts the job back into the queue.
 """
 
-from fvlm.config import add_study_arguments, study_of
+from fvlm.config.resolve import add_study_arguments, study_of
+from fvlm.config.schema import Run
 from fvlm.errors import Stopped, UserError
-from fvlm.schema import Run
 from fvlm.train.launch import command_of, launched, requeue_this_job, run_to_end
 from fvlm.train.signals import REQUEUE, StopRequest
 

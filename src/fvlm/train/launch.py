@@ -10,8 +10,8 @@ import subprocess
 import sys
 import time
 
+from fvlm.config.schema import Operation
 from fvlm.errors import UserError
-from fvlm.schema import Operation
 from fvlm.train.signals import PASSED_ON, REQUEUE
 
 MOST_RESTARTS = 100  # of a Slurm job: one that is warned before its first step would come back for ever

@@ -14,22 +14,21 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fvlm.batch import Batch
-from fvlm.data.loader import Steps, load_steps
+from fvlm.config.schema import Run
+from fvlm.data.batches.loader import Steps, load_steps
+from fvlm.device import autocast, memory_gb, precision_on
 from fvlm.errors import Stopped
-from fvlm.schema import Run
+from fvlm.records import MetricsLog
 from fvlm.train.average import Average
-from fvlm.train.device import autocast, precision_on
-from fvlm.train.hardware import memory_gb
-from fvlm.train.mirror import Mirrors
-from fvlm.train.objective import make_objective
+from fvlm.train.fsdp import gathered, gathered_state, load_optimizer, load_weights
+from fvlm.train.objective import Totals, make_objective
 from fvlm.train.optim import make_optimizer, rates_at, set_rates
 from fvlm.train.progress import Progress, Spent
 from fvlm.train.ranks import Ranks, told
 from fvlm.train.reference import Reference
-from fvlm.train.shard import gathered, load_optimizer, load_weights, whole
 from fvlm.train.signals import StopRequest
-from fvlm.train.state import MetricsLog, clear, continued, save_checkpoint, write_weights
-from fvlm.train.totals import Totals
+from fvlm.train.state import clear, continued, save_checkpoint, write_weights
+from fvlm.train.trackers import Mirrors
 from fvlm.train.watch import Watch
 
 
@@ -304,7 +303,7 @@ class Trainer:
 
     def write_weights(self, path: Path) -> None:
         """The model's weights as they are now; all ranks must call it."""
-        weights = whole(self.model.state_dict())
+        weights = gathered_state(self.model.state_dict())
         self.ranks.at_first(lambda: write_weights(path, lambda beside: save_file(weights, str(beside))))
 
     def path_of(self, best: dict) -> Path:
@@ -316,9 +315,9 @@ class Trainer:
         finished = self.step == self.total  # nothing will need the optimizer's moments any more
         self.spent.checkpoint_count += 1
         content = {
-            "identity": self.identity, "step": self.step, "model": whole(self.model.state_dict()),
-            "optimizer": None if finished else whole(self.optimizer.state_dict()),
-            "average": None if self.average is None else whole(self.average.state_dict()),
+            "identity": self.identity, "step": self.step, "model": gathered_state(self.model.state_dict()),
+            "optimizer": None if finished else gathered_state(self.optimizer.state_dict()),
+            "average": None if self.average is None else gathered_state(self.average.state_dict()),
             "best": self.best, "final": self.final, "since_evaluation": self.since_evaluation,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,

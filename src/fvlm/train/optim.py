@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from fvlm.schema import Optim
+from fvlm.config.schema import Optim
 
 GROUPS = ("connector", "dino", "llm")
 

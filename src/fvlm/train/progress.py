@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 
-from fvlm.schema import Run
+from fvlm.config.schema import Run
 
 
 @dataclass

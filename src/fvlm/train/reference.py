@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from fvlm.batch import Batch
-from fvlm.data.arrays import open_arrays
-from fvlm.data.loader import Steps, load_steps
+from fvlm.data.batches.loader import Steps, load_steps
+from fvlm.data.shards.arrays import open_arrays
 from fvlm.files import write_beside
 from fvlm.model.foveated import VideoLanguageModel
 from fvlm.train.progress import clock

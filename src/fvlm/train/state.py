@@ -1,10 +1,7 @@
-"""What survives a kill: one lock per run, checkpoints written beside and renamed, metrics appended as they happen."""
+"""What survives a kill: one lock per run, checkpoints written beside and renamed."""
 
-import csv
 import errno
 import fcntl
-import io
-import json
 import os
 import pickle
 import pickletools
@@ -21,6 +18,7 @@ from safetensors import SafetensorError
 
 from fvlm.errors import BROKEN, UserError, first_line
 from fvlm.files import check_archive, write_beside
+from fvlm.records import unwritten
 from fvlm.train.ranks import Ranks
 
 KINDS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")  # in a checkpoint
@@ -77,15 +75,7 @@ def write_weights(path: Path, write: Callable[[Path], None]) -> None:
     try:
         write_beside(path, write)
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise _unwritten(path, error) from error
-
-
-def _unwritten(path: Path, error: Exception) -> UserError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return UserError(
-        f"{path} cannot be written ({reason}): is the disk full? Make room; the last checkpoint is intact, and the "
-        "same command goes on from there"
-    )
+        raise unwritten(path, error) from error
 
 
 def save_checkpoint(state: Path, step: int, content: dict, keep: int) -> int:
@@ -182,46 +172,3 @@ def clear(state: Path) -> None:
     for pattern in ("step_*.pt", "best_*.safetensors", "*.jsonl"):
         for path in state.glob(pattern):
             path.unlink()
-
-
-class MetricsLog:
-    """JSON lines, flushed one by one. On resume, lines past the checkpoint are dropped: each step stands in it once."""
-
-    def __init__(self, path: Path, resume_step: int | None):
-        self.path = path
-        kept = []
-        if resume_step is not None and path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError:
-                    break  # the line that was being written when the process died
-                if record["step"] > resume_step:
-                    break
-                kept.append(line)
-        write_beside(path, lambda beside: beside.write_text("".join(line + "\n" for line in kept)))
-        self.file = open(path, "a")  # noqa: SIM115 - open as long as the run
-
-    def append(self, record: dict) -> None:
-        try:
-            self.file.write(json.dumps(record) + "\n")
-            self.file.flush()
-        except OSError as error:
-            raise _unwritten(self.path, error) from error
-
-    def sync(self) -> None:
-        """Onto the disk: before a checkpoint that says these lines are there."""
-        os.fsync(self.file.fileno())
-
-    def records(self) -> list[dict]:
-        return [json.loads(line) for line in self.path.read_text().splitlines()]
-
-
-def write_csv(path: Path, records: list[dict]) -> None:
-    """All records as one table. Columns are the union of all fields, in order of appearance: none can be unknown."""
-    columns = list(dict.fromkeys(key for record in records for key in record))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: "" if v is None else v for k, v in record.items()} for record in records)
-    write_beside(path, lambda beside: beside.write_text(text.getvalue()))

@@ -12,27 +12,26 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fvlm.data.batches import balanced
-from fvlm.data.loader import Corpus, Steps, data_files, open_training, validation_steps
-from fvlm.data.order import Order, cut_to_flops, cut_to_samples, draw_order
+from fvlm.config.schema import Run, Study
+from fvlm.costs.flops import forward_flops, preference_flops, training_flops
+from fvlm.costs.limits import check_run_memory
+from fvlm.data.batches.dealing import balanced
+from fvlm.data.batches.loader import Corpus, Steps, data_files, open_training, validation_steps
+from fvlm.data.batches.order import Order, cut_to_flops, cut_to_samples, draw_order
+from fvlm.device import autocast, device_of, gpu_of, peak_flops, precision_on
 from fvlm.errors import Stopped, UserError
 from fvlm.files import digest_of, sweep, write_json
-from fvlm.flops import forward_flops, preference_flops, training_flops
 from fvlm.model.build import build_model, load_weights
-from fvlm.planning.limits import check_run_memory
-from fvlm.schema import Run, Study
-from fvlm.train.device import autocast, device_of, precision_on
-from fvlm.train.fill import fill_of, said_of
-from fvlm.train.hardware import gpu_of, peak_flops
+from fvlm.records import write_csv
+from fvlm.train.fsdp import shard
 from fvlm.train.loop import Trainer
-from fvlm.train.mirror import Mirrors, require_packages
 from fvlm.train.progress import Spent
 from fvlm.train.ranks import Ranks, ToldElsewhere
 from fvlm.train.reference import Reference
-from fvlm.train.shard import shard
 from fvlm.train.signals import StopRequest
-from fvlm.train.state import FORMAT, RunLock, write_csv, write_weights
-from fvlm.train.summary import summary_of
+from fvlm.train.state import FORMAT, RunLock, write_weights
+from fvlm.train.summary import fill_of, said_of, summary_of
+from fvlm.train.trackers import Mirrors, require_packages
 from fvlm.train.watch import Watch
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fvlm.data.loader import Steps
+from fvlm.config.schema import Run, Study
+from fvlm.data.batches.loader import Steps
 from fvlm.evaluate.maps import fixed_videos, maps_of
 from fvlm.evaluate.overlay import Row, overlay
 from fvlm.files import write_beside
 from fvlm.model.foveated import VideoLanguageModel
-from fvlm.schema import Run, Study
 from fvlm.train.ranks import Ranks
 
 

@@ -3,7 +3,7 @@
 from contextlib import ExitStack
 from pathlib import Path
 
-from fvlm.analysis.files import whole, write_csv
+from fvlm.analysis.files import replacing, write_csv
 from fvlm.analysis.imported import read_results
 from fvlm.errors import UserError
 
@@ -26,6 +26,6 @@ def main(args) -> int:
             raise UserError(f"--out-dir {args.out_dir}: {place} was read, and would be lost; expected another folder")
     with ExitStack() as together:  # a table that cannot be written leaves none
         for name, table in tables.items():
-            write_csv(table, together.enter_context(whole(places[name])))
+            write_csv(table, together.enter_context(replacing(places[name])))
     print(f"{len(tables['runs'])} runs, {len(tables['validation_curves'])} evaluation points -> {args.out_dir}")
     return 0

@@ -25,7 +25,7 @@ class Cell(NamedTuple):
     kind: str = "all"
 
 
-WHOLE = Cell()
+OVERALL = Cell()
 
 
 @dataclass(frozen=True)
@@ -80,3 +80,13 @@ def t_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
     mean = float(np.mean(values))
     half = float(stdtrit(n - 1, (1 + level) / 2) * np.sqrt(((values - mean) ** 2).sum() / (n - 1) / n))
     return mean - half, mean + half
+
+
+def bars_words(intervals, what: str = ",") -> str:
+    """What the bars of differences are over, given the kinds of their intervals; `what` has bars."""
+    kinds = set(intervals)
+    if {OVER_SEEDS, OVER_VIDEOS} <= kinds:
+        return f"bars: 95 %{what} over seeds where several are named, else paired over videos"
+    if not {OVER_SEEDS, OVER_VIDEOS} & kinds:
+        return "no intervals"
+    return f"bars: 95 %{what} {'over seeds' if OVER_SEEDS in kinds else 'paired over videos'}"

@@ -7,8 +7,8 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from fvlm.analysis.columns import COLUMNS
-from fvlm.analysis.compare.bootstrap import LEVEL, OVER_SEEDS, WHOLE, Estimate, pooled
-from fvlm.analysis.compare.study import Study
+from fvlm.analysis.compare.bootstrap import LEVEL, OVER_SEEDS, OVERALL, Estimate, pooled
+from fvlm.analysis.compare.runs import ComparedRuns
 
 CELLS = {"deep_fine": "baseline", "shallow_fine": "A1", "deep_coarse": "A6", "shallow_coarse": "A7"}
 EFFECTS = {  # weights of the cells, in their order; negative: the first level is better
@@ -56,7 +56,7 @@ def factorial(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFr
     With two or more seeds common to the cells the interval is a t interval over seeds. With one, only the
     evaluation has an interval, and it covers the noise of the evaluation videos, not that of the seed.
     """
-    study = Study(runs, evaluation, bootstrap)
+    study = ComparedRuns(runs, evaluation, bootstrap)
     matched = study.matched(list(CELLS.values()))
     if not matched:
         return pd.DataFrame(columns=COLUMNS["factorial"])
@@ -65,7 +65,7 @@ def factorial(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFr
         cells = np.array([study.runs.loc[names, f"{measure}.val_loss"] for names in matched], float).T  # (4, seeds)
         rows += [_row(measure, name, effect, cells) for name, effect in effects(cells).items()]
     cells = np.array([[study.loss(run) for run in names] for names in matched]).T
-    terms = [(base, WHOLE) for base in CELLS.values()]
+    terms = [(base, OVERALL) for base in CELLS.values()]
     for name, weights in EFFECTS.items():
         rows.append(_row("evaluation", name, study.estimate(terms, partial(contrast, weights=weights)), cells))
     return pd.DataFrame(rows, columns=COLUMNS["factorial"]).dropna(subset="estimate").reset_index(drop=True)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.compare.bootstrap import Estimate, pooled
-from fvlm.analysis.compare.study import Study
+from fvlm.analysis.compare.runs import ComparedRuns
 from fvlm.analysis.fits.grid import PAIRED, grid_points
 
 RISES = "rises with N from one size to the next"
@@ -78,7 +78,7 @@ def gap(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -
     the seeds that all runs of a budget have; with one seed the evaluation has a paired bootstrap over
     evaluation videos, and the validation none.
     """
-    study = Study(runs, evaluation, bootstrap)
+    study = ComparedRuns(runs, evaluation, bootstrap)
     rows = []
     for family in PAIRED:
         by_budget = grid_points(runs, family).sort_values("C", kind="stable").groupby("budget", sort=False)
@@ -91,7 +91,7 @@ def gap(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -
     return pd.DataFrame(rows, columns=COLUMNS["gap"])
 
 
-def _rows_at_budget(study: Study, family: str, budget: str, points: pd.DataFrame) -> list[dict]:
+def _rows_at_budget(study: ComparedRuns, family: str, budget: str, points: pd.DataFrame) -> list[dict]:
     sides = [
         points[points["architecture"] == name].set_index("size").sort_values("N")
         for name in ("foveated", "multi_token")
@@ -105,14 +105,14 @@ def _rows_at_budget(study: Study, family: str, budget: str, points: pd.DataFrame
     return _rows(study, family, budget, common, [side["N"].to_numpy(float) for side in sides], bases)
 
 
-def grid_base(study: Study, architecture: str, size: str, budget: str, family: str = "grid") -> str:
+def grid_base(study: ComparedRuns, architecture: str, size: str, budget: str, family: str = "grid") -> str:
     """The name, without its seed, of the grid's run of one architecture, size and budget."""
     grid = study.of_family(family)
     own = grid[(grid["architecture"] == architecture) & (grid["size"] == size) & (grid["budget"] == budget)]
     return own["base"].iloc[0]
 
 
-def _rows(study: Study, family: str, budget: str, sizes: list[str], n: list[np.ndarray], bases) -> list[dict]:
+def _rows(study: ComparedRuns, family: str, budget: str, sizes: list[str], n: list[np.ndarray], bases) -> list[dict]:
     """Of the pairs of one budget: `bases` are first the foveated runs, then the baselines, by size as in n."""
     matched = study.matched(list(bases))  # per seed
     validation = np.array([study.runs.loc[runs, "final.val_loss"] for runs in matched], float).T

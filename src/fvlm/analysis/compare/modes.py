@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 
 from fvlm.analysis.columns import COLUMNS
-from fvlm.analysis.compare.bootstrap import VIDEO_FIRST, WHOLE, Cell, Estimate
+from fvlm.analysis.compare.bootstrap import OVERALL, VIDEO_FIRST, Cell, Estimate
 from fvlm.analysis.compare.gap import percent
-from fvlm.analysis.compare.study import Study, difference, scores_tokens, trained_mode
+from fvlm.analysis.compare.runs import ComparedRuns, difference, scores_tokens, trained_mode
 
-READERS = ("baseline", "A6")  # the foveated runs among those that differ in how a frame is read
+FOVEATED = ("baseline", "A6")  # the foveated runs among those that differ in how a frame is read
 
 
 def modes(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -> pd.DataFrame:
@@ -16,7 +16,7 @@ def modes(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame)
     gap_percent is relative to the run's own frames in the mode it was trained in (for the default model:
     coarse_fine). The scaling grid's many runs are left out, and those on preferences, whose answers are others.
     """
-    study = Study(runs, evaluation, bootstrap)
+    study = ComparedRuns(runs, evaluation, bootstrap)
     shown = study.runs[(study.runs["family"] != "grid") & scores_tokens(study.runs)]
     whole = evaluation[(evaluation["source"] == "all") & (evaluation["kind"] == "all")]
     whole = whole[whole["order"] == VIDEO_FIRST]
@@ -31,7 +31,7 @@ def modes(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame)
                 "loss": loss.value, "low": loss.low, "high": loss.high, "n_seeds": loss.n_seeds, "samples": samples,
             }  # fmt: skip
             if (mode, frames) != (trained, "own"):
-                terms = [(base, Cell(mode, frames)), (base, WHOLE)]
+                terms = [(base, Cell(mode, frames)), (base, OVERALL)]
                 gap = study.estimate(terms, lambda losses: percent(losses[0], losses[1]))
                 row |= {
                     "gap_percent": gap.value,
@@ -51,9 +51,9 @@ def token_efficiency(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd
     sees images alone, has no loss to stand beside the others' and is left out. Tokens 0 is a run trained blind; without
     one, the baseline evaluated without its frames. FLOPs are training FLOPs per sample.
     """
-    study = Study(runs, evaluation, bootstrap)
+    study = ComparedRuns(runs, evaluation, bootstrap)
     own = study.of_family("ablation")
-    chosen = own[own["base"].isin(READERS) | (own["architecture"] != "foveated")]
+    chosen = own[own["base"].isin(FOVEATED) | (own["architecture"] != "foveated")]
     evaluated = all(np.isfinite(study.loss(run)) for run in chosen["run"])
     reference = next(iter(study.seeds("baseline").values()), None)
     rows = [_efficiency_row(study, base, evaluated, reference) for base in chosen["base"].drop_duplicates()]
@@ -67,7 +67,7 @@ def token_efficiency(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd
     return table.loc[order].reset_index(drop=True)
 
 
-def _efficiency_row(study: Study, base: str, evaluated: bool, reference: str | None) -> dict:
+def _efficiency_row(study: ComparedRuns, base: str, evaluated: bool, reference: str | None) -> dict:
     members = study.runs[study.runs["base"] == base]
     first = members.iloc[0]
     if base == "baseline":
@@ -102,7 +102,7 @@ def _label(run: pd.Series) -> str:
     return f"{count}{kind} ({run['base']})"
 
 
-def _withheld_row(study: Study) -> list[dict]:
+def _withheld_row(study: ComparedRuns) -> list[dict]:
     """The baseline asked without its frames. It was trained with them, so it has no training cost here."""
     blind = Cell("blind", "none")
     loss = study.level("baseline", blind)
@@ -115,7 +115,7 @@ def _withheld_row(study: Study) -> list[dict]:
             "architecture": "blind",
             "tokens_per_frame": 0,
             "loss": loss.value,
-            **_above(study.estimate([("baseline", blind), ("baseline", WHOLE)], difference)),
+            **_above(study.estimate([("baseline", blind), ("baseline", OVERALL)], difference)),
             "n_seeds": loss.n_seeds,
             "measure": "evaluation loss",
         }

@@ -5,7 +5,7 @@ import pandas as pd
 
 from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.compare.bootstrap import QUESTION_FIRST, VIDEO_FIRST, VISUAL, Cell
-from fvlm.analysis.compare.study import Study
+from fvlm.analysis.compare.runs import ComparedRuns
 
 PASSES = ("direct", "coarse_only", "coarse_fine", "autoregressive")  # direct: the only one of pooled tokens
 GAIN = "coarse_fine - coarse_only"  # of looking twice; its difference is the interaction of pass and order
@@ -18,14 +18,14 @@ def question_order(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.D
     the question in front helps. Its interval is over seeds where there are several, else a paired bootstrap over
     evaluation videos. That of the row GAIN is the interaction; negative: the fine pass gains more than the coarse.
     """
-    study = Study(runs, evaluation, bootstrap)
+    study = ComparedRuns(runs, evaluation, bootstrap)
     asked = set(evaluation.loc[evaluation["order"] == QUESTION_FIRST, "run"])
     bases = study.runs.loc[study.runs["run"].isin(asked), "base"].drop_duplicates()
     rows = [_row(study, base, mode) for base in bases for mode in (*PASSES, GAIN)]
     return pd.DataFrame(rows, columns=COLUMNS["question_order"]).dropna(subset="difference").reset_index(drop=True)
 
 
-def _row(study: Study, base: str, name: str) -> dict:
+def _row(study: ComparedRuns, base: str, name: str) -> dict:
     modes = ("coarse_fine", "coarse_only") if name == GAIN else (name,)
     signs = np.array([1.0, -1.0])[: len(modes)]
 

@@ -5,7 +5,7 @@ import pandas as pd
 
 from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.compare.bootstrap import NO_INTERVAL, Cell, Estimate, pooled
-from fvlm.analysis.compare.study import Study
+from fvlm.analysis.compare.runs import ComparedRuns
 
 BASELINE = "baseline"
 MAIN, STATIC, IMAGES = "against the baseline", "static frames", "images only"
@@ -28,7 +28,7 @@ NOTES = {
 
 def ablations(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -> pd.DataFrame:
     """One row per ablation (seeds pooled), ranked within its group by the mean best validation loss."""
-    study = Study(runs, evaluation, bootstrap)
+    study = ComparedRuns(runs, evaluation, bootstrap)
     bases = study.of_family("ablation")["base"].drop_duplicates()
     table = pd.DataFrame([_row(study, base) for base in bases], columns=COLUMNS["ablations"])
     order = {MAIN: 0, STATIC: 1, IMAGES: 2}
@@ -38,7 +38,7 @@ def ablations(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFr
     return table.drop(columns="order")
 
 
-def _row(study: Study, base: str) -> dict:
+def _row(study: ComparedRuns, base: str) -> dict:
     group, reference, kind = compared(base)
     members = list(study.seeds(base).values())
     own = study.runs.loc[members]
@@ -66,9 +66,9 @@ def _row(study: Study, base: str) -> dict:
     return row
 
 
-def differences(study: Study, base: str, reference: str, kind: str) -> dict:
+def differences(study: ComparedRuns, base: str, reference: str, kind: str) -> dict:
     """Differences to `reference` (negative: better), and the one to quote with its interval: of the evaluation,
-    or of the best validation where there is none; over the seeds common to both, see `Study.estimate`."""
+    or of the best validation where there is none; over the seeds common to both, see `ComparedRuns.estimate`."""
     evaluated = study.difference(base, reference, Cell(kind=kind))
     best, final = (study.validation_difference(base, reference, which) for which in ("best", "final"))
     quoted, measure = evaluated, "evaluation loss"

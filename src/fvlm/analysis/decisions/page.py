@@ -16,7 +16,7 @@ from fvlm.analysis.commands import check_out
 from fvlm.analysis.compare.bootstrap import LEVEL, OVER_SEEDS, Estimate
 from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, NOT_RUN, OPEN
 from fvlm.analysis.decisions.wording import EXPONENT, NATS, PERCENT, SHORT, number
-from fvlm.analysis.files import read_table, whole
+from fvlm.analysis.files import read_table, replacing
 from fvlm.errors import UserError
 
 WORDS = (DECIDED, LIKELY, OPEN, NOT_RUN)
@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> None:
             f"{args.tables}/decisions.csv: verdict {unknown.iloc[0]!r}; expected {', '.join(WORDS)}: make it again"
         )
     page, text = render(args.study, table), opening(table)
-    with whole(args.out) as one, whole(args.text) as other:
+    with replacing(args.out) as one, replacing(args.text) as other:
         one.write_text(page, encoding="utf-8")
         other.write_text(text, encoding="utf-8")
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.compare.bootstrap import LEVEL, NO_INTERVAL, WHOLE, Estimate
+from fvlm.analysis.compare.bootstrap import LEVEL, NO_INTERVAL, OVERALL, Estimate
 from fvlm.analysis.compare.gap import corrected, grid_base, percent
-from fvlm.analysis.compare.study import Study
+from fvlm.analysis.compare.runs import ComparedRuns
 from fvlm.analysis.decisions import sweeps
 from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, NOT_RUN, OPEN, Verdict, judge
 from fvlm.analysis.decisions.wording import EXPONENT, PERCENT, found_words, interval_words, number, unit_words
@@ -31,7 +31,7 @@ class Budget:
         return len(self.n[0])
 
 
-def budgets_of(study: Study) -> list[Budget]:
+def budgets_of(study: ComparedRuns) -> list[Budget]:
     found = []
     points = grid_points(study.runs.reset_index(drop=True)).sort_values("C", kind="stable")
     for name, own in points.groupby("budget", sort=False):
@@ -74,12 +74,12 @@ def _split(budgets: list[Budget], losses: np.ndarray):
         start = end
 
 
-def with_seeds(study: Study, budgets: list[Budget]) -> list[Budget]:
+def with_seeds(study: ComparedRuns, budgets: list[Budget]) -> list[Budget]:
     """The budgets whose runs share two seeds or more; all of them where none does."""
     return [budget for budget in budgets if len(study.matched(bases([budget]))) > 1] or budgets
 
 
-def scaling_rows(study: Study, fits: pd.DataFrame, isoflop: pd.DataFrame) -> list[dict]:
+def scaling_rows(study: ComparedRuns, fits: pd.DataFrame, isoflop: pd.DataFrame) -> list[dict]:
     found = budgets_of(study)
     budgets = with_seeds(study, found)
     rows = [
@@ -106,7 +106,7 @@ def _no_grid() -> dict:
     return {"verdict": NOT_RUN, "answer": answer, "needs": "runs of the scaling grid", "n_seeds": 0}
 
 
-def _gap_row(study: Study, budgets: list[Budget], name: str, combine) -> dict:
+def _gap_row(study: ComparedRuns, budgets: list[Budget], name: str, combine) -> dict:
     pairs = sum(budget.pairs for budget in budgets)
     row = _row(name, f"{pairs} pairs of the grid at {', '.join(b.name for b in budgets)}", PERCENT)
     if not budgets:
@@ -116,7 +116,7 @@ def _gap_row(study: Study, budgets: list[Budget], name: str, combine) -> dict:
         return combine(budgets, losses)
 
     measure = "evaluation loss"
-    estimate = study.estimate([(base, WHOLE) for base in bases(budgets)], gap)
+    estimate = study.estimate([(base, OVERALL) for base in bases(budgets)], gap)
     if not np.isfinite(estimate.value):
         measure = "final validation loss"
         estimate = study.validation_estimate(bases(budgets), gap, "final")
@@ -150,7 +150,7 @@ def _gap_verdict(estimate: Estimate, name: str, pairs: int) -> tuple[Verdict, st
     )
 
 
-def _exponent_row(study: Study, fit: dict, isoflop: pd.DataFrame) -> dict:
+def _exponent_row(study: ComparedRuns, fit: dict, isoflop: pd.DataFrame) -> dict:
     """At most likely: its interval is over the minima of the budgets, not over seeds."""
     architecture = fit["architecture"]
     row = _row(sweeps.EXPONENT, f"scaling grid, {architecture}", EXPONENT)
@@ -177,7 +177,7 @@ def _exponent_row(study: Study, fit: dict, isoflop: pd.DataFrame) -> dict:
     }  # fmt: skip
 
 
-def _best_size(study: Study, architecture: str, isoflop: pd.DataFrame) -> tuple[str, str]:
+def _best_size(study: ComparedRuns, architecture: str, isoflop: pd.DataFrame) -> tuple[str, str]:
     """The language model of the size tried that is nearest to the best one at the largest budget with a minimum."""
     used = isoflop[(isoflop["architecture"] == architecture) & isoflop["used"]]
     grid = study.of_family("grid")

@@ -5,7 +5,7 @@ import re
 
 import pandas as pd
 
-WHOLE = ("data.share", "data.weights")  # mappings that an override replaces as a whole
+REPLACED = ("data.share", "data.weights")  # mappings that an override replaces as a whole
 LEARNING = ("model", "data", "optim")  # the parts of a run's configuration that an ablation changes
 
 
@@ -15,7 +15,7 @@ def changed(one: pd.Series, other: pd.Series) -> list[str]:
     for column in one.index:
         part, _, name = str(column).removeprefix("config.").partition(".")
         if str(column).startswith("config.") and part in LEARNING and not _same(one[column], other[column]):
-            whole = [key for key in WHOLE if f"{part}.{name}".startswith(f"{key}.")]
+            whole = [key for key in REPLACED if f"{part}.{name}".startswith(f"{key}.")]
             found += whole or [f"{part}.{name}"]
     return list(dict.fromkeys(found))
 

@@ -14,7 +14,7 @@ from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.compare.bootstrap import LEVEL, QUESTION_FIRST, VIDEO_FIRST, VISUAL, Cell, Estimate
 from fvlm.analysis.compare.factorial import CELLS, EFFECTS, contrast
 from fvlm.analysis.compare.ranking import compared
-from fvlm.analysis.compare.study import Study, difference, trained_mode
+from fvlm.analysis.compare.runs import ComparedRuns, difference, trained_mode
 from fvlm.analysis.decisions.scaling import scaling_rows
 from fvlm.analysis.decisions.settings import changed, lines, value
 from fvlm.analysis.decisions.sweeps import BASELINE, FACTORIAL, NAMED, QUESTION, SIGHT, SWEEPS, Sweep
@@ -32,7 +32,7 @@ def decisions(
     isoflop: pd.DataFrame,
 ) -> pd.DataFrame:
     """One row per sweep, those not run included, and per ablation of the study's own; then the scaling grid's."""
-    study = Study(runs, evaluation, bootstrap)
+    study = ComparedRuns(runs, evaluation, bootstrap)
     rows = [_sight_row(study)]
     for sweep in (*SWEEPS, *_own_sweeps(study)):
         rows.append(_sweep_row(study, sweep))
@@ -43,7 +43,7 @@ def decisions(
     return table.assign(changes_default=table["changes_default"].eq(True))
 
 
-def _own_sweeps(study: Study) -> list[Sweep]:
+def _own_sweeps(study: ComparedRuns) -> list[Sweep]:
     """One sweep for each ablation that none of SWEEPS names, against the run that it is to be compared with."""
     own = study.of_family("ablation")
     found = []
@@ -64,7 +64,7 @@ def _own_sweeps(study: Study) -> list[Sweep]:
     return found
 
 
-def _sweep_row(study: Study, sweep: Sweep) -> dict:
+def _sweep_row(study: ComparedRuns, sweep: Sweep) -> dict:
     there = [base for base in sweep.words if study.seeds(base)]
     row = {
         "sweep": sweep.name, "question": sweep.question, "runs": ", ".join(base for base in sweep.bases),
@@ -104,7 +104,7 @@ def _named(words: str, run: pd.Series, sweep: Sweep) -> str:
     return words.replace("{setting}", (sweep.keys and value(run, sweep.keys[0])) or "another value")
 
 
-def _first(study: Study, base: str) -> pd.Series:
+def _first(study: ComparedRuns, base: str) -> pd.Series:
     """A run of `base`; empty if the study has none."""
     return next((study.runs.loc[run] for run in study.seeds(base).values()), pd.Series(dtype=object))
 
@@ -133,7 +133,7 @@ def _columns(estimate: Estimate, level: float, verdict: Verdict) -> dict:
     }
 
 
-def _difference(study: Study, base: str, sweep: Sweep, level: float) -> tuple[Estimate, str]:
+def _difference(study: ComparedRuns, base: str, sweep: Sweep, level: float) -> tuple[Estimate, str]:
     """Of the evaluation, or of the best validation where there is none."""
     cell = Cell(kind=sweep.kind)
     evaluated = study.estimate([(base, cell), (sweep.reference, cell)], difference, level)
@@ -163,8 +163,9 @@ def _chosen(found: dict, judged: dict[str, Verdict], reference: str) -> tuple[st
 
 
 def _remarks(
-    study: Study, sweep: Sweep, found: dict, level: float, quoted: str, winner: str, members: dict[str, pd.Series]
-) -> list[str]:
+    study: ComparedRuns, sweep: Sweep, found: dict, level: float, quoted: str, winner: str,
+    members: dict[str, pd.Series],
+) -> list[str]:  # fmt: skip
     """The sweep's other differences, which of them cannot be told from the winner's, and what the winner costs."""
     remarks = []
     others = [base for base in found if base != quoted]
@@ -184,12 +185,12 @@ def _remarks(
     return remarks
 
 
-def _alike(study: Study, base: str, winner: str, sweep: Sweep, level: float) -> bool:
+def _alike(study: ComparedRuns, base: str, winner: str, sweep: Sweep, level: float) -> bool:
     cell = Cell(kind=sweep.kind)
     return judge(study.estimate([(base, cell), (winner, cell)], difference, level), level).word == OPEN
 
 
-def _sight_row(study: Study) -> dict:
+def _sight_row(study: ComparedRuns) -> dict:
     """What another sample's frames cost the baseline, over the samples with frames."""
     name, question = SIGHT
     row = {"sweep": name, "question": question, "runs": BASELINE, "unit": NATS, "comparisons": 1}
@@ -212,7 +213,7 @@ def _sight_row(study: Study) -> dict:
     return row | _columns(estimate, LEVEL, verdict) | {"answer": answer, "measure": EVALUATION}
 
 
-def _factorial_row(study: Study) -> dict:
+def _factorial_row(study: ComparedRuns) -> dict:
     """The interaction: how much more a deep query gives with the fine pass than without it."""
     name, question = FACTORIAL
     bases = list(CELLS.values())
@@ -246,7 +247,7 @@ def _factorial_row(study: Study) -> dict:
     return row | _columns(interaction, LEVEL, verdict) | shown
 
 
-def _question_row(study: Study) -> dict:
+def _question_row(study: ComparedRuns) -> dict:
     """(fine - coarse with the question first) - (the same with the video first), of the run trained in both orders."""
     name, question, base = QUESTION
     row = {"sweep": name, "question": question, "runs": base, "unit": NATS, "comparisons": 1}

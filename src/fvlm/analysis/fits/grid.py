@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from fvlm.analysis.columns import COLUMNS, SCHEDULE
-from fvlm.analysis.compare.study import scores_tokens
+from fvlm.analysis.compare.runs import scores_tokens
 
 PAIRED = ("grid", "pairs")  # families with both architectures: at equal FLOPs, and otherwise (imported ones)
 ARCHITECTURES = ("foveated", "multi_token", "pixel_shuffle")

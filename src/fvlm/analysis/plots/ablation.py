@@ -10,7 +10,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from fvlm.analysis.compare.bootstrap import OVER_SEEDS, OVER_VIDEOS
 from fvlm.analysis.compare.factorial import EFFECTS
-from fvlm.analysis.plots.style import (
+from fvlm.errors import UserError
+from fvlm.style import (
     BLUE,
     GREY,
     ORANGE,
@@ -23,7 +24,6 @@ from fvlm.analysis.plots.style import (
     panels,
     seeded,
 )
-from fvlm.errors import UserError
 
 EXPLAINED = {OVER_VIDEOS: "over evaluation videos, not seeds", OVER_SEEDS: "over seeds"}
 SHAPES = {OVER_VIDEOS: "o", OVER_SEEDS: "s"}

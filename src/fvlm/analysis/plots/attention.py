@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fvlm.analysis.plots.style import WIDTH, NothingToDraw
 from fvlm.errors import UserError
+from fvlm.style import WIDTH, NothingToDraw
 
 VIDEOS, FRAMES = 3, 8  # at most, in the whole figure and in a row
 

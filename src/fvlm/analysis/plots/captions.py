@@ -9,9 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from fvlm import style
 from fvlm.analysis.compare.bootstrap import NO_INTERVAL
 from fvlm.analysis.finished import base_name
-from fvlm.analysis.plots import style
 from fvlm.analysis.plots.captions_fits import FITS
 from fvlm.analysis.plots.sentences import counted, number, span, spread, within
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pandas as pd
 
+from fvlm import style
 from fvlm.analysis.compare.gap import RISES
 from fvlm.analysis.fits.sums import DELTA
-from fvlm.analysis.plots import style
 from fvlm.analysis.plots.sentences import counted, number, span, spread, within
 
 

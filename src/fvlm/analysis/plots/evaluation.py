@@ -6,10 +6,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from fvlm.analysis.compare.bootstrap import WHOLE, Cell, Estimate
-from fvlm.analysis.compare.study import Study
-from fvlm.analysis.plots import style
-from fvlm.analysis.plots.style import BLUE, GREY, RED, SKY, NothingToDraw, dots, heading, panels
+from fvlm import style
+from fvlm.analysis.compare.bootstrap import OVERALL, Cell, Estimate, bars_words
+from fvlm.analysis.compare.runs import ComparedRuns
+from fvlm.style import BLUE, GREY, RED, SKY, NothingToDraw, dots, heading, panels
 
 ALTERNATIVES = {  # run: name and colour, of its architecture; variants of the foveated one are lighter
     "baseline": ("foveated (baseline)", BLUE),
@@ -26,11 +26,11 @@ BLIND = "B0"  # so far away that the other differences would shrink to a line: l
 def alternatives(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Evaluation loss of the default model and its alternatives by source, and the paired differences to
     the default."""
-    study = Study(runs, evaluation, bootstrap)
+    study = ComparedRuns(runs, evaluation, bootstrap)
     members = study.runs[study.runs["base"].isin(ALTERNATIVES)]
     found = evaluation[evaluation["run"].isin(members["run"]) & (evaluation["source"] != "all")]
     places = found[["source", "kind"]].drop_duplicates().sort_values("source").itertuples(index=False, name=None)
-    cells = [WHOLE, *(Cell(source=source, kind=kind) for source, kind in places)]
+    cells = [OVERALL, *(Cell(source=source, kind=kind) for source, kind in places)]
     own = pd.DataFrame([row for base in ALTERNATIVES for cell in cells if (row := _alternative(study, base, cell))])
     if own.empty:
         raise NothingToDraw(f"none of {', '.join(ALTERNATIVES)} has been evaluated")
@@ -49,11 +49,11 @@ def alternatives(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.Dat
     left.set_xlabel(f"held-out {style.LOSS}")
     right.set_xlabel("difference to the baseline (left: better)")
     heading(figure, "Foveated reading against its alternatives")
-    style.legend_below(figure, left, style.bars_words(own["interval"], style.LEFT_RIGHT))
+    style.legend_below(figure, left, bars_words(own["interval"], style.LEFT_RIGHT))
     return figure, own
 
 
-def _alternative(study: Study, base: str, cell: Cell) -> dict | None:
+def _alternative(study: ComparedRuns, base: str, cell: Cell) -> dict | None:
     loss = study.level(base, cell)
     if not np.isfinite(loss.value):
         return None
@@ -102,7 +102,7 @@ def token_efficiency(token_efficiency: pd.DataFrame) -> tuple[Figure, pd.DataFra
         right.set_xlabel("training FLOPs per sample (two per multiply-add)")
     hollow = "; hollow: trained on other data" if (table["data_differs"] != "").any() else ""
     heading(figure, f"Loss against visual tokens{' and compute' * counted}{hollow}")
-    sure = style.bars_words(table["interval"], " of the difference to the foveated model,")
+    sure = bars_words(table["interval"], " of the difference to the foveated model,")
     style.legend_below(figure, left, sure)
     return figure, table
 
@@ -140,7 +140,7 @@ def three_modes(modes: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     left.set_xlabel(f"held-out {style.LOSS}")
     right.set_xlabel("above the mode trained in (%)")
     heading(figure, "Evaluation modes")
-    style.legend_below(figure, left, style.bars_words(table["gap_interval"], style.LEFT_RIGHT))
+    style.legend_below(figure, left, bars_words(table["gap_interval"], style.LEFT_RIGHT))
     return figure, table.drop(columns=["shown", "order"])
 
 

@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
+from fvlm import style
 from fvlm.analysis.fits.envelope import warnings_of
 from fvlm.analysis.fits.exponents import N_OPT, OF_LOSS, crossings, frontier, grid_curves
 from fvlm.analysis.fits.exponents import exponents as exponents_table
 from fvlm.analysis.fits.scaling import log_band
-from fvlm.analysis.plots import style
-from fvlm.analysis.plots.style import BEYOND, GREY, LOSS, NothingToDraw, counts, dots, heading, panels
+from fvlm.style import BEYOND, GREY, LOSS, NothingToDraw, counts, dots, heading, panels
 
 FLOPS = "training FLOPs C (two per multiply-add)"
 OPTIMA = {"n_opt": ("N*", "parameters N*", "N_opt_exponent"), "d_opt": ("D*", "samples D*", "D_opt_exponent")}

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from fvlm.analysis.plots import style
-from fvlm.analysis.plots.style import GREY, LOSS, NothingToDraw, counts, heading
+from fvlm import style
+from fvlm.style import GREY, LOSS, NothingToDraw, counts, heading
 
 SIDES = ("foveated", "baseline")
 COLOURS = {"foveated": style.ARCHITECTURE["foveated"], "baseline": style.ARCHITECTURE["multi_token"]}

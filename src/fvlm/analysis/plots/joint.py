@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fvlm import style
 from fvlm.analysis.fits.grid import grid_points
 from fvlm.analysis.fits.sums import DELTA, Estimate, PowerLaws, bootstrap, estimates
-from fvlm.analysis.plots import style
 from fvlm.analysis.plots.fits import LINE, notes_below
-from fvlm.analysis.plots.style import BEYOND, GREY, MARKERS, NothingToDraw, counts, heading, panels
+from fvlm.style import BEYOND, GREY, MARKERS, NothingToDraw, counts, heading, panels
 
 NAMES = ("N", "D")
 PARAMETERS = {"E": "E (nats)", "alpha": "α", "beta": "β", "a": "a, of N* ∝ $C^a$"}

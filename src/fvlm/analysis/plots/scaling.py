@@ -9,11 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from fvlm import style
+from fvlm.analysis.compare.bootstrap import bars_words
 from fvlm.analysis.fits.grid import grid_points, lowest_by_budget
 from fvlm.analysis.fits.scaling import STARVED
 from fvlm.analysis.fits.sums import bootstrap, fit_power_laws
-from fvlm.analysis.plots import style
-from fvlm.analysis.plots.style import BEYOND, GREY, LOSS, MARKERS, NothingToDraw, dots, heading, panels
+from fvlm.style import BEYOND, GREY, LOSS, MARKERS, NothingToDraw, dots, heading, panels
 
 NOTE = 105  # letters in a line below an axis
 
@@ -281,5 +282,5 @@ def gap(gap: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     ax.set_ylim(len(table) - 0.5, -0.5)
     ax.set_xlabel(f"{measure} loss of the foveated model above the baseline's (%; right: worse)")
     heading(figure, "Gap to the pooled-token baseline, raw and at equal parameters")
-    style.legend_below(figure, ax, style.bars_words(table["interval"]), ncols=4)
+    style.legend_below(figure, ax, bars_words(table["interval"]), ncols=4)
     return figure, table

@@ -5,11 +5,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fvlm.analysis.compare.bootstrap import QUESTION_FIRST, VIDEO_FIRST, VISUAL, Cell, Estimate
+from fvlm import style
+from fvlm.analysis.compare.bootstrap import QUESTION_FIRST, VIDEO_FIRST, VISUAL, Cell, Estimate, bars_words
 from fvlm.analysis.compare.order import GAIN, PASSES
-from fvlm.analysis.compare.study import Study, difference, trained_mode
-from fvlm.analysis.plots import style
-from fvlm.analysis.plots.style import BLUE, GREY, ORANGE, PURPLE, NothingToDraw, dots, heading
+from fvlm.analysis.compare.runs import ComparedRuns, difference, trained_mode
+from fvlm.style import BLUE, GREY, ORANGE, PURPLE, NothingToDraw, dots, heading
 
 BLIND = "B0"
 SIGHTS = {  # frames shown: what is said of them, colour, marker
@@ -28,7 +28,7 @@ def seeing(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame
     Left: losses. Right: what is lost against the own frames. Of the last stage that is scored in tokens and of
     the baseline; beside the baseline the run trained blind, which could learn to do without.
     """
-    study = Study(runs, evaluation, bootstrap)
+    study = ComparedRuns(runs, evaluation, bootstrap)
     stages = study.of_family("stage")["base"]
     bases = [base for base in (*stages.drop_duplicates()[-1:], "baseline") if study.seeds(base)]
     table = pd.DataFrame([row for base in bases for row in _sights(study, base, evaluation)])
@@ -46,11 +46,11 @@ def seeing(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame
     heading(figure, "Does it see? Loss with a sample's own frames, another's, and none")
     for text, colour, marker in (SIGHTS[name] for name in SIGHTS if (table["shown"] == name).any()):
         axes[0, 0].plot([], [], color=colour, marker=marker, ls="", label=text)
-    style.legend_below(figure, axes[0, 0], style.bars_words(table["interval"], style.LEFT_RIGHT), ncols=2)
+    style.legend_below(figure, axes[0, 0], bars_words(table["interval"], style.LEFT_RIGHT), ncols=2)
     return figure, table
 
 
-def _sights(study: Study, base: str, evaluation: pd.DataFrame) -> list[dict]:
+def _sights(study: ComparedRuns, base: str, evaluation: pd.DataFrame) -> list[dict]:
     members = study.runs[study.runs["base"] == base]
     own = evaluation[evaluation["run"].isin(members["run"]) & (evaluation["kind"] != "text")]
     alone = own[own["source"] != "all"][["source", "kind"]].drop_duplicates().sort_values("source")
@@ -104,7 +104,7 @@ def question_order(question_order: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         left.set_title(style.seeded(name, table["n_seeds"].iloc[0]))
     axes[-1, 1].set_xlabel("question first − video first\n(nats per token; left: better)")
     heading(figure, "Question first or video first, over the sources with frames")
-    style.legend_below(figure, axes[0, 0], style.bars_words(question_order["interval"]))
+    style.legend_below(figure, axes[0, 0], bars_words(question_order["interval"]))
     return figure, question_order
 
 

@@ -5,11 +5,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fvlm import style
 from fvlm.analysis.columns import REWARDS
-from fvlm.analysis.compare.study import scores_tokens
+from fvlm.analysis.compare.runs import scores_tokens
 from fvlm.analysis.finished import base_name
-from fvlm.analysis.plots import style
-from fvlm.analysis.plots.style import BLUE, GREY, NothingToDraw, label_ends, panels
+from fvlm.style import BLUE, GREY, NothingToDraw, label_ends, panels
 
 FAMILIES = {"stage": "Stages", "ablation": "Ablations", "grid": "Scaling grid"}
 FAINT = 60  # points of a faint training curve

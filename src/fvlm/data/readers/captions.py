@@ -5,7 +5,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from fvlm.data.media import Media
+from fvlm.data.decode.media import Media
 from fvlm.data.readers.row import BadRow, Place, Sample, about, conversation, identity, known, string
 
 CLIP_NAME = re.compile(r"_\d+_\d+to\d+\.mp4$")

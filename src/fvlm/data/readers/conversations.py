@@ -2,7 +2,7 @@
 
 import hashlib
 
-from fvlm.data.media import Media
+from fvlm.data.decode.media import Media
 from fvlm.data.readers.row import BadRow, Place, Sample, about, conversation, identity, known, string
 
 MAGIC = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp", b"GI": ".gif", b"BM": ".bmp"}

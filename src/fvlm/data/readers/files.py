@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from fvlm.data.media import MAX_TEXT_BYTES
+from fvlm.data.decode.media import MAX_TEXT_BYTES
 from fvlm.data.readers.folder import media_of
 from fvlm.data.readers.row import BadRow, Row, checked
 from fvlm.errors import UserError

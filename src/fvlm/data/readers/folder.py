@@ -7,7 +7,7 @@ clip was cut from, so that all of its clips are held out together.
 
 from pathlib import Path, PurePosixPath
 
-from fvlm.data.media import Media
+from fvlm.data.decode.media import Media
 from fvlm.data.readers.row import BadRow, Place, Sample, about, known, messages_problem, string
 from fvlm.data.readers.tables import columns
 from fvlm.errors import UserError

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fvlm.data.media import Media, MediaError, schedule
+from fvlm.data.decode.media import Media, MediaError, schedule
 from fvlm.data.readers.conversations import embedded
 from fvlm.data.readers.row import BadRow, Place, Sample, about, identity, known, string
 from fvlm.errors import UserError

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fvlm.data.media import Media
+    from fvlm.data.decode.media import Media
 
 MAX_IMAGES = 64  # a sample's frames
 SURPLUS = ""  # where values of a CSV row stand that no column is left for

@@ -12,11 +12,11 @@ import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
-from fvlm.data.media import Media
+from fvlm.data.decode.media import Media
 from fvlm.data.readers import tables
 from fvlm.data.readers.row import BadRow, Place, Row, Sample, about, known, row_of
 from fvlm.data.readers.tables import LONGEST_LINE
-from fvlm.data.tar import members_of
+from fvlm.data.shards.tar import members_of
 from fvlm.errors import UserError
 
 ROWS_PER_TAR = 100_000

@@ -1,0 +1,172 @@
+"""What a run is when it is compared: its name without the seed, its mode, its evaluation, the data it saw."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from fvlm.analysis.compare.bootstrap import LEVEL, OVERALL, Cell, Estimate, Replicates, pooled
+from fvlm.analysis.finished import base_name
+
+DATA_FIELDS = {  # a difference in one of these means that two runs saw different data
+    "config.data.sources": "sources",
+    "config.data.share": "mixture",
+    "config.data.weights": "weights of sources",
+    "config.data.static_frames": "static frames",
+    "config.data.loss": "scored tokens",
+}
+
+
+def trained_mode(run: pd.Series) -> str:
+    """The evaluation mode that a run was trained in."""
+    if run["architecture"] != "foveated":
+        return "direct"
+    return "coarse_fine" if run["fine_pass"] else "coarse_only"
+
+
+def scores_tokens(runs: pd.DataFrame) -> pd.Series:
+    """True for runs whose loss is in nats per token; that of a run on preferences is per pair of answers."""
+    return runs.get("config.data.loss", pd.Series("", index=runs.index)) != "preference"
+
+
+def difference(losses: np.ndarray) -> np.ndarray:
+    """(2, ...) -> the first minus the second; negative: the first is better."""
+    return losses[0] - losses[1]
+
+
+class ComparedRuns:
+    """The runs by base name, with their evaluation.
+
+    Two runs are compared over the same held-out samples or not at all: where theirs differ, a difference is NaN.
+    """
+
+    def __init__(self, runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame):
+        self.runs = runs.assign(base=runs["run"].map(base_name)).set_index("run", drop=False)
+        self._replicates = Replicates(bootstrap)
+        keys = evaluation[["run", *Cell._fields]].itertuples(index=False, name=None)
+        found = evaluation[["loss", "tokens"]].astype(float).itertuples(index=False, name=None)
+        self._evaluated = dict(zip(keys, found, strict=True))  # a loss, and how many tokens were scored for it
+
+    def of_family(self, family: str) -> pd.DataFrame:
+        """Its runs with a loss in nats per token."""
+        return self.runs[(self.runs["family"] == family) & scores_tokens(self.runs)]
+
+    def seeds(self, base: str) -> dict[int, str]:
+        """Seed -> run, for all runs with this base name."""
+        chosen = self.runs[self.runs["base"] == base]
+        return {
+            int(seed) if pd.notna(seed) else 0: run for run, seed in zip(chosen["run"], chosen["seed"], strict=True)
+        }
+
+    def matched(self, bases: list[str]) -> list[list[str]]:
+        """Per seed that all bases have, their runs; without a common seed, the first run of each; without
+        runs of a base, none."""
+        found = [self.seeds(base) for base in bases]
+        if not all(found):
+            return []
+        common = sorted(set.intersection(*(set(own) for own in found)))
+        return [[own[seed] for own in found] for seed in common] or [[next(iter(own.values())) for own in found]]
+
+    def loss(self, run: str, cell: Cell = OVERALL) -> float:
+        """Evaluation loss, by default over all sources in the mode the run was trained in; NaN if there is none."""
+        return self._evaluated.get((run, *self._full(run, cell)), (np.nan, 0.0))[0]
+
+    def draws(self, run: str, cell: Cell = OVERALL) -> np.ndarray | None:
+        return self._replicates.loss(run, self._full(run, cell))
+
+    def _full(self, run: str, cell: Cell) -> Cell:
+        return cell if cell.mode else cell._replace(mode=trained_mode(self.runs.loc[run]))
+
+    def estimate(
+        self, terms: list[tuple[str, Cell]], combine: Callable[[np.ndarray], np.ndarray], level: float = LEVEL
+    ) -> Estimate:
+        """`combine` of evaluation losses (terms, ...) -> (...), pooled over the seeds that all terms have.
+
+        With two or more such seeds the interval is a t interval over theirs, else a bootstrap over the videos,
+        which is paired, since every row was drawn alike.
+        """
+        cells = [cell for _, cell in terms]
+        runs = self.matched([base for base, _ in terms])
+        if not runs or not all(self._same_samples(row, cells) for row in runs):
+            return Estimate(n_seeds=len(runs))
+        losses = [[self.loss(*pair) for pair in zip(row, cells, strict=True)] for row in runs]
+        draws = [self.draws(*pair) for pair in zip(runs[0], cells, strict=True)]
+        sampled = None if any(draw is None for draw in draws) else combine(np.array(draws))
+        return pooled(combine(np.array(losses).T), sampled, level)
+
+    def _same_samples(self, runs: list[str], cells: list[Cell]) -> bool:
+        """Whether runs were evaluated on the same samples of the cells' sources: as many tokens are scored in them."""
+        tokens = set()
+        for run, cell in zip(runs, cells, strict=True):
+            own = self._full(run, Cell(source=cell.source, kind=cell.kind))
+            tokens.add(self._evaluated.get((run, *own), (np.nan, 0.0))[1])
+        return len(tokens) == 1
+
+    def level(self, base: str, cell: Cell = OVERALL) -> Estimate:
+        """A loss, the mean over the seeds of `base`. Its interval is always over the videos, however many seeds:
+        levels stand beside each other in a figure; what is claimed are differences."""
+        runs = list(self.seeds(base).values())
+        if not runs:
+            return Estimate()
+        draws = [self.draws(run, cell) for run in runs]
+        sampled = None if any(draw is None for draw in draws) else np.mean(draws, axis=0)
+        value = np.mean([self.loss(run, cell) for run in runs], keepdims=True)
+        return replace(pooled(value, sampled), n_seeds=len(runs))
+
+    def difference(self, base: str, other: str, cell: Cell = OVERALL) -> Estimate:
+        """How far the evaluation loss of `base` lies above that of `other`."""
+        return self.estimate([(base, cell), (other, cell)], difference)
+
+    def validation_difference(self, base: str, other: str, which: str = "best") -> Estimate:
+        """How far the best or final validation loss of `base` lies above that of `other`; over seeds."""
+        return self.validation_estimate([base, other], difference, which)
+
+    def validation_estimate(
+        self,
+        bases: list[str],
+        combine: Callable[[np.ndarray], np.ndarray],
+        which: str = "best",
+        level: float = LEVEL,
+    ) -> Estimate:
+        """`combine` of best or final validation losses (bases, seeds) -> (seeds,), pooled over the seeds that all have;
+        NaN where they were validated on other tokens. One seed has no interval."""
+        matched = self.matched(bases)
+        if not matched or not all(self._same_validation(matched[0][0], other) for other in matched[0][1:]):
+            return Estimate(n_seeds=len(matched))
+        losses = [self.runs.loc[names, f"{which}.val_loss"] for names in matched]
+        return pooled(combine(np.array(losses, float).T), level=level)
+
+    def _same_validation(self, run: str, other: str) -> bool:
+        """Whether two runs were validated on the same tokens of the same sources."""
+        kinds = self.runs.loc[[run, other], self._data_fields()["mixture"]].fillna(0) > 0
+        differs = {"sources", "scored tokens"} & set(self._differing(run, other))
+        return not differs and bool((kinds.iloc[0] == kinds.iloc[1]).all())
+
+    def data_differs(self, run: str, other: str) -> str:
+        """What differs in the data that two runs saw, in words; empty if nothing does."""
+        one, two = self.runs.loc[run], self.runs.loc[other]
+        differs = self._differing(run, other)
+        if pd.notna(one["samples"]) and pd.notna(two["samples"]) and one["samples"] != two["samples"]:
+            differs.append("number of samples")
+        return ", ".join(differs)
+
+    def _differing(self, run: str, other: str) -> list[str]:
+        """Words of DATA_FIELDS."""
+        one, two = self.runs.loc[run], self.runs.loc[other]
+        return [
+            word
+            for word, names in self._data_fields().items()
+            if any(not _same(one.get(name), two.get(name)) for name in names)
+        ]
+
+    def _data_fields(self) -> dict[str, list[str]]:
+        """Word -> columns of the runs table (a mapping such as the mixture is several columns)."""
+        return {
+            word: [name for name in self.runs.columns if name == field or name.startswith(f"{field}.")]
+            for field, word in DATA_FIELDS.items()
+        }
+
+
+def _same(one, two) -> bool:
+    return (pd.isna(one) and pd.isna(two)) or one == two

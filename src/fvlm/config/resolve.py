@@ -1,0 +1,349 @@
+"""From the files in config/ to a study: every run resolved, checked and named, before the first job.
+
+A run is baseline.yaml, then the study's `baseline:` overrides, then the stage's, ablation's or grid cell's own line,
+then the study's overrides of that line. Overrides name a field by its dotted path and replace it.
+No torch, no pandas: this is imported while Snakemake parses the Snakefile.
+"""
+
+import argparse
+import copy
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from fvlm.config.checks import check_run, check_study, suggest
+from fvlm.config.schema import EncoderSize, LanguageSize, Run, Source, Study
+from fvlm.errors import UserError
+
+FAMILY_KEYS = {"ablation": "ablations", "grid": "grid"}  # names in `seeds:` for all runs of a family
+FILES = ("models", "baseline", "stages", "ablations", "scaling", "sources")
+
+
+def read_yaml(path: Path) -> dict:
+    """A YAML mapping; UserError if it is missing, broken, or no mapping."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; the configuration is read from the folder config/") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: this is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a mapping of keys to values, found {type(content).__name__}")
+    return content
+
+
+def load_study(config: dict, folder: Path | str = "config") -> Study:
+    """Resolve a study file's content against the other files in `folder`.
+
+    config      what a study file (config.yaml, paper.yaml, ...) holds, with command-line changes merged in
+    raises      UserError naming file, field and remedy for the first thing that is wrong
+    """
+    folder = Path(folder)
+    config = _with_base(config, folder)
+    for section in ("baseline", "stages", "ablations", "scaling", "sources", "only", "seeds"):
+        if not isinstance(config.get(section, {}), dict):
+            raise UserError(
+                f"study {config.get('study', '?')!r}: {section}: expected a mapping, found {config[section]!r}"
+            )
+    files = {name: read_yaml(folder / f"{name}.yaml") for name in FILES}
+    where = f"study {config.get('study', '?')!r}"
+    settings = {
+        key: config[key] for key in config if key not in ("baseline", "stages", "ablations", "scaling", "based_on")
+    }
+    if "results_from" in config:
+        settings["results_from"] = _results_from(config["results_from"], where)
+    settings["sources"] = _sources(files["sources"], config.get("sources", {}), where)
+    build = _Builder(files, config, where, _questions(folder / "ablations.yaml"), settings["sources"])
+    settings |= {"runs": _named(build.runs(), where), "seeds": build.seeds.lists}
+    study = _validated(Study, settings, where)
+    check_study(study)
+    return study
+
+
+def study_from_files(paths: list[str], changes: dict | None = None, folder: Path | str = "config") -> Study:
+    """The study that Snakemake resolved, from the same configuration files and --config changes."""
+    config: dict = {}
+    for path in paths:
+        config = merged(config, read_yaml(Path(path)))
+    return load_study(merged(config, changes or {}), folder)
+
+
+def add_study_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--study", nargs="+", help="study files, later ones win (default: config/config.yaml)")
+
+
+def study_of(args: argparse.Namespace) -> Study:
+    """The study of a command: the named files, or what Snakemake resolved for the job, or the default."""
+    job = json.loads(os.environ.get("FVLM_STUDY", "{}"))
+    if args.study:
+        return study_from_files(args.study)
+    return study_from_files(job.get("files", ["config/config.yaml"]), job.get("changes"))
+
+
+def merged(below: dict, above: dict) -> dict:
+    """Deep merge of mappings; anything else in `above` replaces."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def _named(runs: list[Run], where: str) -> dict[str, Run]:
+    result: dict[str, Run] = {}
+    for run in runs:
+        if run.name in result:
+            raise UserError(
+                f"{where}: two runs are called {run.name!r}, a {result[run.name].family} and a {run.family}; rename one"
+            )
+        result[run.name] = run
+    return result
+
+
+def _results_from(value: object, where: str) -> list[str]:
+    """One path, or a list of them. An empty list is refused: what was meant to train nothing would train all."""
+    names = [value] if isinstance(value, str) else value
+    if not (isinstance(names, list) and names and all(isinstance(name, str) and name.strip() for name in names)):
+        raise UserError(
+            f"{where}: results_from: found {value!r}; expected a file or folder with finished results, or a list of "
+            "them as '[A, B]'; leave it out to train the study"
+        )
+    return names
+
+
+def _questions(path: Path) -> dict[str, str]:
+    """The comment behind each line of ablations.yaml: what it asks, for tables and figures."""
+    return dict(re.findall(r"^(\w+):.*\s#\s*(.+)$", path.read_text(), re.MULTILINE))
+
+
+def _with_base(config: dict, folder: Path) -> dict:
+    if "based_on" not in config:
+        return config
+    return merged(_with_base(read_yaml(folder / config["based_on"]), folder), config)
+
+
+def _validated(schema: type[BaseModel], content: dict, where: str) -> Any:
+    """Build `schema`, or one sentence about the first field that is wrong."""
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        # A misspelt key is also a missing field; the misspelling is what there is to say.
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        path = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = _known_at(schema, first["loc"][:-1])
+            raise UserError(f"{where}: unknown key {path!r}, {suggest(str(first['loc'][-1]), known)}") from error
+        if first["type"] == "missing":
+            raise UserError(f"{where}: {path!r} is missing; every {schema.__name__.lower()} needs it") from error
+        found = "" if isinstance(first["input"], dict) else f", found {first['input']!r}"
+        raise UserError(f"{where}: {path!r}: {first['msg']}{found}") from error
+
+
+def _known_at(schema: type[BaseModel], loc: tuple) -> list[str]:
+    for part in loc:
+        field = schema.model_fields.get(part) if isinstance(part, str) else None
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            break
+        schema = field.annotation
+    return list(schema.model_fields)
+
+
+def _sources(entries: dict, changes: dict, where: str) -> dict[str, Source]:
+    result = {}
+    for name, entry in merged(entries, changes).items():
+        origin = "config/sources.yaml" if name in entries else where
+        if not isinstance(entry, dict):
+            raise UserError(
+                f"{origin}: source {name!r}: expected a mapping such as {{kind: video, ...}}, found {entry!r}"
+            )
+        result[name] = _validated(Source, {"name": name, **entry}, f"{origin}: source {name!r}")
+    return result
+
+
+class _Builder:
+    """Expands the runs of one study from the files and the study's own changes."""
+
+    def __init__(self, files: dict, config: dict, where: str, questions: dict[str, str], sources: dict[str, Source]):
+        self.files, self.config, self.where, self.questions = files, config, where, questions
+        self.sources = sources
+        self.seeds = _Seeds(config.get("seeds", {}), where)
+        self.base = {"parent": None, **copy.deepcopy(files["baseline"])}
+        self._override(self.base, config.get("baseline", {}), f"{where}: baseline")
+
+        said = "config/baseline.yaml" + (f" with {where}: baseline" if config.get("baseline") else "")
+        self._run("ablation", "baseline", [(said, {})])  # so that its mistakes carry its name
+
+    def runs(self) -> list[Run]:
+        runs = [*self._stages(), *self._ablations(), *self._grid()]
+        self.seeds.refuse_unknown([*self.files["ablations"], *(self.config.get("ablations") or {})])
+        return runs
+
+    def _stages(self) -> list[Run]:
+        listed = self._listed("stages")
+        return [self._run("stage", _checked_name(name, lines[-1][0]), lines) for name, lines in listed]
+
+    def _ablations(self) -> list[Run]:
+        return [run for name, lines in self._listed("ablations") for run in self._seeded("ablation", name, lines)]
+
+    def _listed(self, section: str) -> list[tuple[str, list]]:
+        """Each entry of a file with the study's changes to it: (name, [(where, overrides), ...])."""
+        changes = self.config.get(section, {}) or {}
+        entries = self.files[section]
+        wanted = self.config.get("only", {}).get(section)
+        for name in wanted or ():
+            if name not in entries and name not in changes:
+                known = suggest(str(name), [*entries, *changes])
+                raise UserError(f"{self.where}: only: {section}: no entry {name!r} in config/{section}.yaml, {known}")
+        result = []
+        for name, entry in entries.items():
+            if wanted is not None and name not in wanted:
+                continue
+            result.append((name, [(f"config/{section}.yaml: {name}", entry or {})]))
+        for name, entry in changes.items():
+            if wanted is not None and name not in wanted:
+                continue
+            lines = dict(result).get(name)
+            place = (f"{self.where}: {section}: {name}", entry or {})
+            lines.append(place) if lines is not None else result.append((name, [place]))
+        return result
+
+    def _grid(self) -> list[Run]:
+        axes = dict(self.files["scaling"])
+        axes.update(self.config.get("scaling", {}) or {})
+        unknown = set(axes) - {"sizes", "budgets", "architectures", "base"}
+        if unknown:
+            name = sorted(unknown)[0]
+            hint = suggest(name, ["sizes", "budgets", "architectures", "base"])
+            raise UserError(f"config/scaling.yaml: unknown key {name!r}, {hint}")
+        runs = []
+        for axis, entries in axes.items():
+            if not isinstance(entries, dict):
+                raise UserError(f"config/scaling.yaml: {axis}: expected a mapping of names, found {entries!r}")
+        for size, size_line in axes["sizes"].items():
+            if size_line is None:
+                continue
+            for budget, flops in axes["budgets"].items():
+                if flops is None:
+                    continue
+                for letter, line in axes["architectures"].items():
+                    own = {"train.samples": None, "train.flops": flops}
+                    place = "config/scaling.yaml: "
+                    lines = [
+                        (place + "base", axes["base"]),
+                        (place + size, size_line),
+                        (place + letter, line),
+                        (place + budget, own),
+                    ]
+                    labels = {"size": size, "budget": budget, "letter": letter}
+                    runs += self._seeded("grid", f"{size}-{budget}-{letter}", lines, labels)
+        return runs
+
+    def _seeded(self, family: str, name: str, lines: list, labels: dict | None = None) -> list[Run]:
+        """One run per seed; the first keeps the name, the others have it with the suffix -s and their seed."""
+        where = lines[-1][0]  # a mistake is in a line, not in the seeds
+        runs = []
+        for seed in self.seeds.of(family, _checked_name(name, where), (labels or {}).get("budget")) or [None]:
+            own = lines if seed is None else [*lines, (where, {"train.seed": seed})]
+            runs.append(self._run(family, f"{name}-s{seed}" if runs else name, own, labels))
+        return [run.model_copy(update={"question": self.questions.get(name, "")}) for run in runs]
+
+    def _run(self, family: str, name: str, lines: list[tuple[str, dict]], labels: dict | None = None) -> Run:
+        content = copy.deepcopy(self.base)
+        for where, overrides in lines:
+            self._override(content, overrides, where)
+        where = lines[-1][0]
+        content["model"]["encoder"] = self._size("encoders", EncoderSize, content["model"]["encoder"], where)
+        content["model"]["language"] = self._size("languages", LanguageSize, content["model"]["language"], where)
+        described = {"name": name, "family": family, "labels": labels or {}}
+        run = _validated(Run, {**described, **content}, where)
+        check_run(run, where)
+        return run.model_copy(update={"sources_digest": self._sources_digest(run)})
+
+    def _sources_digest(self, run: Run) -> str:
+        """Of what decides which samples a run sees and what they say, beyond the files: splits, prompts, kinds."""
+        sources = [self.sources.get(name) for name in run.data.sources]
+        partners = [self.sources.get(s.held_out) for s in sources if s and isinstance(s.held_out, str)]
+        said = [(s.name, s.kind, s.prompt, s.held_out) for s in [*sources, *partners] if s]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+
+    def _size(self, section: str, schema: type[BaseModel], name: Any, where: str) -> BaseModel:
+        sizes = self.files["models"].get(section, {})
+        if name not in sizes:
+            field = "model." + section[:-1]
+            raise UserError(
+                f"{where}: {field}: no size {name!r} in config/models.yaml, {suggest(str(name), list(sizes))}"
+            )
+        return _validated(schema, {"name": name, **sizes[name]}, f"config/models.yaml: {name}")
+
+    def _override(self, content: dict, overrides: dict, where: str) -> None:
+        if not isinstance(overrides, dict):
+            raise UserError(f"{where}: expected overrides such as {{optim.lr.connector: 1.0e-3}}, found {overrides!r}")
+        for path, value in overrides.items():
+            *branch, leaf = str(path).split(".")
+            place = content
+            for part in branch:
+                place = place.get(part) if isinstance(place, dict) else None
+            if not isinstance(place, dict) or leaf not in place:
+                raise UserError(f"{where}: unknown field {path!r}, {suggest(str(path), _paths(self.base))}")
+            place[leaf] = copy.deepcopy(value)
+
+
+def _checked_name(name: object, where: str) -> str:
+    """A name as it is written. It is a folder's and a word of commands, and must not look like that of a further seed:
+    tables pool those."""
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+        raise UserError(
+            f"{where}: {name!r} cannot be a run's name; use letters, digits, _, - and ., with a letter or digit first"
+        )
+    if re.search(r"-s\d+$", name):
+        raise UserError(
+            f"{where}: {name!r} is called like a further seed of another run; give it another name, or a seed "
+            "under `seeds:` of the study"
+        )
+    return name
+
+
+class _Seeds:
+    """The study's `seeds:`: of a run, of a budget's grid runs, or of all ablations or grid runs; the first of
+    these counts. Null takes back what it is based on."""
+
+    def __init__(self, lists: dict, where: str):
+        self.lists = {name: seeds for name, seeds in lists.items() if seeds is not None}
+        self.where, self.known = where, set(FAMILY_KEYS.values())
+        for name, seeds in self.lists.items():
+            whole = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
+            if not whole or len(set(seeds)) < len(seeds):
+                raise UserError(
+                    f"{where}: seeds: {name}: found {seeds!r}, expected a list of different whole numbers from 0: "
+                    "[42, 43, 44]"
+                )
+
+    def of(self, family: str, name: str, budget: str | None) -> list[int] | None:
+        names = [name, *([budget] if budget else []), FAMILY_KEYS[family]]
+        self.known.update(names)
+        return next((self.lists[known] for known in names if known in self.lists), None)
+
+    def refuse_unknown(self, ablations: list[str]) -> None:
+        """`ablations` are those that there are, also where the study leaves them out."""
+        known = sorted(map(str, self.known | set(ablations)))
+        for name in self.lists:
+            if name not in known:
+                raise UserError(
+                    f"{self.where}: seeds: {name!r} is no ablation or grid run of this study, "
+                    f"{suggest(str(name), known)} (stages have one seed, since each starts from the one before)"
+                )
+
+
+def _paths(content: dict, prefix: str = "") -> list[str]:
+    result = []
+    for key, value in content.items():
+        result.append(prefix + key)
+        if isinstance(value, dict):
+            result += _paths(value, f"{prefix}{key}.")
+    return result

@@ -1,0 +1,95 @@
+"""How fast a run will train: as `fvlm calibrate` measured it, or from the GPU's peak and a stated utilisation."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from fvlm.config.schema import Run, Study
+from fvlm.costs.amounts import Amounts
+from fvlm.costs.gpus import tflops_of
+from fvlm.errors import UserError
+
+CPU, CUDA = "cpu", "cuda"  # as torch calls the devices
+
+
+@dataclass(frozen=True)
+class Speed:
+    """FLOP/s of each of a run's ranks, by the count of `fvlm.costs.flops`; basis: "measured" or "assumed"."""
+
+    flops_per_s: float
+    basis: str
+
+
+def calibration_path(results: str) -> Path:
+    return Path(results) / "calibration.json"
+
+
+def read_calibration(results: str) -> dict | None:
+    """What `fvlm calibrate` measured, or None; raises UserError if the file is damaged."""
+    path = calibration_path(results)
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text())
+        known = isinstance(found["device"], str) and found["kind"] in (CPU, CUDA)
+        known = known and all(model["flops_per_s"] > 0 for model in found["models"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        known = False
+    if not known:
+        raise UserError(f"{path}: not a calibration; delete it, or measure again with `fvlm calibrate`")
+    return found
+
+
+def model_digest(run: Run) -> str:
+    """The same for runs whose steps take equally long per FLOP: model, what is trained, precision, and how a rank's
+    samples of a step are split."""
+    operation = run.operation
+    content = [
+        run.model.model_dump(mode="json", exclude={"encoder": {"weights"}, "language": {"weights"}}),
+        sorted(run.optim.freeze), run.train.precision, operation.micro_frames, operation.micro_tokens,
+        operation.recompute, bool(operation.gpus), None if operation.gpus else operation.threads,
+        -(-run.optim.batch_size // operation.total_ranks), run.optim.ema is not None, operation.splits_weights,
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def speed_of(run: Run, study: Study, calibration: dict | None) -> Speed | None:
+    """The measured speed if it is of this model and of the device that the run is for, else the assumed one, or None.
+
+    Of a run on CPUs nothing is assumed.
+    """
+    if calibration is not None and _same_device(run, study, calibration):
+        measured = calibration["models"].get(model_digest(run))
+        if measured is not None:
+            return Speed(measured["flops_per_s"], "measured")
+    peak = peak_tflops(study)
+    if not run.operation.gpus or peak is None or study.gpu.utilisation is None:
+        return None
+    share = 1.0 if run.train.precision == "bfloat16" else 0.5  # TF32
+    if run.operation.recompute:
+        share *= 0.75  # the forward pass, a third of what is counted, is computed again
+    return Speed(study.gpu.utilisation * share * peak * 1e12, "assumed")
+
+
+def peak_tflops(study: Study) -> float | None:
+    """Dense bfloat16 peak of the study's GPU."""
+    if study.gpu is None:
+        return None
+    return study.gpu.tflops or tflops_of(study.gpu.name)
+
+
+def _same_device(run: Run, study: Study, calibration: dict) -> bool:
+    """A CPU's calibration counts for runs on CPUs, whatever the machine; a GPU's if its name has the study's in it."""
+    if not run.operation.gpus:
+        return calibration["kind"] == CPU
+    named = study.gpu is not None and re.search(rf"\b{re.escape(study.gpu.name)}\b", calibration["device"])
+    return calibration["kind"] == CUDA and bool(named)
+
+
+def hours_of(run: Run, amounts: Amounts, speed: Speed | None) -> float | None:
+    """Hours of the wall clock of a training with its validations, if its ranks lose nothing to each other."""
+    if speed is None:
+        return None
+    return (amounts.flops + amounts.validation_flops) / (speed.flops_per_s * run.operation.total_ranks) / 3600

@@ -1,0 +1,142 @@
+"""Two further decoders, for files that PyAV opens and cannot decode: decord and the ffmpeg program.
+
+They follow the same rule: learn when every frame is shown, let `schedule` choose, fetch those by number.
+Both get only files that `open_video` accepts: it refuses playlists and what is no video, and neither of these does.
+"""
+
+import re
+from pathlib import Path
+
+import av
+import ffmpeg
+import imageio_ffmpeg
+import numpy as np
+from av.video.stream import VideoStream
+
+from fvlm.data.decode.media import SIDE, Clip, MediaError, Span, schedule
+from fvlm.data.decode.packets import FORMATS, LIMIT, Packets, open_video, read_packets
+from fvlm.data.decode.pyav import display_matrix, to_square
+
+# What decord 0.6 gets right; of the rest it fails on some and is silently wrong on others.
+DECORD_FORMATS = ("mov", "matroska")
+DECORD_CODECS = ("h264", "hevc", "vp8", "vp9", "mjpeg")
+# Clock times and addresses in their messages; no two ledgers would be the same.
+RUN_DEPENDENT = re.compile(r"\[\d\d:\d\d:\d\d\] | @ 0x[0-9a-f]+")
+
+
+def decode_with_decord(path: Path, crop: bool = True, span_s: Span = None) -> Clip:
+    """Frames by number; one thread, because with more decord fails on VP9.
+
+    raises      MediaError corrupt: decord fails, would give other frames than those shown at the time, or is not
+                installed (it has wheels for few machines)
+    """
+    try:
+        import decord
+    except ImportError as error:
+        raise MediaError("corrupt", f"{path}: decord is not installed") from error
+    container, stream = open_video(path)
+    with container:
+        packets = read_packets(path, container, stream)
+        problem = _beyond_decord(packets) or _beyond_turning(packets, stream)
+    if problem:
+        raise MediaError("corrupt", f"{path}: decord is not asked: {problem}")
+    try:
+        reader = decord.VideoReader(str(path.absolute()), num_threads=1)  # picks the stream itself
+        starts_s = np.asarray(reader.get_frame_timestamp(range(len(reader))), np.float64)[:, 0]
+        order, shown_s, duration_s = packets.timeline()
+        if len(starts_s) != len(shown_s) or np.abs(starts_s - starts_s[0] - shown_s).max() > 1e-3:
+            raise MediaError("corrupt", f"{path}: decord: its {len(starts_s)} times are not those of the packets")
+        if not np.array_equal(reader.get_key_indices(), np.flatnonzero(packets.keyframe[order])):
+            raise MediaError("corrupt", f"{path}: decord: its keyframes are not those of the packets")
+        times_s, positions, duration_s = schedule(shown_s, duration_s, span_s)
+        wanted = sorted(set(positions.tolist()))
+        images = dict(zip(wanted, reader.get_batch(wanted).asnumpy(), strict=True))
+    except (decord.DECORDError, IndexError) as error:
+        words = RUN_DEPENDENT.sub("", str(error).splitlines()[0])
+        raise MediaError("corrupt", f"{path}: decord: {words}") from error
+    square = {i: to_square(av.VideoFrame.from_ndarray(image), crop) for i, image in images.items()}
+    return Clip(np.stack([square[int(i)] for i in positions]), times_s, duration_s, packets.codec)
+
+
+def _beyond_decord(packets: Packets) -> str:
+    """Why decord cannot be trusted with a video; empty where it can."""
+    if packets.format not in DECORD_FORMATS or packets.codec not in DECORD_CODECS:
+        return f"{packets.codec} in {packets.format}"
+    if not packets.plannable or not packets.shown.all():
+        return "its packets do not stand for its frames one by one"
+    latest = np.maximum.accumulate(np.where(packets.keyframe, packets.pts, packets.pts[0]))
+    if (packets.pts < latest).any():
+        return "an open group of pictures"
+    return ""
+
+
+def _beyond_turning(packets: Packets, stream: VideoStream) -> str:
+    """decord turns pictures by quarters; it does not mirror them. Looks at the first frame."""
+    try:
+        frames = (frame for packet in packets.held or () for frame in stream.codec_context.decode(packet))
+        first = next(frames, None)
+    except av.error.FFmpegError:
+        first = None
+    if first is None:
+        return "no first frame, or a large file"
+    a, b, c, d = display_matrix(first)
+    return "a mirrored picture" if a * d < b * c else ""
+
+
+def decode_with_ffmpeg(path: Path, crop: bool = True, span_s: Span = None) -> Clip:
+    """Frames from the ffmpeg program: once for the times of all frames, once for the wanted ones.
+
+    raises      MediaError corrupt
+    """
+    container, stream = open_video(path)
+    with container:
+        codec, number = stream.codec_context.name, stream.index
+    command = imageio_ffmpeg.get_ffmpeg_exe()
+    source = ffmpeg.input(
+        str(path.absolute()), protocol_whitelist="file,pipe", format_whitelist=FORMATS, threads=1, **LIMIT
+    )
+    video = source[str(number)]
+    try:
+        small = video.filter("scale", 16, 16)
+        # The file's own clock: the default one ticks once per average frame.
+        output = small.output("pipe:", format="framecrc", fps_mode="passthrough", enc_time_base="demux")
+        listing, _ = output.run(cmd=command, quiet=True)
+        ticks, shown_s, duration_s = _read_times(listing.decode())
+        if not len(shown_s):
+            raise MediaError("corrupt", f"{path}: ffmpeg decodes no frame")
+        times_s, positions, duration_s = schedule(shown_s, duration_s, span_s)
+        wanted = sorted(set(positions.tolist()))
+        # By time, not by number: with the size of the picture the filters are made anew, and count from 0 again.
+        chosen = video.filter("select", "+".join(f"eq(pts,{ticks[i]})" for i in wanted))
+        if crop:
+            chosen = chosen.filter("crop", "min(iw,16*ih)", "min(ih,16*iw)")  # else scaled to more than memory holds
+        more = {"force_original_aspect_ratio": "increase"} if crop else {}
+        chosen = chosen.filter("scale", SIDE, SIDE, flags="area", **more).filter("crop", SIDE, SIDE)
+        output = chosen.output("pipe:", format="rawvideo", pix_fmt="rgb24", fps_mode="passthrough")
+        raw, _ = output.run(cmd=command, quiet=True)
+    except ffmpeg.Error as error:
+        lines = error.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise MediaError("corrupt", f"{path}: ffmpeg: {RUN_DEPENDENT.sub('', lines[-1])}") from error
+    frames = np.frombuffer(raw, np.uint8).reshape(-1, SIDE, SIDE, 3)
+    if len(frames) != len(wanted):
+        raise MediaError("corrupt", f"{path}: ffmpeg gave {len(frames)} of {len(wanted)} frames")
+    return Clip(frames[np.searchsorted(wanted, positions)], times_s, duration_s, codec)
+
+
+def _read_times(listing: str) -> tuple[np.ndarray, np.ndarray, float]:
+    """Times in ticks and in seconds, and the duration.
+
+    listing     of framecrc: a line `#tb 0: 1/12800`, then lines `0, dts, pts, duration, ...`
+    """
+    unit_s, rows = 0.0, []
+    for line in listing.splitlines():
+        if line.startswith("#tb 0:"):
+            above, below = line.split(":")[1].split("/")
+            unit_s = int(above) / int(below)
+        elif line and not line.startswith("#"):
+            rows.append([int(field) for field in line.split(",")[2:4]])
+    if not rows:
+        return np.zeros(0, np.int64), np.zeros(0), 0.0
+    table = np.array(rows, np.int64)
+    shown_s = (table[:, 0] - table[0, 0]) * unit_s
+    return table[:, 0], shown_s, float(shown_s[-1] + table[-1, 1] * unit_s)

@@ -1,0 +1,233 @@
+"""Decode files in processes of their own, so that a hang or a crash costs that file only.
+
+Each worker is a session of its own with a deadline per file: when it is late, its whole process group is
+killed (an ffmpeg it started included) and the next file gets a new worker.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import re
+import resource
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from fvlm.data.decode.media import Clip, Media, MediaError, check_regular
+from fvlm.errors import UserError
+
+START_S = 120  # for a worker to start on a busy machine
+ORPHAN_S = 10  # after the deadline a worker ends itself, should nobody be left to kill it
+MEMORY_BYTES = 8 << 30  # address space of one worker
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A file's frames as JPEG, with what `media.Clip` says of them."""
+
+    jpegs: list[bytes]
+    times_s: list[float]
+    duration_s: float
+    codec: str
+
+
+def decode_to_jpegs(media: Media, folder: Path, backend: str = "pyav", crop: bool = True) -> Decoded:
+    """Decode and compress (quality 90, 4:2:0).
+
+    folder      what relative names of `media` start from
+    raises      MediaError; its message names `media.file`, wherever the bytes lay
+    """
+    import simplejpeg
+
+    clip = _decode(media, folder, backend, crop)
+    jpegs = [simplejpeg.encode_jpeg(frame, quality=90, colorsubsampling="420") for frame in clip.frames]
+    return Decoded(jpegs, [round(t, 6) for t in clip.times_s.tolist()], round(clip.duration_s, 6), clip.codec)
+
+
+def _decode(media: Media, folder: Path, backend: str, crop: bool) -> Clip:
+    from fvlm.data.decode.video import decode_image, decode_video
+
+    content = media.content if media.inside is None else _read_inside(media, folder)
+    if content is not None and not content:
+        raise MediaError("empty", f"{media.file}: 0 bytes")
+    if media.image and content is not None:
+        return decode_image(BytesIO(content), crop, name=media.file)
+    with _on_disk(media, folder, content) as path:
+        try:
+            return decode_image(path, crop) if media.image else decode_video(path, backend, crop, media.span_s)
+        except MediaError as error:
+            message = str(error).replace(str(path.absolute()), media.file).replace(str(path), media.file)
+            raise MediaError(error.reason, message if media.file in message else f"{media.file}: {message}") from error
+
+
+def _read_inside(media: Media, folder: Path) -> bytes:
+    """The member's bytes, read from the tar that holds them."""
+    path, stop = folder / media.inside, media.offset + media.size
+    try:
+        check_regular(path)
+        whole = path.stat().st_size
+        if not 0 <= media.offset <= stop <= whole:
+            raise MediaError("corrupt", f"{path}: bytes {media.offset} to {stop} are asked for, it has {whole}")
+        with path.open("rb") as tar:
+            tar.seek(media.offset)
+            return tar.read(media.size)
+    except MediaError as error:
+        raise MediaError(error.reason, f"{media.file}: {str(error).replace(str(path), media.inside)}") from error
+    except OSError as error:
+        raise MediaError("missing", f"{media.file}: {media.inside}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _on_disk(media: Media, folder: Path, content: bytes | None) -> Iterator[Path]:
+    """The file, or its bytes in a file that is removed afterwards: two of the decoders need a path."""
+    if content is None:
+        yield folder / media.file
+        return
+    suffix = re.search(r"\.[A-Za-z0-9]{1,5}$", media.file)  # FFmpeg's guess of the format looks at it too
+    path = _store(content, suffix[0] if suffix else "")
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _store(content: bytes, suffix: str) -> Path:
+    try:
+        handle, name = tempfile.mkstemp(suffix)
+        with open(handle, "wb") as file:
+            file.write(content)
+    except OSError as error:
+        raise UserError(
+            f"{tempfile.gettempdir()}: {error.strerror}; a video inside of a table or tar is unpacked there to be "
+            "decoded: make room, or name another folder with TMPDIR"
+        ) from error
+    return Path(name)
+
+
+def _serve(connection: Connection, decode: Callable[[Media], Decoded], deadline_s: float, scratch: str) -> None:
+    """A worker's life: a `Media` comes in, a `Decoded` or reason and message go out (no reason: of a `UserError`)."""
+    tempfile.tempdir = os.environ["TMPDIR"] = scratch
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process even inside a decoder's native code
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    import fvlm.data.decode.video  # noqa: F401  (loaded before the first deadline starts)
+
+    connection.send("ready")
+    with contextlib.suppress(EOFError, ConnectionError):  # the other side is gone
+        while True:
+            media = connection.recv()
+            signal.setitimer(signal.ITIMER_REAL, deadline_s + ORPHAN_S)
+            try:
+                answer: Decoded | tuple[str, str] = decode(media)
+            except MediaError as error:
+                answer = (error.reason, str(error))
+            except UserError as error:  # of the machine or the settings, not of the file
+                answer = ("", str(error))
+            except MemoryError:
+                answer = ("too_large", f"{media.file}: needs more memory than {limit >> 20} MiB")
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            connection.send(answer)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+class _Worker:
+    def __init__(self, decode: Callable[[Media], Decoded], deadline_s: float) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.scratch = tempfile.mkdtemp(prefix="fvlm-decode-")
+        arguments = (theirs, decode, deadline_s, self.scratch)
+        self.process = context.Process(target=_serve, args=arguments, daemon=True)
+        self.process.start()
+        theirs.close()
+        self.deadline_s = deadline_s
+        try:
+            started = self.connection.poll(START_S) and self.connection.recv()
+        except (EOFError, ConnectionError):
+            started = False
+        if not started:
+            self.kill()
+            raise UserError(f"a decoding process ended, or hung for {START_S} s, while it started; too little memory?")
+
+    def decode(self, media: Media) -> Decoded:
+        """Raises MediaError; after reason timeout or crashed the worker is dead."""
+        try:
+            self.connection.send(media)
+            if not self.connection.poll(self.deadline_s):
+                raise MediaError("timeout", f"{media.file}: not decoded within {self.deadline_s:g} s")
+            answer = self.connection.recv()
+        except (EOFError, ConnectionError) as error:
+            self.process.join(10)
+            raise MediaError("crashed", f"{media.file}: decoder ended with status {self.process.exitcode}") from error
+        if isinstance(answer, tuple):
+            reason, message = answer
+            raise MediaError(reason, message) if reason else UserError(message)
+        return answer
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()  # in case it had no group of its own yet
+        self.process.join(10)
+        self.connection.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+class DecodePool:
+    """`processes` workers that apply `decode` (a function that can be pickled) to media.
+
+    with DecodePool(partial(decode_to_jpegs, folder=folder), processes=4, deadline_s=60) as pool:
+        future = pool.submit(media)
+    """
+
+    def __init__(self, decode: Callable[[Media], Decoded], processes: int = 1, deadline_s: float = 60) -> None:
+        self._decode, self._deadline_s = decode, deadline_s
+        self._threads = ThreadPoolExecutor(processes)
+        self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
+        for _ in range(processes):
+            self._idle.put(None)  # a slot whose worker has not started
+
+    def submit(self, media: Media) -> Future[Decoded]:
+        """The result, in time; its exception is a MediaError, or a UserError that concerns all files."""
+        return self._threads.submit(self._run, media)
+
+    def _run(self, media: Media) -> Decoded:
+        try:
+            return self._decoded(media)
+        except MediaError as error:
+            if error.reason != "crashed":
+                raise
+        return self._decoded(media)  # once more: it may have been ended for want of memory, and not by this file
+
+    def _decoded(self, media: Media) -> Decoded:
+        worker = self._idle.get()
+        try:
+            worker = worker or _Worker(self._decode, self._deadline_s)
+            return worker.decode(media)
+        except MediaError as error:
+            if error.reason in ("timeout", "crashed"):
+                worker.kill()
+                worker = None
+            raise
+        finally:
+            self._idle.put(worker)
+
+    def __enter__(self) -> "DecodePool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        while not self._idle.empty():
+            worker = self._idle.get()
+            if worker is not None:
+                worker.kill()

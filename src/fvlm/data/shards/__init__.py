@@ -1,0 +1,1 @@
+"""From rows of a source to WebDataset shards, ledgers, tokenizer and index."""

@@ -1,0 +1,125 @@
+"""Shard a whole folder outside of any workflow: all shards, one ledger, and a summary. A stopped one goes on."""
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+from fvlm.data.readers import READERS, count_rows, files_of, iterate_rows, rows_per_shard
+from fvlm.data.shards import ledger
+from fvlm.data.shards.write import is_complete, make_numbered, shard_paths
+from fvlm.errors import UserError
+from fvlm.files import write_json
+
+MADE_FROM = "made_from.json"  # in the output folder: what the shards there depend on
+TEXTS = (".csv", ".jsonl", ".json", ".txt")  # a mended word may leave the size as it was
+
+
+def shard_folder(args: argparse.Namespace) -> None:
+    """Make the shards that are not there yet, then `ledger.jsonl` and `data.csv`.
+
+    args        of `fvlm shard`, with reader, table and name filled in
+    raises      UserError if too much was rejected, or the output folder holds shards of something else
+    """
+    start_s = time.monotonic()
+    if args.reader == "files":
+        print(f"no table: every file below {args.folder} is an input, with a caption in a .txt beside it, if any")
+    total = count_rows(args.folder, args.table, args.reader)
+    if not total:
+        raise UserError(f"{args.folder / args.table}: no rows; there is nothing to shard")
+    _check_same(args)
+    numbers = range(_shard_count(args, total))
+    missing = [number for number in numbers if not is_complete(*shard_paths(args.out, number))]
+    kept = len(numbers) - len(missing)
+    print(f"{args.name}: {total} rows, {len(numbers)} shards" + (f", {kept} of them there" if kept else ""))
+    made_s = time.monotonic()
+    for done, (number, rows) in enumerate(_rows_of(args, missing), 1):
+        make_numbered(args, number, rows)
+        left_s = (time.monotonic() - made_s) / done * (len(missing) - done)
+        print(f"{args.name}: {kept + done} of {len(numbers)} shards, {left_s / 60:.1f} min left", file=sys.stderr)
+    ledgers = [shard_paths(args.out, number)[1] for number in numbers]
+    merged = args.out / "ledger.jsonl"
+    table = ledger.add_up(ledgers, merged, args.out / "data.csv")
+    lines = sum(row["count"] for row in table)
+    # What a tar holds is known for certain once it is read: its .parquet may list more, or less.
+    if lines != total and not READERS[args.reader].rows_per_shard:
+        raise UserError(
+            f"{merged}: {lines} lines, but there were {total} rows: the inputs changed meanwhile; delete {args.out}"
+        )
+    print(summary(args.name, table, time.monotonic() - start_s, args.out))
+    counts = Counter()
+    for row in table:
+        counts[row["reason"] or "kept"] += row["count"]
+    ledger.check_rejects(args.name, counts, args.max_reject, merged)
+
+
+def summary(name: str, table: list[dict], seconds: float, out: Path) -> str:
+    """What became of the inputs, in a few lines."""
+    kept = [row for row in table if row["status"] == "kept"]
+    rejected = sorted((row for row in table if row["status"] == "rejected"), key=lambda row: -row["count"])
+    reasons = ", ".join(f"{row['reason']} {row['count']}" for row in rejected)
+    lines = [
+        f"kept      {sum(row['count'] for row in kept)}",
+        f"rejected  {sum(row['count'] for row in rejected)}" + (f" ({reasons})" if reasons else ""),
+        f"frames    {sum(row['frames'] for row in kept)}, of {sum(row['hours'] for row in kept):.2f} h of video",
+        f"time      {seconds:.0f} s",
+        f"ledger    {out / 'ledger.jsonl'}",
+    ]
+    return "\n".join([f"source    {name}", *lines])
+
+
+def _shard_count(args: argparse.Namespace, total: int) -> int:
+    if READERS[args.reader].rows_per_shard:
+        return len(files_of(args.folder, args.table, args.reader))
+    return -(-total // args.samples_per_shard)
+
+
+def _rows_of(args: argparse.Namespace, numbers: list[int]):
+    """Number and rows of each of these shards; what follows each other is read in one go."""
+    size = rows_per_shard(args.reader, args.samples_per_shard)
+    while numbers:
+        run = 1
+        while run < len(numbers) and numbers[run] == numbers[0] + run:
+            run += 1
+        first, numbers, here = numbers[0], numbers[run:], numbers[:run]
+        if READERS[args.reader].rows_per_shard:
+            for number in here:
+                window = (number * size, (number + 1) * size)
+                yield number, list(iterate_rows(args.folder, args.table, *window, args.reader))
+            continue
+        rows = iterate_rows(args.folder, args.table, first * size, (first + run) * size, args.reader)
+        for number in here:
+            yield number, list(islice(rows, size))
+
+
+def _check_same(args: argparse.Namespace) -> None:
+    """Refuse to go on with shards that were made of other inputs, or in another way."""
+    names = ("reader", "table", "name", "kind", "prompt", "squash", "samples_per_shard", "backend")
+    now = {name: getattr(args, name) for name in names} | {"inputs": _digest(args)}
+    path = args.out / MADE_FROM
+    if path.is_file() and any(args.out.glob("*.sha256")):
+        before = json.loads(path.read_text())
+        other = [name for name, value in now.items() if before.get(name) != value]
+        if other:
+            raise UserError(
+                f"{args.out} holds shards that were made otherwise ({', '.join(other)}); "
+                "take another --out, or delete it"
+            )
+    write_json(path, now)
+
+
+def _digest(args: argparse.Namespace) -> str:
+    """Of the names of the tables, or of a bare folder's files and captions, each with its content (texts) or size."""
+    listed = []
+    for path in files_of(args.folder, args.table, args.reader):
+        if path.suffix in TEXTS and path.is_file():
+            with path.open("rb") as file:
+                content: str | int = hashlib.file_digest(file, "sha256").hexdigest()
+        else:
+            content = path.stat().st_size if path.is_file() else -1
+        listed.append([path.relative_to(args.folder).as_posix(), content])
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()

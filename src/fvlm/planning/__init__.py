@@ -1,1 +1,0 @@
-"""What a study will take, before it does it: amounts, limits, speed, hours and cost."""

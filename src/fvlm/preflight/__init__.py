@@ -1,1 +1,0 @@
-"""What can go wrong in a long study, tried out in minutes before it starts."""

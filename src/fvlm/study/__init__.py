@@ -1,0 +1,1 @@
+"""A study as a whole: its plan, its preflight checks, its status."""

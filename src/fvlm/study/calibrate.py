@@ -1,0 +1,117 @@
+"""`fvlm calibrate`: time a few training steps of each model on this machine, for the hours and costs of `fvlm plan`.
+
+Samples are made up, of the lengths that the run's sources declare; weights are random. What loading costs beside a
+step is not in it: threads read ahead (`operation.loader_workers`).
+"""
+
+import gc
+import sys
+import time
+from statistics import median
+
+import torch
+
+from fvlm.config.resolve import add_study_arguments, study_of
+from fvlm.config.schema import Run, Study
+from fvlm.costs.limits import too_little_memory
+from fvlm.costs.memory import GB, predicted_bytes
+from fvlm.costs.speed import CPU, CUDA, calibration_path, model_digest, read_calibration
+from fvlm.device import device_of, gpu_of, hardware, memory_gb, precision_on
+from fvlm.errors import UserError
+from fvlm.files import write_json
+from fvlm.study.trial import Trial, expected, flops_of, step_of
+
+WARM, LEAST, MOST = 2, 5, 50  # steps before the clock starts, and at least and at most measured
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="runs whose models are timed (default: each model once)")
+    parser.add_argument("--seconds", type=float, default=10, help="of measured steps for each model (default: 10)")
+    add_study_arguments(parser)
+
+
+def main(args) -> int:
+    study = study_of(args)
+    unknown = [name for name in args.runs if name not in study.runs]
+    if unknown:
+        raise UserError(f"no run {unknown[0]!r} in study {study.study!r}; `fvlm plan` lists them")
+    chosen = [study.runs[name] for name in args.runs] or list(study.runs.values())
+    runs = {model_digest(run): run for run in reversed(chosen)}
+    runs = dict(reversed(runs.items()))  # the first run of each model
+    kinds = {device_of(run).type for run in runs.values()}
+    if any(run.operation.gpus for run in runs.values()) and kinds == {CPU}:
+        raise UserError(
+            "no GPU here, but these runs are to train on one; calibrate on the machine that has it, "
+            "or set operation.gpus to 0"
+        )
+    refused = 0
+    for number, (digest, run) in enumerate(runs.items(), 1):
+        reason = why_not(run, gpu_of(device_of(run)))
+        if reason is None:
+            _store(study, digest, timed(run, study, args.seconds), device_of(run))
+        else:
+            refused += 1
+        print(f"{number} of {len(runs)} models: {reason or _said(study, digest)}", file=sys.stderr, flush=True)
+    if refused == len(runs):
+        raise UserError("no model could be timed here; the plan assumes their speed (gpu.utilisation)")
+    return 0
+
+
+def why_not(run: Run, gpu: tuple[str, float] | None) -> str | None:
+    """Why a run cannot be timed by this one process, or None; `gpu`: name and GB of the GPU here."""
+    if run.operation.splits_weights:
+        return f"{run.name}: not timed, since its weights are split over {run.operation.total_ranks} processes"
+    if gpu is not None and predicted_bytes(run) > gpu[1] * GB:
+        return f"not timed: {too_little_memory(run, *gpu)}"
+    return None
+
+
+def timed(run: Run, study: Study, seconds: float) -> dict:
+    """Steps of a run's model, one after the other, for about `seconds`; the median counts."""
+    device = device_of(run)
+    torch.set_num_threads(run.operation.threads)
+    if device.type == CUDA:
+        torch.set_float32_matmul_precision("high")
+        torch.cuda.reset_peak_memory_stats(device)
+    trial, rates, times, spent = Trial(run, device), [], [], 0.0
+    for number in range(WARM + MOST):
+        samples = expected(run, study, -(-run.optim.batch_size // run.operation.total_ranks), seed=number)
+        took, _ = trial.step(step_of(samples, run, seed=number))
+        if number >= WARM:
+            times.append(took)
+            rates.append(flops_of(samples, run) / took)
+            spent += took
+            if len(times) >= LEAST and spent >= seconds:
+                break
+    found = {
+        "run": run.name, "encoder": run.model.encoder.name, "language": run.model.language.name,
+        "architecture": run.model.architecture, "precision": precision_on(run, device),
+        "steps": len(times), "samples_per_step": len(samples), "seconds_per_step": median(times),
+        "flops_per_s": median(rates), "memory_gb": memory_gb(device),
+        "predicted_gb": predicted_bytes(run) / GB if device.type == CUDA else None,
+    }  # fmt: skip
+    del trial
+    gc.collect()
+    if device.type == CUDA:
+        torch.cuda.empty_cache()
+    return found
+
+
+def _store(study: Study, digest: str, found: dict, device: torch.device) -> None:
+    """Add a model to the calibration; one of another machine is replaced."""
+    here = hardware()
+    name = here["gpu"] if device.type == CUDA else f"{here['cpu']}"
+    known = read_calibration(study.results)
+    models = known["models"] if known is not None and known["device"] == name else {}
+    write_json(calibration_path(study.results), {
+        "device": name, "kind": CUDA if device.type == CUDA else CPU, "torch": torch.__version__,
+        "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "models": models | {digest: found},
+    })  # fmt: skip
+
+
+def _said(study: Study, digest: str) -> str:
+    found = read_calibration(study.results)["models"][digest]
+    return (
+        f"{found['run']}: {found['seconds_per_step']:.3g} s a step of {found['samples_per_step']} samples, "
+        f"{found['flops_per_s'] / 1e12:.3g} TFLOP/s, {found['memory_gb']:.1f} GB"
+    )

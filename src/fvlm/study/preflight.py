@@ -1,0 +1,90 @@
+"""`fvlm preflight`: try everything that a study needs, in minutes and without training.
+
+Prints a line per check as it is done, writes all of them to preflight.txt, and fails if there is any problem, after
+trying all. What cannot be tried here - a GPU, a cluster - is listed with the reason.
+"""
+
+import fcntl
+import shutil
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from fvlm.analysis.finished import check_results
+from fvlm.config.resolve import add_study_arguments, study_of
+from fvlm.config.schema import Study
+from fvlm.costs.limits import check_data, check_memory
+from fvlm.files import write_beside
+from fvlm.study import check_data as data
+from fvlm.study import check_machine as machine
+from fvlm.study import check_models as models
+from fvlm.study.check import OK, PROBLEM, Check, table_of, tried
+from fvlm.study.status import is_held
+
+SCRATCH = ".preflight-"
+
+
+def add_arguments(parser) -> None:
+    add_study_arguments(parser)
+
+
+def main(args) -> int:
+    study = study_of(args)
+    results = Path(study.results)
+    results.mkdir(parents=True, exist_ok=True)
+    checks = []
+    _sweep(results)
+    with (
+        tempfile.TemporaryDirectory(prefix=SCRATCH, dir=results) as scratch,
+        open(Path(scratch, "alive"), "w") as alive,
+    ):
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        for name, function in planned(study, Path(scratch)).items():
+            check = tried(name, function)
+            checks.append(check)
+            print(_line(check), flush=True)
+    write_beside(results / "preflight.txt", lambda beside: beside.write_text(table_of(checks) + "\n"))
+    print(table_of(checks).splitlines()[-1] + f"; see {results / 'preflight.txt'}")
+    return int(any(check.state == PROBLEM for check in checks))
+
+
+def _sweep(results: Path) -> None:
+    """Delete what a killed preflight has left: a checkpoint may be large."""
+    for alive in results.glob(f"{SCRATCH}*/alive"):
+        if not is_held(alive):
+            shutil.rmtree(alive.parent, ignore_errors=True)
+
+
+def _line(check: Check) -> str:
+    return f"{check.state:<12}{check.name}: {check.said}" + (f" ({check.seconds:.1f} s)" if check.state == OK else "")
+
+
+def planned(study: Study, scratch: Path) -> dict:
+    """Name -> check, the quick ones first."""
+    largest = max(study.runs.values(), key=machine.checkpoint_bytes)
+    checks = {
+        "enough samples": partial(_said, check_data, study, "no run needs more than there are"),
+        "GPU memory": partial(_said, check_memory, study, "every run fits, as predicted"),
+        "finished results": partial(_said, check_results, study, "all that are named are there"),
+        "disk": partial(machine.disk, study),
+        "file locks": partial(machine.file_lock, scratch),
+        "shared memory": partial(machine.shared_memory, study),
+        "GPU": partial(machine.gpu, study),
+        "Slurm": machine.slurm,
+        "models": partial(models.built_on_paper, study),
+        "weights": partial(models.built_really, models.smallest(study)),
+    }
+    for name in study.used_sources:
+        checks[f"source {name}"] = partial(data.readable, study.sources[name], study, scratch)
+    return checks | {
+        "step": partial(models.step, study),
+        "worst batch": partial(models.worst_batch, study),
+        "evaluation": partial(models.evaluation, study, scratch),
+        "figure": partial(models.figure, study, scratch),
+        "checkpoint": partial(models.checkpoint, largest, scratch),
+    }
+
+
+def _said(check, study: Study, success: str) -> str:
+    check(study)
+    return success

@@ -1,0 +1,242 @@
+"""One look for all figures: the same colour for an architecture everywhere, and what lines and markers mean.
+
+Solid line: fitted, or measured. Dashed line: extrapolated. Hollow marker: excluded. Bars: 95 % intervals.
+"""
+
+import textwrap
+from collections.abc import Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.optimize import isotonic_regression
+
+# Okabe and Ito's palette, which stays apart for colour-blind readers
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#B8A500",
+    "#666666",
+)
+BROWN = "#8C510A"
+ARCHITECTURE = {"foveated": BLUE, "multi_token": RED, "pixel_shuffle": GREEN, "blind": GREY}
+NAMES = {
+    "foveated": "foveated",
+    "multi_token": "pooled tokens",
+    "pixel_shuffle": "pixel shuffle",
+    "blind": "no frames",
+}
+MODES = {
+    "coarse_fine": BLUE,
+    "autoregressive": PURPLE,
+    "coarse_only": SKY,
+    "direct": RED,
+    "other": ORANGE,
+    "blind": GREY,
+}
+MODE_NAMES = {
+    "coarse_fine": "coarse + fine",
+    "autoregressive": "autoregressive",
+    "coarse_only": "coarse only",
+    "direct": "direct",
+    "other": "another sample's frames",
+    "blind": "no frames",
+}
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+CYCLE = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, YELLOW, GREY)
+WIDTH = 7.2  # inches, of a report column
+LOSS = "loss (nats per token)"
+BEYOND = 10.0  # how many times the largest value a fit is prolonged, dashed
+
+
+class NothingToDraw(Exception):
+    """The study has no run for this figure; the message says which is missing."""
+
+
+def apply() -> None:
+    sns.set_theme(
+        context="paper",
+        style="ticks",
+        rc={
+            "figure.dpi": 150,
+            "figure.constrained_layout.use": True,
+            "font.size": 9,
+            "axes.titlesize": 9.5,
+            "axes.labelsize": 9,
+            "xtick.labelsize": 8,
+            "ytick.labelsize": 8,
+            "legend.fontsize": 8,
+            "legend.frameon": False,
+            "axes.grid": True,
+            "grid.color": "#e4e4e4",
+            "grid.linewidth": 0.6,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlelocation": "left",
+            "axes.titleweight": "bold",
+            "lines.linewidth": 1.6,
+            "lines.markersize": 5,
+            "pdf.fonttype": 42,
+            "svg.hashsalt": "fvlm",
+        },
+    )
+
+
+def panels(count: int, height: float = 3.0, width: float = WIDTH, **options) -> tuple[Figure, list[Axes]]:
+    """`count` panels side by side."""
+    figure, axes = plt.subplots(1, count, figsize=(width, height), squeeze=False, **options)
+    return figure, list(axes[0])
+
+
+def words(title: str, message: str) -> Figure:
+    """A figure that says why there is nothing to see."""
+    figure, (ax,) = panels(1, height=1.6)
+    ax.axis("off")
+    ax.set_title(title)
+    text = "\n".join(textwrap.wrap(message, 100))
+    ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, color=GREY)
+    return figure
+
+
+def heading(figure: Figure, text: str) -> None:
+    """A title that starts at the left edge of the figure, however wide the labels are."""
+    figure.suptitle(text, x=0.01, ha="left", fontsize=9.5, fontweight="bold")
+
+
+LEFT_RIGHT = ", left over videos, right"  # levels beside differences
+
+
+def legend_below(figure: Figure, ax: Axes, note: str, ncols: int = 3) -> None:
+    """The legend of `ax` below all panels, under a line of explanation."""
+    figure.legend(
+        *ax.get_legend_handles_labels(), loc="outside lower center", ncols=ncols, title=note, title_fontsize=8
+    )
+
+
+def seeded(name: str, n_seeds: int) -> str:
+    """A run's name with its seeds where there are several: those that its interval is over."""
+    return f"{name}, {n_seeds:.0f} seeds" if n_seeds > 1 else name
+
+
+def dots(
+    ax: Axes,
+    value,
+    where,
+    low,
+    high,
+    colour: str,
+    marker: str = "o",
+    *,
+    label: str | None = None,
+    up: bool = False,
+    hollow: bool = False,
+) -> None:
+    """Values with their intervals, along x (or y if `up`); hollow: excluded or extrapolated."""
+    x, y = (where, value) if up else (value, where)
+    ax.errorbar(
+        x,
+        y,
+        **{"yerr" if up else "xerr": bars(low, value, high)},
+        fmt=marker,
+        ms=4.5,
+        color=colour,
+        capsize=2,
+        lw=1.2,
+        mfc="white" if hollow else colour,
+        label=label,
+    )
+
+
+def bands(axes: Sequence[Axes], labels: Sequence[str]) -> None:
+    """A labelled band for each group of horizontal bars, from the top down, on axes that share y."""
+    axes[0].set_yticks(range(len(labels)), labels)
+    axes[0].set_ylim(len(labels) - 0.5, -0.5)
+    for ax in axes:
+        ax.grid(visible=False, axis="y")
+        for line in np.arange(len(labels) - 1) + 0.5:
+            ax.axhline(line, color="#cccccc", lw=0.6)
+
+
+def bars(low, value, high) -> np.ndarray:
+    """Interval ends -> the (2, n) distances that errorbar wants; zero where there is no interval."""
+    low, value, high = (np.atleast_1d(np.asarray(one, float)) for one in (low, value, high))
+    return np.nan_to_num(np.vstack([value - low, high - value])).clip(0)
+
+
+def label_ends(ax: Axes, ends: list[tuple[float, float, str, str]], gap: float = 0.045) -> None:
+    """Names beside the right ends of lines, pushed apart until none overlap: (x, y, text, colour) each.
+
+    gap  smallest distance of two names, as a share of the height of the axes
+    """
+    low, high = ax.get_ylim()
+    to_axes = ax.transData + ax.transAxes.inverted()
+    ordered = sorted(ends, key=lambda end: end[1])
+    places = [float(np.clip(to_axes.transform((x, np.clip(y, low, high)))[1], 0, 1)) for x, y, *_ in ordered]
+    steps = gap * np.arange(len(places))
+    places = (
+        np.clip(isotonic_regression(np.array(places) - steps).x, 0, max(0, 1 - steps[-1])) + steps if places else []
+    )
+    for (x, y, text, colour), place in zip(ordered, places, strict=True):
+        ax.annotate(
+            text,
+            xy=(x, y),
+            xycoords="data",
+            xytext=(1.02, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=7,
+            color=colour,
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "relpos": (0, 0.5),
+                "color": colour,
+                "lw": 0.4,
+                "alpha": 0.6,
+                "shrinkA": 0,
+                "shrinkB": 1,
+            },
+        )
+
+
+def counts(ax: Axes, axis: str = "x") -> None:
+    """Tick labels such as 100k, 2M, 1.5G on an axis that counts samples, parameters or FLOPs."""
+    which = ax.xaxis if axis == "x" else ax.yaxis
+    which.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+    if (ax.get_xscale() if axis == "x" else ax.get_yscale()) == "log":
+        low, high = ax.get_xlim() if axis == "x" else ax.get_ylim()
+        named = (1, 2, 3, 5) if high / low < 8 else (1, 3) if high / low < 200 else (1,)
+        which.set_major_locator(matplotlib.ticker.LogLocator(subs=named, numticks=9))
+        which.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    else:
+        which.set_major_locator(matplotlib.ticker.MaxNLocator(4))
+
+
+def losses(ax: Axes) -> None:
+    """Plain tick labels on a logarithmic y axis of losses."""
+    low, high = ax.get_ylim()
+    named = (1, 1.2, 1.5, 2, 3, 5, 7) if high / low < 5 else (1, 2, 5)
+    ax.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=named, numticks=12))
+    ax.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    ax.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+
+
+def powers(ax: Axes) -> None:
+    """Few tick labels such as 3e18 on a logarithmic x axis of FLOPs, however short it is."""
+    low, high = ax.get_xlim()
+    if high / low < 100:
+        ax.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 3), numticks=6))
+        ax.xaxis.set_major_formatter(
+            matplotlib.ticker.LogFormatterSciNotation(labelOnlyBase=False, minor_thresholds=(9, 9))
+        )
+    ax.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
