@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from fvlm.analysis.compare.bootstrap import OVER_SEEDS, OVER_VIDEOS
+from fvlm.analysis.compare.bootstrap import OVER_SEEDS, OVER_VIDEOS, bars_words
 from fvlm.analysis.compare.factorial import EFFECTS
 from fvlm.errors import UserError
 from fvlm.style import (
@@ -17,7 +17,6 @@ from fvlm.style import (
     ORANGE,
     RED,
     NothingToDraw,
-    bars_words,
     dots,
     heading,
     legend_below,
