@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fvlm.__main__ import main
+from fvlm import __version__
+from fvlm.__main__ import COMMANDS, main
 from fvlm.analysis.finished import check_results
 from fvlm.analysis.fits import sums as fits
 from fvlm.analysis.fits.sums import bootstrap, fit_power_laws
@@ -337,18 +338,32 @@ def test_planning_reads_no_table_with_pandas():
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["nope"], *([command, "--nope"] for command in GIVEN), ["fit", "x", "--out", "y", "--seed", "z"]]
+    "arguments", [*([command, "--nope"] for command in GIVEN), ["fit", "x", "--out", "y", "--seed", "z"]]
 )
 def test_a_mistake_in_the_arguments_is_one_sentence(capsys, arguments):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
-    said = capsys.readouterr()
-    named = f"fvlm {arguments[0]}" if len(arguments) > 1 else "fvlm"
-    assert ended.value.code == 2 and said.out == "" and said.err.count("\n") == 1
-    assert said.err.startswith(f"{named}: ") and f"({named} --help tells" in said.err
+    printed, named = capsys.readouterr(), f"fvlm {arguments[0]}"
+    assert ended.value.code == 2 and printed.out == "" and printed.err.count("\n") == 1
+    assert printed.err.startswith(f"{named}: ") and f"({named} --help " in printed.err
     with pytest.raises(SystemExit) as ended:
-        main([*arguments[:1], "--help"] if named != "fvlm" else ["--help"])
+        main([arguments[0], "--help"])
     assert ended.value.code == 0 and capsys.readouterr().out.startswith(f"usage: {named} ")
+
+
+@pytest.mark.parametrize(("arguments", "fact"), [([], "missing"), (["trian"], "'train'"), (["zzz"], "'zzz'")])
+def test_a_missing_or_unknown_command_is_one_sentence(capsys, arguments, fact):
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and fact in printed.err and "fvlm --help" in printed.err
+
+
+def test_the_help_lists_every_command_and_the_version_is_printed(capsys):
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    assert all(re.search(rf"^  {command} ", listed, re.MULTILINE) for command in COMMANDS)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fvlm {__version__}\n"
 
 
 @pytest.mark.parametrize(

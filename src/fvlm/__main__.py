@@ -1,10 +1,11 @@
 """Command line: `python -m fvlm COMMAND ...`, or `fvlm COMMAND ...`.
 
-Each command lives in one module that offers `add_arguments(parser)` and `main(args)`; only the module of
-the command that was asked for is imported, so that `fvlm plan` starts without torch.
+A command lives in one module that offers `add_arguments(parser)` and `main(args)`. Only the requested command's module
+is imported, so that `fvlm plan` starts without torch.
 """
 
 import argparse
+import difflib
 import errno
 import gc
 import importlib
@@ -15,106 +16,143 @@ import sys
 from contextlib import suppress
 from typing import NoReturn, TextIO
 
+from fvlm import __version__
 from fvlm.errors import Stopped, UserError
 
-# What a disk can do to any command that writes.
+# Errors of the disk that can end any command that writes.
 DISK = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EACCES)
 
-COMMANDS = {
-    "plan": ("fvlm.study.plan", "print every run: parameters, samples, tokens, FLOPs, memory, hours, cost"),
-    "calibrate": ("fvlm.study.calibrate", "time a few steps of each model on this machine, for the plan"),
-    "corpus": ("fvlm.data.demo.corpus", "make the demo corpus: videos, images, texts, preference pairs"),
-    "tokenizer": ("fvlm.data.shards.text", "train the demo's byte-level BPE tokenizer, or copy a pretrained one"),
-    "shard": ("fvlm.data.shards.command", "decode one slice of a source into one WebDataset shard and its ledger"),
-    "index": ("fvlm.data.shards.index", "index a source's shards: byte offsets, frame counts, text lengths"),
-    "ledger": ("fvlm.data.shards.ledger", "add up the ledgers of all shards"),
-    "data-report": ("fvlm.data_report.command", "a page about the data: counts, lengths, samples, near-duplicates"),
-    "preflight": ("fvlm.study.preflight", "try everything that a study needs, in minutes and without training"),
-    "status": ("fvlm.study.status", "where every run is: step, loss, speed, time left, checkpoint, cost"),
-    "train": ("fvlm.train.command", "train one run, or continue it from its last checkpoint"),
-    "evaluate": ("fvlm.evaluate.losses", "held-out losses of a finished run, by source and mode"),
-    "attention": ("fvlm.evaluate.attention", "attention maps of a finished run on fixed held-out videos"),
-    "caption": (
-        "fvlm.evaluate.caption",
-        "let a finished run describe a video, or answer a question about it",
-    ),
-    "collect": ("fvlm.analysis.collect", "gather finished runs into one table"),
-    "import": ("fvlm.analysis.commands.import_results", "finished results from elsewhere as such tables"),
-    "table": ("fvlm.analysis.tables", "make one table from the collected ones"),
-    "figure": ("fvlm.analysis.figures", "draw one figure"),
-    "analysis": ("fvlm.analysis.analyses", "what one of the commands below says of the study's tables"),
-    "decisions": ("fvlm.analysis.decisions.page", "a page of what the sweeps decide, made from its table"),
-    "gap": ("fvlm.analysis.commands.gap", "the gap between two architectures, raw and at equal parameters"),
-    "factorial": ("fvlm.analysis.commands.factorial", "main effects and interaction of query depth and fine pass"),
-    "rank": ("fvlm.analysis.commands.rank", "runs ranked against a baseline, best and final, ties grouped"),
-    "check-curves": ("fvlm.analysis.commands.check_curves", "jumps of the loss that several runs share"),
-    "fit": ("fvlm.analysis.commands.fit", "fit L(N, D) = E + A/N^alpha + B/D^beta to points"),
-    "powerlaw": ("fvlm.analysis.commands.powerlaw", "fit L(C) = A C^-alpha + L_inf, or L(D), to points or to one run"),
-    "isoflop": ("fvlm.analysis.commands.isoflop", "the best model size at each budget, and its exponent in C"),
-    "envelope": ("fvlm.analysis.commands.envelope", "the best model size along the lower envelope of training curves"),
+GROUPS = {
+    "your data": {
+        "shard": ("fvlm.data.shards.command", "decode a folder of videos or images into WebDataset shards"),
+        "data-report": ("fvlm.data_report.command", "write a page about the data: counts, lengths, duplicates"),
+    },
+    "train": {
+        "train": ("fvlm.train.command", "train one run, or resume it from its last checkpoint"),
+    },
+    "use": {
+        "caption": ("fvlm.evaluate.caption", "caption a video, or answer a question about it"),
+    },
+    "plan and watch": {
+        "plan": ("fvlm.study.plan", "list every run: parameters, samples, tokens, FLOPs, memory, hours, cost"),
+        "calibrate": ("fvlm.study.calibrate", "time a few training steps of each model here, to plan hours from"),
+        "preflight": ("fvlm.study.preflight", "try everything a study needs, in minutes and without training"),
+        "status": ("fvlm.study.status", "show each run's step, loss, speed, time left, checkpoint and cost"),
+    },
+    "analyse": {
+        "fit": ("fvlm.analysis.commands.fit", "fit L(N, D) = E + A/N^alpha + B/D^beta to points"),
+        "powerlaw": ("fvlm.analysis.commands.powerlaw", "fit L(C) = A C^-alpha + L_inf, or L(D), to points or a run"),
+        "isoflop": ("fvlm.analysis.commands.isoflop", "find the best model size at each budget, and its exponent in C"),
+        "envelope": ("fvlm.analysis.commands.envelope", "find the best model size from whole training curves"),
+        "gap": ("fvlm.analysis.commands.gap", "compare two architectures, raw and at equal parameters"),
+        "factorial": ("fvlm.analysis.commands.factorial", "estimate both main effects and the interaction of a 2 x 2"),
+        "rank": ("fvlm.analysis.commands.rank", "rank runs against a baseline, best and final loss, ties grouped"),
+        "check-curves": ("fvlm.analysis.commands.check_curves", "find jumps of the loss that several runs share"),
+        "import": ("fvlm.analysis.commands.import_results", "make a study's tables from finished results"),
+    },
+    "called by the workflow": {
+        "corpus": ("fvlm.data.demo.corpus", "make the demo corpus: videos, images, texts, preference pairs"),
+        "tokenizer": ("fvlm.data.shards.text", "train the demo's byte-level BPE tokenizer, or copy a pretrained one"),
+        "index": ("fvlm.data.shards.index", "index a source's shards: byte offsets, frame counts, text lengths"),
+        "ledger": ("fvlm.data.shards.ledger", "add up the ledgers of all shards"),
+        "evaluate": ("fvlm.evaluate.losses", "compute a finished run's held-out losses, by source and mode"),
+        "attention": ("fvlm.evaluate.attention", "save a finished run's attention maps on fixed held-out videos"),
+        "collect": ("fvlm.analysis.collect", "gather finished runs into one table"),
+        "table": ("fvlm.analysis.tables", "make one table from the collected ones"),
+        "figure": ("fvlm.analysis.figures", "draw one figure"),
+        "analysis": ("fvlm.analysis.analyses", "run one analysis command on the study's tables"),
+        "decisions": ("fvlm.analysis.decisions.page", "write the page of what each sweep decides"),
+    },
 }
+COMMANDS = {name: entry for commands in GROUPS.values() for name, entry in commands.items()}
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells a mistake in one sentence; what a command takes is told by --help."""
+    """Prints usage errors in one line; `--help` shows the arguments."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {' '.join(message.split())} ({self.prog} --help tells what it takes)\n")
+        self.exit(2, f"{self.prog}: {' '.join(message.split())} ({self.prog} --help shows the arguments)\n")
+
+
+def overview() -> str:
+    """All commands by group, for `fvlm --help`."""
+    width = max(map(len, COMMANDS))
+    lines = ["usage: fvlm COMMAND ...", "", "From raw videos to a foveated vision-language model and its figures."]
+    for title, commands in GROUPS.items():
+        lines += ["", f"{title}:", *(f"  {name:<{width}}  {text}" for name, (_, text) in commands.items())]
+    return "\n".join([*lines, "", "fvlm COMMAND --help shows a command's arguments, fvlm --version the version."])
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns its exit status: 2 for a mistake the user can mend, 130 after Ctrl-C, 75 where a signal
-    stopped a training that is to be started again."""
+    """Run one command and return its exit status.
+
+    2 for an error that the user can correct, 130 after Ctrl-C, 75 if a signal stopped a training that should be
+    started again.
+    """
     argv = sys.argv[1:] if argv is None else argv
-    parser = Parser(prog="fvlm", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (_, text) in COMMANDS.items():
-        commands.add_parser(name, help=text, description=text, add_help=name not in argv[:1])
-    if not argv or argv[0] not in COMMANDS:
-        parser.parse_args(argv)
+    name = argv[0] if argv else ""
+    if name in ("-h", "--help"):
+        print(overview())
         return 0
-    name = argv[0]
-    gc.disable()  # nothing that an import makes is garbage, and looking for it takes a sixth of the time
-    module = importlib.import_module(COMMANDS[name][0])
+    if name in ("-V", "--version"):
+        print(f"fvlm {__version__}")
+        return 0
+    if name not in COMMANDS:
+        print(f"fvlm: {_unknown(name)} (fvlm --help lists the commands)", file=sys.stderr)
+        return 2
+    return _run(name, argv[1:])
+
+
+def _unknown(name: str) -> str:
+    if not name:
+        return "a command is missing"
+    nearest = difflib.get_close_matches(name, COMMANDS, n=1)
+    return f"unknown command {name!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else "")
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    path, description = COMMANDS[name]
+    gc.disable()  # imports make no garbage, and collecting it takes a sixth of their time
+    module = importlib.import_module(path)
     gc.freeze()
     gc.enable()
-    command = Parser(prog=f"fvlm {name}", description=COMMANDS[name][1])
-    module.add_arguments(command)
-    args = command.parse_args(argv[1:])
+    parser = Parser(prog=f"fvlm {name}", description=description)
+    module.add_arguments(parser)
+    args = parser.parse_args(arguments)
     try:
         return module.main(args) or 0
     except UserError as error:
         print(f"fvlm {name}: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
-        with suppress(BrokenPipeError):  # who reads this may have been stopped by the same signal
-            print(f"fvlm {name}: stopped {stopped}; the same command goes on from there", file=sys.stderr, flush=True)
+        with suppress(BrokenPipeError):  # the same signal may have stopped the reader
+            print(f"fvlm {name}: stopped {stopped}; the same command resumes from there", file=sys.stderr, flush=True)
         return stopped.status
     except BrokenPipeError:
         if not _reader_is_gone(sys.stdout):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python itself complains at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python itself reports an error at exit
         return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in DISK:
             raise
-        where = error.filename2 or error.filename or "the output"
+        path = error.filename2 or error.filename or "the output"
         print(
-            f"fvlm {name}: {where} cannot be written ({error.strerror}); make room or make it writable: what is "
-            "finished stays, and the same command goes on from there",
+            f"fvlm {name}: {path} cannot be written ({error.strerror}); free disk space or make it writable. Finished "
+            "files stay, and the same command resumes from there",
             file=sys.stderr,
         )
         return 2
     except KeyboardInterrupt:
-        print(f"fvlm {name}: stopped; what is finished stays, and the same command goes on from there", file=sys.stderr)
+        print(f"fvlm {name}: stopped; finished files stay, and the same command resumes from there", file=sys.stderr)
         return 130
 
 
 def _reader_is_gone(stream: TextIO) -> bool:
-    """Whether a pipe leads nowhere, as after `| head`."""
-    asked = select.poll()
-    asked.register(stream, 0)  # errors are always told
-    return bool(asked.poll(0))
+    """Return whether the other end of a pipe is closed, as after `| head`."""
+    poll = select.poll()
+    poll.register(stream, 0)  # poll reports errors without being asked for them
+    return bool(poll.poll(0))
 
 
 if __name__ == "__main__":

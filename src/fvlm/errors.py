@@ -1,7 +1,7 @@
-"""What ends a command early: a mistake that a user can mend, or a signal."""
+"""Exceptions that end a command: user errors and stop signals."""
 
-# What libraries raise of a file whose content was made up to break them, beside errors of their own. Only around a call
-# that reads such a file, never around code of this package.
+# What a library may raise while it reads a damaged or hostile file, besides its own errors. Catch it only around the
+# call that reads the file, never around code of this package.
 BROKEN = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, OSError),
     *(RuntimeError, SyntaxError, TypeError, ValueError),
@@ -9,25 +9,25 @@ BROKEN = (
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, as far as a sentence can hold it."""
+    """Return the first line of an error message, or the error's type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class UserError(Exception):
-    """What was found, what was expected and what to do, in one sentence.
+    """An error that the user can correct: what was found, what was expected and what to do, in one sentence.
 
     The command line prints the sentence without a traceback and exits with status 2.
     """
 
 
 class Stopped(BaseException):
-    """A signal asked a training to stop, and it did; the same command goes on from there.
+    """A signal stopped a training; the same command resumes it.
 
-    Like KeyboardInterrupt it may come anywhere, and is no error that somebody else's code, or ours around it, may take
-    for its own.
+    It can be raised anywhere, like KeyboardInterrupt. It is no Exception, so no library code can catch it as an error
+    of its own.
 
     status   the exit status: 75 for "start me again", 130 after Ctrl-C
-    where    how far it came
+    where    how far the training came
     """
 
     def __init__(self, status: int, where: str):
