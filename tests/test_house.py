@@ -79,10 +79,9 @@ def test_the_links_of_a_document_lead_somewhere(document):
             assert ((ROOT / document).parent / target).exists(), f"{document}: {target}"
 
 
-def test_the_readme_gives_the_two_commands_and_fits_its_limit():
+def test_the_readme_gives_the_two_commands():
     readme = (ROOT / "README.md").read_text()
     assert "make demo" in commands(readme) and "make test" in commands(readme)
-    assert len(readme.splitlines()) <= 120
 
 
 def test_the_readme_shows_the_tree_that_there_is():
