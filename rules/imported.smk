@@ -3,9 +3,9 @@
 
 rule import_results:
     input:
-        STUDY.results_from,
+        STUDY.settings.results_from,
     output:
-        [f"{R}/tables/{name}.csv" for name in catalog.COLLECTED],
+        expand(f"{R}/tables/{{name}}.csv", name=catalog.COLLECTED),
     log:
         f"{R}/logs/import_results.log",
     conda:

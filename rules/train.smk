@@ -4,7 +4,7 @@
 
 rule train:
     input:
-        unpack(training_inputs),
+        unpack(STUDY.training_inputs),
     output:
         summary=f"{R}/runs/{{run}}/run_summary.json",
         metrics=f"{R}/runs/{{run}}/metrics.csv",
@@ -16,14 +16,14 @@ rule train:
         f"{R}/logs/train/{{run}}.log",
     conda:
         "../envs/train.yaml"
-    threads: lambda w: RUNS[w.run].operation.threads * RUNS[w.run].operation.ranks_per_node
+    threads: STUDY.resources.threads
     resources:
-        gpu=lambda w: RUNS[w.run].operation.gpus * RUNS[w.run].operation.nodes,
-        gpu_model=lambda w: gpu_kind(RUNS[w.run], "gpu_models"),
-        constraint=lambda w: gpu_kind(RUNS[w.run], "gpu_constraints"),
-        nodes=lambda w: several_nodes(RUNS[w.run]),
-        tasks=lambda w: several_nodes(RUNS[w.run]),
-        mpi=lambda w: several_nodes(RUNS[w.run]) and "srun",
+        gpu=STUDY.resources.gpus,
+        gpu_model=STUDY.resources.gpu_model,
+        constraint=STUDY.resources.gpu_constraint,
+        nodes=STUDY.resources.nodes,
+        tasks=STUDY.resources.nodes,
+        mpi=STUDY.resources.mpi,
     params:
         digest=lambda w: RUNS[w.run].digest,
     shell:
@@ -34,7 +34,7 @@ rule train:
 # The stages wait for each other, so they start first.
 use rule train as train_stage with:
     wildcard_constraints:
-        run="|".join(STAGES),
+        run="|".join(STUDY.stages),
     priority: 50
 
 
