@@ -16,6 +16,8 @@ from snakemake_executor_plugin_slurm import Executor
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
+SECONDS_BETWEEN_QUERIES = 5
+
 
 def follow_earlier_jobs() -> None:
     """Replace the plugin's executor by one that follows the jobs that are in the queue now."""
@@ -54,7 +56,7 @@ def wait_while(selected: Callable[[str, str], bool], message: str) -> None:
         if not printed:
             print(message.format(", ".join(sorted(numbers))), file=sys.stderr, flush=True)
         printed = True
-        time.sleep(5)
+        time.sleep(SECONDS_BETWEEN_QUERIES)
 
 
 class FollowingExecutor(Executor):

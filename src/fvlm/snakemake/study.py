@@ -1,6 +1,6 @@
 """The study as the rules see it: the files of each target, and the inputs and parameters of each job.
 
-Snakemake imports this module while it parses the Snakefile: no torch, no pandas.
+Snakemake imports this module while it parses the Snakefile, so nothing heavy may be imported here.
 """
 
 import hashlib
@@ -19,8 +19,7 @@ from fvlm.config.resolve import load_study
 from fvlm.config.schema import Source, Study
 from fvlm.costs.limits import check_data, check_memory
 from fvlm.costs.speed import calibration_path, read_calibration
-from fvlm.data.sources import ledgers_of, reader_of, shard_count, shard_inputs, source_folder, source_table, table_of
-from fvlm.data.sources import tars_of as all_tars_of
+from fvlm.data import sources
 from fvlm.errors import UserError
 from fvlm.snakemake.process import is_target
 from fvlm.snakemake.resources import Resources
@@ -153,13 +152,13 @@ class StudyOfRules:
         return self.sources[wildcards.source].demo_family or wildcards.source
 
     def source_folder(self, wildcards) -> str:
-        return str(source_folder(self.sources[wildcards.source], self.folder))
+        return str(sources.source_folder(self.sources[wildcards.source], self.folder))
 
     def source_reader(self, wildcards) -> str:
-        return reader_of(self.sources[wildcards.source])
+        return sources.reader_of(self.sources[wildcards.source])
 
     def source_table(self, wildcards) -> str:
-        return table_of(self.sources[wildcards.source])
+        return sources.table_of(self.sources[wildcards.source])
 
     def shard_inputs(self, wildcards) -> list[str]:
         _, inputs = self._shards(wildcards.source)
@@ -183,17 +182,18 @@ class StudyOfRules:
 
     def index_tars(self, wildcards) -> list[str]:
         source = self.sources[wildcards.source]
-        return self._present(all_tars_of(source, self.settings), source)
+        return self._present(sources.tars_of(source, self.settings), source)
 
     def ledgers(self, wildcards) -> list[str]:
-        return ledgers_of(self.settings)
+        return sources.ledgers_of(self.settings)
 
     def tokenizer_tables(self, wildcards) -> list[str]:
         """The tables with the texts that a tokenizer is trained on; none for one with weights of its own."""
         if self.settings.tokenizer.weights:
             return []
-        sources = [self.sources[name] for name in self.settings.tokenizer_sources]
-        return [str(source_table(source, self.folder)) for source in sources if source.reader in ("folder", "demo")]
+        trained_on = [self.sources[name] for name in self.settings.tokenizer_sources]
+        tables = [source for source in trained_on if source.reader in ("folder", "demo")]
+        return [str(sources.source_table(source, self.folder)) for source in tables]
 
     def tokenizer_choice(self, wildcards) -> str:
         choice = self.settings.tokenizer
@@ -262,7 +262,8 @@ class StudyOfRules:
 
     def _find_shards(self, source: str):
         """The number of a source's shards, and the function from a shard's number to its inputs."""
-        return shard_count(self.sources[source], self.settings), shard_inputs(self.sources[source], self.folder)
+        count = sources.shard_count(self.sources[source], self.settings)
+        return count, sources.shard_inputs(self.sources[source], self.folder)
 
     def _present(self, paths, source: Source) -> list[str]:
         """The inputs without files of the user that are only announced by `samples:`, since a plan needs no data."""
