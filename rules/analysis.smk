@@ -1,9 +1,8 @@
 # Tables made of the collected ones, what the commands of the analysis say of them, and figures. All of it is listed in
 # fvlm.analysis.catalog.
 
-# A caption's path may hold no wildcard, so caption.rst shows the text that a job carries among its parameters.
-# figure.rst adds the sentences that a figure's job wrote about its own numbers.
-# The lambda is here since source_path starts from the file that calls it.
+# A caption's path may hold no wildcard, so caption.rst shows the text in a job's parameters; figure.rst adds the
+# sentences that the job wrote about its numbers. source_path is relative to the file that calls it, hence the lambda.
 CAPTIONS = captions(lambda path: workflow.source_path(path))
 
 

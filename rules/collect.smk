@@ -1,10 +1,10 @@
-# The study's finished runs as whole tables, each written once.
+# Tables of all finished runs of the study.
 
 CURVES = {
     "validation": expand(f"{R}/runs/{{run}}/validation.csv", run=RUNS),
     "training": expand(f"{R}/runs/{{run}}/metrics.csv", run=RUNS),
 }
-MOST_POINTS = {"validation": 0, "training": 400}  # of a run's curve; 0: all
+MOST_POINTS = {"validation": 0, "training": 400}  # per run; 0: all
 
 
 rule collect_runs:

@@ -62,7 +62,7 @@ rule shard:
         squash=STUDY.squash,
         deadline=lambda w: SOURCES[w.source].deadline_s,
         samples=STUDY.settings.shards.samples,
-        number=lambda w: int(w.shard),  # without the zeros in front
+        number=lambda w: int(w.shard),  # without leading zeros
         last=STUDY.last_shard,
     shell:
         "python -m fvlm shard --reader {params.reader} --table={params.table:q}"
@@ -82,7 +82,7 @@ rule index:
         f"{R}/logs/index/{{source}}.log",
     conda:
         "../envs/decode.yaml"
-    # Each shard has a part of its own in an undeclared folder beside, so a killed index goes on from there.
+    # A killed index resumes from its finished shards, which are in an undeclared folder beside it.
     threads: min(8, workflow.cores)
     params:
         kind=lambda w: SOURCES[w.source].kind,

@@ -1,4 +1,4 @@
-# Finished results from elsewhere (`results_from`) as the tables that collecting a study makes.
+# Finished results from elsewhere (`results_from`) as the same tables that a study collects.
 
 
 rule import_results:

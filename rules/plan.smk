@@ -1,4 +1,4 @@
-# Before a study: what it will take, and whether it can. Neither needs data to be there.
+# Before a study: its costs, a trial of every run, and the speed of this machine. The plan needs no data.
 
 
 rule plan_files:
@@ -17,7 +17,7 @@ rule plan_files:
         'python -m fvlm plan --out "$(dirname {output.text:q})" > {log:q} 2>&1'
 
 
-# Shown every time that it is asked for.
+# No output, so that it prints the plan every time.
 rule plan:
     input:
         rules.plan_files.output.text,
@@ -29,7 +29,7 @@ rule plan:
         "cat {input:q} | tee {log:q}"
 
 
-# No declared output, so that it is always run, and what it wrote stays when it fails.
+# No declared output, so that it always runs, and a failure keeps its report.
 rule preflight:
     log:
         f"{R}/logs/preflight.log",

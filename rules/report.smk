@@ -1,4 +1,4 @@
-# What the data hold, before anything is trained on them.
+# The data report: what is in the data, before anything is trained on them.
 
 
 localrules:

@@ -1,5 +1,5 @@
-# Every training - stage, ablation, grid cell - is one target. A killed run goes on from the checkpoint in its own
-# undeclared folder state/; only finished artefacts are declared, because a failed job's declared outputs are deleted.
+# Every training - stage, ablation, grid cell - is one target. Snakemake deletes the declared outputs of a failed job, so
+# only finished files are declared; a killed run resumes from a checkpoint in its undeclared folder state/.
 
 
 rule train:
@@ -27,7 +27,7 @@ rule train:
     params:
         digest=lambda w: RUNS[w.run].digest,
     shell:
-        # bash and tee outlive a signal that stops the training, which still has to save and to say so
+        # bash and tee ignore the signals that stop a training, which still has to save and to report it
         "trap '' TERM USR1; python -m fvlm train {wildcards.run} --digest {params.digest} 2>&1 | tee -i {log:q}"
 
 

@@ -1,4 +1,4 @@
-"""Jobs of an earlier snakemake in Slurm's queue, which the plugin leaves out.
+"""Jobs of an earlier snakemake in Slurm's queue, which the plugin does not handle.
 
 A snakemake that was killed leaves its jobs alive. The next one must neither submit them again nor repeat what they have
 finished. Only the process that submits imports this module; it extends a class of one version of the plugin.
@@ -83,7 +83,7 @@ class FollowingExecutor(Executor):
         if number is None:
             return False
         if self.is_outdated(job):
-            self.logger.info(f"Slurm job {number} works on what has changed since; it is cancelled.")
+            self.logger.info(f"Slurm job {number} was submitted with older parameters or inputs; it is cancelled.")
             subprocess.run(["scancel", number])
             wait_while(lambda _, other: other == number, "waiting until Slurm job {} has ended")
             return False
