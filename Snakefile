@@ -2,40 +2,58 @@
 #   snakemake --cores all                                    the demo (config/config.yaml)
 #   snakemake plan --configfile config/paper.yaml            what the full-size study takes
 #   snakemake --cores 1 results/figures/three_modes.png      one figure
+# The rules hold no code; what they call is in src/fvlm/snakemake/.
 
 from snakemake.utils import min_version
 
+from fvlm.analysis import catalog
+from fvlm.snakemake.process import prepare_process
+from fvlm.snakemake.report import announce, captions, make_report
+from fvlm.snakemake.study import load_default_study, open_study
+
 min_version("9.27")
+load_default_study(workflow)
 
-if "study" not in config:  # no --configfile was given
+STUDY = open_study(
+    config,
+    workflow.configfiles,
+    workflow.config_settings.config,
+    workflow.resource_settings.default_resources,
+)
+R = STUDY.folder
+RUNS = STUDY.runs
+SOURCES = STUDY.sources
 
-    configfile: "config/config.yaml"
+# For the report's first page, which sees nothing but the configuration.
+config["decisions"] = STUDY.decisions_text
+
+prepare_process(
+    workflow.is_main_process,
+    workflow.output_settings.dryrun,
+    lambda: announce(STUDY),
+)
 
 
 report: "workflow/report/workflow.rst"
 
 
-include: "rules/common.smk"
+wildcard_constraints:
+    source="|".join(SOURCES),
+    run="|".join(RUNS),
+    shard=r"\d{5}",
+
+
 include: "rules/report.smk"
 
 
 rule all:
     default_target: True
     input:
-        (
-            []
-            if STUDY.results_from
-            else [
-                f"{R}/plan.txt",
-                [f"{R}/index/{source}.npz" for source in STUDY.used_sources],
-                f"{R}/tables/data.csv",
-                DATA_REPORT,
-            ]
-        ),
-        DECISIONS,
-        TABLES,
-        ANALYSES,
-        FIGURES,
+        STUDY.prepared,
+        STUDY.decisions,
+        STUDY.tables,
+        STUDY.analyses,
+        STUDY.figures,
 
 
 localrules:
@@ -48,13 +66,13 @@ include: "rules/plan.smk"
 include: "rules/data.smk"
 include: "rules/train.smk"
 include: "rules/evaluate.smk"
-include: "rules/imported.smk" if STUDY.results_from else "rules/collect.smk"
+include: "rules/imported.smk" if STUDY.settings.results_from else "rules/collect.smk"
 include: "rules/analysis.smk"
 
 
 onstart:
-    announce(sys.stderr)
+    announce(STUDY)
 
 
 onsuccess:
-    make_report()
+    make_report(STUDY)

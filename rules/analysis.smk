@@ -1,16 +1,9 @@
 # Tables made of the collected ones, what the commands of the analysis say of them, and figures. All of it is listed in
 # fvlm.analysis.catalog.
 
-from pathlib import Path
-
-from fvlm.analysis import catalog
-
-# A caption's path may hold no wildcard, so caption.rst shows the text that a job carries among its parameters.
-# figure.rst adds the sentences that a figure's job wrote about its own numbers.
-CAPTIONS = {
-    name: Path(workflow.source_path(f"../workflow/report/{name}.rst")).read_text()
-    for name in [*catalog.FIGURES, *(f"{table}_table" for table in catalog.TABLES)]
-}
+# A caption's path may hold no wildcard, so caption.rst shows the text in a job's parameters; figure.rst adds the
+# sentences that the job wrote about its numbers. source_path is relative to the file that calls it, hence the lambda.
+CAPTIONS = captions(lambda path: workflow.source_path(path))
 
 
 localrules:
@@ -21,31 +14,26 @@ localrules:
 # All tables and figures; with `results_from` of finished results, without training anything.
 rule figures:
     input:
-        DECISIONS,
-        TABLES,
-        ANALYSES,
-        FIGURES,
+        STUDY.decisions,
+        STUDY.tables,
+        STUDY.analyses,
+        STUDY.figures,
 
 
 rule headline:
     input:
-        [f"{R}/figures/{name}.png" for name in catalog.HEADLINE],
+        STUDY.headline,
 
 
 rule table:
     input:
-        lambda wildcards: [
-            f"{R}/tables/{name}.csv" for name in catalog.TABLES[wildcards.table].needs
-        ],
+        STUDY.table_inputs,
     output:
         report(
             f"{R}/tables/{{table}}.csv",
             caption="../workflow/report/caption.rst",
             category=lambda wildcards: catalog.TABLES[wildcards.table].category,
-            labels=lambda wildcards: {
-                "what": catalog.TABLES[wildcards.table].title,
-                "form": "table",
-            },
+            labels=STUDY.table_labels,
         ),
     log:
         f"{R}/logs/table_{{table}}.log",
@@ -58,7 +46,7 @@ rule table:
     resources:
         group_slots=1,
     params:
-        folder=lambda wildcards, output: str(Path(output[0]).parent),
+        folder=subpath(output[0], parent=True),
         caption=lambda wildcards: CAPTIONS[f"{wildcards.table}_table"],
     shell:
         "python -m fvlm table {wildcards.table} --tables {params.folder:q} --out {output:q} 2> {log:q}"
@@ -67,24 +55,18 @@ rule table:
 # fit, powerlaw, isoflop, envelope, gap, factorial, rank and check-curves on the study's own tables.
 rule analysis:
     input:
-        lambda wildcards: [
-            f"{R}/tables/{name}.csv"
-            for name in catalog.ANALYSES[wildcards.analysis].needs
-        ],
+        STUDY.analysis_inputs,
     output:
         report(
             f"{R}/analysis/{{analysis}}",
             caption="../workflow/report/analysis.rst",
             category=lambda wildcards: catalog.ANALYSES[wildcards.analysis].category,
-            labels=lambda wildcards: {
-                "what": catalog.ANALYSES[wildcards.analysis].title,
-                "form": "numbers",
-            },
+            labels=STUDY.analysis_labels,
         ),
     log:
         f"{R}/logs/analysis_{{analysis}}.log",
     wildcard_constraints:
-        analysis="|".join(re.escape(name) for name in catalog.ANALYSES),
+        analysis="|".join(catalog.ANALYSES),
     group:
         "analysis"
     conda:
@@ -92,7 +74,7 @@ rule analysis:
     resources:
         group_slots=1,
     params:
-        folder=lambda wildcards, input: str(Path(input[0]).parent),
+        folder=subpath(input[0], parent=True),
         command=lambda wildcards: catalog.ANALYSES[wildcards.analysis].command,
     shell:
         "python -m fvlm analysis {wildcards.analysis} --tables {params.folder:q} --out {output:q} > {log:q} 2>&1"
@@ -104,12 +86,12 @@ rule decisions:
         f"{R}/tables/decisions.csv",
     output:
         page=report(
-            DECISIONS[0],
+            STUDY.decisions[0],
             caption="../workflow/report/decisions.rst",
             category=catalog.FIRST,
             labels={"what": "Decisions", "form": "page"},
         ),
-        text=DECISIONS[1],
+        text=STUDY.decisions[1],
     log:
         f"{R}/logs/decisions.log",
     group:
@@ -119,8 +101,8 @@ rule decisions:
     resources:
         group_slots=1,
     params:
-        folder=lambda wildcards, input: str(Path(input[0]).parent),
-        study=STUDY.study,
+        folder=subpath(input[0], parent=True),
+        study=STUDY.settings.study,
     shell:
         "python -m fvlm decisions --tables {params.folder:q} --study {params.study:q}"
         " --out {output.page:q} --text {output.text:q} 2> {log:q}"
@@ -128,24 +110,14 @@ rule decisions:
 
 rule figure:
     input:
-        tables=lambda wildcards: [
-            f"{R}/tables/{name}.csv"
-            for name in catalog.FIGURES[wildcards.figure].needs
-        ],
-        attention=lambda wildcards: [
-            f"{R}/attention/{run}.npz"
-            for run in ATTENTION_RUN
-            if catalog.FIGURES[wildcards.figure].attention
-        ],
+        tables=STUDY.figure_tables,
+        attention=STUDY.figure_attention,
     output:
         png=report(
             f"{R}/figures/{{figure}}.png",
             caption="../workflow/report/figure.rst",
             category=lambda wildcards: catalog.FIGURES[wildcards.figure].category,
-            labels=lambda wildcards: {
-                "what": catalog.FIGURES[wildcards.figure].title,
-                "form": "figure",
-            },
+            labels=STUDY.figure_labels,
         ),
         pdf=f"{R}/figures/{{figure}}.pdf",
         numbers=f"{R}/figures/{{figure}}.csv",
@@ -161,9 +133,9 @@ rule figure:
     resources:
         group_slots=1,
     params:
-        tables=lambda wildcards, output: str(Path(output.png).parents[1] / "tables"),
-        folder=lambda wildcards, output: str(Path(output.png).parent),
+        results=subpath(output.png, ancestor=2),
+        folder=subpath(output.png, parent=True),
         caption=lambda wildcards: CAPTIONS[wildcards.figure],
     shell:
-        "python -m fvlm figure {wildcards.figure} --tables {params.tables:q} --attention {input.attention:q}"
+        "python -m fvlm figure {wildcards.figure} --tables {params.results:q}/tables --attention {input.attention:q}"
         " --out-dir {params.folder:q} 2> {log:q}"

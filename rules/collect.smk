@@ -1,9 +1,15 @@
-# The study's finished runs as whole tables, each written once.
+# Tables of all finished runs of the study.
+
+CURVES = {
+    "validation": expand(f"{R}/runs/{{run}}/validation.csv", run=RUNS),
+    "training": expand(f"{R}/runs/{{run}}/metrics.csv", run=RUNS),
+}
+MOST_POINTS = {"validation": 0, "training": 400}  # per run; 0: all
 
 
 rule collect_runs:
     input:
-        [f"{R}/runs/{run}/run_summary.json" for run in RUNS],
+        expand(f"{R}/runs/{{run}}/run_summary.json", run=RUNS),
     output:
         report(
             f"{R}/tables/runs.csv",
@@ -25,16 +31,13 @@ rule collect_runs:
 
 rule collect_curves:
     input:
-        lambda wildcards: [
-            f"{R}/runs/{run}/{'validation' if wildcards.curve == 'validation' else 'metrics'}.csv"
-            for run in RUNS
-        ],
+        lambda wildcards: CURVES[wildcards.curve],
     output:
         f"{R}/tables/{{curve}}_curves.csv",
     log:
         f"{R}/logs/collect_{{curve}}_curves.log",
     wildcard_constraints:
-        curve="validation|training",
+        curve="|".join(CURVES),
     group:
         "analysis"
     conda:
@@ -42,14 +45,14 @@ rule collect_curves:
     resources:
         group_slots=1,
     params:
-        points=lambda wildcards: 0 if wildcards.curve == "validation" else 400,
+        points=lambda wildcards: MOST_POINTS[wildcards.curve],
     shell:
         "python -m fvlm collect curves {input:q} --points {params.points} --out {output:q} 2> {log:q}"
 
 
 rule collect_evaluation:
     input:
-        [f"{R}/evaluation/{run}.csv" for run in EVALUATED],
+        expand(f"{R}/evaluation/{{run}}.csv", run=STUDY.evaluated),
     output:
         losses=report(
             f"{R}/tables/evaluation.csv",

@@ -12,10 +12,10 @@ rule corpus:
         "../envs/decode.yaml"
     threads: workflow.cores
     params:
-        family=lambda w: STUDY.sources[w.source].demo_family or w.source,
-        samples=lambda w: STUDY.sources[w.source].samples,
-        seed=lambda w: STUDY.sources[w.source].demo_seed,
-        broken=lambda w: STUDY.sources[w.source].broken,
+        family=STUDY.demo_family,
+        samples=lambda w: SOURCES[w.source].samples,
+        seed=lambda w: SOURCES[w.source].demo_seed,
+        broken=lambda w: SOURCES[w.source].broken,
     shell:
         'python -m fvlm corpus {params.family:q} --out "$(dirname {output:q})" --samples {params.samples}'
         " --seed {params.seed} --broken {params.broken} --processes {threads} 2> {log:q}"
@@ -23,7 +23,7 @@ rule corpus:
 
 rule tokenizer:
     input:
-        tokenizer_tables,
+        STUDY.tokenizer_tables,
     output:
         tokenizer=f"{R}/tokenizer/tokenizer.json",
         settings=f"{R}/tokenizer/tokenizer_config.json",
@@ -32,17 +32,14 @@ rule tokenizer:
     conda:
         "../envs/train.yaml"
     params:
-        choice=lambda w: tokenizer_choice(),
+        choice=STUDY.tokenizer_choice,
     shell:
         'python -m fvlm tokenizer {params.choice} --out "$(dirname {output.tokenizer:q})" -- {input:q} 2> {log:q}'
 
 
 rule shard:
     input:
-        lambda w: present(
-            shards_of(w.source)[1](int(w.shard)),
-            STUDY.sources[w.source],
-        ),
+        STUDY.shard_inputs,
     output:
         tar=ensure(f"{R}/shards/{{source}}/{{shard}}.tar", non_empty=True),
         ledger=f"{R}/shards/{{source}}/{{shard}}.ledger.jsonl",
@@ -56,20 +53,17 @@ rule shard:
     resources:
         group_slots=1,
     params:
-        folder=lambda w: str(source_folder(STUDY.sources[w.source], R)),
-        reader=lambda w: reader_of(STUDY.sources[w.source]),
-        table=lambda w: table_of(STUDY.sources[w.source]),
-        kind=lambda w: STUDY.sources[w.source].kind,
-        prompt=lambda w: STUDY.sources[w.source].prompt,
-        # The share is judged by the index: another limit must not decode anything again.
-        limit=lambda w: (
-            "--max-reject 1" if STUDY.sources[w.source].max_reject == 1 else ""
-        ),
-        squash=lambda w: "" if STUDY.sources[w.source].crop else "--squash",
-        deadline=lambda w: STUDY.sources[w.source].deadline_s,
-        samples=STUDY.shards.samples,
-        number=lambda w: int(w.shard),  # without the zeros in front
-        last=lambda w: ("--last" if int(w.shard) + 1 == shards_of(w.source)[0] else ""),
+        folder=STUDY.source_folder,
+        reader=STUDY.source_reader,
+        table=STUDY.source_table,
+        kind=lambda w: SOURCES[w.source].kind,
+        prompt=lambda w: SOURCES[w.source].prompt,
+        limit=STUDY.reject_limit,
+        squash=STUDY.squash,
+        deadline=lambda w: SOURCES[w.source].deadline_s,
+        samples=STUDY.settings.shards.samples,
+        number=lambda w: int(w.shard),  # without leading zeros
+        last=STUDY.last_shard,
     shell:
         "python -m fvlm shard --reader {params.reader} --table={params.table:q}"
         " --name {wildcards.source} --kind {params.kind} --prompt={params.prompt:q} {params.squash}"
@@ -79,9 +73,7 @@ rule shard:
 
 rule index:
     input:
-        tars=lambda w: present(
-            tars_of(STUDY.sources[w.source], STUDY), STUDY.sources[w.source]
-        ),
+        tars=STUDY.index_tars,
         tokenizer=f"{R}/tokenizer/tokenizer.json",
     output:
         index=f"{R}/index/{{source}}.npz",
@@ -90,19 +82,19 @@ rule index:
         f"{R}/logs/index/{{source}}.log",
     conda:
         "../envs/decode.yaml"
-    # Each shard has a part of its own in an undeclared folder beside, so a killed index goes on from there.
+    # A killed index resumes from its finished shards, which are in an undeclared folder beside it.
     threads: min(8, workflow.cores)
     params:
-        kind=lambda w: STUDY.sources[w.source].kind,
-        prompt=lambda w: STUDY.sources[w.source].prompt,
-        max_reject=lambda w: STUDY.sources[w.source].max_reject,
+        kind=lambda w: SOURCES[w.source].kind,
+        prompt=lambda w: SOURCES[w.source].prompt,
+        max_reject=lambda w: SOURCES[w.source].max_reject,
     shell:
         "python -m fvlm index {wildcards.source} --processes {threads} 2> {log:q}"
 
 
 rule ledger:
     input:
-        ledgers_of_study,
+        STUDY.ledgers,
     output:
         ledger=f"{R}/ledger.jsonl",
         table=report(

@@ -3,7 +3,7 @@
 
 rule evaluate:
     input:
-        unpack(evaluation_inputs),
+        unpack(STUDY.evaluation_inputs),
     output:
         f"{R}/evaluation/{{run}}.csv",
     log:
@@ -13,17 +13,17 @@ rule evaluate:
     threads: lambda w: RUNS[w.run].operation.threads
     resources:
         gpu=lambda w: min(1, RUNS[w.run].operation.gpus),
-        gpu_model=lambda w: gpu_kind(RUNS[w.run], "gpu_models"),
-        constraint=lambda w: gpu_kind(RUNS[w.run], "gpu_constraints"),
+        gpu_model=STUDY.resources.gpu_model,
+        constraint=STUDY.resources.gpu_constraint,
     params:
-        samples=STUDY.evaluation.samples,
+        samples=STUDY.settings.evaluation.samples,
     shell:
         "python -m fvlm evaluate {wildcards.run} --out {output:q} 2> {log:q}"
 
 
 rule attention:
     input:
-        unpack(evaluation_inputs),
+        unpack(STUDY.evaluation_inputs),
     output:
         f"{R}/attention/{{run}}.npz",
     log:
@@ -33,9 +33,9 @@ rule attention:
     threads: lambda w: RUNS[w.run].operation.threads
     resources:
         gpu=lambda w: min(1, RUNS[w.run].operation.gpus),
-        gpu_model=lambda w: gpu_kind(RUNS[w.run], "gpu_models"),
-        constraint=lambda w: gpu_kind(RUNS[w.run], "gpu_constraints"),
+        gpu_model=STUDY.resources.gpu_model,
+        constraint=STUDY.resources.gpu_constraint,
     params:
-        videos=STUDY.evaluation.attention_videos,
+        videos=STUDY.settings.evaluation.attention_videos,
     shell:
         "python -m fvlm attention {wildcards.run} --out {output:q} 2> {log:q}"

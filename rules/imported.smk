@@ -1,11 +1,11 @@
-# Finished results from elsewhere (`results_from`) as the tables that collecting a study makes.
+# Finished results from elsewhere (`results_from`) as the same tables that a study collects.
 
 
 rule import_results:
     input:
-        STUDY.results_from,
+        STUDY.settings.results_from,
     output:
-        [f"{R}/tables/{name}.csv" for name in catalog.COLLECTED],
+        expand(f"{R}/tables/{{name}}.csv", name=catalog.COLLECTED),
     log:
         f"{R}/logs/import_results.log",
     conda:

@@ -1,14 +1,9 @@
-# Before a study: what it will take, and whether it can. Neither needs data to be there.
-
-# What is tried and timed before the trainings goes where the run that needs the most memory will go.
-LARGEST = max(
-    RUNS.values(), key=lambda run: (run.operation.gpus > 0, predicted_bytes(run))
-)
+# Before a study: its costs, a trial of every run, and the speed of this machine. The plan needs no data.
 
 
 rule plan_files:
     input:
-        calibration=calibration_of_study(),
+        calibration=STUDY.calibration,
     output:
         text=f"{R}/plan.txt",
         table=f"{R}/plan.csv",
@@ -17,12 +12,12 @@ rule plan_files:
     conda:
         "../envs/analysis.yaml"
     params:
-        plan=digest_of_plan,
+        plan=STUDY.plan_digest,
     shell:
         'python -m fvlm plan --out "$(dirname {output.text:q})" > {log:q} 2>&1'
 
 
-# Shown every time that it is asked for.
+# No output, so that it prints the plan every time.
 rule plan:
     input:
         rules.plan_files.output.text,
@@ -34,17 +29,17 @@ rule plan:
         "cat {input:q} | tee {log:q}"
 
 
-# No declared output, so that it is always run, and what it wrote stays when it fails.
+# No declared output, so that it always runs, and a failure keeps its report.
 rule preflight:
     log:
         f"{R}/logs/preflight.log",
     conda:
         "../envs/train.yaml"
-    threads: max(run.operation.threads for run in RUNS.values())
+    threads: STUDY.resources.most_threads
     resources:
-        gpu=max(run.operation.gpus for run in RUNS.values()),
-        gpu_model=gpu_kind(LARGEST, "gpu_models"),
-        constraint=gpu_kind(LARGEST, "gpu_constraints"),
+        gpu=STUDY.resources.most_gpus,
+        gpu_model=STUDY.resources.largest_gpu_model,
+        constraint=STUDY.resources.largest_gpu_constraint,
     shell:
         "python -m fvlm preflight 2>&1 | tee {log:q}"
 
@@ -54,10 +49,10 @@ rule calibrate:
         f"{R}/logs/calibrate.log",
     conda:
         "../envs/train.yaml"
-    threads: max(run.operation.threads for run in RUNS.values())
+    threads: STUDY.resources.most_threads
     resources:
-        gpu=max(run.operation.gpus for run in RUNS.values()),
-        gpu_model=gpu_kind(LARGEST, "gpu_models"),
-        constraint=gpu_kind(LARGEST, "gpu_constraints"),
+        gpu=STUDY.resources.most_gpus,
+        gpu_model=STUDY.resources.largest_gpu_model,
+        constraint=STUDY.resources.largest_gpu_constraint,
     shell:
         "python -m fvlm calibrate 2>&1 | tee {log:q}"

@@ -1,8 +1,4 @@
-# What the data hold, before anything is trained on them.
-
-from fvlm import data_report
-
-DATA_REPORT = [f"{R}/data/{name}" for name in ("report.html", *data_report.FILES)]
+# The data report: what is in the data, before anything is trained on them.
 
 
 localrules:
@@ -12,27 +8,27 @@ localrules:
 # Everything up to the data report, and no training.
 rule data:
     input:
-        DATA_REPORT,
+        STUDY.data_report,
 
 
 rule data_report:
     input:
-        indices=[f"{R}/index/{source}.npz" for source in STUDY.used_sources],
+        indices=STUDY.indices,
         ledger=f"{R}/ledger.jsonl",
         tokenizer=f"{R}/tokenizer/tokenizer.json",
     output:
         page=report(
-            DATA_REPORT[0],
+            STUDY.data_report[0],
             caption="../workflow/report/data_report.rst",
             category="Data",
             labels={"what": "Data report", "form": "page"},
         ),
-        others=DATA_REPORT[1:],
+        others=STUDY.data_report[1:],
     log:
         f"{R}/logs/data_report.log",
     conda:
         "../envs/report.yaml"
     params:
-        settings=data_report.digest(STUDY),
+        settings=STUDY.data_report_digest,
     shell:
         "python -m fvlm data-report 2> {log:q}"

@@ -1,10 +1,10 @@
-# Every training - stage, ablation, grid cell - is one target. A killed run goes on from the checkpoint in its own
-# undeclared folder state/; only finished artefacts are declared, because a failed job's declared outputs are deleted.
+# Every training - stage, ablation, grid cell - is one target. Snakemake deletes the declared outputs of a failed job, so
+# only finished files are declared; a killed run resumes from a checkpoint in its undeclared folder state/.
 
 
 rule train:
     input:
-        unpack(training_inputs),
+        unpack(STUDY.training_inputs),
     output:
         summary=f"{R}/runs/{{run}}/run_summary.json",
         metrics=f"{R}/runs/{{run}}/metrics.csv",
@@ -16,25 +16,25 @@ rule train:
         f"{R}/logs/train/{{run}}.log",
     conda:
         "../envs/train.yaml"
-    threads: lambda w: RUNS[w.run].operation.threads * RUNS[w.run].operation.ranks_per_node
+    threads: STUDY.resources.threads
     resources:
-        gpu=lambda w: RUNS[w.run].operation.gpus * RUNS[w.run].operation.nodes,
-        gpu_model=lambda w: gpu_kind(RUNS[w.run], "gpu_models"),
-        constraint=lambda w: gpu_kind(RUNS[w.run], "gpu_constraints"),
-        nodes=lambda w: several_nodes(RUNS[w.run]),
-        tasks=lambda w: several_nodes(RUNS[w.run]),
-        mpi=lambda w: several_nodes(RUNS[w.run]) and "srun",
+        gpu=STUDY.resources.gpus,
+        gpu_model=STUDY.resources.gpu_model,
+        constraint=STUDY.resources.gpu_constraint,
+        nodes=STUDY.resources.nodes,
+        tasks=STUDY.resources.nodes,
+        mpi=STUDY.resources.mpi,
     params:
         digest=lambda w: RUNS[w.run].digest,
     shell:
-        # bash and tee outlive a signal that stops the training, which still has to save and to say so
+        # bash and tee ignore the signals that stop a training, which still has to save and to report it
         "trap '' TERM USR1; python -m fvlm train {wildcards.run} --digest {params.digest} 2>&1 | tee -i {log:q}"
 
 
 # The stages wait for each other, so they start first.
 use rule train as train_stage with:
     wildcard_constraints:
-        run="|".join(STAGES),
+        run="|".join(STUDY.stages),
     priority: 50
 
 

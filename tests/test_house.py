@@ -16,11 +16,12 @@ import fvlm
 from fvlm.__main__ import COMMANDS
 from fvlm.config.resolve import read_yaml, study_from_files
 from fvlm.config.schema import Source
-from tests import layout
+from tests import layout, rule_code
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMAS = ROOT / "workflow/schemas"
 MADE = {".git", ".venv", ".snakemake", ".pytest_cache", ".ruff_cache", ".hypothesis", "__pycache__"}
+RULES = [ROOT / "Snakefile", *sorted((ROOT / "rules").glob("*.smk"))]
 ENVIRONMENTS = ("decode", "train", "report", "analysis")
 UNUSED = {"report": {"decord", "transformers"}}  # imported in functions that an environment's commands do not call
 
@@ -241,13 +242,48 @@ def test_only_one_kind_of_line_end_and_no_trailing_space():
         assert text.endswith("\n") or not text, name
 
 
-def test_rules_call_commands_and_hold_no_code():
-    for path in [ROOT / "Snakefile", *sorted((ROOT / "rules").glob("*.smk"))]:
-        text = path.read_text()
-        assert not re.search(r"^    (script|run|notebook):", text, re.MULTILINE), path.name
-        assert len(text.splitlines()) < 250, path.name
-        for command in re.findall(r"python -m fvlm ([\w-]+)", text):
-            assert command in COMMANDS, f"{path.name}: fvlm {command}"
+@pytest.mark.parametrize("path", RULES, ids=lambda path: path.name)
+def test_rules_call_commands_and_hold_no_code(path):
+    text = path.read_text()
+    assert not re.search(r"^    (script|run|notebook):", text, re.MULTILINE)
+    assert rule_code.code_in(text) == []
+    assert set(re.findall(r"python -m fvlm ([\w-]+)", text)) <= set(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os",
+        "from pathlib import Path",
+        "def shards_of(name):\n    return 1",
+        "class Executor(Base):\n    pass",
+        "try:\n    STUDY = load(config)\nexcept UserError:\n    pass",
+        "for name in NAMES:\n    check(name)",
+        'with open("x") as file:\n    pass',
+        'if "study" not in config:\n\n    configfile: "config/config.yaml"',
+        "while living():\n    wait()",
+        "TABLES = [name for name in NAMES]",
+        "rule a:\n    input:\n        [f'{run}.csv' for run in RUNS],",
+        "rule a:\n    input:\n        lambda w: [w.run, w.shard],",
+        "rule a:\n    threads: lambda w: RUNS[w.run].threads * 2",
+        'rule a:\n    params:\n        last=lambda w: "--last" if int(w.shard) == 3 else "",',
+        "rule a:\n    params:\n        folder=lambda w: str(folder_of(w.source)),",
+    ],
+)
+def test_code_in_rules_is_found(code):
+    assert len(rule_code.code_in(f"R = STUDY.folder\n\n\n{code}\n")) >= 1
+
+
+def test_settings_of_rules_are_no_code():
+    text = """
+include: "imported.smk" if STUDY.finished else "collect.smk"
+use rule train as train_stage with:
+    params:
+        digest=lambda w: RUNS[w.run].digest,
+        gpu=lambda w: min(1, RUNS[w.run].operation.gpus),
+        number=lambda w: int(w.shard),  # for a command, with no zeros in front
+"""
+    assert rule_code.code_in(text) == []
 
 
 def test_the_profiles_are_found_and_retrain_nothing_by_accident():

@@ -15,6 +15,7 @@ FLOORS = [  # from the lowest; modules of one floor do not import each other's r
     {"evaluate"},
     {"train"},
     {"study"},
+    {"snakemake"},
     {"__main__"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

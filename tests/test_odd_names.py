@@ -134,7 +134,7 @@ def test_every_file_in_a_shell_command_is_quoted():
             "{input",
             "{log",
             "{params.folder",
-            "{params.tables",
+            "{params.results",
             "{params.prompt",
             "{params.table",
             "{params.family",

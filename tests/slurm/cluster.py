@@ -2,8 +2,8 @@
 
 The nodes are both this machine; the second is in a partition of its own, for jobs of several nodes.
 
-Packages are Debian's. The configuration has to lie in /etc/slurm, since job steps look nowhere else; everything else is
-in a folder of its own. What was not here before is removed at the end, packages included.
+Packages are Debian's. The configuration is in /etc/slurm, the only place where job steps look for it, and everything
+else in a folder of its own. At the end all that was added is removed, packages included.
 """
 
 import os
@@ -60,11 +60,11 @@ PartitionName=two Nodes={host},{second} State=UP
 
 
 class Unavailable(Exception):
-    """Why there can be no Slurm here."""
+    """The reason why this machine can run no Slurm."""
 
 
-def say(*command: str, **options) -> str:
-    """Run a command to its end; returns what it printed, raises with what it complained of."""
+def run_command(*command: str, **options) -> str:
+    """Run a command to its end; return its output, or raise RuntimeError with its error message."""
     done = subprocess.run(command, capture_output=True, text=True, **options)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed ({done.returncode}): {done.stderr.strip()}")
@@ -72,7 +72,7 @@ def say(*command: str, **options) -> str:
 
 
 def installed() -> set[str]:
-    lines = say("dpkg-query", "--show", "--showformat", "${Package} ${db:Status-Status}\n").splitlines()
+    lines = run_command("dpkg-query", "--show", "--showformat", "${Package} ${db:Status-Status}\n").splitlines()
     return {line.split()[0] for line in lines if line.endswith(" installed")}
 
 
@@ -99,7 +99,7 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Everything goes, whatever happened."""
+        """Stop the daemons and remove all that was added, also after an error."""
         if "slurmctld" in self.daemons:
             subprocess.run(["scancel", "--me"], capture_output=True, timeout=30)
         for name in reversed(list(self.daemons)):
@@ -108,7 +108,7 @@ class Cluster:
             if (ETC / name).exists() and MARK in (ETC / name).read_text():
                 (ETC / name).unlink()
         if self.added:
-            say("apt-get", "purge", "--yes", "--quiet", *self.added, env=_apt_environment())
+            run_command("apt-get", "purge", "--yes", "--quiet", *self.added, env=_apt_environment())
         if self.made_etc and ETC.exists() and not any(ETC.iterdir()):
             ETC.rmdir()
 
@@ -130,8 +130,8 @@ class Cluster:
         if not set(PACKAGES) <= before:
             install = ("apt-get", "install", "--yes", "--quiet", "--no-install-recommends", *PACKAGES)
             try:
-                say("apt-get", "update", "--quiet", env=_apt_environment())
-                say(*install, env=_apt_environment())
+                run_command("apt-get", "update", "--quiet", env=_apt_environment())
+                run_command(*install, env=_apt_environment())
             except RuntimeError as error:
                 raise Unavailable(f"Slurm's packages cannot be had: {str(error).splitlines()[-1]}") from error
             finally:
@@ -160,7 +160,7 @@ class Cluster:
         _wait(lambda: (self.folder / "munge.socket").exists(), 20, "munged made no socket")
 
     def start(self, name: str) -> None:
-        """Start `slurmctld`; what it knew when it was stopped it knows again."""
+        """Start `slurmctld` with the state that it had when it was stopped."""
         self._start(name, name, "-D")
 
     def _start(self, name: str, *command: str) -> None:
@@ -190,19 +190,20 @@ class Cluster:
             tail = "\n".join("\n".join(log.read_text().splitlines()[-5:]) for log in self.folder.glob("*.log"))
             raise RuntimeError(f"{error}: {tail}") from error
 
-    # --- what is in the queue ---
+    # --- the queue ---
 
     def jobs(self, folder: Path | None = None, states: str = "all") -> list[dict]:
         """Jobs that Slurm remembers, the oldest first; those of one working directory if `folder` is given."""
         fields = {"id": "%A", "state": "%T", "name": "%j", "folder": "%Z", "comment": "%k", "restarts": "%X"}
-        lines = say("squeue", "--noheader", f"--states={states}", f"--format={'|'.join(fields.values())}").splitlines()
-        rows = [dict(zip(fields, line.split("|"), strict=True)) for line in lines]
+        form = "|".join(fields.values())
+        output = run_command("squeue", "--noheader", f"--states={states}", f"--format={form}")
+        rows = [dict(zip(fields, line.split("|"), strict=True)) for line in output.splitlines()]
         rows = [row for row in rows if folder is None or row["folder"] == str(folder)]
         return sorted(rows, key=lambda row: int(row["id"]))
 
     def show(self, job: str) -> dict[str, str]:
         """`scontrol show job` as a dictionary."""
-        words = say("scontrol", "--oneliner", "show", "job", job).split()
+        words = run_command("scontrol", "--oneliner", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
 

@@ -1,4 +1,4 @@
-"""A checkout whose studies run through Slurm: the real profile with this machine's numbers in its SITE block."""
+"""A checkout that submits its studies to Slurm: the real profile with this machine's numbers in its SITE block."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ baseline: {{optim.batch_size: 1, train.samples: 160}}
 
 
 def write_profile(folder: Path, **extra) -> None:
-    """The profile that users have, with what only this machine can know, and without its patience."""
+    """Write the profile of the users with the limits of this machine and short waits."""
     profile = yaml.safe_load((folder / "workflow/profiles/slurm/config.yaml").read_text())
     kinds = "gpu_models='large:80 small:16'"
     profile["default-resources"] = ["slurm_partition=small", kinds, "mem_mb=700", "runtime=20"]
@@ -60,7 +60,7 @@ def edit_profile(folder: Path, edit: Callable[[dict], object]) -> None:
 
 
 class SlurmWorkflow(Workflow):
-    """Its snakemake submits; what it says is in a file, so that it can be read while it runs."""
+    """Its snakemake submits jobs and writes its output to a file, which tests read while it runs."""
 
     def start(self, *arguments: str, **options) -> subprocess.Popen:
         command = ["python", "-m", "snakemake", "--workflow-profile", PROFILE, *arguments]
@@ -82,7 +82,7 @@ class SlurmWorkflow(Workflow):
         return (self.folder / "said.txt").read_text()
 
     def finish(self, process: subprocess.Popen, ok: bool = True, seconds: float = 1800) -> str:
-        """Wait for snakemake's end; returns what it said."""
+        """Wait for the end of snakemake; return its output."""
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -95,31 +95,31 @@ class SlurmWorkflow(Workflow):
         return self.finish(self.start(*arguments), ok)
 
     def submitted(self) -> list[str]:
-        """Slurm's numbers of the jobs that the last snakemake submitted."""
+        """Numbers of the Slurm jobs that the last snakemake submitted."""
         return re.findall(r"SLURM jobid (\d+)", self.said)
 
     def trainings(self, run: str = "") -> list[psutil.Process]:
-        """Processes that train in this checkout: a run, or any."""
-        found = []
+        """Processes that train in this checkout, or those of one run."""
+        processes = []
         for process in psutil.process_iter():
             try:
                 words = process.cmdline()
                 if words[1:4] != ["-m", "fvlm", "train"] or process.cwd() != str(self.folder):
                     continue
                 if run in ("", words[4]):
-                    found.append(process)
+                    processes.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
-        return found
+        return processes
 
 
 def steps_of(state: Path) -> int:
-    """Steps that the newest checkpoint holds."""
+    """Return the step of the newest checkpoint."""
     return max((int(path.stem.split("_")[1]) for path in state.glob("step_*.pt")), default=0)
 
 
-def has_heard(number: int, process: psutil.Process) -> bool:
-    """Whether a suspended process was sent a signal: it waits for it, or the sender woke it up and it has ended."""
+def was_sent(number: int, process: psutil.Process) -> bool:
+    """Return whether a suspended process was sent a signal: the signal is pending, or the process has already ended."""
     try:
         lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -136,7 +136,7 @@ def wait(condition: Callable[[], object], seconds: float = 600, what: str = "") 
 
 
 def metrics(run: Path) -> list[dict]:
-    """A run's metrics.csv without what depends on the clock."""
+    """Rows of the metrics.csv of a run without the columns that depend on the clock."""
     rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
     return [{key: value for key, value in row.items() if key not in TIMING} for row in rows]
 

@@ -1,6 +1,6 @@
 """The smoke study on a real Slurm, undisturbed and disturbed: `make test-slurm`.
 
-The tests are about one study in the order they stand here, and need root and Debian's packages.
+The tests share one study and run in this order; they need root and Debian's packages.
 """
 
 import os
@@ -17,17 +17,17 @@ import pytest
 from fvlm.analysis import catalog
 from tests.conftest import copy_of_workflow
 from tests.rank_cases import close
-from tests.slurm.cluster import Cluster, Unavailable, say
+from tests.slurm.cluster import Cluster, Unavailable, run_command
 from tests.slurm.study import (
     LONG,
     STUDY,
     SlurmWorkflow,
     edit_profile,
-    has_heard,
     metrics,
     steps_of,
     summary,
     wait,
+    was_sent,
     write_profile,
 )
 
@@ -49,7 +49,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def local(tmp_path_factory, cluster, smoke_results):
-    """The long trainings as they are without Slurm, undisturbed; each in a folder of its own."""
+    """The long trainings without Slurm and undisturbed, each in its own folder."""
     workflow = copy_of_workflow(tmp_path_factory.mktemp("local") / "checkout")
     add_long_study(workflow.folder, "long", smoke_results)
     workflow.run(*targets("long", (RUN, *OTHERS)), "--configfile", "config/long.yaml")
@@ -66,7 +66,7 @@ def checkout(tmp_path_factory, cluster):
 
 @pytest.fixture
 def disturbed(checkout, cluster, smoke_results, request):
-    """Long trainings in a results folder of their own, to be submitted; all their jobs are gone afterwards."""
+    """Long trainings in their own results folder, to be submitted; afterwards all their jobs are removed."""
     name = request.node.name.removeprefix("test_")[:30]
     add_long_study(checkout.folder, name, smoke_results)
     yield Disturbed(checkout, cluster, name)
@@ -101,7 +101,7 @@ class Disturbed:
         self.checkout.edit(self.study, old, new)
 
     def start(self) -> subprocess.Popen:
-        """Submit a training and wait until it has made some steps."""
+        """Submit a training and wait until it has done some steps."""
         process = self.checkout.start(*self.target)
         self.reach(RUN, process)
         return process
@@ -111,12 +111,12 @@ class Disturbed:
         assert process.poll() is None, self.checkout.said[-3000:]
 
     def jobs(self, run: str = RUN) -> list[dict]:
-        """Slurm's jobs of a training."""
+        """Slurm jobs of a training."""
         jobs = [job for job in self.cluster.jobs(self.checkout.folder) if job["id"] not in self.before]
         return [job for job in jobs if job["comment"].endswith(f"_wildcards_{run}")]
 
     def must_equal(self, local: Path, run: str = RUN) -> None:
-        """Each step once, and the weights, of a run that nobody disturbed."""
+        """Compare with an undisturbed run: each step once, equal metrics and weights."""
         here, whole = self.runs / run, local / run
         assert metrics(here) == metrics(whole)
         assert [int(row["step"]) for row in metrics(here)] == list(range(1, 161))
@@ -124,23 +124,23 @@ class Disturbed:
 
 
 def test_the_study_runs_through_slurm(checkout, cluster):
-    said = checkout.run("--configfile", "config/submitted.yaml")
+    output = checkout.run("--configfile", "config/submitted.yaml")
     results = checkout.folder / "results/submitted"
     assert all((results / f"figures/{name}.png").stat().st_size > 5_000 for name in catalog.FIGURES)
-    assert (results / "report.html").exists() and "report.html" in said
+    assert (results / "report.html").exists() and "report.html" in output
     abouts = [job["comment"] for job in cluster.jobs(checkout.folder)]
     assert {job["state"] for job in cluster.jobs(checkout.folder)} == {"COMPLETED"}
     assert len(abouts) == len(set(abouts)), "a job was submitted twice"
-    # One Slurm job decodes all shards; what is drawn takes two, as some of it needs no table.
+    # One Slurm job decodes all shards; tables and figures take two, since some figures need no table.
     assert "rule_decode_shard" in abouts and len(list(results.glob("shards/*/*.tar"))) > 12
     assert sum(about.startswith("rule_analysis_") for about in abouts) <= 2
     of_grid = next(job["id"] for job in cluster.jobs(checkout.folder) if job["comment"].endswith("_S-C1-F"))
-    asked = cluster.show(of_grid)
-    assert (asked["Partition"], asked["TresPerJob"]) == ("gpu", "gres:gpu:small:1")  # the smallest that it fits
+    requested = cluster.show(of_grid)
+    assert (requested["Partition"], requested["TresPerJob"]) == ("gpu", "gres:gpu:small:1")  # the smallest that it fits
     assert checkout.planned("--configfile", "config/submitted.yaml") == {}
 
 
-def test_its_end_result_is_that_of_a_local_run(checkout, smoke_results):
+def test_results_equal_those_of_a_local_run(checkout, smoke_results):
     here, there = checkout.folder / "results/submitted", smoke_results
     names = sorted(path.name for path in there.glob("runs/*"))
     assert names == sorted(path.name for path in here.glob("runs/*")) and len(names) == 27
@@ -164,13 +164,13 @@ def test_two_processes_train_as_one_does(checkout, smoke_results, run):
 
 
 def test_cancelled_requeued_and_killed(disturbed, local):
-    """Three trainings side by side; one is killed by a signal that it cannot see."""
+    """Three trainings side by side; one is killed by a signal that no process can handle."""
     cancelled, requeued, killed = (RUN, *OTHERS)
     process = disturbed.checkout.start(*targets(disturbed.runs.parent.name, (RUN, *OTHERS)), *disturbed.target[1:])
     disturbed.reach(cancelled, process)
-    say("scancel", disturbed.jobs(cancelled)[0]["id"])
+    run_command("scancel", disturbed.jobs(cancelled)[0]["id"])
     disturbed.reach(requeued, process)
-    say("scontrol", "requeue", disturbed.jobs(requeued)[0]["id"])
+    run_command("scontrol", "requeue", disturbed.jobs(requeued)[0]["id"])
     disturbed.reach(killed, process)
     (training,) = disturbed.checkout.trainings(killed)
     training.kill()
@@ -184,27 +184,27 @@ def test_cancelled_requeued_and_killed(disturbed, local):
 
 
 def test_time_limit(disturbed, local):
-    """Slurm warns, the training saves itself and its job comes back; snakemake sees one job."""
+    """Slurm warns, the training saves a checkpoint, and its job is requeued; snakemake sees one job."""
     edit_profile(
         disturbed.checkout.folder,
         lambda profile: profile["set-resources"]["train"].update(slurm_extra="'--signal=USR1@58'"),
     )
     process = disturbed.start()
     (job,), (training,) = disturbed.jobs(), disturbed.checkout.trainings()
-    training.suspend()  # or it might end before it is warned: Slurm looks at its limits every 30 s
-    say("scontrol", "update", f"JobId={job['id']}", "TimeLimit=1")
-    wait(lambda: has_heard(signal.SIGUSR1, training))
+    training.suspend()  # it might end before the warning, since Slurm checks limits every 30 s
+    run_command("scontrol", "update", f"JobId={job['id']}", "TimeLimit=1")
+    wait(lambda: was_sent(signal.SIGUSR1, training))
     with suppress(psutil.NoSuchProcess):
         training.resume()
-    wait(lambda: "Restarts=1" in say("scontrol", "show", "job", job["id"]))
-    say("scontrol", "update", f"JobId={job['id']}", "TimeLimit=20")
+    wait(lambda: "Restarts=1" in run_command("scontrol", "show", "job", job["id"]))
+    run_command("scontrol", "update", f"JobId={job['id']}", "TimeLimit=20")
     disturbed.checkout.finish(process)
     assert [(job["id"], "COMPLETED")] == [(job["id"], job["state"]) for job in disturbed.jobs()]
     disturbed.must_equal(local)
 
 
 def test_two_nodes_and_a_warning(disturbed, local):
-    """One Slurm job of a process on each node; all save when they are warned, and come back together."""
+    """One Slurm job with a process on each node: all save when they are warned, and resume together."""
     disturbed.edit("optim.batch_size: 1", "optim.batch_size: 1, operation.nodes: 2")
     edit_profile(
         disturbed.checkout.folder,
@@ -212,18 +212,18 @@ def test_two_nodes_and_a_warning(disturbed, local):
     )
     process = disturbed.start()
     (job,) = disturbed.jobs()
-    say("scancel", "--signal=USR1", job["id"])
+    run_command("scancel", "--signal=USR1", job["id"])
     disturbed.checkout.finish(process)
     assert [(job["id"], "COMPLETED")] == [(job["id"], job["state"]) for job in disturbed.jobs()]
-    told = disturbed.cluster.show(job["id"])
-    assert (told["NumNodes"], told["Restarts"], summary(disturbed.run)["ranks"]) == ("2", "1", 2)
+    details = disturbed.cluster.show(job["id"])
+    assert (details["NumNodes"], details["Restarts"], summary(disturbed.run)["ranks"]) == ("2", "1", 2)
     assert [int(row["step"]) for row in metrics(disturbed.run)] == list(range(1, 161))
     losses = [[float(row["train_loss"]) for row in metrics(run)] for run in (disturbed.run, local / RUN)]
     assert np.allclose(*losses, rtol=1e-3)
 
 
 def test_slurmctld_stopped_and_started(disturbed, cluster, local):
-    """The training ends while nobody controls the cluster."""
+    """The training ends while slurmctld is stopped."""
     process = disturbed.start()
     cluster.stop("slurmctld")
     wait(lambda: not disturbed.checkout.trainings())
@@ -234,7 +234,7 @@ def test_slurmctld_stopped_and_started(disturbed, cluster, local):
 
 
 def test_snakemake_killed_and_restarted(disturbed, local):
-    """The next snakemake follows the job that lives: it is neither submitted again nor done again."""
+    """The next snakemake follows the living job: it is neither submitted nor run again."""
     kill(disturbed.start())
     (training,) = disturbed.checkout.trainings()
     training.suspend()
@@ -250,7 +250,7 @@ def test_snakemake_killed_and_restarted(disturbed, local):
 
 
 def test_snakemake_killed_for_good(disturbed, local):
-    """What a job finished alone stays; that its settings are changed afterwards is noticed all the same."""
+    """A job that finished alone is not repeated, but a later change of its settings is noticed."""
     kill(disturbed.start())
     wait(lambda: [job["state"] for job in disturbed.jobs()] == ["COMPLETED"])
     assert disturbed.checkout.planned(*disturbed.target) == {}
@@ -260,19 +260,19 @@ def test_snakemake_killed_for_good(disturbed, local):
 
 
 def test_changed_settings_of_a_living_job(disturbed):
-    """A job that trains what nobody wants any more is cancelled, and the new one submitted."""
+    """A living job with outdated settings is cancelled, and the new one submitted."""
     kill(disturbed.start())
     (training,) = disturbed.checkout.trainings()
     training.suspend()
     disturbed.edit("train.samples: 160", "train.samples: 40")
-    said = disturbed.checkout.run(*disturbed.target)
-    assert "it is cancelled" in said
+    output = disturbed.checkout.run(*disturbed.target)
+    assert "it is cancelled" in output
     assert [job["state"] for job in disturbed.jobs()] == ["CANCELLED", "COMPLETED"]
     assert summary(disturbed.run)["samples"] == 40
 
 
 class Decoding:
-    """Shards of the study, to be decoded by one Slurm job into a results folder of their own."""
+    """Shards of the study, to be decoded by one Slurm job into their own results folder."""
 
     def __init__(self, checkout: SlurmWorkflow, smoke_results: Path, name: str):
         self.checkout, self.results = checkout, checkout.folder / "results" / name
@@ -288,7 +288,7 @@ class Decoding:
         return process
 
     def finished(self) -> dict[Path, int]:
-        """Finished shards and their inodes: a group touches what it made."""
+        """Finished shards and their inodes (a group touches its outputs, so times say nothing)."""
         tars = self.results.glob("shards/*/*.tar")
         return {tar: tar.stat().st_ino for tar in tars if tar.with_name(f"{tar.name}.sha256").exists()}
 
@@ -298,29 +298,29 @@ class Decoding:
 
 
 def test_snakemake_killed_while_a_group_decodes(checkout, cluster, smoke_results):
-    """The next one waits for the shards, and decodes none of them again."""
+    """The next snakemake waits for the shards and decodes none of them again."""
     decoding, jobs = Decoding(checkout, smoke_results, "decoded"), len(cluster.jobs(checkout.folder))
     kill(decoding.start())
     finished = decoding.finished()
-    said = checkout.run(*decoding.target)
-    assert "still decoding; waiting until they end" in said
+    output = checkout.run(*decoding.target)
+    assert "still decoding; waiting until they end" in output
     decoding.none_was_made_again(finished)
     assert [job["comment"] for job in cluster.jobs(checkout.folder)[jobs:]] == ["rule_decode_shard"]
 
 
 def test_a_group_that_is_cancelled_keeps_what_it_has_finished(checkout, cluster, smoke_results):
-    """Snakemake deletes the outputs of all of its jobs, and starts them all again."""
+    """Snakemake deletes the outputs of all jobs of the group and starts them again, but no shard is decoded twice."""
     decoding, jobs = Decoding(checkout, smoke_results, "cancelled"), len(cluster.jobs(checkout.folder))
     process = decoding.start()
     finished = decoding.finished()
     (job,) = cluster.jobs(checkout.folder)[jobs:]
-    say("scancel", job["id"])
+    run_command("scancel", job["id"])
     checkout.finish(process)
     decoding.none_was_made_again(finished)
     assert [job["state"] for job in cluster.jobs(checkout.folder)[jobs:]] == ["CANCELLED", "COMPLETED"]
 
 
 def kill(process: subprocess.Popen) -> None:
-    """SIGKILL for snakemake alone; its jobs live on."""
+    """Kill snakemake alone; its jobs stay alive."""
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

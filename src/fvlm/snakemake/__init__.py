@@ -1,0 +1,1 @@
+"""What the rules call while Snakemake parses and runs them; no command of `fvlm` imports it."""

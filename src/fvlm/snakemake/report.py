@@ -1,0 +1,57 @@
+"""What a study prints before its first job, and the report after its last."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from fvlm.analysis import catalog
+from fvlm.snakemake.process import is_target
+from fvlm.snakemake.study import StudyOfRules
+from fvlm.study.plan import plan_text
+
+PRINT_IT_THEMSELVES = ("plan", "preflight", "calibrate")
+
+
+def announce(study: StudyOfRules) -> None:
+    """Print the plan, or which finished results are drawn."""
+    if any(is_target(name) for name in PRINT_IT_THEMSELVES):
+        return
+    finished = ", ".join(study.settings.results_from)
+    text = f"tables and figures of {finished}; nothing is trained" if finished else plan_text(study.settings)
+    print(text, file=sys.stderr, flush=True)
+
+
+def captions(path_of: Callable[[str], str]) -> dict[str, str]:
+    """Texts of the captions in the report: of each figure under its name, of each table under NAME_table.
+
+    path_of   Snakemake's path of a file, given relative to the rules
+    """
+    names = [*catalog.FIGURES, *(f"{table}_table" for table in catalog.TABLES)]
+    return {name: Path(path_of(f"../workflow/report/{name}.rst")).read_text() for name in names}
+
+
+def make_report(study: StudyOfRules) -> None:
+    """Make the self-contained report of a finished study unless it is newer than all results; print where to look."""
+    page = Path(study.folder) / "report.html"
+    results = [Path(path) for path in (*study.tables, *study.figures, *study.analyses, *study.decisions)]
+    if not all(path.exists() for path in results):
+        return  # only a part of the study was requested
+    if not page.exists() or any(path.stat().st_mtime > page.stat().st_mtime for path in results):
+        # A snakemake of its own: its first page shows the decisions, which did not exist when this one was parsed.
+        command = [sys.executable, "-m", "snakemake", "--report", str(page), "--cores", "1", "--nolock"]
+        command += ["--configfile", *study.origin["files"]]
+        changes = [f"{key}={json.dumps(value)}" for key, value in study.origin["changes"].items()]
+        command += ["--config", *changes] if changes else []
+        log = Path(study.folder) / "logs/report.log"
+        log.parent.mkdir(exist_ok=True)
+        with open(log, "w") as output:
+            done = subprocess.run(command, stdout=output, stderr=output)
+        if done.returncode:
+            raise WorkflowError(f"{page} could not be made, see {log}; the next snakemake tries again")
+    lines = [f"\nreport   {page}", f"answers  {study.decisions[0]}"]
+    lines += [f"figure   {path}" for path in study.headline]
+    print(*lines, sep="\n", file=sys.stderr)

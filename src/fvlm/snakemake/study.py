@@ -1,0 +1,273 @@
+"""The study as the rules see it: the files of each target, and the inputs and parameters of each job.
+
+Snakemake imports this module while it parses the Snakefile, so nothing heavy may be imported here.
+"""
+
+import hashlib
+import json
+import os
+import shlex
+from functools import cache
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from fvlm import data_report
+from fvlm.analysis import catalog
+from fvlm.analysis.finished import check_results
+from fvlm.config.resolve import load_study
+from fvlm.config.schema import Source, Study
+from fvlm.costs.limits import check_data, check_memory
+from fvlm.costs.speed import calibration_path, read_calibration
+from fvlm.data import sources
+from fvlm.errors import UserError
+from fvlm.snakemake.process import is_target
+from fvlm.snakemake.resources import Resources
+from fvlm.study.plan import plan_csv, plan_rows, plan_text
+
+DEFAULT_STUDY = "config/config.yaml"
+ENVIRONMENT = "FVLM_STUDY"  # the variable from which every job resolves the study again
+
+
+def load_default_study(workflow) -> None:
+    """Load the demo's study unless the command line names another one, which Snakemake would merge into it."""
+    if "study" not in workflow.config:
+        workflow.configfile(DEFAULT_STUDY)
+
+
+def open_study(config: dict, files: list, changes: dict, default_resources=None) -> "StudyOfRules":
+    """Resolve and check the study before the first job, and pass it on to all jobs.
+
+    config              Snakemake's configuration
+    files, changes      the configuration files and the --config changes that it was made of
+    default_resources   Snakemake's object for the profile's default-resources, or None
+    raises              WorkflowError, with a sentence about what is wrong
+    """
+    try:
+        study = load_study(config)
+        check_results(study)
+        read_calibration(study.results)
+        if not study.results_from and not is_target("preflight"):  # preflight reports all mistakes at once
+            check_data(study)
+            check_memory(study)
+        resources = Resources(study.runs, default_resources.args if default_resources else [])
+    except UserError as error:
+        raise WorkflowError(str(error)) from error
+    origin = {"files": [str(path) for path in files], "changes": dict(changes)}
+    # An environment variable instead of params: a study file under another path must not run anything again.
+    os.environ[ENVIRONMENT] = json.dumps(origin)
+    return StudyOfRules(study, resources, origin)
+
+
+class StudyOfRules:
+    """Files, inputs and parameters of the rules. A method that takes `wildcards` is given to a rule as it is.
+
+    settings   the resolved study
+    origin     {"files": the configuration files, "changes": the --config changes} that it was resolved from
+    folder     where its results go; those made of finished results (`results_from`) go into a folder of their own
+    """
+
+    def __init__(self, settings: Study, resources: Resources, origin: dict):
+        self.settings, self.resources, self.origin = settings, resources, origin
+        self.runs, self.sources = settings.runs, settings.sources
+        self.folder = f"{settings.results}/imported" if settings.results_from else settings.results
+        self._shards = cache(self._find_shards)
+
+    # --- targets ---
+
+    @property
+    def stages(self) -> list[str]:
+        return [name for name, run in self.runs.items() if run.family == "stage"]
+
+    @property
+    def evaluated(self) -> list[str]:
+        return [name for name, run in self.runs.items() if run.family in self.settings.evaluation.families]
+
+    @property
+    def attention_maps(self) -> list[str]:
+        """The maps of the last stage that learns from frames (preference tuning comes after it), if it is foveated."""
+        seeing = [name for name in self.stages if self.runs[name].data.loss != "preference"]
+        last = [name for name in seeing[-1:] if self.runs[name].model.architecture == "foveated"]
+        return [] if self.settings.results_from else [f"{self.folder}/attention/{name}.npz" for name in last]
+
+    @property
+    def indices(self) -> list[str]:
+        return [self._index(name) for name in self.settings.used_sources]
+
+    @property
+    def data_report(self) -> list[str]:
+        """The page, then its tables and figures."""
+        return [f"{self.folder}/data/{name}" for name in ("report.html", *data_report.FILES)]
+
+    @property
+    def prepared(self) -> list[str]:
+        """What a study makes before and beside its trainings; finished results have nothing of it."""
+        if self.settings.results_from:
+            return []
+        return [f"{self.folder}/plan.txt", *self.indices, f"{self.folder}/tables/data.csv", *self.data_report]
+
+    @property
+    def tables(self) -> list[str]:
+        return self._tables([*catalog.COLLECTED, *catalog.TABLES])
+
+    @property
+    def figures(self) -> list[str]:
+        return [f"{self.folder}/figures/{name}.{kind}" for name in catalog.FIGURES for kind in ("png", "pdf", "rst")]
+
+    @property
+    def headline(self) -> list[str]:
+        return [f"{self.folder}/figures/{name}.png" for name in catalog.HEADLINE]
+
+    @property
+    def analyses(self) -> list[str]:
+        return [f"{self.folder}/analysis/{name}" for name in catalog.ANALYSES]
+
+    @property
+    def decisions(self) -> list[str]:
+        """The page of the decisions, and their text for the report."""
+        return [f"{self.folder}/decisions.html", f"{self.folder}/decisions.rst"]
+
+    @property
+    def decisions_text(self) -> str:
+        """The text of the decisions as far as they are made; the first page of the report shows it."""
+        path = Path(self.decisions[1])
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    # --- plan ---
+
+    @property
+    def calibration(self) -> list[str]:
+        """The file that `fvlm calibrate` wrote, if it has been run."""
+        path = calibration_path(self.folder)
+        return [str(path)] if path.exists() else []
+
+    def plan_digest(self, wildcards) -> str:
+        """Digest of the whole plan: sources as declared, execution of the runs and GPU prices included."""
+        rows = plan_rows(self.settings)
+        return hashlib.sha256((plan_text(self.settings, rows) + plan_csv(rows)).encode()).hexdigest()
+
+    # --- data ---
+
+    def demo_family(self, wildcards) -> str:
+        return self.sources[wildcards.source].demo_family or wildcards.source
+
+    def source_folder(self, wildcards) -> str:
+        return str(sources.source_folder(self.sources[wildcards.source], self.folder))
+
+    def source_reader(self, wildcards) -> str:
+        return sources.reader_of(self.sources[wildcards.source])
+
+    def source_table(self, wildcards) -> str:
+        return sources.table_of(self.sources[wildcards.source])
+
+    def shard_inputs(self, wildcards) -> list[str]:
+        _, inputs = self._shards(wildcards.source)
+        return self._present(inputs(int(wildcards.shard)), self.sources[wildcards.source])
+
+    def last_shard(self, wildcards) -> str:
+        """The option of a source's last shard."""
+        count, _ = self._shards(wildcards.source)
+        return "--last" if int(wildcards.shard) + 1 == count else ""
+
+    def reject_limit(self, wildcards) -> str:
+        """The option of a source that may be rejected entirely.
+
+        Any other share is checked by the index, so that another limit decodes nothing again.
+        """
+        return "--max-reject 1" if self.sources[wildcards.source].max_reject == 1 else ""
+
+    def squash(self, wildcards) -> str:
+        """The option of a source whose frames are not cropped."""
+        return "" if self.sources[wildcards.source].crop else "--squash"
+
+    def index_tars(self, wildcards) -> list[str]:
+        source = self.sources[wildcards.source]
+        return self._present(sources.tars_of(source, self.settings), source)
+
+    def ledgers(self, wildcards) -> list[str]:
+        return sources.ledgers_of(self.settings)
+
+    def tokenizer_tables(self, wildcards) -> list[str]:
+        """The tables with the texts that a tokenizer is trained on; none for one with weights of its own."""
+        if self.settings.tokenizer.weights:
+            return []
+        trained_on = [self.sources[name] for name in self.settings.tokenizer_sources]
+        tables = [source for source in trained_on if source.reader in ("folder", "demo")]
+        return [str(sources.source_table(source, self.folder)) for source in tables]
+
+    def tokenizer_choice(self, wildcards) -> str:
+        choice = self.settings.tokenizer
+        return f"--weights {shlex.quote(choice.weights)}" if choice.weights else f"--vocabulary {choice.vocabulary}"
+
+    def data_report_digest(self, wildcards) -> str:
+        return data_report.digest(self.settings)
+
+    # --- runs ---
+
+    def training_inputs(self, wildcards) -> dict:
+        run = self.runs[wildcards.run]
+        indices = [self._index(name) for name in run.data.sources]
+        inputs = {
+            "indices": list(dict.fromkeys(indices + self._held_out_indices(run))),
+            "tokenizer": f"{self.folder}/tokenizer/tokenizer.json",
+        }
+        if run.parent:
+            inputs["parent"] = f"{self.folder}/runs/{run.parent}/model/best.safetensors"
+        return inputs
+
+    def evaluation_inputs(self, wildcards) -> dict:
+        folder = f"{self.folder}/runs/{wildcards.run}"
+        return {
+            "weights": f"{folder}/model/best.safetensors",
+            "summary": f"{folder}/run_summary.json",
+            "indices": self._held_out_indices(self.runs[wildcards.run]),
+            "tokenizer": f"{self.folder}/tokenizer/tokenizer.json",
+        }
+
+    # --- tables and figures ---
+
+    def table_inputs(self, wildcards) -> list[str]:
+        return self._tables(catalog.TABLES[wildcards.table].needs)
+
+    def table_labels(self, wildcards) -> dict:
+        return {"what": catalog.TABLES[wildcards.table].title, "form": "table"}
+
+    def analysis_inputs(self, wildcards) -> list[str]:
+        return self._tables(catalog.ANALYSES[wildcards.analysis].needs)
+
+    def analysis_labels(self, wildcards) -> dict:
+        return {"what": catalog.ANALYSES[wildcards.analysis].title, "form": "numbers"}
+
+    def figure_tables(self, wildcards) -> list[str]:
+        return self._tables(catalog.FIGURES[wildcards.figure].needs)
+
+    def figure_attention(self, wildcards) -> list[str]:
+        return self.attention_maps if catalog.FIGURES[wildcards.figure].attention else []
+
+    def figure_labels(self, wildcards) -> dict:
+        return {"what": catalog.FIGURES[wildcards.figure].title, "form": "figure"}
+
+    # --- parts of the above ---
+
+    def _index(self, source: str) -> str:
+        return f"{self.folder}/index/{source}.npz"
+
+    def _tables(self, names) -> list[str]:
+        return [f"{self.folder}/tables/{name}.csv" for name in names]
+
+    def _held_out_indices(self, run) -> list[str]:
+        """Indices with the held-out samples: a source's own, or its partner's."""
+        partners = {name: self.sources[name].held_out for name in run.data.sources}
+        return [self._index(other if isinstance(other, str) else name) for name, other in partners.items()]
+
+    def _find_shards(self, source: str):
+        """The number of a source's shards, and the function from a shard's number to its inputs."""
+        count = sources.shard_count(self.sources[source], self.settings)
+        return count, sources.shard_inputs(self.sources[source], self.folder)
+
+    def _present(self, paths, source: Source) -> list[str]:
+        """The inputs without files of the user that are only announced by `samples:`, since a plan needs no data."""
+        paths = [str(path) for path in paths]
+        if source.reader == "demo" or source.samples is None:
+            return paths
+        return [path for path in paths if path.startswith(f"{self.folder}/") or Path(path).exists()]

@@ -1,0 +1,264 @@
+"""The package that the rules call: study, resources, process and Slurm queue of a snakemake."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from snakemake.exceptions import WorkflowError
+from snakemake.scheduling.job_scheduler import JobScheduler
+
+from fvlm.config.resolve import merged, read_yaml, study_of
+from fvlm.errors import UserError
+from fvlm.snakemake import slurm
+from fvlm.snakemake.process import answer_signals_in_a_thread, drop_stale_locks, is_target
+from fvlm.snakemake.report import announce, make_report
+from fvlm.snakemake.resources import Resources
+from fvlm.snakemake.study import StudyOfRules, open_study
+from tests.config_cases import CONFIG, load
+from tests.conftest import ROOT
+
+FILES = {"smoke": "config/smoke.yaml", "paper": "config/paper.yaml"}
+
+
+def of(**names: str) -> SimpleNamespace:
+    """Wildcards of a job."""
+    return SimpleNamespace(**names)
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Opens a study as the Snakefile does."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("FVLM_STUDY", "{}")
+    monkeypatch.setattr(sys, "argv", ["snakemake"])
+
+    def open_it(name: str = "smoke", defaults: tuple[str, ...] = (), **changes) -> StudyOfRules:
+        config = merged(read_yaml(ROOT / FILES[name]), changes)
+        return open_study(config, [Path(FILES[name])], changes, SimpleNamespace(args=list(defaults)))
+
+    return open_it
+
+
+# --- study ---
+
+
+def test_jobs_resolve_the_same_study_from_the_environment(opened):
+    study = opened(baseline={"train.seed": 7})
+    resolved = study_of(SimpleNamespace(study=None))
+    assert {run.digest for run in resolved.runs.values()} == {run.digest for run in study.runs.values()}
+    assert json.loads(os.environ["FVLM_STUDY"])["files"] == ["config/smoke.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts"),
+    [
+        ({"baseline": {"train.sampels": 3}}, ["train.sampels", "train.samples"]),
+        ({"baseline": {"train.samples": 300_000}}, ["baseline", "300,000", "twice"]),
+        ({"results_from": "nowhere"}, ["results_from", "nowhere"]),
+    ],
+)
+def test_a_mistake_stops_the_parsing_with_its_sentence(opened, changes, facts):
+    with pytest.raises(WorkflowError) as error:
+        opened(**changes)
+    assert all(fact in str(error.value) for fact in facts)
+
+
+def test_preflight_may_start_without_the_data_that_it_reports(opened, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["snakemake", "preflight"])
+    opened(baseline={"train.samples": 300_000})
+
+
+def test_a_training_waits_for_its_parent_and_for_the_held_out_samples(opened):
+    study = opened()
+    first, second = (study.training_inputs(of(run=run)) for run in ("stage1", "stage2"))
+    assert "parent" not in first
+    assert second["parent"] == "results/smoke/runs/stage1/model/best.safetensors"
+    assert {"results/smoke/index/grid.npz", "results/smoke/index/grid_held_out.npz"} <= set(first["indices"])
+    assert len(first["indices"]) == len(set(first["indices"]))
+    assert not any("index/grid.npz" in path for path in study.evaluation_inputs(of(run="stage1"))["indices"])
+
+
+def test_attention_is_mapped_for_the_last_stage_that_learns_from_frames(opened):
+    assert opened().attention_maps == ["results/smoke/attention/stage3.npz"]
+
+
+def test_finished_results_prepare_nothing(opened, tmp_path):
+    (tmp_path / "points.csv").write_text("run_id,step,samples_seen,val_loss\nA1,1,8,2.0\n")
+    study = opened(results_from=str(tmp_path / "points.csv"))
+    assert study.folder == "results/smoke/imported" and study.prepared == [] and study.attention_maps == []
+    assert study.tables[0] == "results/smoke/imported/tables/runs.csv"
+
+
+def test_a_plan_needs_no_files_that_a_source_only_announces(opened, tmp_path):
+    source = {"kind": "video", "reader": "folder", "path": str(tmp_path), "table": "t.csv", "samples": 100}
+    announced = opened(sources={"mine": source}, prepare=["mine"])
+    wildcards = of(source="mine", shard="00000")
+    assert announced.shard_inputs(wildcards) == []
+    (tmp_path / "t.csv").write_text("file,caption\na.mp4,hello\n")
+    assert announced.shard_inputs(wildcards) == [f"{tmp_path}/t.csv"]
+    made_first = announced.shard_inputs(of(source="grid", shard="00000"))
+    assert made_first == ["results/smoke/corpus/grid/samples.jsonl"]
+
+
+def test_the_last_shard_is_marked(opened):
+    study = opened(shards={"samples": 16})
+    count = -(-study.sources["grid"].samples // 16)
+    options = [study.last_shard(of(source="grid", shard=f"{number:05d}")) for number in range(count)]
+    assert count > 1 and options == [""] * (count - 1) + ["--last"]
+
+
+def test_what_the_rules_import_is_light():
+    code = "import sys, snakemake.api; before = set(sys.modules); import fvlm.snakemake.report; "
+    code += "print(*{name.split('.')[0] for name in set(sys.modules) - before})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "fvlm" in loaded and not {"torch", "pandas", "scipy", "matplotlib", "transformers"} & set(loaded)
+
+
+# --- resources ---
+
+
+def test_a_run_gets_the_smallest_gpu_that_it_fits():
+    runs = load(CONFIG, "paper.yaml").runs
+    resources = Resources(runs, ["mem_mb=4000", "gpu_models='h100:80 l40:48 a100:40'"])
+    assert {resources.gpu_model(of(run=run)) for run in ("stage1", "135M-C1-F")} == {"a100"}
+    assert resources.gpu_model(of(run="1.7B-C1-B")) == "h100" == resources.largest_gpu_model
+    assert resources.gpu_constraint(of(run="stage1")) is None is resources.largest_gpu_constraint
+    with pytest.raises(UserError, match=r"1\.7B-C1-B.*gpu_models.*48 GB"):
+        Resources(runs, ["gpu_models='l40:48 a100:40'"])
+
+
+def test_a_run_on_a_cpu_requests_no_kind_of_gpu():
+    runs = load(CONFIG, "smoke.yaml").runs
+    assert Resources(runs, ["gpu_models='tiny:0.001'"]).gpu_model(of(run="stage1")) is None
+
+
+def test_several_nodes_start_a_task_on_each():
+    runs = load(CONFIG, "paper.yaml", baseline={"operation.gpus": 4, "operation.nodes": 2}).runs
+    resources, run = Resources(runs, []), of(run="stage1")
+    assert (resources.gpus(run), resources.nodes(run), resources.mpi(run)) == (8, 2, "srun")
+    assert resources.threads(run) == 4 * runs["stage1"].operation.threads
+    one = Resources(load(CONFIG, "paper.yaml").runs, [])
+    assert one.nodes(run) is None is one.mpi(run)
+
+
+# --- process ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--cores", "1", "preflight"], True),
+        (["--target-jobs", "preflight:", "--mode", "remote"], True),
+        (["preflights", "results/preflight"], False),
+        ([], False),
+    ],
+)
+def test_a_target_is_found_on_the_command_line(arguments, expected):
+    assert is_target("preflight", arguments) == expected
+
+
+def test_locks_of_a_killed_snakemake_are_dropped_and_those_of_a_living_one_kept(tmp_path):
+    lock = tmp_path / "locks/0.output.lock"
+    lock.parent.mkdir()
+    lock.touch()
+    code = "import sys; from pathlib import Path; from fvlm.snakemake.process import drop_stale_locks\n"
+    code += f"print(drop_stale_locks(Path({str(tmp_path)!r})), flush=True); sys.stdin.read()"
+    living = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert living.stdout.readline() == "True\n" and not lock.exists()
+    lock.touch()
+    assert not drop_stale_locks(tmp_path) and lock.exists()
+    living.kill()
+    living.communicate()
+    assert drop_stale_locks(tmp_path) and not lock.exists()
+
+
+def test_a_signal_is_answered_while_the_main_thread_holds_the_lock(monkeypatch):
+    lock, answered = threading.Lock(), threading.Event()
+
+    def exit_gracefully(scheduler, *args):
+        with lock:
+            answered.set()
+
+    monkeypatch.setattr(JobScheduler, "exit_gracefully", exit_gracefully)
+    answer_signals_in_a_thread()
+    with lock:
+        JobScheduler.exit_gracefully(None, 15, None)
+    assert answered.wait(10)
+
+
+# --- announcement and report ---
+
+
+def test_the_plan_is_announced_unless_it_is_the_target(opened, monkeypatch, capsys):
+    study = opened()
+    announce(study)
+    assert "27 runs" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["snakemake", "plan"])
+    announce(study)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_part_of_a_study_has_no_report(opened, tmp_path, capsys):
+    make_report(opened(results=str(tmp_path)))
+    assert not (tmp_path / "report.html").exists() and capsys.readouterr().err == ""
+
+
+def test_a_report_that_fails_names_its_log(workflow, monkeypatch):
+    study = StudyOfRules(load(CONFIG, "smoke.yaml"), None, {"files": ["nowhere.yaml"], "changes": {}})
+    monkeypatch.chdir(workflow.folder)
+    for path in (*study.tables, *study.figures, *study.analyses, *study.decisions):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).touch()
+    with pytest.raises(WorkflowError, match=r"results/smoke/report\.html.*results/smoke/logs/report\.log"):
+        make_report(study)
+    assert "nowhere.yaml" in Path("results/smoke/logs/report.log").read_text()
+
+
+# --- Slurm; tests/slurm has a real one ---
+
+
+@pytest.fixture
+def squeue(tmp_path, monkeypatch):
+    """A `squeue` that prints the lines of a file and then forgets them."""
+    queue, command = tmp_path / "queue", tmp_path / "bin/squeue"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\ncat {queue} && : > {queue}\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}{os.pathsep}{os.environ['PATH']}")
+    return queue
+
+
+def test_the_queue_is_read(squeue):
+    squeue.write_text("12|RUNNING|rule_train_wildcards_stage1\n13|PENDING|rule_index_wildcards_a|b\n")
+    assert slurm.living_jobs() == {
+        "rule_train_wildcards_stage1": ("12", "RUNNING"),
+        "rule_index_wildcards_a|b": ("13", "PENDING"),
+    }
+    assert f"--name={slurm.job_name()} " in (squeue.parent / "asked").read_text()
+
+
+def test_without_a_queue_there_are_no_jobs(squeue, monkeypatch):
+    squeue.unlink(missing_ok=True)  # squeue fails
+    assert slurm.living_jobs() == {}
+    monkeypatch.setenv("PATH", str(squeue.parent))
+    assert slurm.living_jobs() == {}
+
+
+def test_a_snakemake_waits_for_the_shards_of_an_earlier_one(squeue, monkeypatch, capsys):
+    monkeypatch.setattr(slurm, "SECONDS_BETWEEN_QUERIES", 0)
+    squeue.write_text("7|RUNNING|rule_decode_shard\n8|RUNNING|rule_train_wildcards_a\n")
+    slurm.wait_while(lambda comment, number: comment.startswith("rule_decode_"), "waiting for {}")
+    assert capsys.readouterr().err == "waiting for 7\n"
+    assert len((squeue.parent / "asked").read_text().splitlines()) == 2
+
+
+def test_jobs_of_one_working_directory_have_one_name(tmp_path, monkeypatch):
+    name = slurm.job_name()
+    assert slurm.job_name() == name
+    monkeypatch.chdir(tmp_path)
+    assert slurm.job_name() != name
