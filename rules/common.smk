@@ -56,7 +56,7 @@ SEEING = [name for name in STAGES if RUNS[name].data.loss != "preference"]
 ATTENTION_RUN = [
     name
     for name in SEEING[-1:]
-    if RUNS[name].model.architecture == "foveated" and not STUDY.results_from
+    if RUNS[name].model.variant.queries and not STUDY.results_from
 ]
 
 TABLES = [f"{R}/tables/{name}.csv" for name in (*catalog.COLLECTED, *catalog.TABLES)]
