@@ -1,4 +1,4 @@
-"""docs/new-architecture.md as it stands: a copy of the package with its code plans, trains and evaluates the new run."""
+"""docs/new-architecture.md as it stands: in a copy of the package, its code plans, trains and evaluates the new run."""
 
 import csv
 import json
