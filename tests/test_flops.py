@@ -90,6 +90,13 @@ def measured(model: schema.Model, batch: Batch, freeze: tuple = (), mode: str | 
     return forward, forward + counter.get_total_flops() if loss.requires_grad else forward
 
 
+def counted(model: schema.Model) -> dict[str, int]:
+    """Parameters of the model itself."""
+    groups = on_meta(model).parameter_groups().items()
+    counts = {group: sum(parameter.numel() for parameter in members.values()) for group, members in groups}
+    return {**counts, "total": sum(counts.values())}
+
+
 ALL = ("connector", "dino", "llm")
 FROZEN = [freeze for count in range(4) for freeze in combinations(ALL, count)]
 VARIANTS = [
@@ -206,9 +213,4 @@ def test_flops_of_arrays_are_those_of_each_sample():
 )
 def test_parameters_are_those_of_the_model(sizes, architecture, tokens):
     model = model_of(sizes, architecture, tokens)
-    network = on_meta(model)
-    counted = {
-        group: sum(parameter.numel() for parameter in members.values())
-        for group, members in network.parameter_groups().items()
-    }
-    assert flops.parameters(model) == {**counted, "total": sum(counted.values())}
+    assert flops.parameters(model) == counted(model)

@@ -5,6 +5,7 @@ Solid line: fitted, or measured. Dashed line: extrapolated. Hollow marker: exclu
 
 import textwrap
 from collections.abc import Sequence
+from itertools import cycle
 
 import matplotlib
 
@@ -16,6 +17,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
+
+from fvlm.config.architectures import ARCHITECTURES
 
 # Okabe and Ito's palette, which stays apart for colour-blind readers
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
@@ -29,13 +32,8 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
     "#666666",
 )
 BROWN = "#8C510A"
-ARCHITECTURE = {"foveated": BLUE, "multi_token": RED, "pixel_shuffle": GREEN, "blind": GREY}
-NAMES = {
-    "foveated": "foveated",
-    "multi_token": "pooled tokens",
-    "pixel_shuffle": "pixel shuffle",
-    "blind": "no frames",
-}
+ARCHITECTURE = dict(zip(ARCHITECTURES, cycle((BLUE, RED, GREEN, GREY, PURPLE, ORANGE, BROWN, YELLOW)), strict=False))
+NAMES = {name: architecture.title for name, architecture in ARCHITECTURES.items()}
 MODES = {
     "coarse_fine": BLUE,
     "autoregressive": PURPLE,

@@ -8,6 +8,7 @@ import pandas as pd
 from fvlm.analysis.columns import RUN, SCHEDULE
 from fvlm.analysis.finished import BEST, FINAL, RUN_NAMES, place_of, short_names
 from fvlm.analysis.fits.points import header_of, read_points
+from fvlm.config.architectures import ARCHITECTURES as DECLARED
 from fvlm.errors import UserError
 
 PARAMETERS = ("total_params", "n_params", "params")  # what a file may call the number of parameters
@@ -15,7 +16,7 @@ MILLIONS = "params_M"
 SAMPLES = ("total_samples", "samples", "samples_seen")
 FLOPS = ("flops", "total_flops")
 ARCHITECTURES = {
-    **{name: name for name in ("foveated", "multi_token", "pixel_shuffle", "blind")},
+    **{name: name for name in DECLARED},
     "fov": "foveated",
     "baseline": "multi_token",
     "bas": "multi_token",

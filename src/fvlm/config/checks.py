@@ -29,14 +29,15 @@ def check_run(run: Run, where: str) -> None:
         )
     if run.train.seed < 0:
         raise UserError(f"{where}: train.seed is {run.train.seed}; give 0 or more")
-    parts = {"llm"} if run.model.architecture == "blind" else {"connector", "dino", "llm"}
+    parts = {"connector", "dino", "llm"} if run.model.variant.sees else {"llm"}
     if not parts - set(run.optim.freeze):
         raise UserError(
             f"{where}: optim.freeze is {list(run.optim.freeze)}, which leaves nothing to train in architecture "
             f"{run.model.architecture!r}; take one of {', '.join(sorted(parts))} out of it"
         )
     _check_preference(run, where)
-    _check_tokens(run, where)
+    if run.model.variant.problem:
+        raise UserError(f"{where}: {run.model.variant.problem}")
     _check_ranks(run, where)
 
 
@@ -60,18 +61,6 @@ def _check_preference(run: Run, where: str) -> None:
             f"{where}: data.loss is 'preference', which holds the model against the weights it starts from; give "
             "`parent:`, for example stage3"
         )
-
-
-def _check_tokens(run: Run, where: str) -> None:
-    tokens, patches = run.model.tokens_per_frame, run.model.encoder.patches
-    if run.model.architecture == "multi_token" and (round(tokens**0.5) ** 2 != tokens or tokens > patches):
-        raise UserError(
-            f"{where}: model.tokens_per_frame is {tokens}; pooling {patches} patches needs a square of at most "
-            f"that many: "
-            "1, 4, 9 or 16"
-        )
-    if run.model.architecture == "pixel_shuffle" and tokens != 49:
-        raise UserError(f"{where}: model.tokens_per_frame is {tokens}; pixel_shuffle always gives 49")
 
 
 def _check_ranks(run: Run, where: str) -> None:

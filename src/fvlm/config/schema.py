@@ -9,6 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fvlm.config.architectures import ARCHITECTURES, Architecture
+
 Kind = Literal["video", "image", "text", "preference"]
 Reader = Literal[
     "folder", "files", "shards", "demo", "video2dataset",
@@ -35,9 +37,14 @@ class EncoderSize(Strict):
     weights: str | None = None
 
     @property
+    def side(self) -> int:
+        """Patches per side of a frame."""
+        return self.image // self.patch
+
+    @property
     def patches(self) -> int:
         """Patch tokens per frame, without the CLS token."""
-        return (self.image // self.patch) ** 2
+        return self.side**2
 
 
 class LanguageSize(Strict):
@@ -57,7 +64,7 @@ class LanguageSize(Strict):
 
 
 class Model(Strict):
-    architecture: Literal["foveated", "multi_token", "pixel_shuffle", "blind"]
+    architecture: Literal[*ARCHITECTURES]
     encoder: EncoderSize
     language: LanguageSize
     deep_query: bool
@@ -70,22 +77,23 @@ class Model(Strict):
     tokens_per_frame: int = Field(gt=0)  # of the pooled baselines; the foveated model always has one, the blind none
 
     @property
+    def variant(self) -> Architecture:
+        """All that follows from the architecture and its settings."""
+        return ARCHITECTURES[self.architecture](self)
+
+    @property
     def visual_tokens(self) -> int:
         """Visual tokens per frame that the language model sees."""
-        return {"foveated": 1, "blind": 0}.get(self.architecture, self.tokens_per_frame)
+        return self.variant.tokens
 
     @property
     def modes(self) -> tuple[str, ...]:
-        """The ways this model can be evaluated."""
-        if self.architecture != "foveated":
-            return ("direct",)
-        return ("coarse_only", "coarse_fine", "autoregressive")
+        """The ways to evaluate this model."""
+        return self.variant.modes
 
     @property
     def training_mode(self) -> str:
-        if self.architecture != "foveated":
-            return "direct"
-        return "coarse_fine" if self.fine_pass else "coarse_only"
+        return self.variant.training_mode
 
 
 class Rates(Strict):

@@ -38,18 +38,12 @@ class Trained:
         return max(self.connector, self.dino, self.llm)
 
 
-def shuffle_block(side: int) -> int:
-    """Pixel shuffle of a side x side patch grid to 7 x 7 tokens: one token holds block x block features."""
-    return max(1, side // 7)
-
-
 def parameters(model: schema.Model) -> dict[str, int]:
     """Number of parameters of dino, llm and connector, and their total (tied embeddings count once)."""
-    blind = model.architecture == "blind"
     counts = {
-        "dino": 0 if blind else _dino_parameters(model.encoder),
+        "dino": _dino_parameters(model.encoder) if model.variant.sees else 0,
         "llm": _llm_parameters(model.language),
-        "connector": 0 if blind else _connector_parameters(model),
+        "connector": model.variant.connector_parameters,
     }
     return {**counts, "total": sum(counts.values())}
 
@@ -74,25 +68,6 @@ def _llm_weights(size: schema.LanguageSize) -> int:
     """Weights of the matrix products of one layer."""
     shared = size.width // size.heads * size.kv_heads
     return 2 * size.width**2 + 2 * size.width * shared + 3 * size.width * size.ffn
-
-
-def _connector_parameters(model: schema.Model) -> int:
-    width, language, query = model.encoder.width, model.language.width, model.query_dim
-    if model.architecture != "foveated":
-        return _pooled_width(model) * language + language
-    there = query * width + (width * width + width) + (width * language + language)
-    back = language * query + query
-    return there + back + 2 * query
-
-
-def _side(model: schema.Model) -> int:
-    return model.encoder.image // model.encoder.patch
-
-
-def _pooled_width(model: schema.Model) -> int:
-    """Features in one visual token of a baseline before its linear layer."""
-    block = shuffle_block(_side(model)) if model.architecture == "pixel_shuffle" else 1
-    return block**2 * model.encoder.width
 
 
 def training_flops(
@@ -164,7 +139,7 @@ def preference_flops(
 
 
 def _flops(model, mode, trained, frames, text_tokens, scored_tokens, encoded_frames, question_tokens) -> Number:
-    seeing = float(model.architecture != "blind")
+    seeing = float(model.variant.sees)
     encoded = frames if encoded_frames is None else encoded_frames
     frames, encoded = seeing * np.asarray(frames, float), seeing * np.asarray(encoded, float)
     text, scored = np.asarray(text_tokens, float), np.asarray(scored_tokens, float)
@@ -184,7 +159,7 @@ def _seen(trained: Trained) -> int:
 
 def _visual(model, mode, trained, frames, encoded, question) -> Number:
     """Making the visual tokens of a mode."""
-    if model.architecture == "blind":
+    if not model.variant.sees:
         return 0.0 * frames
     total = _encode(model, trained, encoded)
     if mode == "direct":
@@ -223,7 +198,7 @@ def _encode(model: schema.Model, trained: Trained, frames: Number) -> Number:
     kept = _product(tokens, width, 2 * width, dino, dino)  # keys and values
     rest = _product(tokens, width, (2 + 2 * size.mlp_ratio) * width, dino, dino)
     rest = rest + _attention(tokens * (size.patches + 1), width, dino, dino)
-    deep = model.architecture == "foveated" and model.deep_query
+    deep = model.variant.keeps == "keys"
     patches = _product(frames * size.patches, 3 * size.patch**2, width, dino, 0)
     return patches + size.layers * kept + (size.layers - deep) * rest
 
@@ -234,7 +209,7 @@ def _read(model: schema.Model, trained: Trained, queries: Number, frames: Number
     pairs = queries * (size.patches + 1)
     inner = max(has_gradient, dino)
     total = _product(queries, model.query_dim, width, trained.connector, has_gradient)
-    if model.deep_query:
+    if model.variant.keeps == "keys":
         layer = _product(queries, width, (2 + 2 * size.mlp_ratio) * width, dino, inner)
         total = total + size.layers * (layer + _attention(pairs, width, inner, dino))
     else:
@@ -245,11 +220,10 @@ def _read(model: schema.Model, trained: Trained, queries: Number, frames: Number
 
 def _pool(model: schema.Model, trained: Trained, frames: Number) -> Number:
     """A baseline's pooling matrix and linear layer."""
-    rows = frames * model.tokens_per_frame
-    block = _pooled_width(model) // model.encoder.width
-    pooling = _product(rows * block, model.encoder.patches, model.encoder.width, 0, trained.dino)
-    width = _pooled_width(model)
-    return pooling + _product(rows, width, model.language.width, trained.connector, trained.dino)
+    variant = model.variant
+    tokens = frames * variant.tokens
+    pooling = _product(tokens * variant.rows_per_token, model.encoder.patches, model.encoder.width, 0, trained.dino)
+    return pooling + _product(tokens, variant.token_width, model.language.width, trained.connector, trained.dino)
 
 
 def _predict(model: schema.Model, trained: Trained, frames: Number) -> Number:

@@ -18,7 +18,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 
 from fvlm.config import schema
-from fvlm.costs.flops import Trained, parameters, shuffle_block
+from fvlm.costs.flops import Trained, parameters
 from fvlm.data.decode.media import MAX_FRAMES
 
 GB = 2**30  # bytes, as drivers and metrics.csv count
@@ -171,7 +171,7 @@ def saved_bytes(model: schema.Model, trained: Trained, item: int, load: Load, re
 
 def _seen_bytes(model: schema.Model, trained: Trained, item: int, load: Load, recompute: bool) -> int:
     """Of these the ones that making the visual tokens keeps."""
-    if model.architecture == "blind":
+    if not model.variant.sees:
         return 0
     looks, reads, _ = _passes(model)
     total = (_encode_again if recompute else _encode)(model, trained, item, load)
@@ -189,12 +189,12 @@ def peak_bytes(model: schema.Model, trained: Trained, item: int, load: Load, rec
     begins = saved_bytes(model, trained, item, load, recompute)
     if not trained.any:
         return begins
-    looks, reads, scores = _passes(model)
+    looks, _, scores = _passes(model)
     counts, language = parameters(model), model.language
     embeddings = language.vocabulary * language.width
     seen = _seen_bytes(model, trained, item, load, recompute)
     twice = trained.llm * (counts["llm"] - embeddings) * (scores + looks > 1)
-    twice += trained.dino * counts["dino"] * (reads > 0 and model.deep_query)
+    twice += trained.dino * counts["dino"] * (model.variant.keeps == "keys")
     later = seen + item * twice + trained.dino * _key_gradients(model, item, load)
     later += _copies(model, trained, item, load, recompute)  # autocast drops its own as the forward pass ends
     if recompute:
@@ -205,9 +205,9 @@ def peak_bytes(model: schema.Model, trained: Trained, item: int, load: Load, rec
 def _key_gradients(model: schema.Model, item: int, load: Load) -> int:
     """Of the keys and values of all layers, which wait for the layers' own turn; of a shallow query the features'."""
     tokens, width = load.frames * (model.encoder.patches + 1), model.encoder.width
-    if model.architecture == "blind":
+    if not model.variant.sees:
         return 0
-    deep = model.architecture == "foveated" and model.deep_query
+    deep = model.variant.keeps == "keys"
     return tokens * width * (model.encoder.layers * 2 * item if deep else 4)
 
 
@@ -232,7 +232,7 @@ def _copies(model: schema.Model, trained: Trained, item: int, load: Load, withou
     embeddings = language.vocabulary * language.width
     layers = (counts["llm"] - embeddings) * (not without_layers)
     llm = layers + embeddings if trained.llm else (scores + looks) * layers + chunks * embeddings
-    dino = counts["dino"] * (1 if trained.dino else reads * model.deep_query)
+    dino = counts["dino"] * (1 if trained.dino else reads * (model.variant.keeps == "keys"))
     return 2 * (llm + dino + counts["connector"])
 
 
@@ -251,7 +251,7 @@ def _encode(model: schema.Model, trained: Trained, item: int, load: Load) -> int
     size = model.encoder
     tokens, width = load.frames * (size.patches + 1), size.width
     key_value = 2 * item * width
-    deep = model.architecture == "foveated" and model.deep_query
+    deep = model.variant.keeps == "keys"
     if not trained.dino:  # no graph; what is read is kept
         return tokens * (size.layers * key_value if deep else 4 * width)
     layers = size.layers * tokens * (_encoder_token(size, item, 1) + key_value)
@@ -266,7 +266,7 @@ def _encode_again(model: schema.Model, trained: Trained, item: int, load: Load) 
     """As `_encode`, of layers that are computed again: their inputs, and the keys and values that queries read."""
     size = model.encoder
     tokens, width = load.frames * (size.patches + 1), size.width
-    deep = model.architecture == "foveated" and model.deep_query
+    deep = model.variant.keeps == "keys"
     if not trained.dino:
         return _encode(model, trained, item, load)
     layers = tokens * (size.layers * (4 + 2 * item * deep) * width + (not deep) * 4 * width)
@@ -278,16 +278,14 @@ def _one_layer(model: schema.Model, trained: Trained, item: int, load: Load) -> 
     encoder = model.encoder
     cells, width = max((load.cells, load.width), (load.visual_cells, load.visual_width))
     largest = cells * _language_cell(model.language, trained, item, width)
-    if model.architecture != "blind" and trained.dino:
+    if model.variant.sees and trained.dino:
         tokens = load.frames * (encoder.patches + 1)
         largest = max(largest, tokens * (_encoder_token(encoder, item, 1) + 2 * item * encoder.width))
     return largest
 
 
 def _pool(model: schema.Model, item: int, load: Load) -> int:
-    side = model.encoder.image // model.encoder.patch
-    block = shuffle_block(side) if model.architecture == "pixel_shuffle" else 1
-    return load.frames * model.visual_tokens * item * block**2 * model.encoder.width
+    return load.frames * model.variant.tokens * item * model.variant.token_width
 
 
 def _read(model: schema.Model, trained: Trained, item: int, queries: int, cells: int) -> int:
@@ -295,7 +293,7 @@ def _read(model: schema.Model, trained: Trained, item: int, queries: int, cells:
     size, width = model.encoder, model.encoder.width
     # the query and its projection, both sides of the connector's layers, the hidden state that predicts
     ends = queries * (4 * width + item * (model.query_dim + 3 * width + model.language.width))
-    if model.deep_query:
+    if model.variant.keeps == "keys":
         spread = (cells - queries) * (2 * item * width + 4 * size.heads)
         spread += queries * item * width if cells > queries else 0  # gathered again
         return ends + size.layers * (queries * _encoder_token(size, item, trained.dino) + spread)

@@ -25,7 +25,7 @@ def add_arguments(parser) -> None:
 def main(args) -> int:
     study = study_of(args)
     run, model, device = load_run(Path(study.results) / "runs" / args.run)
-    if run.model.architecture != "foveated":
+    if not run.model.variant.queries:
         raise UserError(f"run {run.name!r} has no query ({run.model.architecture}); name a foveated run")
     steps = fixed_videos(run, study, study.evaluation.attention_videos)
     if not len(steps):

@@ -31,7 +31,7 @@ def add_arguments(parser) -> None:
 def main(args) -> int:
     run, model, device = load_run(args.run)
     tokenizer = load_tokenizer(args.run.parent.parent / "tokenizer")
-    mode = args.mode or ("autoregressive" if run.model.training_mode == "coarse_fine" else run.model.training_mode)
+    mode = args.mode or run.model.variant.inference_mode
     if mode not in run.model.modes:
         raise UserError(f"run {run.name!r} has no mode {mode!r}; it has {', '.join(run.model.modes)}")
     ids = encode_prompt(tokenizer, args.question)

@@ -128,7 +128,7 @@ def _score(run: Run, model, batch: Batch, study: Study, videos: list[int], order
     for mode, frames, seen in looks:
         if seen is None:
             continue  # a batch in which a single sample has frames: there is no other's
-        attended = frames == "own" and run.model.architecture == "foveated"
+        attended = frames == "own" and run.model.variant.queries
         output = model(seen, run.model.training_mode if mode == "blind" else mode, with_attention=attended)
         entropies, losses = _entropies(output, seen), output.loss_sum_B.tolist()
         for i, (key, name) in enumerate(zip(batch.keys, batch.sources, strict=True)):

@@ -19,7 +19,7 @@ from transformers import (
 
 from fvlm.config import schema
 from fvlm.errors import BROKEN, UserError, first_line
-from fvlm.model.connector import PooledConnector, QueryConnector
+from fvlm.model.connector import CONNECTORS
 from fvlm.model.encoder import Encoder
 from fvlm.model.foveated import VideoLanguageModel
 from fvlm.model.language import Language
@@ -32,16 +32,13 @@ def build_model(model: schema.Model, seed: int) -> VideoLanguageModel:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if model.architecture == "blind":
-            llama = _language(model.language, model.visual_scale)
-            return VideoLanguageModel(model, nn.Module(), Language(llama), nn.Module())
-        dino, llama = _encoder(model.encoder), _language(model.language, model.visual_scale)
-        connector = (QueryConnector if model.architecture == "foveated" else PooledConnector)(model)
+        # the order decides which random numbers each part gets
+        encoder = Encoder(_encoder(model.encoder), model.encoder.image) if model.variant.sees else nn.Module()
+        language = Language(_language(model.language, model.visual_scale))
+        connector = CONNECTORS[model.architecture](model)
         _initialise(connector)
-        if isinstance(connector, QueryConnector):
-            nn.init.normal_(connector.q_static, std=model.query_init_std)
-            nn.init.normal_(connector.q_init, std=model.query_init_std)
-    return VideoLanguageModel(model, Encoder(dino, model.encoder.image), Language(llama), connector)
+        connector.draw_queries()
+    return VideoLanguageModel(model, encoder, language, connector)
 
 
 def encoder_config(size: schema.EncoderSize) -> Dinov2Config:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fvlm.batch import Batch
 from fvlm.config import schema
 from fvlm.errors import UserError
-from fvlm.model.connector import PooledConnector, QueryConnector
+from fvlm.model.connector import Connector
 from fvlm.model.encoder import Attention, Encoder, FrameStates, Visits
 from fvlm.model.language import Cache, Language
 from fvlm.model.losses import scored_cross_entropy, sum_per_sample
@@ -61,9 +61,9 @@ class VideoLanguageModel(nn.Module):
         config: schema.Model,
         dino: Encoder | nn.Module,
         llm: Language,
-        connector: QueryConnector | PooledConnector | nn.Module,
+        connector: Connector,
     ):
-        """`dino` and `connector` are empty modules in a blind model."""
+        """`dino` is an empty module in a blind model."""
         super().__init__()
         self.config = config
         self.dino = dino
@@ -87,7 +87,7 @@ class VideoLanguageModel(nn.Module):
         raises             UserError for a mode that this architecture does not have
         """
         mode = self.check_mode(mode)
-        if self.always_sees and self.config.architecture != "blind" and not batch.frame_counts.any():
+        if self.always_sees and self.config.variant.sees and not batch.frame_counts.any():
             return self._beside_blank(batch, mode, with_attention, with_coarse_loss)
         plan = self.plan(batch)
         text_SE = self.llm.embed(batch.token_ids)
@@ -164,15 +164,15 @@ class VideoLanguageModel(nn.Module):
     def encode(self, frames: torch.Tensor) -> FrameStates:
         """Phase 1; without a graph when the encoder is frozen."""
         trained = any(parameter.requires_grad for parameter in self.dino.parameters())
-        deep = self.config.architecture == "foveated" and self.config.deep_query
+        keeps = self.config.variant.keeps
         with nullcontext() if trained else torch.no_grad():
-            return self.dino.encode(frames, keys=deep, features=not deep)
+            return self.dino.encode(frames, keys=keeps == "keys", features=keeps == "features")
 
     def read(
         self, query_PQ: torch.Tensor, states: FrameStates, visits: Visits, with_attention: bool
     ) -> tuple[torch.Tensor, Attention | None]:
         """Queries (P, Q) -> visual tokens (P, E): the one path, deep or shallow, of every foveated mode."""
-        read = self.dino.read if self.config.deep_query else self.dino.read_shallow
+        read = self.dino.read if self.config.variant.keeps == "keys" else self.dino.read_shallow
         seen_PD, attention = read(self.connector.query_input_proj(query_PQ), states, visits, with_attention)
         return self.connector.project(seen_PD), attention
 

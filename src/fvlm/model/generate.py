@@ -15,12 +15,12 @@ def generate(
 
     batch    one sample; its text tokens are the prompt, its loss mask is not read
     end_id   the token that ends an answer (it is not returned); None: never
-    mode     how the video is seen; None: autoregressive, or direct for a baseline
+    mode     how the video is seen; None: the architecture's `inference_mode`
     raises   ValueError if the batch has more than one sample
     """
     if len(batch) != 1:
         raise ValueError(f"generate takes one sample, got {len(batch)}")
-    mode = model.check_mode(mode or model.config.modes[-1])
+    mode = model.check_mode(mode or model.config.variant.inference_mode)
     plan, text_SE = model.plan(batch), model.llm.embed(batch.token_ids)
     visual_PE = model.visual_tokens(batch, text_SE, plan, mode)[0]
     question, rest = text_SE.tensor_split([int(plan.question_B[0])])

@@ -24,7 +24,7 @@ def shard(model: VideoLanguageModel, device: torch.device) -> None:
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     layers = [*model.llm.llama.layers]
-    if model.config.architecture != "blind":
+    if model.config.variant.sees:
         layers += model.dino.layers
     for layer in layers:
         attention = layer.self_attn if hasattr(layer, "self_attn") else layer.attention

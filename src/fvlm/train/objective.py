@@ -99,7 +99,7 @@ class TextObjective:
 
     def __init__(self, run: Run, model: VideoLanguageModel):
         self.model, self.mode = model, run.model.training_mode
-        self.foveated = run.model.architecture == "foveated"
+        self.queries = run.model.variant.queries
 
     def units(self, batch: Batch) -> int:
         """Scored tokens, as the model counts them."""
@@ -109,7 +109,7 @@ class TextObjective:
         output = self.model(
             batch,
             self.mode,
-            with_attention=validating and self.foveated,
+            with_attention=validating and self.queries,
             with_coarse_loss=validating and self.mode == "coarse_fine",
         )
         tokens = int(output.count_B.sum())

@@ -55,7 +55,7 @@ class Watch:
 
 
 def _videos(run: Run, study: Study) -> Steps | None:
-    if run.model.architecture != "foveated" or not run.operation.attention_videos:
+    if not run.model.variant.queries or not run.operation.attention_videos:
         return None
     videos = fixed_videos(run, study, run.operation.attention_videos)
     return videos if len(videos) else None

@@ -7,6 +7,7 @@ from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.compare.bootstrap import OVERALL, VIDEO_FIRST, Cell, Estimate
 from fvlm.analysis.compare.gap import percent
 from fvlm.analysis.compare.runs import ComparedRuns, difference, scores_tokens, trained_mode
+from fvlm.config.architectures import ARCHITECTURES
 
 FOVEATED = ("baseline", "A6")  # the foveated runs among those that differ in how a frame is read
 
@@ -96,9 +97,10 @@ def _above(gap: Estimate) -> dict:
 def _label(run: pd.Series) -> str:
     if run["base"] == "baseline":
         return "foveated"
+    architecture = ARCHITECTURES[run["architecture"]]
     kinds = {"foveated": "static query", "blind": "trained blind", "multi_token": "pooled"}
-    kind = kinds.get(run["architecture"], "pixel shuffle")
-    count = f"{run['visual_tokens']:.0f} " if run["architecture"] in ("multi_token", "pixel_shuffle") else ""
+    kind = kinds.get(run["architecture"], architecture.title)
+    count = f"{run['visual_tokens']:.0f} " if architecture.pooled else ""
     return f"{count}{kind} ({run['base']})"
 
 

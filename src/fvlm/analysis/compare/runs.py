@@ -8,7 +8,9 @@ import pandas as pd
 
 from fvlm.analysis.compare.bootstrap import LEVEL, OVERALL, Cell, Estimate, Replicates, pooled
 from fvlm.analysis.finished import base_name
+from fvlm.config.architectures import ARCHITECTURES
 
+WITH_QUERIES = [name for name, architecture in ARCHITECTURES.items() if architecture.queries]
 DATA_FIELDS = {  # a difference in one of these means that two runs saw different data
     "config.data.sources": "sources",
     "config.data.share": "mixture",
@@ -20,7 +22,7 @@ DATA_FIELDS = {  # a difference in one of these means that two runs saw differen
 
 def trained_mode(run: pd.Series) -> str:
     """The evaluation mode that a run was trained in."""
-    if run["architecture"] != "foveated":
+    if run["architecture"] not in WITH_QUERIES:
         return "direct"
     return "coarse_fine" if run["fine_pass"] else "coarse_only"
 

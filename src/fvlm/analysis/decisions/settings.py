@@ -5,6 +5,8 @@ import re
 
 import pandas as pd
 
+from fvlm.config.architectures import ARCHITECTURES
+
 REPLACED = ("data.share", "data.weights")  # mappings that an override replaces as a whole
 LEARNING = ("model", "data", "optim")  # the parts of a run's configuration that an ablation changes
 
@@ -22,7 +24,8 @@ def changed(one: pd.Series, other: pd.Series) -> list[str]:
 
 def lines(run: pd.Series, keys: list[str]) -> str:
     """`key: value` of a run, as an override in a study's file says it; empty where the table does not know."""
-    pooled = run.get("architecture") not in ("foveated", "blind")
+    known = ARCHITECTURES.get(run.get("architecture"))
+    pooled = known is None or known.pooled
     shown = [key for key in keys if pooled or key != "model.tokens_per_frame"]
     return "; ".join(f"{key}: {text}" for key in shown if (text := value(run, key)))
 

@@ -5,9 +5,9 @@ import pandas as pd
 
 from fvlm.analysis.columns import COLUMNS, SCHEDULE
 from fvlm.analysis.compare.runs import scores_tokens
+from fvlm.config.architectures import ARCHITECTURES
 
 PAIRED = ("grid", "pairs")  # families with both architectures: at equal FLOPs, and otherwise (imported ones)
-ARCHITECTURES = ("foveated", "multi_token", "pixel_shuffle")
 
 
 def grid_points(runs: pd.DataFrame, family: str = "grid") -> pd.DataFrame:
