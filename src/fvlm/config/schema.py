@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SerializationInfo, model_serializer, model_validator
 
 ADDED = {"added": True}  # marks a field that is left out of digests while it is neutral
+NOT_IN_DIGEST = {"operation", "question", "labels"}  # fields of a run that training does not depend on
 DIGEST = "digest"  # serialization context of `for_digest`
 Kind = Literal["video", "image", "text", "preference"]
 Reader = Literal[
@@ -214,7 +215,7 @@ class Run(Strict):
     @property
     def digest(self) -> str:
         """Hash of all that training depends on. A field that is added later does not change it while it is neutral."""
-        content = self.for_digest(mode="json", exclude={"operation", "question", "labels"})
+        content = self.for_digest(mode="json", exclude=NOT_IN_DIGEST)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
