@@ -1,10 +1,14 @@
 """A copy of config/ to make mistakes in; the fixture `folder` is in conftest."""
 
+import json
 from pathlib import Path
+
+import jsonschema
 
 from fvlm.config.resolve import load_study, merged, read_yaml
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
+SCHEMAS = CONFIG.parent / "workflow/schemas"
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -15,3 +19,9 @@ def edit(path: Path, old: str, new: str) -> None:
 
 def load(folder: Path, study: str = "config.yaml", **changes):
     return load_study(merged(read_yaml(folder / study), changes), folder)
+
+
+def check_schema(name: str, content: object) -> None:
+    """Raise jsonschema.ValidationError if the content does not fit a schema of workflow/schemas."""
+    schema = json.loads((SCHEMAS / name).read_text())
+    jsonschema.validate(content, schema, jsonschema.Draft202012Validator)

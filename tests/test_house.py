@@ -1,12 +1,9 @@
 """What surrounds the code: documents, pins, schemas, and habits that hold for every file."""
 
-import json
 import re
-import runpy
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-import jsonschema
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -14,12 +11,12 @@ from packaging.utils import canonicalize_name
 
 import fvlm
 from fvlm.__main__ import COMMANDS
-from fvlm.config.resolve import read_yaml, study_from_files
+from fvlm.config.resolve import study_from_files
 from fvlm.config.schema import Source
 from tests import layout, rule_code
+from tests.config_cases import check_schema
 
 ROOT = Path(__file__).resolve().parents[1]
-SCHEMAS = ROOT / "workflow/schemas"
 MADE = {".git", ".venv", ".snakemake", ".pytest_cache", ".ruff_cache", ".hypothesis", "__pycache__"}
 RULES = [ROOT / "Snakefile", *sorted((ROOT / "rules").glob("*.smk"))]
 ENVIRONMENTS = ("decode", "train", "report", "analysis")
@@ -116,7 +113,7 @@ def test_the_example_of_own_videos_resolves(tmp_path):
     (tmp_path / "mine.yaml").write_text(study)
     resolved = study_from_files([str(tmp_path / "mine.yaml")], folder=tmp_path)
     assert "mine" in resolved.runs["stage3"].data.sources
-    check(SCHEMAS / "study.schema.json", yaml.safe_load(study))
+    check_schema("study.schema.json", yaml.safe_load(study))
 
 
 # --- pins ---
@@ -177,37 +174,6 @@ def test_every_rule_names_an_environment_that_exists():
     for path in sorted((ROOT / "rules").glob("*.smk")):
         for name in re.findall(r'"\.\./envs/(\w+)\.yaml"', path.read_text()):
             assert name in ENVIRONMENTS, f"{path.name}: envs/{name}.yaml"
-
-
-# --- schemas ---
-
-
-def check(schema: Path, content: object) -> None:
-    jsonschema.validate(content, json.loads(schema.read_text()), jsonschema.Draft202012Validator)
-
-
-def test_the_schemas_are_those_of_the_classes():
-    generate = runpy.run_path(str(SCHEMAS / "generate.py"))
-    for name, schema in generate["schemas"]().items():
-        stored = json.loads((SCHEMAS / name).read_text())
-        assert stored == schema, f"workflow/schemas/{name} is older than src/fvlm/config/schema.py; run make schemas"
-
-
-@pytest.mark.parametrize("study", ["config.yaml", "paper.yaml", "smoke.yaml"])
-def test_the_configuration_fits_its_schemas(study):
-    check(SCHEMAS / "study.schema.json", read_yaml(ROOT / "config" / study))
-    for run in study_from_files([str(ROOT / "config" / study)], folder=ROOT / "config").runs.values():
-        check(SCHEMAS / "run.schema.json", run.model_dump(mode="json"))
-
-
-def test_the_sources_fit_their_schema():
-    check(SCHEMAS / "sources.schema.json", read_yaml(ROOT / "config/sources.yaml"))
-
-
-@pytest.mark.parametrize("wrong", [{"stages": {"stage1": {"optim.lrs": 1}}}, {"baselines": {}}, {"results": 3}])
-def test_the_schema_of_a_study_refuses_mistakes(wrong):
-    with pytest.raises(jsonschema.ValidationError):
-        check(SCHEMAS / "study.schema.json", {"study": "x", **wrong})
 
 
 def test_the_page_of_the_configuration_names_every_key_of_a_source():

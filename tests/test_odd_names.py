@@ -104,7 +104,7 @@ def test_a_results_folder_that_snakemake_could_not_take_is_one_sentence(workflow
     )
     said = workflow.fvlm("plan", "--study", "config/odd.yaml")
     assert said.returncode == 2 and "Traceback" not in said.stderr
-    assert f"results is {name!r}; {character!r} cannot be there" in said.stderr and "rename" in said.stderr
+    assert f"results is {name!r}, but {character!r}" in said.stderr and "rename" in said.stderr
 
 
 def test_a_line_break_in_a_source_is_one_sentence(workflow):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fvlm.config.changes import changed_fields
 from fvlm.errors import UserError
 from fvlm.study import status
 from fvlm.study.status import status_of, totals_of
@@ -122,16 +123,16 @@ def test_what_another_configuration_left_is_not_counted(begun):
     assert (found.state, found.step, found.hours) == ("not started", 0, None) and "starts over" in found.note
     with held(begun):
         found = state_of(begun)
-        assert (found.state, found.note) == ("running", "with another configuration")
+        assert (found.state, found.note) == ("running", "out of date: begun with another configuration")
     summary.write_text(json.dumps({"digest": "0" * 16, "wall_s": 60.0, "steps": 4}))
     for holder in ("0" * 16, ""):  # an earlier version wrote none
         configured(begun, holder)
         found = state_of(begun)
-        assert (found.state, found.step) == ("not started", 0) and found.note == "finished with another configuration"
+        assert (found.state, found.step) == ("not started", 0) and "out of date: finished" in found.note
     configured(begun, digest)  # and then begun anew
     assert state_of(begun).state == "failed"
     (begun / "runs/baseline/state/lock").unlink()  # as of results that were copied without it
-    assert state_of(begun).note == "finished with another configuration"
+    assert "out of date: finished" in state_of(begun).note
 
 
 def test_the_lock_of_a_real_training_names_machine_and_configuration(tmp_path):
@@ -140,7 +141,7 @@ def test_the_lock_of_a_real_training_names_machine_and_configuration(tmp_path):
     with RunLock(tmp_path / "runs/baseline/state", Ranks(), digest):
         found = state_of(tmp_path)
         assert (found.state, found.note, found.step) == ("running", "", 0)
-        assert state_of(tmp_path, baseline={"train.samples": 12}).note == "with another configuration"
+        assert state_of(tmp_path, baseline={"train.samples": 12}).note.startswith("out of date")
     assert state_of(tmp_path).state == "failed"
     assert "starts over" in state_of(tmp_path, baseline={"train.samples": 12}).note
 
@@ -224,6 +225,41 @@ def test_a_real_run_that_is_finished(prepared, tmp_path):
     (tmp_path / "runs/baseline/state/lock").write_text(f"process 1 on {socket.gethostname()}")
     found = state_of(tmp_path)
     assert found.state == "failed" and found.step == summary["steps"] and found.left_s == 0
+
+
+def test_a_run_that_is_out_of_date_names_the_fields_that_differ(prepared, tmp_path, capsys):
+    trained(prepared, tmp_path / "runs")
+    changes = {"train.samples": 12, "optim.lr.llm": 3e-5, "operation.threads": 2}
+    fields = "out of date: optim.lr.llm 0.002 -> 3e-05, train.samples 16 -> 12"
+    assert state_of(tmp_path, baseline=changes).note == fields
+    stored = tmp_path / "runs/baseline/state/run.json"
+    stored.rename(tmp_path / "run.json")  # of a run that was copied without state/
+    assert state_of(tmp_path, baseline=changes).note == fields
+    (tmp_path / "run.json").rename(stored)
+    (tmp_path / "runs/baseline/run_summary.json").unlink()  # as if killed before the end
+    configured(tmp_path, json.loads(stored.read_text())["digest"])
+    assert state_of(tmp_path, baseline=changes).note == fields + "; training starts over"
+    capsys.readouterr()
+    trained(prepared, tmp_path / "runs", baseline=changes)
+    assert "baseline: earlier results are " + fields in capsys.readouterr().err
+    trained(prepared, tmp_path / "runs", baseline=changes)
+    assert "out of date" not in capsys.readouterr().err
+
+
+def test_a_stored_configuration_that_is_damaged_or_older_is_no_obstacle(tmp_path):
+    run = study_in(tmp_path).runs["baseline"]
+    stored = tmp_path / "state/run.json"
+    stored.parent.mkdir()
+    for content in ("", "[]", "{}", '{"digest": 3, "config": null}'):
+        stored.write_text(content)
+        assert changed_fields(run, tmp_path) == []
+    config = run.model_dump(mode="json") | {"removed": True, "sources_digest": "0"}
+    del config["train"]["epoch"]
+    stored.write_text(json.dumps({"digest": "0", "config": config}))
+    assert changed_fields(run, tmp_path, digest="1") == []
+    *fields, sources = changed_fields(run, tmp_path)
+    assert fields == ["train.epoch not set -> 0", "removed true -> not set"]
+    assert "config/sources.yaml" in sources
 
 
 def test_costs_and_totals(begun):

@@ -1,4 +1,4 @@
-"""What types cannot say about a configuration: each check is one sentence with the place and the remedy."""
+"""Checks of a configuration beyond types and ranges. Each raises UserError with the place, the value and the remedy."""
 
 import difflib
 import os
@@ -8,15 +8,20 @@ from itertools import combinations
 from fvlm.config.schema import Run, Source, Study
 from fvlm.errors import UserError
 
+PARENT_FIELDS = ("architecture", "encoder", "language", "query_dim", "tokens_per_frame")  # must equal the parent's
+
 
 def suggest(word: str, known: list[str]) -> str:
-    """What was probably meant, or all that is known."""
+    """Return the known word that is most similar, or all of them."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
 
 
+# --- one run ---
+
+
 def check_run(run: Run, where: str) -> None:
-    """One run for itself; raises UserError."""
+    """Check a run by itself. `where`: file and entry, for the message."""
     total = sum(run.data.share.values())
     if abs(total - 1) > 1e-6 or min(run.data.share.values()) < 0:
         raise UserError(f"{where}: data.share adds up to {total:g}; the shares of the kinds must add up to 1")
@@ -24,32 +29,37 @@ def check_run(run: Run, where: str) -> None:
         raise UserError(f"{where}: set exactly one of train.samples and train.flops, the other to null")
     if (run.optim.schedule == "converging") != (run.optim.final_lr is not None):
         raise UserError(
-            f"{where}: optim.final_lr belongs to schedule 'converging' and only to it; "
-            f"the schedule is {run.optim.schedule!r}"
+            f"{where}: optim.schedule is {run.optim.schedule!r}; set optim.final_lr for schedule 'converging', and to "
+            "null for any other"
         )
     if run.train.seed < 0:
-        raise UserError(f"{where}: train.seed is {run.train.seed}; give 0 or more")
+        raise UserError(f"{where}: train.seed is {run.train.seed}; expected 0 or more")
     parts = {"connector", "dino", "llm"} if run.model.variant.sees else {"llm"}
     if not parts - set(run.optim.freeze):
         raise UserError(
             f"{where}: optim.freeze is {list(run.optim.freeze)}, which leaves nothing to train in architecture "
-            f"{run.model.architecture!r}; take one of {', '.join(sorted(parts))} out of it"
+            f"{run.model.architecture!r}; remove one of {', '.join(sorted(parts))}"
         )
     _check_preference(run, where)
     if run.model.variant.problem:
         raise UserError(f"{where}: {run.model.variant.problem}")
-    _check_ranks(run, where)
+    gpus, ranks = run.operation.gpus, run.operation.ranks
+    if gpus and ranks not in (None, gpus):
+        raise UserError(
+            f"{where}: operation.ranks is {ranks} and operation.gpus {gpus}, but each process uses one GPU; write "
+            "operation.ranks: null"
+        )
 
 
 def _check_preference(run: Run, where: str) -> None:
-    """DPO wants pairs of answers and a reference: the weights that it starts from."""
+    """Check that DPO has only pairs of answers, no coarse loss, and a parent as its reference."""
     if run.data.loss != "preference":
         return
     others = [kind for kind, share in run.data.share.items() if share and kind != "preference"]
     if others:
         raise UserError(
-            f"{where}: data.loss is 'preference', but data.share has {', '.join(others)}; only pairs of answers can be "
-            "preferred: write data.share: {preference: 1.0}"
+            f"{where}: data.loss is 'preference', which needs pairs of answers, but data.share has "
+            f"{', '.join(others)}; write data.share: {{preference: 1.0}}"
         )
     if run.model.lambda_coarse:
         raise UserError(
@@ -58,132 +68,128 @@ def _check_preference(run: Run, where: str) -> None:
         )
     if run.parent is None:
         raise UserError(
-            f"{where}: data.loss is 'preference', which holds the model against the weights it starts from; give "
+            f"{where}: data.loss is 'preference', which compares the model with the weights it starts from; add "
             "`parent:`, for example stage3"
         )
 
 
-def _check_ranks(run: Run, where: str) -> None:
-    gpus, ranks = run.operation.gpus, run.operation.ranks
-    if gpus and ranks not in (None, gpus):
-        raise UserError(
-            f"{where}: operation.ranks is {ranks} and operation.gpus {gpus}; each process takes one GPU: write "
-            "operation.ranks: null"
-        )
+# --- a study ---
 
 
 def check_study(study: Study) -> None:
-    """Runs, sources and tokenizer together; raises UserError."""
-    odd = re.search(r"^-|[{}*?\\]|[\x00-\x1f\x7f\x85\u2028\u2029]", study.results)
-    if odd:
-        raise UserError(
-            f"study {study.study!r}: results is {study.results!r}; {odd[0]!r} cannot be there, as Snakemake, or a "
-            "command's options, would take it for something else; rename the folder"
-        )
-    if study.results != os.path.normpath(study.results):
-        plain = os.path.normpath(study.results)
-        raise UserError(f"study {study.study!r}: results is {study.results!r}; write it as {plain!r}")
+    """Check runs, sources and tokenizer together."""
+    _check_results(study)
     if "all" in study.sources:
-        raise UserError(f"study {study.study!r}: a source is called 'all', as sums are in tables; rename it")
+        raise UserError(f"study {study.study!r}: rename the source 'all'; tables use this name for sums")
     for name in study.prepare:
-        _known_source(name, study, f"study {study.study!r}: prepare")
+        _check_source_exists(name, study, f"study {study.study!r}: prepare")
     for source in study.sources.values():
         _check_held_out(source, study)
         for place in filter(None, (source.path, source.table)):
             if len(place.splitlines()) > 1 or place.endswith("\n"):
                 raise UserError(
                     f"config/sources.yaml: source {source.name!r}: {place!r} has a line break, which Snakemake does "
-                    "not take in the name of an input; rename it (names of files inside may have one)"
+                    "not accept in an input; rename it (names of files inside it may have one)"
                 )
     for run in study.runs.values():
         for name in run.data.sources:
-            _known_source(name, study, f"run {run.name!r}: data.sources")
-        _check_files(run, study)
+            _check_source_exists(name, study, f"run {run.name!r}: data.sources")
+        _check_no_sample_twice(run, study)
         _check_kinds(run, study)
         _check_parent(run, study)
-        words = run.model.language.vocabulary
-        if study.tokenizer.vocabulary and study.tokenizer.vocabulary > words:
+        size, vocabulary = run.model.language.vocabulary, study.tokenizer.vocabulary
+        if vocabulary and vocabulary > size:
             raise UserError(
-                f"run {run.name!r}: its language model {run.model.language.name} has {words} words, the tokenizer "
-                f"{study.tokenizer.vocabulary}; lower tokenizer.vocabulary or choose another model.language"
+                f"run {run.name!r}: tokenizer.vocabulary is {vocabulary}, but model.language "
+                f"{run.model.language.name} has {size} words; lower tokenizer.vocabulary or choose another "
+                "model.language"
             )
 
 
-def _known_source(name: str, study: Study, where: str) -> None:
-    if name not in study.sources:
+def _check_results(study: Study) -> None:
+    odd = re.search(r"^-|[{}*?\\]|[\x00-\x1f\x7f\x85\u2028\u2029]", study.results)
+    if odd:
         raise UserError(
-            f"{where} names {name!r}, which config/sources.yaml lacks; {suggest(name, list(study.sources))}"
+            f"study {study.study!r}: results is {study.results!r}, but {odd[0]!r} has a special meaning for Snakemake "
+            "or in options; rename the folder"
         )
+    plain = os.path.normpath(study.results)
+    if study.results != plain:
+        raise UserError(f"study {study.study!r}: results is {study.results!r}; write it as {plain!r}")
+
+
+def _check_source_exists(name: str, study: Study, where: str) -> None:
+    if name not in study.sources:
+        raise UserError(f"{where}: no source {name!r} in config/sources.yaml; {suggest(name, list(study.sources))}")
 
 
 def _check_held_out(source: Source, study: Study) -> None:
-    """A partner exists, is of the same kind, and no run trains on it."""
+    """Check that held_out is a share, or a source of the same kind with other files that no run trains on."""
     partner = source.held_out
-    where = f"config/sources.yaml: source {source.name!r}: held_out names {partner!r}"
+    where = f"config/sources.yaml: source {source.name!r}: held_out"
     if isinstance(partner, float) and not 0 < partner < 1:
-        raise UserError(
-            f"config/sources.yaml: source {source.name!r}: held_out is {partner:g}; a share lies between 0 and 1"
-        )
+        raise UserError(f"{where} is {partner:g}; expected a share between 0 and 1")
     if not isinstance(partner, str):
         return
+    where += f" names {partner!r}"
     if partner not in study.sources:
-        raise UserError(f"{where}, which is no source; give a source or a share such as 0.1")
-    if study.sources[partner].kind != source.kind:
-        raise UserError(
-            f"{where} of kind {study.sources[partner].kind}; it must be {source.kind} like the source itself"
-        )
+        raise UserError(f"{where}, which is no source; write the name of a source or a share such as 0.1")
+    kind = study.sources[partner].kind
+    if kind != source.kind:
+        raise UserError(f"{where} of kind {kind}; expected a source of kind {source.kind}")
     if _files(study.sources[partner]) == _files(source):
-        raise UserError(f"{where}, which has the very same files; name other files there, or give a share such as 0.1")
+        raise UserError(f"{where}, which has the very same files; name a source with other files, or a share like 0.1")
     for run in study.runs.values():
         if partner in run.data.sources:
-            raise UserError(f"{where}, which run {run.name!r} trains on; hold out what no run trains on")
+            raise UserError(f"{where}, which run {run.name!r} trains on; name a source that no run trains on")
 
 
-def _check_files(run: Run, study: Study) -> None:
-    """No source, and no two names of the same files, would show a run its samples twice."""
+def _check_no_sample_twice(run: Run, study: Study) -> None:
     for one, other in combinations(run.data.sources, 2):
         if _files(study.sources[one]) == _files(study.sources[other]):
             what = f"{one!r} twice" if one == other else f"{one!r} and {other!r}, which have the very same files"
-            raise UserError(f"run {run.name!r}: data.sources names {what}; no sample is trained on twice: take one out")
+            raise UserError(f"run {run.name!r}: data.sources has {what}; a run sees each sample once: remove one")
 
 
 def _files(source: Source) -> tuple:
-    """Equal for two sources of the same files."""
+    """Return a key that is equal for two sources of the same files."""
     if source.reader == "demo" or source.path is None:
         return source.demo_family or source.name, source.demo_seed
     return os.path.normpath(source.path), source.table
 
 
 def _check_kinds(run: Run, study: Study) -> None:
+    """Check that each kind in data.share has sources, and that the run has held-out samples."""
     sources = [study.sources[name] for name in run.data.sources]
-    kinds = {source.kind for source in sources}
+    names, kinds = ", ".join(run.data.sources), {source.kind for source in sources}
     for kind, share in run.data.share.items():
         if share > 0 and kind not in kinds:
             raise UserError(
-                f"run {run.name!r}: data.share wants {share:.0%} {kind}, but none of its sources "
-                f"({', '.join(run.data.sources)}) is of that kind"
+                f"run {run.name!r}: data.share has {share:.0%} {kind}, but no source in data.sources ({names}) is of "
+                "that kind; add one, or set the share to 0"
             )
     _check_weights(run, sources)
     if not any(source.held_out for source in sources if run.data.share.get(source.kind, 0) > 0):
         raise UserError(
-            f"run {run.name!r}: none of its sources ({', '.join(run.data.sources)}) holds anything out, so it "
-            f"could not "
-            "be evaluated; give one `held_out: 0.1` in config/sources.yaml"
+            f"run {run.name!r}: none of its sources ({names}) has held-out samples, so it cannot be evaluated; give "
+            "one of them `held_out: 0.1` in config/sources.yaml"
         )
 
 
 def _check_weights(run: Run, sources: list[Source]) -> None:
-    """Weights are positive, of the run's own sources, and for all sources of a kind or for none of it."""
+    """Check that weights are positive, of the run's own sources, and for all sources of a kind or for none of it."""
     where = f"run {run.name!r}: data.weights"
     for name, weight in run.data.weights.items():
         if name not in run.data.sources:
-            raise UserError(f"{where} names {name!r}, which data.sources lacks; {suggest(name, [*run.data.sources])}")
+            raise UserError(f"{where}: {name!r} is not in data.sources; {suggest(name, [*run.data.sources])}")
         if weight <= 0:
-            raise UserError(f"{where}: {name} has {weight:g}; give a number above 0, or take it out of data.sources")
+            raise UserError(f"{where}: {name} is {weight:g}; expected more than 0, or remove it from data.sources")
     weighted = {source.kind for source in sources if source.name in run.data.weights}
     for source in sources:
         if source.kind in weighted and source.name not in run.data.weights:
-            raise UserError(f"{where} has other {source.kind} sources, but not {source.name!r}; give it one too")
+            raise UserError(
+                f"{where} has other sources of kind {source.kind}, but not {source.name!r}; add a weight for it"
+            )
 
 
 def _check_parent(run: Run, study: Study) -> None:
@@ -191,11 +197,10 @@ def _check_parent(run: Run, study: Study) -> None:
         return
     if run.parent not in study.runs:
         known = suggest(run.parent, list(study.runs))
-        raise UserError(f"run {run.name!r}: its parent {run.parent!r} is no run of this study; {known}")
-    parent, same = study.runs[run.parent], ("architecture", "encoder", "language", "query_dim", "tokens_per_frame")
-    for field in same:
-        if getattr(parent.model, field) != getattr(run.model, field):
+        raise UserError(f"run {run.name!r}: parent {run.parent!r} is no run of this study; {known}")
+    for field in PARENT_FIELDS:
+        if getattr(study.runs[run.parent].model, field) != getattr(run.model, field):
             raise UserError(
-                f"run {run.name!r}: model.{field} differs from that of its parent {run.parent!r}, whose weights it "
-                "starts from; make them equal"
+                f"run {run.name!r}: model.{field} differs from that of its parent {run.parent!r}, which gives its "
+                "first weights; make them equal"
             )

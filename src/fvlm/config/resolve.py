@@ -1,8 +1,8 @@
-"""From the files in config/ to a study: every run resolved, checked and named, before the first job.
+"""Resolve the files in config/ to a study: all its runs with all their settings, checked before the first job.
 
-A run is baseline.yaml, then the study's `baseline:` overrides, then the stage's, ablation's or grid cell's own line,
-then the study's overrides of that line. Overrides name a field by its dotted path and replace it.
-No torch, no pandas: this is imported while Snakemake parses the Snakefile.
+A run starts as baseline.yaml. Later settings replace earlier ones: the study's `baseline:`, the entry of the stage,
+ablation or grid run, and the study's changes to that entry. They name a field by its dotted path.
+No torch, no pandas: Snakemake imports this while it parses the Snakefile.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from fvlm.config.schema import EncoderSize, LanguageSize, Run, Source, Study
 from fvlm.errors import UserError
 
 FAMILY_KEYS = {"ablation": "ablations", "grid": "grid"}  # names in `seeds:` for all runs of a family
+AXES = ("sizes", "budgets", "architectures", "base")  # keys of scaling.yaml
 FILES = ("models", "baseline", "stages", "ablations", "scaling", "sources")
 
 
 def read_yaml(path: Path) -> dict:
-    """A YAML mapping; UserError if it is missing, broken, or no mapping."""
+    """Return a YAML file's mapping; raise UserError if the file is missing or damaged, or is no mapping."""
     try:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError as error:
@@ -39,10 +41,10 @@ def read_yaml(path: Path) -> dict:
 
 
 def load_study(config: dict, folder: Path | str = "config") -> Study:
-    """Resolve a study file's content against the other files in `folder`.
+    """Return the study of a study file's content and the other files in `folder`.
 
-    config      what a study file (config.yaml, paper.yaml, ...) holds, with command-line changes merged in
-    raises      UserError naming file, field and remedy for the first thing that is wrong
+    config      content of a study file (config.yaml, paper.yaml, ...), merged with changes from the command line
+    raises      UserError for the first mistake, with file, field and remedy
     """
     folder = Path(folder)
     config = _with_base(config, folder)
@@ -67,7 +69,7 @@ def load_study(config: dict, folder: Path | str = "config") -> Study:
 
 
 def study_from_files(paths: list[str], changes: dict | None = None, folder: Path | str = "config") -> Study:
-    """The study that Snakemake resolved, from the same configuration files and --config changes."""
+    """Return the study of several study files, of which later ones win, and of Snakemake's --config changes."""
     config: dict = {}
     for path in paths:
         config = merged(config, read_yaml(Path(path)))
@@ -79,7 +81,7 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def study_of(args: argparse.Namespace) -> Study:
-    """The study of a command: the named files, or what Snakemake resolved for the job, or the default."""
+    """Return the study of a command: of its --study, else of the Snakemake job that runs it, else the default."""
     job = json.loads(os.environ.get("FVLM_STUDY", "{}"))
     if args.study:
         return study_from_files(args.study)
@@ -87,7 +89,7 @@ def study_of(args: argparse.Namespace) -> Study:
 
 
 def merged(below: dict, above: dict) -> dict:
-    """Deep merge of mappings; anything else in `above` replaces."""
+    """Merge mappings at every level; any other value in `above` replaces the one below."""
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
@@ -107,7 +109,7 @@ def _named(runs: list[Run], where: str) -> dict[str, Run]:
 
 
 def _results_from(value: object, where: str) -> list[str]:
-    """One path, or a list of them. An empty list is refused: what was meant to train nothing would train all."""
+    """Return the list of paths. An empty one is an error: it would train the whole study."""
     names = [value] if isinstance(value, str) else value
     if not (isinstance(names, list) and names and all(isinstance(name, str) and name.strip() for name in names)):
         raise UserError(
@@ -129,18 +131,18 @@ def _with_base(config: dict, folder: Path) -> dict:
 
 
 def _validated(schema: type[BaseModel], content: dict, where: str) -> Any:
-    """Build `schema`, or one sentence about the first field that is wrong."""
+    """Build `schema`; raise UserError for the first field that is wrong."""
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        # A misspelt key is also a missing field; the misspelling is what there is to say.
+        # A misspelt key is an unknown and a missing one; the unknown one is the mistake.
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         path = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             known = _known_at(schema, first["loc"][:-1])
             raise UserError(f"{where}: unknown key {path!r}, {suggest(str(first['loc'][-1]), known)}") from error
         if first["type"] == "missing":
-            raise UserError(f"{where}: {path!r} is missing; every {schema.__name__.lower()} needs it") from error
+            raise UserError(f"{where}: {path!r} is missing; add it") from error
         found = "" if isinstance(first["input"], dict) else f", found {first['input']!r}"
         raise UserError(f"{where}: {path!r}: {first['msg']}{found}") from error
 
@@ -167,7 +169,7 @@ def _sources(entries: dict, changes: dict, where: str) -> dict[str, Source]:
 
 
 class _Builder:
-    """Expands the runs of one study from the files and the study's own changes."""
+    """Builds the runs of a study from the files and the study's changes."""
 
     def __init__(self, files: dict, config: dict, where: str, questions: dict[str, str], sources: dict[str, Source]):
         self.files, self.config, self.where, self.questions = files, config, where, questions
@@ -176,8 +178,8 @@ class _Builder:
         self.base = {"parent": None, **copy.deepcopy(files["baseline"])}
         self._override(self.base, config.get("baseline", {}), f"{where}: baseline")
 
-        said = "config/baseline.yaml" + (f" with {where}: baseline" if config.get("baseline") else "")
-        self._run("ablation", "baseline", [(said, {})])  # so that its mistakes carry its name
+        place = "config/baseline.yaml" + (f" with {where}: baseline" if config.get("baseline") else "")
+        self._run("ablation", "baseline", [(place, {})])  # reports mistakes of the baseline under its own name
 
     def runs(self) -> list[Run]:
         runs = [*self._stages(), *self._ablations(), *self._grid()]
@@ -192,61 +194,47 @@ class _Builder:
         return [run for name, lines in self._listed("ablations") for run in self._seeded("ablation", name, lines)]
 
     def _listed(self, section: str) -> list[tuple[str, list]]:
-        """Each entry of a file with the study's changes to it: (name, [(where, overrides), ...])."""
-        changes = self.config.get(section, {}) or {}
-        entries = self.files[section]
+        """Return each entry of a file with the study's changes to it: (name, [(where, overrides), ...])."""
+        entries, changes = self.files[section], self.config.get(section) or {}
         wanted = self.config.get("only", {}).get(section)
+        names = list(dict.fromkeys([*entries, *changes]))
         for name in wanted or ():
-            if name not in entries and name not in changes:
-                known = suggest(str(name), [*entries, *changes])
+            if name not in names:
+                known = suggest(str(name), names)
                 raise UserError(f"{self.where}: only: {section}: no entry {name!r} in config/{section}.yaml, {known}")
-        result = []
-        for name, entry in entries.items():
-            if wanted is not None and name not in wanted:
-                continue
-            result.append((name, [(f"config/{section}.yaml: {name}", entry or {})]))
-        for name, entry in changes.items():
-            if wanted is not None and name not in wanted:
-                continue
-            lines = dict(result).get(name)
-            place = (f"{self.where}: {section}: {name}", entry or {})
-            lines.append(place) if lines is not None else result.append((name, [place]))
-        return result
+        places = ((f"config/{section}.yaml", entries), (f"{self.where}: {section}", changes))
+        return [
+            (name, [(f"{where}: {name}", content[name] or {}) for where, content in places if name in content])
+            for name in names
+            if wanted is None or name in wanted
+        ]
 
     def _grid(self) -> list[Run]:
-        axes = dict(self.files["scaling"])
-        axes.update(self.config.get("scaling", {}) or {})
-        unknown = set(axes) - {"sizes", "budgets", "architectures", "base"}
+        axes = self.files["scaling"] | (self.config.get("scaling") or {})
+        unknown = sorted(axes.keys() - set(AXES))
         if unknown:
-            name = sorted(unknown)[0]
-            hint = suggest(name, ["sizes", "budgets", "architectures", "base"])
-            raise UserError(f"config/scaling.yaml: unknown key {name!r}, {hint}")
+            raise UserError(f"config/scaling.yaml: unknown key {unknown[0]!r}, {suggest(unknown[0], list(AXES))}")
+        for axis in AXES:
+            if not isinstance(axes.get(axis), dict):
+                raise UserError(f"config/scaling.yaml: {axis}: expected a mapping of names, found {axes.get(axis)!r}")
+        sizes, budgets, architectures, base = (axes[axis] for axis in AXES)
         runs = []
-        for axis, entries in axes.items():
-            if not isinstance(entries, dict):
-                raise UserError(f"config/scaling.yaml: {axis}: expected a mapping of names, found {entries!r}")
-        for size, size_line in axes["sizes"].items():
-            if size_line is None:
+        for size, budget, letter in product(sizes, budgets, architectures):
+            if sizes[size] is None or budgets[budget] is None:  # removed by the study
                 continue
-            for budget, flops in axes["budgets"].items():
-                if flops is None:
-                    continue
-                for letter, line in axes["architectures"].items():
-                    own = {"train.samples": None, "train.flops": flops}
-                    place = "config/scaling.yaml: "
-                    lines = [
-                        (place + "base", axes["base"]),
-                        (place + size, size_line),
-                        (place + letter, line),
-                        (place + budget, own),
-                    ]
-                    labels = {"size": size, "budget": budget, "letter": letter}
-                    runs += self._seeded("grid", f"{size}-{budget}-{letter}", lines, labels)
+            lines = [
+                ("config/scaling.yaml: base", base),
+                (f"config/scaling.yaml: {size}", sizes[size]),
+                (f"config/scaling.yaml: {letter}", architectures[letter]),
+                (f"config/scaling.yaml: {budget}", {"train.samples": None, "train.flops": budgets[budget]}),
+            ]
+            labels = {"size": size, "budget": budget, "letter": letter}
+            runs += self._seeded("grid", f"{size}-{budget}-{letter}", lines, labels)
         return runs
 
     def _seeded(self, family: str, name: str, lines: list, labels: dict | None = None) -> list[Run]:
-        """One run per seed; the first keeps the name, the others have it with the suffix -s and their seed."""
-        where = lines[-1][0]  # a mistake is in a line, not in the seeds
+        """Return one run per seed; the first keeps the name, the others get the suffix -s and their seed."""
+        where = lines[-1][0]
         runs = []
         for seed in self.seeds.of(family, _checked_name(name, where), (labels or {}).get("budget")) or [None]:
             own = lines if seed is None else [*lines, (where, {"train.seed": seed})]
@@ -266,11 +254,11 @@ class _Builder:
         return run.model_copy(update={"sources_digest": self._sources_digest(run)})
 
     def _sources_digest(self, run: Run) -> str:
-        """Of what decides which samples a run sees and what they say, beyond the files: splits, prompts, kinds."""
+        """Hash what sources.yaml says about a run's samples beyond their files: splits, prompts and kinds."""
         sources = [self.sources.get(name) for name in run.data.sources]
         partners = [self.sources.get(s.held_out) for s in sources if s and isinstance(s.held_out, str)]
-        said = [(s.name, s.kind, s.prompt, s.held_out) for s in [*sources, *partners] if s]
-        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+        content = [(s.name, s.kind, s.prompt, s.held_out) for s in [*sources, *partners] if s]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def _size(self, section: str, schema: type[BaseModel], name: Any, where: str) -> BaseModel:
         sizes = self.files["models"].get(section, {})
@@ -295,30 +283,31 @@ class _Builder:
 
 
 def _checked_name(name: object, where: str) -> str:
-    """A name as it is written. It is a folder's and a word of commands, and must not look like that of a further seed:
-    tables pool those."""
+    """Return the name if folders and commands can have it, and tables would not pool it as a further seed."""
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(
             f"{where}: {name!r} cannot be a run's name; use letters, digits, _, - and ., with a letter or digit first"
         )
     if re.search(r"-s\d+$", name):
         raise UserError(
-            f"{where}: {name!r} is called like a further seed of another run; give it another name, or a seed "
-            "under `seeds:` of the study"
+            f"{where}: {name!r} is called like a further seed of another run; rename it, or give seeds under "
+            "`seeds:` of the study"
         )
     return name
 
 
 class _Seeds:
-    """The study's `seeds:`: of a run, of a budget's grid runs, or of all ablations or grid runs; the first of
-    these counts. Null takes back what it is based on."""
+    """The study's `seeds:`. The seeds of a run go before those of its budget, and these before those of its family.
+
+    Null removes an inherited list.
+    """
 
     def __init__(self, lists: dict, where: str):
         self.lists = {name: seeds for name, seeds in lists.items() if seeds is not None}
         self.where, self.known = where, set(FAMILY_KEYS.values())
         for name, seeds in self.lists.items():
-            whole = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
-            if not whole or len(set(seeds)) < len(seeds):
+            valid = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
+            if not valid or len(set(seeds)) < len(seeds):
                 raise UserError(
                     f"{where}: seeds: {name}: found {seeds!r}, expected a list of different whole numbers from 0: "
                     "[42, 43, 44]"
@@ -330,17 +319,18 @@ class _Seeds:
         return next((self.lists[known] for known in names if known in self.lists), None)
 
     def refuse_unknown(self, ablations: list[str]) -> None:
-        """`ablations` are those that there are, also where the study leaves them out."""
+        """Raise UserError for seeds of an unknown run. `ablations`: all, also those that the study leaves out."""
         known = sorted(map(str, self.known | set(ablations)))
         for name in self.lists:
             if name not in known:
                 raise UserError(
                     f"{self.where}: seeds: {name!r} is no ablation or grid run of this study, "
-                    f"{suggest(str(name), known)} (stages have one seed, since each starts from the one before)"
+                    f"{suggest(str(name), known)} (a stage has one seed, since each starts from the one before)"
                 )
 
 
 def _paths(content: dict, prefix: str = "") -> list[str]:
+    """Return the dotted paths of all fields and branches."""
     result = []
     for key, value in content.items():
         result.append(prefix + key)

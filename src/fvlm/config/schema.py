@@ -5,12 +5,15 @@ No torch here: the whole configuration is resolved while Snakemake parses the Sn
 
 import hashlib
 import json
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializationInfo, model_serializer, model_validator
 
 from fvlm.config.architectures import ARCHITECTURES, Architecture
 
+ADDED = {"added": True}  # marks a field that is left out of digests while it is neutral
+NOT_IN_DIGEST = {"operation", "question", "labels"}  # fields of a run that training does not depend on
+DIGEST = "digest"  # serialization context of `for_digest`
 Kind = Literal["video", "image", "text", "preference"]
 Reader = Literal[
     "folder", "files", "shards", "demo", "video2dataset",
@@ -19,8 +22,37 @@ Reader = Literal[
 ]  # fmt: skip
 
 
+def added(neutral: Any, **limits: Any) -> Any:
+    """Return a field that is added after runs were trained without it.
+
+    neutral     the default: the value that gives what runs did before the field existed. It must never change
+    limits      of pydantic's Field: `gt=0`, for example
+    """
+    return Field(default=neutral, validate_default=True, json_schema_extra=ADDED, **limits)
+
+
 class Strict(BaseModel):
+    """Typed settings. They cannot be changed, and an unknown key is an error."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def for_digest(self, **options: Any) -> dict:
+        """Return all fields but the added ones that are neutral, at every level.
+
+        options     of pydantic's `model_dump`: `mode="json"`, `exclude={"operation"}`
+        """
+        return self.model_dump(context=DIGEST, **options)
+
+    @model_serializer(mode="wrap")
+    def _serialized(self, serialize: Any, info: SerializationInfo) -> dict:
+        content = serialize(self)
+        if info.context != DIGEST:
+            return content
+        return {name: value for name, value in content.items() if not self._is_neutral(name)}
+
+    def _is_neutral(self, name: str) -> bool:
+        field = type(self).model_fields[name]
+        return field.json_schema_extra == ADDED and getattr(self, name) == field.default
 
 
 class EncoderSize(Strict):
@@ -190,8 +222,8 @@ class Run(Strict):
 
     @property
     def digest(self) -> str:
-        """Changes exactly when something changes that training depends on."""
-        content = self.model_dump(mode="json", exclude={"operation", "question", "labels"})
+        """Hash of all that training depends on. A field that is added later does not change it while it is neutral."""
+        content = self.for_digest(mode="json", exclude=NOT_IN_DIGEST)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -47,7 +47,7 @@ def model_digest(run: Run) -> str:
     samples of a step are split."""
     operation = run.operation
     content = [
-        run.model.model_dump(mode="json", exclude={"encoder": {"weights"}, "language": {"weights"}}),
+        run.model.for_digest(mode="json", exclude={"encoder": {"weights"}, "language": {"weights"}}),
         sorted(run.optim.freeze), run.train.precision, operation.micro_frames, operation.micro_tokens,
         operation.recompute, bool(operation.gpus), None if operation.gpus else operation.threads,
         -(-run.optim.batch_size // operation.total_ranks), run.optim.ema is not None, operation.splits_weights,

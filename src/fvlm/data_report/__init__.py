@@ -44,8 +44,8 @@ def reference_runs(study: Study) -> list[Run]:
 
 def digest(study: Study) -> str:
     """Changes when something in the configuration changes that the report shows."""
-    runs = [(run.name, run.data.model_dump(), planned_samples(run, study)) for run in reference_runs(study)]
+    runs = [(run.name, run.data.for_digest(), planned_samples(run, study)) for run in reference_runs(study)]
     trained = sorted({name for run in study.runs.values() for name in run.data.sources})
-    sources = [study.sources[name].model_dump() for name in study.used_sources]
+    sources = [study.sources[name].for_digest() for name in study.used_sources]
     content = json.dumps([study.study, runs, trained, sources], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]

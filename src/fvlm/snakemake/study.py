@@ -87,7 +87,7 @@ class StudyOfRules:
     def attention_maps(self) -> list[str]:
         """The maps of the last stage that learns from frames (preference tuning comes after it), if it is foveated."""
         seeing = [name for name in self.stages if self.runs[name].data.loss != "preference"]
-        last = [name for name in seeing[-1:] if self.runs[name].model.architecture == "foveated"]
+        last = [name for name in seeing[-1:] if self.runs[name].model.variant.queries]
         return [] if self.settings.results_from else [f"{self.folder}/attention/{name}.npz" for name in last]
 
     @property

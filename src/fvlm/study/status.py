@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
+from fvlm.config.changes import changed_fields
 from fvlm.config.resolve import add_study_arguments, study_of
 from fvlm.config.schema import Run, Study
 from fvlm.costs.amounts import Amounts, amounts_of
@@ -95,7 +96,7 @@ def _of_run(run: Run, study: Study, amounts: Amounts | None, stalled_after: floa
     named = re.search(r"configuration (\w+)", holder or "")
     another = named is not None and named[1] != run.digest
     if summary is not None and (another or named is None) and not is_held(lock):
-        new.note = "finished with another configuration"
+        new.note = _out_of_date("finished", run, folder, summary.get("digest"))
         return new
     if holder is None:
         return new
@@ -105,11 +106,17 @@ def _of_run(run: Run, study: Study, amounts: Amounts | None, stalled_after: floa
     quiet = stalled_after or _may_be_quiet(status, run, amounts, lines)
     status.state, status.note = _liveness(folder, holder, quiet, Path(study.results) / f"logs/train/{run.name}.log")
     if another and status.state in ("failed", "stopped"):
-        new.note = "begun with another configuration, and starts over"
+        new.note = _out_of_date("begun", run, folder, named[1]) + "; training starts over"
         return new
     if another:
-        status.note = f"{status.note}; with another configuration".removeprefix("; ")
+        status.note = f"{status.note}; {_out_of_date('begun', run, folder, named[1])}".removeprefix("; ")
     return status
+
+
+def _out_of_date(event: str, run: Run, folder: Path, digest: str | None) -> str:
+    """The fields that differ from the configuration with this digest, which the run was begun or finished with."""
+    changes = changed_fields(run, folder, digest)
+    return "out of date: " + (", ".join(changes) or f"{event} with another configuration")
 
 
 def _summary(path: Path) -> dict | None:

@@ -1,8 +1,8 @@
 """Train a run or continue it, and write its artefacts.
 
 Declared to Snakemake: run_summary.json, metrics.csv, validation.csv, model/. Beside them and not declared, so that a
-failed or killed job keeps them: state/ with checkpoints, metrics logs, a preference run's reference and the lock;
-attention/, wandb/ and tensorboard/.
+failed or killed job keeps them: state/ with checkpoints, their configuration, metrics logs, a preference run's
+reference and the lock; attention/, wandb/ and tensorboard/.
 """
 
 import shutil
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fvlm.config.changes import STARTED, configuration_of, report_changes
 from fvlm.config.schema import Run, Study
 from fvlm.costs.flops import forward_flops, preference_flops, training_flops
 from fvlm.costs.limits import check_run_memory
@@ -110,8 +111,10 @@ def train(run: Run, study: Study, folder: Path, ranks: Ranks | None = None, stop
     work = flops - reference_flops(run, corpus, order)
     peak = peak_flops(device, study.gpu, precision_on(run, device))
     peak = peak and peak * ranks.count
+    ranks.at_first(lambda: report_changes(run, folder))
     trainer = Trainer(run, model, steps, validation, np.cumsum(flops), np.cumsum(work), state, depends, device,
                       reference, spent, peak, ranks, stop)  # fmt: skip
+    ranks.at_first(lambda: write_json(folder / STARTED, configuration_of(run)))
     if trainer.resume_step is None:
         ranks.at_first(lambda: _forget(folder))
     # trained anew it is another run there, which would not take its first steps a second time
