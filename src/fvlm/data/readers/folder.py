@@ -7,7 +7,7 @@ clip was cut from, so that all of its clips are held out together.
 
 from pathlib import Path, PurePosixPath
 
-from fvlm.data.decode.media import Media
+from fvlm.data.decode.media import IMAGE_SUFFIXES, Media
 from fvlm.data.readers.row import BadRow, Place, Sample, about, known, messages_problem, string
 from fvlm.data.readers.tables import columns
 from fvlm.errors import UserError
@@ -15,12 +15,11 @@ from fvlm.errors import UserError
 FORMS = (("messages",), ("question", "chosen", "rejected"), ("question", "answer"), ("caption",))
 FORMS_TEXT = "`caption`, or `question` and `answer`, or `question`, `chosen` and `rejected`, or `messages`"
 HINT = f"write it, with columns `file` and {FORMS_TEXT}"
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # what a name says; `kind: image` says so for all
 
 
 def media_of(name: str) -> Media:
     """`./a.mp4` and `a.mp4` are one file, which is trained on or held out, and not both."""
-    return Media(PurePosixPath(name).as_posix(), image=name.lower().endswith(IMAGES))
+    return Media(PurePosixPath(name).as_posix(), image=name.lower().endswith(IMAGE_SUFFIXES))
 
 
 def folder(record: dict, place: Place) -> Sample:
