@@ -1,6 +1,8 @@
 """From a file to 224 x 224 frames: videos at 1 FPS by presentation time, images as one frame."""
 
+import contextlib
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -60,35 +62,42 @@ def decode_image(file: Path | str | BinaryIO, crop: bool = True, name: str = "")
     if isinstance(file, str | Path):
         file = Path(file)
         check_regular(file)
-    name = name or str(file)
+    with image_errors(name or str(file)):
+        frame, codec = square_image(file, crop)
+    return Clip(frame[None], np.zeros(1), 0.0, codec)
+
+
+@contextlib.contextmanager
+def image_errors(name: str) -> Iterator[None]:
+    """Turn the exceptions of a broken image into a MediaError whose message begins with its name."""
     try:
-        frame, codec = square_image(file, crop, name)
+        yield
+    except MediaError as error:
+        raise MediaError(error.reason, f"{name}: {error}") from error
     except UnidentifiedImageError as error:
         raise MediaError("not_media", f"{name}: not a supported image format") from error
     except (Image.DecompressionBombError, MemoryError) as error:
         raise MediaError("too_large", f"{name}: {error or 'out of memory'}") from error
     except BROKEN_IMAGE as error:
         raise MediaError("corrupt", f"{name}: {error}") from error
-    return Clip(frame[None], np.zeros(1), 0.0, codec)
 
 
-def square_image(file: Path | BinaryIO, crop: bool = True, name: str = "image") -> tuple[np.ndarray, str]:
+def square_image(file: Path | BinaryIO, crop: bool = True) -> tuple[np.ndarray, str]:
     """Return an image as (224, 224, 3) uint8, turned upright by its EXIF, transparency over white; and its format.
 
-    name        name in messages
     raises      MediaError too_large, not_media (32-bit pixels), and the exceptions of Pillow
     """
     with Image.open(file, formats=IMAGE_FORMATS) as image:
         codec = image.format.lower()
         if image.width * image.height > MAX_PIXELS:
-            raise MediaError("too_large", f"{name}: {image.width} x {image.height} pixels")
+            raise MediaError("too_large", f"{image.width} x {image.height} pixels")
         image.load()
         pixels = ImageOps.exif_transpose(image)
     # Pillow's conversion to RGB clips 16-bit values at 255, so nearly all pixels would be white.
     if pixels.mode.startswith("I;16"):
         pixels = Image.fromarray((np.asarray(pixels) >> 8).astype(np.uint8))
     elif pixels.mode in ("I", "F"):
-        raise MediaError("not_media", f"{name}: 32-bit pixels, whose range is unknown; store them with 8 or 16 bits")
+        raise MediaError("not_media", "32-bit pixels, whose range is unknown; store them with 8 or 16 bits")
     if crop and max(fit(*pixels.size, crop)) > LONGEST:
         short = min(pixels.size)
         left, top = (pixels.width - short) // 2, (pixels.height - short) // 2
