@@ -1,4 +1,4 @@
-"""Tiny videos of every format, made by the ffmpeg program, and which frames a plain full decode shows."""
+"""Tiny videos of every format, made by the ffmpeg program, and the frames of a plain full decode."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -84,10 +84,10 @@ def packed(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Case:
-    """A video: size, frames per second, seconds, options of the encoder, what is done with the file after.
+    """A video: size, frames per second, seconds, options of the encoder, a last change of the file.
 
-    rate_only       the container keeps no times: frame i is shown at i / rate
-    colours         the largest mean difference of block means that another conversion of colours may make
+    rate_only       the container stores no times: frame i is shown at i / rate
+    colours         largest mean difference of block means that another colour conversion may cause
     """
 
     file: str
@@ -170,11 +170,7 @@ CASES = {
     "raw h264": Case("a.h264", "240x240", "25", 2.2, {**X264, "bf": 2}, rate_only=True),
     "edit list": Case("e.mp4", "240x240", "25", 3.4, B_FRAMES, then=lambda p: copied(p, "cut.mp4", {"ss": 0.9})),
     "cut inside a group, mkv": Case(
-        "c.mkv",
-        "240x240",
-        "25",
-        3.4,
-        {**X264, "g": 30, "bf": 2},
+        *("c.mkv", "240x240", "25", 3.4, {**X264, "g": 30, "bf": 2}),
         then=lambda p: copied(p, "c2.mkv", ss=0.7, copyinkf=None),
     ),
     "cut inside a group, ts": Case("c.ts", "240x240", "25", 3.2, {**X264, "g": 20}, then=without_start),
@@ -186,7 +182,7 @@ CASES = {
 
 @dataclass(frozen=True)
 class Shown:
-    """What a full decode gives: every frame as block means, and which of them are expected when."""
+    """The result of a full decode: every frame with its block means, and the frames expected at each time."""
 
     frames: list[av.VideoFrame]
     every: np.ndarray
@@ -196,7 +192,7 @@ class Shown:
 
 
 def full_decode(path: Path, case: Case | None = None, span_s: tuple[float, float] | None = None) -> Shown:
-    """Every frame with its time, by the plainest means; the expected ones by a search over all of them."""
+    """Decode every frame in the simplest way; find the expected ones by a search over all."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         frames, packets = [], list(container.demux(stream))

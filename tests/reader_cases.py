@@ -1,4 +1,4 @@
-"""Small files in the forms that datasets are published in: real videos, images, Parquet, JSON, tars."""
+"""Small files in the formats of published datasets: videos, images, Parquet, JSON, tars."""
 
 import io
 import json
@@ -45,7 +45,7 @@ def stored(grey: int, path: str | None = None) -> dict:
 
 
 def write_table(path: Path, records: list | dict, rows_per_group: int = 2) -> Path:
-    """Records as Parquet, CSV, JSONL or JSON, whichever the name says."""
+    """Write records as Parquet, JSONL or JSON, by the name of the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         table = pyarrow.Table.from_pylist(records)
@@ -57,7 +57,7 @@ def write_table(path: Path, records: list | dict, rows_per_group: int = 2) -> Pa
     return path
 
 
-TABLES = {  # one of those that the reader's pattern finds
+TABLES = {  # a table that the reader's default pattern finds
     "vript": "vript_captions/vript_long_videos_captions/abc_caption.json",
     "llava_video": "0_30_s_academic_v0_1/0_30_s_academic_v0_1_oe_v0_1_qa_processed.json",
     "vista": "temporal_niah_mcq.json",
@@ -73,7 +73,7 @@ TABLES = {  # one of those that the reader's pattern finds
 
 
 def rows_of(folder: Path, reader: str, records: list | dict, table: str | None = None) -> list[Row]:
-    """The rows that a reader makes of records which stand in a table as its dataset has them."""
+    """The rows that a reader makes of a table with these records."""
     write_table(folder / (table or TABLES.get(reader) or READERS[reader].table), records)
     return read_rows(folder, table, reader=reader)
 
@@ -95,26 +95,26 @@ def ledger_of(path: Path) -> list[dict]:
 
 
 def samples_in(tar: Path) -> dict[str, dict[str, bytes]]:
-    """What webdataset itself reads: key -> suffix -> content."""
+    """The samples that webdataset itself reads: key -> suffix -> content."""
     import webdataset
 
-    found = webdataset.WebDataset(str(tar), shardshuffle=False, empty_check=False)
-    return {s["__key__"]: {name: value for name, value in s.items() if not name.startswith("__")} for s in found}
+    samples = webdataset.WebDataset(str(tar), shardshuffle=False, empty_check=False)
+    return {s["__key__"]: {name: value for name, value in s.items() if not name.startswith("__")} for s in samples}
 
 
 def shard(folder: Path, out: Path, *options: str) -> int:
-    """What `fvlm shard` returns."""
+    """Run `fvlm shard`; return its exit status."""
     return main(["shard", str(folder), "--processes", "1", "--out", str(out), *options])
 
 
 def described(tar: Path) -> list[dict]:
     """The json of each sample, with its number of images."""
-    found = []
+    contents = []
     for members in samples_in(tar).values():
         images = sorted(name for name in members if name.endswith(".jpg"))
         assert images == [f"{i:03d}.jpg" for i in range(len(images))]
         assert all(Image.open(io.BytesIO(members[name])).size == (224, 224) for name in images)
         content = json.loads(members["json"])
         assert content["frame_count"] == len(images) == len(content["frame_times"])
-        found.append(content)
-    return found
+        contents.append(content)
+    return contents

@@ -1,4 +1,4 @@
-"""What decodes a video is planned from its packets; images; real videos against their ground truth."""
+"""Which packets of a video are decoded; images; real videos against their ground truth."""
 
 import csv
 import json
@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from fvlm.data.decode import packets, pyav
-from fvlm.data.decode.bitstream import Av1Headers, av1_cuts
-from fvlm.data.decode.media import MediaError, schedule
+from fvlm.data.decode.media import MediaError
 from fvlm.data.decode.packets import open_video, read_packets, runs_of
 from fvlm.data.decode.video import BACKENDS, DECODERS, decode_image, decode_video
 from fvlm.errors import UserError
@@ -19,11 +18,10 @@ from tests.decode_cases import B_FRAMES, X265, block_means, full_decode, write
 
 
 @pytest.mark.parametrize("held", [1 << 30, 0])
-@pytest.mark.parametrize("encoder", [B_FRAMES, {"vcodec": "libsvtav1", "preset": 12}])
-def test_large_files_are_read_twice_to_the_same_effect(tmp_path, monkeypatch, held, encoder):
-    path = write(tmp_path / "plan.mp4", "320x240", "30", 4, {**encoder, "g": 45})
+def test_a_large_file_is_read_twice_with_the_same_frames(tmp_path, monkeypatch, held):
+    path = write(tmp_path / "plan.mp4", "320x240", "30", 4, {**B_FRAMES, "g": 45})
     monkeypatch.setattr(packets, "HELD_BYTES", held)
-    monkeypatch.setattr(pyav, "_decode_in_order", None)  # would fail if the plan gave up
+    monkeypatch.setattr(pyav, "_decode_in_order", None)  # fails if the plan is not used
     shown = full_decode(path)
     expected = np.stack([pyav.to_square(shown.frames[i]) for i in shown.chosen])
     assert np.array_equal(decode_video(path).frames, expected)
@@ -39,8 +37,8 @@ def test_runs_start_at_the_keyframe_a_frame_depends_on():
     assert runs_of([0, 2, 7], pts, keyframe) == [(0, 3), (7, 8)]
 
 
-@pytest.mark.parametrize("encoder", [B_FRAMES, {**X265, "g": 45}, {"vcodec": "libsvtav1", "preset": 12, "g": 45}])
-def test_a_good_part_of_the_frames_is_not_decoded(tmp_path, encoder):
+@pytest.mark.parametrize("encoder", [B_FRAMES, {**X265, "g": 45}])
+def test_many_frames_are_not_decoded(tmp_path, encoder):
     path = write(tmp_path / "a.mp4", "320x240", "30", 4, encoder)
     container, stream = open_video(path)
     with container:
@@ -51,34 +49,8 @@ def test_a_good_part_of_the_frames_is_not_decoded(tmp_path, encoder):
     assert {int(table.pts[i]) for i in wanted} <= {frame.pts for frame in frames}
 
 
-def test_av1_headers_agree_with_the_decoder(tmp_path):
-    """As many frames are said to be shown as are; with all of them wanted nothing is cut."""
-    path = write(tmp_path / "a.mp4", "240x240", "30", 3, {"vcodec": "libsvtav1", "preset": 10})
-    container, stream = open_video(path)
-    with container:
-        table = read_packets(path, container, stream)
-    assert all(sum(frame.shown for frame in found) == 1 for found in table.av1)
-    everything = (0, len(table.av1))
-    assert av1_cuts(table.av1, everything, set(range(everything[1]))) == {}
-    assert len(av1_cuts(table.av1, everything, {0})) > 0.9 * everything[1]
-    with pytest.raises(NotImplementedError):
-        Av1Headers().frames(bytes.fromhex("320510000000"))  # a frame before any sequence header
-    with pytest.raises(IndexError):
-        Av1Headers().frames(bytes.fromhex("0a01"))
-
-
-def test_schedule():
-    shown = np.arange(0, 80, 0.1)
-    assert schedule(shown, 0.1)[0].tolist() == [0]
-    assert schedule(shown, 3.0)[0].tolist() == [0, 1, 2]
-    assert schedule(shown, 3.001)[0].tolist() == [0, 1, 2, 3]
-    assert len(schedule(shown, 64.0)[0]) == 64
-    assert schedule(shown, 80.0)[0][:3].tolist() == [0, 1.25, 2.5]
-    assert schedule(np.array([0, 0.9, 2.5]), 3.0)[1].tolist() == [0, 1, 1]
-
-
 def test_an_unknown_decoder_is_named():
-    with pytest.raises(UserError, match="'cv2' is unknown; choose one of pyav, decord, ffmpeg"):
+    with pytest.raises(UserError, match=r"'cv2'.*pyav, decord, ffmpeg"):
         decode_video("a.mp4", "cv2")
 
 
@@ -89,16 +61,28 @@ def test_images(tmp_path):
     clip = decode_image(tmp_path / "a.png")
     assert (clip.frames.shape, clip.times_s.tolist(), clip.codec) == ((1, 224, 224, 3), [0.0], "png")
     assert clip.frames[0, 10:-10, 10:-10, 0].min() > 250  # the centre is kept
-    clear = Image.new("RGBA", (50, 50), (0, 0, 0, 0))
-    clear.save(tmp_path / "clear.png")
+    Image.new("RGBA", (50, 50), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     assert decode_image(tmp_path / "clear.png").frames.min() == 255
+
+
+def test_images_that_are_refused(tmp_path):
+    Image.new("RGB", (300, 300), "red").save(tmp_path / "a.png")
     content = (tmp_path / "a.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
-    (tmp_path / "b.png").write_text("no image")
-    for name, reason in (("cut.png", "corrupt"), ("b.png", "not_media"), ("c.png", "missing")):
-        with pytest.raises(MediaError) as caught:
-            decode_image(tmp_path / name)
+    (tmp_path / "text.png").write_text("no image")
+    Image.fromarray(np.random.default_rng(0).random((30, 40), np.float32)).save(tmp_path / "float.tif")
+    for name, reason in (("cut", "corrupt"), ("text", "not_media"), ("none", "missing"), ("float", "not_media")):
+        path = tmp_path / f"{name}.{'tif' if name == 'float' else 'png'}"
+        with pytest.raises(MediaError, match=path.name) as caught:
+            decode_image(path)
         assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_images_of_16_bits_keep_their_greys(tmp_path, name):
+    ramp = np.linspace(0, 255, 224).round().astype(np.uint16)
+    Image.fromarray(np.tile(ramp * 257, (224, 1))).save(tmp_path / name)
+    assert np.abs(decode_image(tmp_path / name).frames[0, 100, :, 1].astype(int) - ramp).max() <= 1
 
 
 def _truth_folder() -> Path:
@@ -109,40 +93,26 @@ def _truth_folder() -> Path:
 @pytest.mark.skipif(not (_truth_folder() / "manifest.csv").exists(), reason="set FVLM_TEST_VIDEOS to a folder")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_real_videos_against_their_ground_truth(backend):
-    """Against block means of a full decode made by other means; a wrong frame is far above the limit."""
+    """Compare with block means of a full decode by another program; a wrong frame is far above the limit."""
     if backend == "decord":
         pytest.importorskip("decord")
     root = _truth_folder()
     with (root / "manifest.csv").open() as file:
         files = [root / row["file"] for row in csv.DictReader(file) if int(row["bytes"]) < 1_200_000]
-    natively = 0
+    decoded = 0
     for path in files:
         truth = json.loads((root / "truth" / f"{path.stem}.json").read_text())
         blocks = np.load(root / "truth" / f"{path.stem}.npz")["crop"].astype(float)
         try:
             clip = DECODERS[backend](path)
-            natively += 1
         except MediaError as error:
             assert backend == "decord", f"{path.name}: {error}"
-            continue  # then the next decoder is asked
+            continue
+        decoded += 1
         assert len(clip.times_s) == truth["n_expected"], path.name
         assert clip.duration_s == pytest.approx(truth["duration"], abs=2e-3), path.name
         means = block_means(clip.frames)
         if len(means) != len(blocks):  # the ground truth lists a frame that is shown twice once
             means = np.stack([m for i, m in enumerate(means) if i == 0 or not np.array_equal(m, means[i - 1])])
         assert np.abs(means - blocks).mean((1, 2, 3)).max() < 5, path.name
-    assert natively > len(files) / 3
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.tif"])
-def test_images_of_16_bits_keep_their_greys(tmp_path, name):
-    ramp = np.linspace(0, 255, 224).round().astype(np.uint16)
-    Image.fromarray(np.tile(ramp * 257, (224, 1))).save(tmp_path / name)
-    assert np.abs(decode_image(tmp_path / name).frames[0, 100, :, 1].astype(int) - ramp).max() <= 1
-
-
-def test_images_of_numbers_without_a_range_are_refused(tmp_path):
-    Image.fromarray(np.random.default_rng(0).random((30, 40), np.float32)).save(tmp_path / "a.tif")
-    with pytest.raises(MediaError, match=r"a\.tif: its pixels are numbers without a range") as caught:
-        decode_image(tmp_path / "a.tif")
-    assert caught.value.reason == "not_media"
+    assert decoded > len(files) / 3

@@ -1,4 +1,4 @@
-"""Every format with every decoder: the frames are those of a full decode by time, or the decoder says no."""
+"""Every format with every decoder: the frames are those of a full decode, or the decoder refuses."""
 
 import subprocess
 from functools import cache
@@ -14,7 +14,7 @@ from fvlm.data.decode.media import MediaError
 from fvlm.data.decode.video import BACKENDS, DECODERS, decode_video
 from tests.decode_cases import B_FRAMES, CASES, EXE, X264, X265, Case, Shown, block_means, full_decode, write
 
-# What decord cannot do, or does wrongly: refused, so that the next decoder takes over.
+# Formats that decord cannot decode, or decodes wrongly: refused, so that the next decoder takes over.
 DECORD_REFUSES = {
     "29.97 fps, open GOP, mkv": "open group of pictures",
     "open GOP": "open group of pictures",
@@ -22,41 +22,31 @@ DECORD_REFUSES = {
     "hevc": "open group of pictures",
     "edit list": "one by one",
     "cut inside a group, mkv": "one by one",
-    **dict.fromkeys(["av1"], "libdav1d in mov"),
-    **dict.fromkeys(["av1, mkv"], "libdav1d in matroska"),
-    **dict.fromkeys(["prores 4444"], "prores in mov"),
-    **dict.fromkeys(["png in mov"], "png in mov"),
+    "av1": "libdav1d in mov",
+    "av1, mkv": "libdav1d in matroska",
+    "prores 4444": "prores in mov",
+    "png in mov": "png in mov",
     **dict.fromkeys(["gif", "gif, transparent", "gif, one frame"], "gif in gif"),
-    **dict.fromkeys(["mpeg4, B-frames"], "mpeg4 in mov"),
+    "mpeg4, B-frames": "mpeg4 in mov",
     **dict.fromkeys(["mpeg4, avi", "mpeg4, B-frames, avi", "mpeg4, packed, avi"], "mpeg4 in avi"),
     **dict.fromkeys(["mpeg4, dropped frames, avi"], "mpeg4 in avi"),
     **dict.fromkeys(["mjpeg, avi", "mjpeg, dropped frames, avi"], "mjpeg in avi"),
     **dict.fromkeys(["ts", "interlaced, ts", "cut inside a group, ts", "another size in mid-stream"], "in mpegts"),
-    **dict.fromkeys(["mpeg2, mpg"], "mpeg2video in mpeg"),
-    **dict.fromkeys(["flv"], "h264 in flv"),
-    **dict.fromkeys(["raw h264"], "h264 in h264"),
+    "mpeg2, mpg": "mpeg2video in mpeg",
+    "flv": "h264 in flv",
+    "raw h264": "h264 in h264",
 }
-# Formats for which the packets alone tell what to decode; all frames of the others are decoded.
+# Formats whose packets do not describe their frames: all frames are decoded.
 IN_ORDER = {
-    "intra refresh",
-    "cut inside a group, mkv",
-    "gif",
-    "gif, transparent",
-    "gif, one frame",
-    "mpeg4, B-frames, avi",
-    "mpeg4, packed, avi",
-    "interlaced, ts",
-    "mpeg2, mpg",
-    "ts",
-    "raw h264",
-    "cut inside a group, ts",
+    *("intra refresh", "cut inside a group, mkv", "gif", "gif, transparent", "gif, one frame", "raw h264", "ts"),
+    *("mpeg4, B-frames, avi", "mpeg4, packed, avi", "interlaced, ts", "mpeg2, mpg", "cut inside a group, ts"),
     "another size in mid-stream",
 }
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """name -> the file and what a full decode of it shows; each is made once."""
+    """name -> the file and the result of its full decode; each is made once."""
     folder = tmp_path_factory.mktemp("formats")
 
     @cache
@@ -166,26 +156,10 @@ def test_the_stream_that_is_shown_is_the_best_one(tmp_path):
     Image.new("RGB", (900, 900), "red").save(tmp_path / "cover.png")
     both, covered = tmp_path / "both.mp4", tmp_path / "covered.mp4"
     inputs = ["-i", small, "-i", large]
-    subprocess.run([EXE, "-v", "error", *inputs, "-map", "0", "-map", "1", "-c", "copy", both], check=True)
-    inputs = ["-i", tmp_path / "cover.png", "-i", large]
-    subprocess.run(
-        [
-            EXE,
-            "-v",
-            "error",
-            *inputs,
-            "-map",
-            "0",
-            "-map",
-            "1",
-            "-c",
-            "copy",
-            "-disposition:v:0",
-            "attached_pic",
-            covered,
-        ],
-        check=True,
-    )
+    options = ["-map", "0", "-map", "1", "-c", "copy"]
+    subprocess.run([EXE, "-v", "error", *inputs, *options, both], check=True)
+    inputs, options = ["-i", tmp_path / "cover.png", "-i", large], [*options, "-disposition:v:0", "attached_pic"]
+    subprocess.run([EXE, "-v", "error", *inputs, *options, covered], check=True)
     shown = full_decode(large)
     for path in (both, covered):
         for backend in BACKENDS:

@@ -1,4 +1,4 @@
-"""Files that are broken or mean harm: each is refused with its reason, and costs nothing but itself."""
+"""Broken and hostile files: each is refused with its reason and costs nothing but itself."""
 
 import os
 import re
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fvlm.data.decode.media import REASONS, Media, MediaError
+from fvlm.data.decode.media import Media, MediaError
 from fvlm.data.decode.pool import DecodePool, decode_to_jpegs
 from fvlm.data.decode.video import BACKENDS, DECODERS, decode_image, decode_video
 from tests.decode_cases import B_FRAMES, EXE, X264, block_means, run, write
@@ -48,7 +48,7 @@ def gigantic_table(content: bytes) -> bytes:
 
 
 def bad_files(folder: Path, good: bytes) -> dict[str, tuple[Path, str]]:
-    """name -> the file and the reason that is expected."""
+    """name -> the file and the expected reason."""
     Image.new("RGB", (64, 64)).save(folder / "picture.jpg")
     size = (16_000).to_bytes(2, "little") * 2
     wide = b"GIF89a" + size + b"\x80" + bytes(5) + b"\xff" * 3
@@ -78,14 +78,11 @@ def bad_files(folder: Path, good: bytes) -> dict[str, tuple[Path, str]]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_bad_files_say_why(tmp_path, good, backend):
+def test_bad_files_are_refused_with_their_reason(tmp_path, good, backend):
     for name, (path, reason) in bad_files(tmp_path, good.read_bytes()).items():
         assert reason_of(decode_video, path, backend) == reason, name
-
-
-def test_a_link_to_a_good_file_is_fine(tmp_path, good):
     (tmp_path / "link.mp4").symlink_to(good)
-    assert np.array_equal(decode_video(tmp_path / "link.mp4").frames, decode_video(good).frames)
+    assert len(decode_video(tmp_path / "link.mp4", backend).frames) == 3
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "b.mp4", "c.ts", "d.webm", "e.avi"])
@@ -104,11 +101,10 @@ def test_a_file_cut_in_the_middle_keeps_its_frames(tmp_path, name, backend):
     assert near[-1] < 12
 
 
-def test_what_decord_says_is_the_same_every_time(tmp_path, good):
-    """Its own words begin with the time of day."""
+def test_messages_of_decord_hold_no_time_of_day(tmp_path, good):
     pytest.importorskip("decord")
     whole = np.frombuffer(good.read_bytes(), np.uint8)
-    said = []
+    messages = []
     for seed in range(8):
         random, content = np.random.default_rng(seed), whole.copy()
         places = random.integers(len(whole) // 8, good.read_bytes().index(b"moov") - 8, 10_000)
@@ -117,13 +113,13 @@ def test_what_decord_says_is_the_same_every_time(tmp_path, good):
         try:
             DECODERS["decord"](tmp_path / "a.mp4")
         except MediaError as error:
-            said.append(str(error))
-    assert any("Check failed" in message for message in said)
-    assert not [message for message in said if re.search(r"\d\d:\d\d:\d\d", message)]
+            messages.append(str(error))
+    assert any("Check failed" in message for message in messages)
+    assert not [message for message in messages if re.search(r"\d\d:\d\d:\d\d", message)]
 
 
-def test_flipped_bits_and_lost_blocks_end_in_frames_or_a_reason(tmp_path, good):
-    """In workers, because this is what crashes decoders."""
+def test_damaged_files_end_in_frames_or_a_reason(tmp_path, good):
+    """In workers, because such files crash decoders."""
     random = np.random.default_rng(1)
     sources = [
         good,
@@ -154,12 +150,11 @@ def test_flipped_bits_and_lost_blocks_end_in_frames_or_a_reason(tmp_path, good):
         if error is None:
             assert 1 <= len(future.result().jpegs) <= 3, name
         else:
-            assert isinstance(error, MediaError) and error.reason in REASONS, name
-            assert error.reason not in ("timeout", "crashed"), (name, str(error))
+            assert isinstance(error, MediaError) and error.reason not in ("timeout", "crashed"), (name, str(error))
 
 
 def is_read_within(fifo: Path, seconds: float) -> bool:
-    """Whether somebody opens a FIFO for reading: only then can it be opened for writing without waiting."""
+    """Return whether a process opens a FIFO for reading: only then can it be opened for writing without waiting."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
@@ -172,9 +167,19 @@ def is_read_within(fifo: Path, seconds: float) -> bool:
 
 @pytest.fixture
 def secret(tmp_path) -> Path:
-    """A file that nobody may open: whoever does waits, so a decoder that finishes has not."""
+    """A FIFO: a decoder that opens it waits for ever, so a decoder that ends has not opened it."""
     os.mkfifo(tmp_path / "secret.ts")
     return tmp_path / "secret.ts"
+
+
+def assert_opened_by(command: list, fifo: Path) -> None:
+    """The control of a test: the program alone would open the file."""
+    child = subprocess.Popen([*command, "-f", "null", "-"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        assert is_read_within(fifo, 20)
+    finally:
+        child.kill()
+        child.wait()
 
 
 @pytest.mark.parametrize("kind", ["playlist", "concat", "dash"])
@@ -184,22 +189,12 @@ def test_a_script_does_not_make_a_decoder_open_what_it_names(tmp_path, secret, k
         with DecodePool(partial(decode_to_jpegs, folder=tmp_path, backend=backend), deadline_s=8) as pool:
             assert pool.submit(Media("script.mp4")).exception().reason == "not_media"
         assert reason_of(DECODERS[backend], tmp_path / "script.mp4") == "not_media"
-
-
-def test_the_ffmpeg_program_alone_would_open_it(tmp_path, secret):
-    """That the test before this one could fail."""
-    (tmp_path / "script.mp4").write_text(CONCAT.format(secret))
-    command = [EXE, "-v", "error", "-safe", "0", "-i", tmp_path / "script.mp4", "-f", "null", "-"]
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        assert is_read_within(secret, 20)
-    finally:
-        child.kill()
-        child.wait()
+    if kind == "concat":
+        assert_opened_by([EXE, "-v", "error", "-safe", "0", "-i", tmp_path / "script.mp4"], secret)
 
 
 def with_external_data(content: bytes, target: Path) -> bytes:
-    """An MP4 (its moov last) whose samples are said to lie in another file: a QuickTime alias in `dref`."""
+    """An MP4 (its moov last) that refers to another file for its samples: a QuickTime alias in `dref`."""
     place = content.index(b"dref") + 12
     size = int.from_bytes(content[place : place + 4], "big")
     name = os.fsencode(target.name)
@@ -221,13 +216,8 @@ def test_an_mp4_does_not_make_a_decoder_open_another_file(tmp_path, good, secret
         with DecodePool(partial(decode_to_jpegs, folder=tmp_path, backend=backend), deadline_s=8) as pool:
             error = pool.submit(Media("refers.mp4")).exception()
         assert error is None or error.reason in ("corrupt", "not_media")
-    command = [EXE, "-v", "error", "-enable_drefs", "1", "-use_absolute_path", "1", "-i", tmp_path / "refers.mp4"]
-    child = subprocess.Popen([*command, "-f", "null", "-"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        assert is_read_within(secret, 20)  # asked to follow the reference, FFmpeg does
-    finally:
-        child.kill()
-        child.wait()
+    options = ["-enable_drefs", "1", "-use_absolute_path", "1"]
+    assert_opened_by([EXE, "-v", "error", *options, "-i", tmp_path / "refers.mp4"], secret)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -249,6 +239,5 @@ def test_images_that_claim_too_much(tmp_path):
     assert reason_of(decode_image, tmp_path / "a.png") == "too_large"
     Image.new("L", (60_000, 2)).save(tmp_path / "line.png")
     assert decode_image(tmp_path / "line.png").frames.shape == (1, 224, 224, 3)
-    for name in ("empty.jpg", "fifo.jpg"):
-        (tmp_path / "empty.jpg").touch() if name == "empty.jpg" else os.mkfifo(tmp_path / name)
-        assert reason_of(decode_image, tmp_path / name) == ("empty" if name == "empty.jpg" else "missing")
+    os.mkfifo(tmp_path / "fifo.jpg")
+    assert reason_of(decode_image, tmp_path / "fifo.jpg") == "missing"

@@ -4,12 +4,20 @@ import numpy as np
 import pytest
 
 from fvlm.data.decode import pyav
-from fvlm.data.decode.media import Media, MediaError, schedule
+from fvlm.data.decode.media import MediaError, schedule
 from fvlm.data.decode.video import BACKENDS, DECODERS, decode_video
 from tests.decode_cases import B_FRAMES, CASES, X264, block_means, full_decode, write
 
 SPANS = [(0.0, 2.0), (1.3, 3.3), (0.55, 0.9), (2.0, 99.0), (-1.0, 1.5)]
 PLACES = ["B-frames", "open GOP", "av1", "mpeg4, B-frames, avi", "ts", "gif", "variable rate, gap"]
+
+
+def test_schedule_of_a_whole_video():
+    shown = np.arange(0, 80, 0.1)
+    for duration, times in ((0.1, [0]), (3.0, [0, 1, 2]), (3.001, [0, 1, 2, 3]), (64.0, list(range(64)))):
+        assert schedule(shown, duration)[0].tolist() == times
+    assert schedule(shown, 80.0)[0].tolist() == [1.25 * i for i in range(64)]
+    assert schedule(np.array([0, 0.9, 2.5]), 3.0)[1].tolist() == [0, 1, 1]
 
 
 def test_schedule_of_a_span():
@@ -66,7 +74,3 @@ def test_a_span_decodes_little_of_a_long_video(tmp_path, monkeypatch):
     assert len(decode_video(path, span_s=(30.0, 33.0)).frames) == 3
     assert min(start for start, _ in fed) >= 280
     assert sum(stop - start for start, stop in fed) < 60
-
-
-def test_media_is_what_its_defaults_say():
-    assert Media("a.mp4") == Media("a.mp4", False, None, None, 0, 0, None)

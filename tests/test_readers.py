@@ -1,5 +1,6 @@
-"""Readers of published datasets: what they make of a record, and what they say of a bad one."""
+"""Readers of published datasets: the row of a good record, and the problem of a bad one."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 
 from fvlm.config.schema import Reader
 from fvlm.data.readers import READERS, count_rows, read_rows
-from fvlm.data.readers.row import Place, Row, without_placeholders
+from fvlm.data.readers.row import Place, Row, row_of, without_placeholders
 from fvlm.errors import UserError
 from tests.reader_cases import LONG, add_video, picture, rows_of, stored, write_table
 
@@ -31,40 +32,26 @@ def test_the_schema_knows_every_reader():
 @pytest.mark.parametrize("place", ["videos/page_1/77.mp4", "page_1/77.mp4", "77.mp4"])
 def test_webvid(tmp_path, place):
     add_video(tmp_path / place)
-    (tmp_path / "results_2M_train.csv").write_text(
-        WEBVID + '77,https://x/77.mp4,PT00H00M10S,page_1,"Sea, with waves"\n'
-    )
-    (row,) = read_rows(tmp_path, reader="webvid")
-    assert row == Row(0, row.media, {"caption": "Sea, with waves"}, extra={"id": "77"})
-    assert (row.file, row.media[0].image, row.media[0].span_s) == (place, False, None)
-
-
-def test_webvid_rows_that_lack_something(tmp_path):
-    (tmp_path / "results_2M_train.csv").write_text(
-        WEBVID + "1,u,d,p,\n,u,d,p,caption\n3,u,d,p,one, two\n4,u,d,p,fine\n"
-    )
-    rows = read_rows(tmp_path, reader="webvid")
-    assert [row.problem for row in rows[:2]] == ["`name` is empty", "`videoid` is empty"]
-    assert "quotes" in rows[2].problem and rows[3].problem is None
-    assert rows[0].file == "videos/p/1.mp4"  # where it was looked for first
+    lines = ['77,https://x/77.mp4,PT00H00M10S,page_1,"Sea, with waves"', "1,u,d,p,", ",u,d,p,caption", "3,u,d,p,a, b"]
+    (tmp_path / "results_2M_train.csv").write_text(WEBVID + "\n".join(lines))
+    good, *bad = read_rows(tmp_path, reader="webvid")
+    assert good == Row(0, good.media, {"caption": "Sea, with waves"}, extra={"id": "77"})
+    assert (good.file, good.media[0].image, good.media[0].span_s) == (place, False, None)
+    assert [row.problem for row in bad[:2]] == ["`name` is empty", "`videoid` is empty"]
+    assert "quotes" in bad[2].problem
+    assert bad[0].file == "videos/p/1.mp4"
 
 
 def test_openvid(tmp_path):
-    add_video(tmp_path / "video/celebv_1.mp4")
+    add_video(tmp_path / "video/-0J1SbgYLaw_7_7to117.mp4")
     columns = "video,caption,aesthetic score,motion score,temporal consistency score,camera motion,frame,fps,seconds"
-    (tmp_path / "OpenVid-1M.csv").write_text(
-        f"{columns}\ncelebv_1.mp4,{LONG},5.1,2.0,0.99,static,48,24.0,2.0\nb.mp4,,,,,,,,\n"
-    )
-    good, bad = read_rows(tmp_path, reader="openvid")
-    assert (good.file, good.text) == ("video/celebv_1.mp4", {"caption": LONG})
-    assert (bad.file, bad.problem) == ("video/b.mp4", "`caption` is empty")
-
-
-def test_clips_of_an_openvid_video_are_told_to_be_of_one(tmp_path):
     names = ["-0J1SbgYLaw_7_7to117.mp4", "-0J1SbgYLaw_12_0to241.mp4", "pexels_7.mp4"]
-    (tmp_path / "OpenVid-1M.csv").write_text("video,caption\n" + "".join(f"{name},{LONG}\n" for name in names))
-    videos = [row.extra["video"] for row in read_rows(tmp_path, reader="openvid")]
-    assert videos == ["-0J1SbgYLaw", "-0J1SbgYLaw", "pexels_7.mp4"]
+    lines = [f"{name},{LONG},5.1,2.0,0.99,static,48,24.0,2.0" for name in names]
+    (tmp_path / "OpenVid-1M.csv").write_text("\n".join([columns, *lines, "b.mp4,,,,,,,,"]))
+    *good, bad = read_rows(tmp_path, reader="openvid")
+    assert (good[0].file, good[0].text) == (f"video/{names[0]}", {"caption": LONG})
+    assert [row.extra["video"] for row in good] == ["-0J1SbgYLaw", "-0J1SbgYLaw", "pexels_7.mp4"]
+    assert (bad.file, bad.problem) == ("video/b.mp4", "`caption` is empty")
 
 
 def clip(number: int, **caption) -> dict:
@@ -73,7 +60,7 @@ def clip(number: int, **caption) -> dict:
 
 
 @pytest.mark.parametrize("form", ["long", "short"])
-def test_vript_tells_the_whole_script_of_each_clip(tmp_path, form):
+def test_vript_captions_hold_the_script_of_each_clip(tmp_path, form):
     add_video(tmp_path / f"vript_{form}_videos_clips/clips_1_of_9/abc/abc-Scene-001.mp4")
     script = {"shot_type": "Close-up", "camera_movement": "Static", "content": "A cat jumps.", "scene_title": "Cat"}
     clips = {**clip(1, **script), **clip(2, content="It lands."), **clip(3, shot_type="Wide"), "abc-Scene-004": None}
@@ -90,15 +77,11 @@ def test_vript_tells_the_whole_script_of_each_clip(tmp_path, form):
 
 def test_vript_of_several_videos_and_as_lines(tmp_path):
     for name in ("a", "b"):
-        described = {
-            "data": {
-                f"{name}-Scene-{i}": {"clip_id": f"{name}-Scene-{i}", "caption": {"content": name}} for i in range(2)
-            }
-        }
-        write_table(tmp_path / f"captions/{name}_caption.json", described)
+        clips = {f"{name}-Scene-{i}": {"caption": {"content": name}} for i in range(2)}
+        write_table(tmp_path / f"captions/{name}_caption.json", {"data": clips})
     rows = read_rows(tmp_path, "captions/*.json", reader="vript")
-    assert [row.extra["id"] for row in rows] == ["a-Scene-0", "a-Scene-1", "b-Scene-0", "b-Scene-1"]
-    assert [row.number for row in rows] == [0, 1, 2, 3]
+    ids = ["a-Scene-0", "a-Scene-1", "b-Scene-0", "b-Scene-1"]
+    assert [(row.number, row.extra["id"]) for row in rows] == list(enumerate(ids))
     lines = rows_of(tmp_path, "vript", [{"clip_id": "c-Scene-1", "caption": {"content": LONG}}], "lines.jsonl")
     assert lines[0].text == {"caption": LONG} and lines[0].file == "c/c-Scene-1.mp4"
 
@@ -115,9 +98,9 @@ def test_sharegpt4video(tmp_path):
     ]
     rows = rows_of(tmp_path, "sharegpt4video", records)
     assert (rows[0].file, rows[0].text, rows[0].extra) == ("videos/panda/one.mp4", {"caption": LONG}, {"id": "one"})
-    assert "idx -1" in rows[1].problem and "no list" in rows[2].problem
+    assert "idx -1" in rows[1].problem and "`captions` is not a list" in rows[2].problem
     assert rows[3].text == {"user": "What moves?", "assistant": "A square."}
-    assert (rows[4].file, rows[4].problem) == (None, "`video_path` is int, no text")
+    assert rows[4].file is None and "`video_path` is int" in rows[4].problem
 
 
 def test_llava_video_keeps_every_turn(tmp_path):
@@ -125,28 +108,17 @@ def test_llava_video_keeps_every_turn(tmp_path):
     folder = "0_30_s_academic_v0_1"
     add_video(tmp_path / folder / "academic_source/Charades/A.mp4")
     about = {"id": "A", "data_source": folder, "video": "academic_source/Charades/A.mp4"}
-    long, short, bad, odd = rows_of(
-        tmp_path,
-        "llava_video",
-        [
-            {**about, "conversations": more},
-            {**about, "conversations": TURNS},
-            {**about, "conversations": []},
-            {**about, "conversations": [{"from": "robot", "value": "x"}]},
-        ],
+    robot = [{"from": "robot", "value": "x"}]
+    records = [{**about, "conversations": turns} for turns in (more, TURNS, [], robot)]
+    long, short, empty, odd = rows_of(tmp_path, "llava_video", records)
+    contents = ["What moves?", "A square.", "Which colour?", "Red."]
+    assert [(m["role"], m["content"]) for m in long.text["messages"]] == list(
+        zip(["user", "assistant"] * 2, contents, strict=True)
     )
-    assert [message["role"] for message in long.text["messages"]] == ["user", "assistant"] * 2
-    assert [message["content"] for message in long.text["messages"]] == [
-        "What moves?",
-        "A square.",
-        "Which colour?",
-        "Red.",
-    ]
     assert short.text == {"user": "What moves?", "assistant": "A square."}
-    assert long.file == f"{folder}/academic_source/Charades/A.mp4"
+    assert long.file == empty.file == f"{folder}/academic_source/Charades/A.mp4"
     assert long.extra == {"id": "A", "origin": folder}
-    assert bad.problem == "`conversations` is no list of turns" and "role 'robot'" in odd.problem
-    assert bad.file == long.file
+    assert "`conversations`" in empty.problem and "role 'robot'" in odd.problem
 
 
 def test_vista_keeps_the_videos_of_a_subset_apart(tmp_path):
@@ -175,9 +147,8 @@ def test_cauldron_has_several_images_and_turns(tmp_path):
     assert rows[0].extra["origin"] == "AI2D"
     assert rows[1].text == {"user": "Question 0?", "assistant": "Answer 0."}
     assert rows[1].file == rows[0].file != rows[0].media[1].file  # the same image has the same name everywhere
-    problems = ["65 images, at most 64 fit a sample", "`images` is null, no image", "`images` is no list of images"]
-    assert [row.problem for row in rows[2:5]] == problems
-    assert rows[5].problem == "`texts` is no list of turns" and "no bytes" in rows[6].problem
+    facts = ["65 images", "`images` is null", "`images` is not a list", "`texts` is not a list", "no bytes"]
+    assert all(fact in row.problem for fact, row in zip(facts, rows[2:], strict=True))
     assert rows[2].text == {} and rows[2].reason == "bad_row"
 
 
@@ -187,32 +158,26 @@ def test_smoltalk_as_parquet_and_as_lines(tmp_path):
     records = [{"messages": chat, "source": "smol-magpie-ultra"}, {"messages": None, "source": "x"}]
     good, bad = rows_of(tmp_path, "smoltalk", records)
     assert (good.media, good.text["messages"], good.extra) == ((), chat, {"origin": "smol-magpie-ultra"})
-    assert bad.problem == "`messages` is no list of turns"
+    assert "`messages` is not a list" in bad.problem
     assert rows_of(tmp_path, "smoltalk", records, "t.jsonl")[0] == good
     silent = rows_of(tmp_path, "smoltalk", [{"messages": chat[:2]}], "s.jsonl")[0]
-    assert silent.problem == "`messages`: no assistant says anything"
+    assert "`messages`" in silent.problem and "assistant" in silent.problem
 
 
 def test_rlaif_v(tmp_path):
     pair = {"question": "What?", "chosen": "A cat.", "rejected": "A dog.", "origin_dataset": "COCO", "idx": "7"}
     about = {"ds_name": "RLAIF-V", "origin_split": "{}", "image_path": "7.jpg"}
-    good, bad, null = rows_of(
-        tmp_path,
-        "rlaif_v",
-        [
-            {**about, "image": stored(9), **pair},
-            {**about, "image": stored(9), **pair, "rejected": ""},
-            {**about, "image": None, **pair},
-        ],
-    )
+    changes = [{}, {"rejected": ""}, {"image": None}]
+    records = [{**about, "image": stored(9), **pair, **change} for change in changes]
+    good, bad, null = rows_of(tmp_path, "rlaif_v", records)
     assert good.text == {"user": "What?", "chosen": "A cat.", "rejected": "A dog."}
     assert good.extra == {"id": "7", "origin": "COCO"} and good.media[0].content == picture(9)
     assert (bad.problem, bad.file) == ("`rejected` is empty", good.file)
-    assert null.problem == "`image` is null, no image"
+    assert "`image` is null" in null.problem
 
 
 @pytest.mark.parametrize(
-    ("said", "left"),
+    ("text", "expected"),
     [
         ("<image>\nWhat?", "What?"),
         ("What?\n<video>", "What?"),
@@ -223,14 +188,14 @@ def test_rlaif_v(tmp_path):
         ("no mark  here ", "no mark  here "),
     ],
 )
-def test_marks_of_images_are_taken_out_of_what_the_user_says(said, left):
-    assert without_placeholders({"user": said, "assistant": "<image>"}) == {"user": left, "assistant": "<image>"}
+def test_marks_of_images_are_removed_from_the_users_text(text, expected):
+    assert without_placeholders({"user": text, "assistant": "<image>"}) == {"user": expected, "assistant": "<image>"}
     answer = {"role": "assistant", "content": "<image>"}
-    chat = without_placeholders({"messages": [{"role": "user", "content": said}, answer]})
-    assert chat == {"messages": [{"role": "user", "content": left}, answer]}
+    chat = without_placeholders({"messages": [{"role": "user", "content": text}, answer]})
+    assert chat == {"messages": [{"role": "user", "content": expected}, answer]}
 
 
-def test_a_mark_alone_asks_for_a_caption(tmp_path):
+def test_a_question_that_is_only_a_mark_becomes_a_caption(tmp_path):
     turns = [{"from": "human", "value": "<video>"}, {"from": "gpt", "value": LONG}]
     (row,) = rows_of(tmp_path, "vista", [{"video": "a.mp4", "conversations": turns}])
     assert row.text == {"caption": LONG}
@@ -251,7 +216,7 @@ def test_a_window_reads_only_the_row_groups_that_it_needs(tmp_path):
     content[4:60] = bytes(56)  # the first row group is now unreadable
     (tmp_path / "a.parquet").write_bytes(content)
     assert read_rows(tmp_path, "*.parquet", 2, 5, "smoltalk") == rows[2:5]
-    with pytest.raises(UserError, match=r"a.parquet: damaged"):
+    with pytest.raises(UserError, match=r"a\.parquet"):
         read_rows(tmp_path, "*.parquet", 0, 1, "smoltalk")
 
 
@@ -272,15 +237,17 @@ def test_windows_of_other_tables_are_those_of_the_whole(tmp_path, name):
 @pytest.mark.parametrize(
     ("reader", "name", "content", "message"),
     [
-        ("webvid", None, None, "no table 'results_2M_train.csv'; put it there, or name another with `table`"),
-        ("cauldron", "a/b.parquet", b"no parquet", "b.parquet: no Parquet file"),
-        ("vista", "a.json", b"[1, 2]", "a.json: entry 0 is no JSON object"),
-        ("vista", "a.json", b"[{", "a.json: no JSON"),
-        ("webvid", "results_2M_train.csv", b"videoid,name\n\xff\xfe,x\n", "expected CSV in UTF-8"),
-        ("sharegpt4video", "sharegpt4video_40k.jsonl", b'{"a": 1}\n{', "line 2 is no JSON"),
+        ("webvid", None, None, "'results_2M_train.csv'.*`table`"),
+        ("cauldron", "a/b.parquet", b"no parquet", "b.parquet.*Parquet"),
+        ("vista", "a.json", b"[1, 2]", "a.json: entry 0"),
+        ("vista", "a.json", b"[{", "a.json"),
+        ("vista", "a.json", b"[" * 100_000, "a.json"),
+        ("webvid", "results_2M_train.csv", b"videoid,name\n\xff\xfe,x\n", "CSV in UTF-8"),
+        ("sharegpt4video", "sharegpt4video_40k.jsonl", b'{"a": 1}\n{', "line 2"),
+        ("webvd", None, None, "'webvd'.*folder, files"),
     ],
 )
-def test_a_broken_table_is_named(tmp_path, reader, name, content, message):
+def test_an_unknown_reader_or_a_broken_table_is_named(tmp_path, reader, name, content, message):
     if name:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
@@ -288,7 +255,7 @@ def test_a_broken_table_is_named(tmp_path, reader, name, content, message):
         read_rows(tmp_path, reader=reader)
 
 
-def test_a_folder_of_ones_own_may_name_several_images(tmp_path):
+def test_a_row_of_a_folder_may_name_several_images(tmp_path):
     records = [
         {"files": ["a.PNG", "b.jpg"], "question": "<image><image> Same?", "answer": "No."},
         {"file": "c.mp4", "caption": LONG, "prompt": "Say."},
@@ -300,13 +267,8 @@ def test_a_folder_of_ones_own_may_name_several_images(tmp_path):
     assert [(media.file, media.image) for media in rows[0].media] == [("a.PNG", True), ("b.jpg", True)]
     assert rows[0].text == {"user": "Same?", "assistant": "No."}
     assert (rows[1].media[0].image, rows[1].prompt) == (False, "Say.")
-    problems = ["2 files of which one is a video; a sample is one video, or images", "`files` is no list of names"]
-    assert [row.problem for row in rows[2:]] == [*problems, "65 images, at most 64 fit a sample"]
-
-
-def test_an_unknown_reader_is_refused(tmp_path):
-    with pytest.raises(UserError, match="reader 'webvd' is unknown; choose one of folder, files"):
-        read_rows(tmp_path, reader="webvd")
+    facts = ["one video, or images", "`files`", "65 images"]
+    assert all(fact in row.problem for fact, row in zip(facts, rows[2:], strict=True))
 
 
 COLUMNS = """videoid page_dir name video caption clip_id video_title captions video_path conversations image images
@@ -317,21 +279,17 @@ WRONG = [None, 3, 2.5, True, "", " ", [], [3], {}, {"a": 1}, "half a character: 
 
 @pytest.mark.parametrize("reader", [name for name in READERS if name not in ("files", "video2dataset", "mvbench")])
 def test_values_of_any_type_give_a_row_or_a_reason(tmp_path, reader):
-    """Never a traceback: each column in turn holds each kind of wrong value."""
-    import importlib
-
-    from fvlm.data.readers.row import row_of
-
+    """Each column in turn holds each kind of wrong value."""
     make = getattr(importlib.import_module(f"fvlm.data.readers.{READERS[reader].module}"), reader)
     columns = COLUMNS.split()
     good = {"image": {"bytes": picture(1), "path": None}, "images": [stored(1)], "conversations": TURNS, "idx": "1"}
     texts = dict.fromkeys(columns, "yes") | good | {"options": ["yes", "no"], "choices": ["a", "b"], "file": "x"}
     del texts["candidates"], texts["messages"], texts["files"]
-    seen = set()
+    problems = set()
     for column in columns:
         for wrong in WRONG:
             row = row_of(5, make, texts | {column: wrong}, Place(tmp_path, tmp_path / "t.json"))
             assert row.number == 5 and (row.problem is None) == bool(row.text)
             json.dumps([row.text, row.extra, row.problem, row.file], ensure_ascii=False).encode()
-            seen.add(row.problem)
-    assert len(seen) > 1
+            problems.add(row.problem)
+    assert len(problems) > 1

@@ -1,4 +1,4 @@
-"""Benchmarks: one form of question for all, and the right answer kept beside it."""
+"""Benchmarks: the same form of question for all, with the right answer beside it."""
 
 import json
 
@@ -18,28 +18,16 @@ def asked(question: str, options: list[str]) -> str:
     return "\n".join([question, *lines, LETTER_PROMPT])
 
 
-def test_a_choice_is_lettered_lines_and_a_letter():
+def test_a_choice_has_lettered_options_and_a_letter_as_answer():
     text, extra = choice("Which?", OPTIONS, 2)
     assert text == {"user": asked("Which?", OPTIONS), "assistant": "C"}
     assert extra == {"options": OPTIONS, "correct": 2}
-
-
-@pytest.mark.parametrize(
-    ("options", "correct"),
-    [
-        (["one"], 0),
-        ([], 0),
-        (None, 0),
-        (["a", ""], 0),
-        (["a", 3], 0),
-        (["a", "b"], 2),
-        (["a", "b"], -1),
-        (["a", "b"], "0"),
-    ],
-)
-def test_a_choice_that_is_none(options, correct):
-    with pytest.raises(BadRow):
-        choice("Which?", options, correct)
+    for options in (["one"], [], None, ["a", ""], ["a", 3]):
+        with pytest.raises(BadRow, match="option"):
+            choice("Which?", options, 0)
+    for correct in (2, -1, "0"):
+        with pytest.raises(BadRow, match=repr(correct)):
+            choice("Which?", ["a", "b"], correct)
 
 
 @pytest.mark.parametrize(("suffix", "here"), [(".mp4", True), (".mkv", True), (".mp4", False)])
@@ -49,41 +37,30 @@ def test_video_mme(tmp_path, suffix, here):
     about = {"video_id": "001", "duration": "short", "domain": "Knowledge", "sub_category": "Law", "url": "https://x"}
     about |= {"videoID": "fFjv93ACGo8", "question_id": "001-1", "task_type": "OCR Problems", "question": "Which?"}
     lettered = [f"{letter}. {option}" for letter, option in zip("ABCD", OPTIONS, strict=True)]
-    good, bad = rows_of(
-        tmp_path,
-        "video_mme",
-        [{**about, "options": lettered, "answer": "B"}, {**about, "options": lettered, "answer": "E"}],
-    )
+    good, bad = rows_of(tmp_path, "video_mme", [{**about, "options": lettered, "answer": letter} for letter in "BE"])
     assert good.text == {"user": asked("Which?", OPTIONS), "assistant": "B"}
     about = {"id": "001-1", "task": "OCR Problems", "category": "Knowledge", "length": "short"}
     assert good.extra == {"options": OPTIONS, "correct": 1, **about}
     assert good.file == f"data/fFjv93ACGo8{suffix}"
-    assert bad.problem == "the correct option is 4, but there are 4" and bad.file == good.file
+    assert "correct option" in bad.problem and bad.file == good.file
 
 
-def test_mvbench_takes_the_part_of_the_video_that_is_asked_about(tmp_path):
+def test_mvbench_uses_the_part_of_the_video_that_the_question_is_about(tmp_path):
     about = {"video": "ZS9XR.mp4", "question": "What next?", "candidates": OPTIONS[:3], "answer": "blue"}
-    rows = rows_of(
-        tmp_path,
-        "mvbench",
-        [
-            {**about, "start": 11.1, "end": 19.6},
-            {**about, "start": None, "end": 19.6},
-            {**about, "answer": "black", "start": 0, "end": 1},
-        ],
-    )
+    changes = [{"start": 11.1}, {"start": None}, {"answer": "black", "start": 0}]
+    rows = rows_of(tmp_path, "mvbench", [{**about, "end": 19.6, **change} for change in changes])
     assert rows[0].media[0].span_s == (11.1, 19.6)
     assert rows[0].file == "video/star/Charades_v1_480/ZS9XR.mp4"
     assert rows[0].text["assistant"] == "C" and rows[0].extra["correct"] == 2
     assert rows[0].extra["task"] == "action_sequence"
-    assert rows[1].problem == "`start` and `end` are None and 19.6, expected seconds"
-    assert rows[2].problem == "the answer 'black' is none of the options"
+    assert "None and 19.6" in rows[1].problem
+    assert "'black'" in rows[2].problem
     whole = rows_of(tmp_path, "mvbench", [about], "json/state_change.json")[0]
     assert (whole.file, whole.media[0].span_s) == ("video/perception/videos/ZS9XR.mp4", None)
     assert len(MVBENCH) == 20
 
 
-def test_mvbench_takes_one_of_three_frames(tmp_path):
+def test_mvbench_uses_one_of_three_frames(tmp_path):
     folder = tmp_path / "video/tvqa/frames_fps3_hq/castle_s01"
     folder.mkdir(parents=True)
     for i in range(30):
@@ -97,13 +74,9 @@ def test_mvbench_takes_one_of_three_frames(tmp_path):
     assert all(media.image for media in part.media) and part.extra["frame_times"] == [0, 1, 2, 3]
     assert len(whole.media) == 10
     assert (late.reason, missing.reason) == ("empty_span", "missing")
-    assert "castle_s01: nothing is shown from 50 s to 60 s" in late.problem
-
-
-def test_mvbench_does_not_guess_a_task(tmp_path):
-    write_table(tmp_path / "json/new_task.json", [{"video": "a"}])
-    with pytest.raises(UserError, match="MVBench has no task 'new_task'; it has action_sequence"):
-        read_rows(tmp_path, reader="mvbench")
+    assert "castle_s01" in late.problem and "50 s to 60 s" in late.problem
+    with pytest.raises(UserError, match=r"'new_task'.*action_sequence"):
+        rows_of(tmp_path, "mvbench", records, "json/new_task.json")
 
 
 def test_mlvu(tmp_path):
@@ -133,8 +106,7 @@ def test_pope_as_lines_that_are_called_json(tmp_path):
     assert rows[0].text == {"user": f"Is there a snowboard in the image?\n{WORD_PROMPT}", "assistant": "yes"}
     assert rows[1].extra == {"options": ["yes", "no"], "correct": 1, "id": 2, "task": "popular"}
     assert (rows[0].file, rows[0].media[0].image) == (f"val2014/{image}", True)
-    assert rows[2].problem == "the answer 'maybe' is none of the options"
-    assert rows[3].problem == "`image` is null, no image"
+    assert "'maybe'" in rows[2].problem and "`image` is null" in rows[3].problem
     assert count_rows(tmp_path, reader="pope") == 4
 
 
@@ -144,36 +116,23 @@ def test_pope_as_parquet(tmp_path):
     assert row.media[0].content == picture(3) and row.text["assistant"] == "yes" and row.extra["task"] == "random"
 
 
-PROBLEM = {
-    "question": "Which?",
-    "choices": OPTIONS,
-    "answer": 3,
-    "hint": "Look.",
-    "task": "closed choice",
-    "grade": "grade2",
-}
+PROBLEM = {"question": "Which?", "choices": OPTIONS, "answer": 3, "hint": "Look.", "task": "closed choice"}
 PROBLEM |= {"subject": "natural science", "topic": "t", "category": "c", "skill": "s", "lecture": "l", "solution": "s"}
 
 
 def test_scienceqa(tmp_path):
-    records = [
-        {"image": stored(4), **PROBLEM},
-        {"image": None, **PROBLEM},
-        {"image": stored(4), **PROBLEM, "answer": 9},
-    ]
-    good, blind, bad = rows_of(tmp_path, "scienceqa", records)
+    changes = [{}, {"image": None}, {"answer": 9}]
+    good, blind, bad = rows_of(tmp_path, "scienceqa", [{"image": stored(4), **PROBLEM, **change} for change in changes])
     assert good.text == {"user": asked("Look.\nWhich?", OPTIONS), "assistant": "D"}
     assert good.extra == {"options": OPTIONS, "correct": 3, "task": "natural science", "category": "c"}
-    assert blind.problem == "`image` is null, no image"
-    assert bad.problem == "the correct option is 9, but there are 4"
+    assert "`image` is null" in blind.problem and "option is 9" in bad.problem
 
 
 def test_scienceqa_as_problems(tmp_path):
-    problems = {
-        "7": {**PROBLEM, "image": "image.png", "split": "test"},
-        "8": {**PROBLEM, "image": None, "split": "val"},
-    }
+    images = {"7": {"image": "image.png", "split": "test"}, "8": {"image": None, "split": "val"}}
+    problems = {name: {**PROBLEM, **image} for name, image in images.items()}
     rows = rows_of(tmp_path, "scienceqa", problems, "problems.json")
-    assert rows[0].file == "images/test/7/image.png" and rows[0].extra["id"] == "7" and rows[0].extra["split"] == "test"
-    assert rows[1].problem == "`image` is null, no image"
+    assert rows[0].file == "images/test/7/image.png"
+    assert (rows[0].extra["id"], rows[0].extra["split"]) == ("7", "test")
+    assert "`image` is null" in rows[1].problem
     assert count_rows(tmp_path, "problems.json", "scienceqa") == 2

@@ -1,4 +1,4 @@
-"""From published files to finished shards, by the command that users call."""
+"""From published files to finished shards, with the command that users run."""
 
 import io
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fvlm.data.readers import READERS, count_rows, read_rows
+from fvlm.data.readers import count_rows, read_rows
 from fvlm.data.shards.index import write_index
 from fvlm.data.shards.text import train_tokenizer
 from fvlm.data.shards.write import checksum_of
@@ -43,7 +43,7 @@ def test_webvid_to_a_shard(tmp_path):
 
 
 def test_clips_of_one_video_share_a_group(tmp_path):
-    """So that held-out data hold no clip of a video that is trained on."""
+    """The group decides which samples are held out together."""
     folder = tmp_path / "in"
     for name in ("a1.jpg", "a2.jpg", "b.jpg"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -70,12 +70,7 @@ def test_cauldron_to_a_shard(tmp_path):
     assert shard(tmp_path / "in", tmp_path / "out", "--reader", "cauldron", "--kind", "image") == 0
     two, one = described(tmp_path / "out/00000.tar")
     assert (two["frame_count"], len(two["files"]), two["file"]) == (2, 2, two["files"][0])
-    assert [message["content"] for message in two["messages"]] == [
-        "Question 0?",
-        "Answer 0.",
-        "Question 1?",
-        "Answer 1.",
-    ]
+    assert [m["content"] for m in two["messages"]] == ["Question 0?", "Answer 0.", "Question 1?", "Answer 1."]
     assert (one["frame_count"], one["user"], one["assistant"]) == (1, "Question 0?", "Answer 0.")
     shades = [
         Image.open(io.BytesIO(members[name])).getpixel((9, 9))[0]
@@ -89,33 +84,26 @@ def test_cauldron_to_a_shard(tmp_path):
     assert entries[1]["file"] == two["file"]
 
 
-def test_rlaif_v_to_a_shard(tmp_path):
-    pair = {"question": "What?", "chosen": "A cat.", "rejected": "A dog.", "idx": "1"}
-    write_table(tmp_path / "in" / TABLES["rlaif_v"], [{"image": stored(9), **pair}, {"image": None, **pair}])
-    assert shard(tmp_path / "in", tmp_path / "out", "--reader", "rlaif_v", "--kind", "preference") == 0
+CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+PAIR = {"chosen": "A cat.", "rejected": "A dog."}
+CHOICE = {"image": stored(9), "question": "Which?", "choices": ["a", "b"], "answer": 1, "hint": ""}
+
+
+@pytest.mark.parametrize(
+    ("reader", "kind", "record", "expected"),
+    [
+        ("rlaif_v", "preference", {"image": stored(9), "question": "What?", **PAIR, "idx": "1"},
+         {"user": "What?", "assistant": "A cat.", **PAIR}),
+        ("smoltalk", "text", {"messages": CHAT * 2, "source": "x"},
+         {"messages": CHAT * 2, "frame_count": 0, "file": None}),
+        ("scienceqa", "image", CHOICE, {"options": ["a", "b"], "correct": 1, "assistant": "B"}),
+    ],
+)  # fmt: skip
+def test_a_row_of_a_table_to_a_shard(tmp_path, reader, kind, record, expected):
+    write_table(tmp_path / "in" / TABLES[reader], [record])
+    assert shard(tmp_path / "in", tmp_path / "out", "--reader", reader, "--kind", kind) == 0
     (sample,) = described(tmp_path / "out/00000.tar")
-    assert [sample[name] for name in ("user", "assistant", "chosen", "rejected")] == [
-        "What?",
-        "A cat.",
-        "A cat.",
-        "A dog.",
-    ]
-
-
-def test_smoltalk_to_a_shard(tmp_path):
-    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}] * 2
-    write_table(tmp_path / "in" / TABLES["smoltalk"], [{"messages": chat, "source": "x"}])
-    assert shard(tmp_path / "in", tmp_path / "out", "--reader", "smoltalk", "--kind", "text") == 0
-    (sample,) = described(tmp_path / "out/00000.tar")
-    assert sample["messages"] == chat and sample["frame_count"] == 0 and sample["file"] is None
-
-
-def test_scienceqa_to_a_shard(tmp_path):
-    record = {"image": stored(9), "question": "Which?", "choices": ["a", "b"], "answer": 1, "hint": ""}
-    write_table(tmp_path / "in" / TABLES["scienceqa"], [record])
-    assert shard(tmp_path / "in", tmp_path / "out", "--reader", "scienceqa", "--kind", "image") == 0
-    (sample,) = described(tmp_path / "out/00000.tar")
-    assert (sample["options"], sample["correct"], sample["assistant"]) == (["a", "b"], 1, "B")
+    assert {name: sample[name] for name in expected} == expected
 
 
 def test_a_part_of_a_video_and_a_folder_of_frames_to_a_shard(tmp_path):
@@ -140,14 +128,12 @@ def video2dataset(folder: Path) -> Path:
     """Two tars as video2dataset writes them: a clip, one that failed, one that only the .parquet knows."""
     good = {"url": "https://x/1", "status": "success", "error_message": None}
     members = {"mp4": video_bytes(), "txt": LONG.encode()}
-    write_tar(
-        folder / "00000.tar",
-        [
-            ("00000_0", {**members, "json": json.dumps(good).encode()}),
-            ("00000_1", {"txt": b"lost", "json": json.dumps(FAILED).encode()}),
-            ("00000_2", {"mp4": video_bytes(), "txt": b"", "json": b"{}"}),
-        ],
-    )
+    clips = [
+        ("00000_0", {**members, "json": json.dumps(good).encode()}),
+        ("00000_1", {"txt": b"lost", "json": json.dumps(FAILED).encode()}),
+        ("00000_2", {"mp4": video_bytes(), "txt": b"", "json": b"{}"}),
+    ]
+    write_tar(folder / "00000.tar", clips)
     keys = ["00000_0", "00000_1", "00000_2", "00000_3"]
     records = [{"url": "u", "caption": "c", "key": key, **(good if key == "00000_0" else FAILED)} for key in keys]
     write_table(folder / "00000.parquet", records)
@@ -172,17 +158,17 @@ def test_video2dataset_gives_one_shard_per_tar(tmp_path, table):
     assert [row.number for row in read_rows(folder, table, 100_000, 100_001, "video2dataset")] == [100_000]
 
 
-def test_tars_that_are_none_or_too_many(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"no table '00001.tar'; correct `path`"):
-        write_tar(tmp_path / "00000.tar", [])
+def test_missing_cut_and_too_large_tars(tmp_path, monkeypatch):
+    write_tar(tmp_path / "00000.tar", [])
+    with pytest.raises(UserError, match=r"'00001.tar'.*`path`"):
         read_rows(tmp_path, "{00000..00001}.tar", reader="video2dataset")
     content = write_tar(tmp_path / "00000.tar", [("a", {"mp4": b"x" * 2000})]).read_bytes()
     (tmp_path / "00000.tar").write_bytes(content[:1000])
-    with pytest.raises(UserError, match=r"00000.tar: cut within the member at byte 0"):
+    with pytest.raises(UserError, match=r"00000.tar.*byte 0"):
         read_rows(tmp_path, reader="video2dataset")
     write_tar(tmp_path / "00000.tar", [(str(i), {"txt": b"c"}) for i in range(4)])
     monkeypatch.setattr("fvlm.data.readers.video2dataset.ROWS_PER_TAR", 3)
-    with pytest.raises(UserError, match="more than 3 samples; split it"):
+    with pytest.raises(UserError, match=r"00000.tar: more than 3 samples"):
         read_rows(tmp_path, reader="video2dataset")
 
 
@@ -190,8 +176,7 @@ def test_the_workflow_makes_shards_of_every_kind_of_input(workflow):
     """Tars of videos, a table of a dataset, a bare folder: one shard of each by the rule `shard`."""
     folder = workflow.folder
     video2dataset(folder / "data/tars")
-    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    write_table(folder / "data/talk/data/all/train-0.parquet", [{"messages": chat}] * 33)
+    write_table(folder / "data/talk/data/all/train-0.parquet", [{"messages": CHAT}] * 33)
     add_video(folder / "data/bare/a b.mp4")
     entries = [
         'tars: {kind: video, reader: video2dataset, path: "data/tars/{00000..00001}.tar", samples: 6, crop: false}',
@@ -210,7 +195,3 @@ def test_the_workflow_makes_shards_of_every_kind_of_input(workflow):
     assert [entry["row"] for entry in ledger_of(folder / "r/shards/tars/00001.ledger.jsonl")] == [100_000, 100_001]
     assert all(checksum_of(folder / tar).is_file() for tar in tars)
     assert workflow.planned(*tars, "--configfile", "config/mine.yaml") == {}
-
-
-def test_readers_name_the_tables_of_their_datasets():
-    assert set(TABLES) <= set(READERS)

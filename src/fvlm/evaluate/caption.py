@@ -7,8 +7,8 @@ import torch
 
 from fvlm.batch import Batch
 from fvlm.data.batches.loader import pack
-from fvlm.data.decode.media import MediaError
-from fvlm.data.decode.video import IMAGE_SUFFIXES, decode_image, decode_video
+from fvlm.data.decode.media import IMAGE_SUFFIXES, MediaError
+from fvlm.data.decode.video import decode_image, decode_video
 from fvlm.data.shards.text import END, START, encode_prompt, load_tokenizer
 from fvlm.device import autocast
 from fvlm.errors import UserError

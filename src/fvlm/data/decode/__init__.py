@@ -1,1 +1,1 @@
-"""From a video or image file to frames at 1 per second."""
+"""Decoding: from a video or image file to frames at 1 per second."""

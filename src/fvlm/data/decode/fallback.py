@@ -1,10 +1,11 @@
-"""Two further decoders, for files that PyAV opens and cannot decode: decord and the ffmpeg program.
+"""Two further decoders, for files that PyAV opens but cannot decode: decord and the ffmpeg program.
 
-They follow the same rule: learn when every frame is shown, let `schedule` choose, fetch those by number.
-Both get only files that `open_video` accepts: it refuses playlists and what is no video, and neither of these does.
+Both work alike: find out when every frame is shown, let `schedule` choose, fetch the chosen frames by number. They get
+only files that `open_video` accepts, since neither of them refuses playlists.
 """
 
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -16,19 +17,20 @@ from av.video.stream import VideoStream
 from fvlm.data.decode.media import SIDE, Clip, MediaError, Span, schedule
 from fvlm.data.decode.packets import FORMATS, LIMIT, Packets, open_video, read_packets
 from fvlm.data.decode.pyav import display_matrix, to_square
+from fvlm.errors import first_line
 
-# What decord 0.6 gets right; of the rest it fails on some and is silently wrong on others.
+# Formats that decord 0.6 decodes correctly; on others it fails or returns wrong frames without an error.
 DECORD_FORMATS = ("mov", "matroska")
 DECORD_CODECS = ("h264", "hevc", "vp8", "vp9", "mjpeg")
-# Clock times and addresses in their messages; no two ledgers would be the same.
+# Clock times and addresses in the decoders' messages, removed so that a ledger is the same each time.
 RUN_DEPENDENT = re.compile(r"\[\d\d:\d\d:\d\d\] | @ 0x[0-9a-f]+")
 
 
 def decode_with_decord(path: Path, crop: bool = True, span_s: Span = None) -> Clip:
-    """Frames by number; one thread, because with more decord fails on VP9.
+    """Return frames decoded by decord, on one thread, because with more decord fails on VP9.
 
-    raises      MediaError corrupt: decord fails, would give other frames than those shown at the time, or is not
-                installed (it has wheels for few machines)
+    raises      MediaError corrupt: decord fails, would return wrong frames, or is not installed (it has wheels for few
+                machines)
     """
     try:
         import decord
@@ -37,54 +39,54 @@ def decode_with_decord(path: Path, crop: bool = True, span_s: Span = None) -> Cl
     container, stream = open_video(path)
     with container:
         packets = read_packets(path, container, stream)
-        problem = _beyond_decord(packets) or _beyond_turning(packets, stream)
+        problem = _unsupported(packets) or _mirrored(packets, stream)
     if problem:
-        raise MediaError("corrupt", f"{path}: decord is not asked: {problem}")
+        raise MediaError("corrupt", f"{path}: decord is not used: {problem}")
     try:
-        reader = decord.VideoReader(str(path.absolute()), num_threads=1)  # picks the stream itself
+        reader = decord.VideoReader(str(path.absolute()), num_threads=1)  # chooses the stream itself
         starts_s = np.asarray(reader.get_frame_timestamp(range(len(reader))), np.float64)[:, 0]
         order, shown_s, duration_s = packets.timeline()
         if len(starts_s) != len(shown_s) or np.abs(starts_s - starts_s[0] - shown_s).max() > 1e-3:
-            raise MediaError("corrupt", f"{path}: decord: its {len(starts_s)} times are not those of the packets")
+            raise MediaError("corrupt", f"{path}: decord: its {len(starts_s)} times differ from those of the packets")
         if not np.array_equal(reader.get_key_indices(), np.flatnonzero(packets.keyframe[order])):
-            raise MediaError("corrupt", f"{path}: decord: its keyframes are not those of the packets")
+            raise MediaError("corrupt", f"{path}: decord: its keyframes differ from those of the packets")
         times_s, positions, duration_s = schedule(shown_s, duration_s, span_s)
         wanted = sorted(set(positions.tolist()))
         images = dict(zip(wanted, reader.get_batch(wanted).asnumpy(), strict=True))
     except (decord.DECORDError, IndexError) as error:
-        words = RUN_DEPENDENT.sub("", str(error).splitlines()[0])
-        raise MediaError("corrupt", f"{path}: decord: {words}") from error
+        message = RUN_DEPENDENT.sub("", first_line(error))
+        raise MediaError("corrupt", f"{path}: decord: {message}") from error
     square = {i: to_square(av.VideoFrame.from_ndarray(image), crop) for i, image in images.items()}
     return Clip(np.stack([square[int(i)] for i in positions]), times_s, duration_s, packets.codec)
 
 
-def _beyond_decord(packets: Packets) -> str:
-    """Why decord cannot be trusted with a video; empty where it can."""
+def _unsupported(packets: Packets) -> str:
+    """Return why decord would return wrong frames of a video; empty if it is correct."""
     if packets.format not in DECORD_FORMATS or packets.codec not in DECORD_CODECS:
         return f"{packets.codec} in {packets.format}"
     if not packets.plannable or not packets.shown.all():
-        return "its packets do not stand for its frames one by one"
+        return "its packets do not match its frames one by one"
     latest = np.maximum.accumulate(np.where(packets.keyframe, packets.pts, packets.pts[0]))
     if (packets.pts < latest).any():
         return "an open group of pictures"
     return ""
 
 
-def _beyond_turning(packets: Packets, stream: VideoStream) -> str:
-    """decord turns pictures by quarters; it does not mirror them. Looks at the first frame."""
+def _mirrored(packets: Packets, stream: VideoStream) -> str:
+    """Return whether the first frame is mirrored, which decord ignores (it does turn pictures); empty if it is not."""
     try:
         frames = (frame for packet in packets.held or () for frame in stream.codec_context.decode(packet))
         first = next(frames, None)
     except av.error.FFmpegError:
         first = None
     if first is None:
-        return "no first frame, or a large file"
+        return "its first frame is unknown"
     a, b, c, d = display_matrix(first)
     return "a mirrored picture" if a * d < b * c else ""
 
 
 def decode_with_ffmpeg(path: Path, crop: bool = True, span_s: Span = None) -> Clip:
-    """Frames from the ffmpeg program: once for the times of all frames, once for the wanted ones.
+    """Return frames decoded by the ffmpeg program, in two runs: the times of all frames, then the wanted frames.
 
     raises      MediaError corrupt
     """
@@ -98,7 +100,7 @@ def decode_with_ffmpeg(path: Path, crop: bool = True, span_s: Span = None) -> Cl
     video = source[str(number)]
     try:
         small = video.filter("scale", 16, 16)
-        # The file's own clock: the default one ticks once per average frame.
+        # The file's own time base; the default one ticks once per average frame.
         output = small.output("pipe:", format="framecrc", fps_mode="passthrough", enc_time_base="demux")
         listing, _ = output.run(cmd=command, quiet=True)
         ticks, shown_s, duration_s = _read_times(listing.decode())
@@ -106,10 +108,10 @@ def decode_with_ffmpeg(path: Path, crop: bool = True, span_s: Span = None) -> Cl
             raise MediaError("corrupt", f"{path}: ffmpeg decodes no frame")
         times_s, positions, duration_s = schedule(shown_s, duration_s, span_s)
         wanted = sorted(set(positions.tolist()))
-        # By time, not by number: with the size of the picture the filters are made anew, and count from 0 again.
+        # By time, because the filters start to count at 0 again if the size of the picture changes.
         chosen = video.filter("select", "+".join(f"eq(pts,{ticks[i]})" for i in wanted))
         if crop:
-            chosen = chosen.filter("crop", "min(iw,16*ih)", "min(ih,16*iw)")  # else scaled to more than memory holds
+            chosen = chosen.filter("crop", "min(iw,16*ih)", "min(ih,16*iw)")  # a longer one would need too much memory
         more = {"force_original_aspect_ratio": "increase"} if crop else {}
         chosen = chosen.filter("scale", SIDE, SIDE, flags="area", **more).filter("crop", SIDE, SIDE)
         output = chosen.output("pipe:", format="rawvideo", pix_fmt="rgb24", fps_mode="passthrough")
@@ -124,15 +126,14 @@ def decode_with_ffmpeg(path: Path, crop: bool = True, span_s: Span = None) -> Cl
 
 
 def _read_times(listing: str) -> tuple[np.ndarray, np.ndarray, float]:
-    """Times in ticks and in seconds, and the duration.
+    """Return the frames' times in ticks and in seconds, and the duration in seconds.
 
-    listing     of framecrc: a line `#tb 0: 1/12800`, then lines `0, dts, pts, duration, ...`
+    listing     output of framecrc: a line `#tb 0: 1/12800`, then lines `0, dts, pts, duration, ...`
     """
     unit_s, rows = 0.0, []
     for line in listing.splitlines():
         if line.startswith("#tb 0:"):
-            above, below = line.split(":")[1].split("/")
-            unit_s = int(above) / int(below)
+            unit_s = float(Fraction(line.split(":")[1].strip()))
         elif line and not line.startswith("#"):
             rows.append([int(field) for field in line.split(",")[2:4]])
     if not rows:

@@ -1,4 +1,4 @@
-"""Open a video and learn from its packets, without decoding, when each frame is shown and what can be left out."""
+"""Open a video and read its packets: when each frame is shown, and which frames can be skipped. Decodes nothing."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -11,42 +11,41 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from fvlm.data.decode import bitstream
+from fvlm.data.decode.bitstream import StreamFacts
 from fvlm.data.decode.media import MAX_PIXELS, MediaError
 
 # Containers that hold their own content. Playlists and concat scripts, which name other files, are refused.
 FORMATS = (
     "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,ivf,nut,mxf,dv,rm,h264,hevc,m4v,obu,"
-    "mp3,aac,wav,flac"  # recognised so that the reason can be 'no video stream'
+    "mp3,aac,wav,flac"  # sound: allowed so that the reason is `no_video_stream`
 )
-LIMIT = {"max_pixels": str(MAX_PIXELS)}  # of decoders: they refuse a larger picture before they make room for it
+LIMIT = {"max_pixels": str(MAX_PIXELS)}  # a decoder refuses a larger picture before it allocates memory
 OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FORMATS, **LIMIT}
-# One packet is one shown frame, with its time on it: only here can packets stand for frames.
+# Containers and codecs in which each packet is one frame and carries its time.
 PLANNED = {
     "mov": {"h264", "hevc", "vp9", "av1", "libdav1d", "mpeg4", "mjpeg", "prores", "dnxhd", "png"},
     "matroska": {"h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "mpeg4", "mjpeg", "prores", "png"},
     "avi": {"mjpeg", "mpeg4"},
     "flv": {"h264"},
 }
-HELD_BYTES = 256 << 20  # packets of a larger file are read a second time rather than kept
+HELD_BYTES = 256 << 20  # packets of a larger file are read a second time instead of kept in memory
 NO_PTS = -(1 << 62)
 
 
 @dataclass(frozen=True)
 class Packets:
-    """All packets of a video stream, in the order in which they are decoded.
+    """All packets of a video stream in decoding order.
 
-    pts         (P,) int64 in units of `unit_s`; NO_PTS where a packet has none
+    pts         (P,) int64, presentation times in units of `unit_s`; NO_PTS where a packet has none
     keyframe    (P,) bool
-    shown       (P,) bool, False: needed by others, never shown (before the start of an edit list)
+    shown       (P,) bool, False: only other frames need it (before the start of an edit list, hidden VP8 frames)
     lengths     (P,) int64, durations in units of `unit_s`, 0 where unknown
-    unit_s      seconds
-    plannable   whether packets can stand for frames: a fitting format, every time known, none twice, true keyframes
-    skip        whether the decoder may leave out frames that say that nothing refers to them
-    av1         what each packet holds, for AV1 alone
-    stream      its index
-    held        the packets, unless the file is large
-    codec, format   as FFmpeg names them
+    unit_s      seconds per unit
+    plannable   True if each packet is one frame at a known, unique time, and the keyframes are true ones
+    skip        True if the decoder may skip the frames that it considers unreferenced
+    stream      index of the stream
+    held        the packets, or None for a large file
+    codec, format   FFmpeg's names
     """
 
     pts: np.ndarray
@@ -56,14 +55,13 @@ class Packets:
     unit_s: float
     plannable: bool
     skip: bool
-    av1: list[list[bitstream.Av1Frame]] | None
     held: list[av.Packet] | None
     stream: int
     codec: str
     format: str
 
     def timeline(self) -> tuple[np.ndarray, np.ndarray, float]:
-        """The shown packets in the order of showing (F,), when each appears (F,) in seconds, the duration."""
+        """Indices of the shown packets by presentation time (F,), these times (F,) in seconds, and the duration."""
         order = np.argsort(self.pts, kind="stable")
         order = order[self.shown[order]]
         shown_s = (self.pts[order] - self.pts[order[0]]) * self.unit_s
@@ -71,21 +69,21 @@ class Packets:
 
 
 def open_video(path: Path, stream_index: int | None = None, probe: bool = True) -> tuple[InputContainer, VideoStream]:
-    """Open a file and choose its video stream; the decoder gets one thread.
+    """Open a file and choose its video stream; its decoder gets one thread.
 
-    stream_index    the stream that was chosen when the file was opened before
-    probe           False: decode nothing to learn about the streams. Enough for the plan, which checks what comes
-                    out; a decoder that does not know how far frames are reordered may lose some
-    raises      MediaError not_media, no_video_stream, too_large, corrupt (a known format that does not open)
+    stream_index    the stream chosen at an earlier opening
+    probe           False: decode no frame while opening. The decoder then does not know how far frames are reordered
+                    and may lose some, so the caller must check the decoded frames
+    raises          MediaError not_media, no_video_stream, too_large, corrupt (a known format that does not open)
     """
     try:
-        # Absolute: in a relative name FFmpeg takes what stands before a colon for a protocol.
+        # Absolute, because FFmpeg reads the part of a relative name before a colon as a protocol.
         options = OPTIONS if probe else {**OPTIONS, "skip_frame": "all"}
         container = av.open(str(path.absolute()), options=options, metadata_errors="replace")
     except (av.error.FFmpegError, ValueError) as error:
         reason = "corrupt" if _looks_like_video(path) else "not_media"
-        words = getattr(error, "strerror", None) or error  # its whole text ends in the absolute path, quoted
-        raise MediaError(reason, f"{path}: {words}") from error
+        message = getattr(error, "strerror", None) or error  # the error's full text also holds the absolute path
+        raise MediaError(reason, f"{path}: {message}") from error
     cover = av.stream.Disposition.attached_pic
     streams = [s for s in container.streams.video if not s.disposition & cover]
     if not streams:
@@ -111,37 +109,40 @@ def open_video(path: Path, stream_index: int | None = None, probe: bool = True) 
 
 
 def refused_size(path: Path, stream_index: int) -> str | None:
-    """What the decoder says of the size of the first pictures, where that is why it gives none."""
+    """The decoder's error message about the picture size, or None if it has no such error in the first packets."""
     container, stream = open_video(path, stream_index)
     before = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
     av.logging.set_skip_repeated(False)
     try:
-        with container, av.logging.Capture() as said:
+        with container, av.logging.Capture() as messages:
             for packet in islice(demux(container, stream), 3):
                 with contextlib.suppress(av.error.FFmpegError):
                     stream.codec_context.decode(packet)
     finally:
         av.logging.set_level(before[0])
         av.logging.set_skip_repeated(before[1])
-    return next((text.strip() for _, _, text in said if text.startswith("Picture size")), None)
+    return next((text.strip() for _, _, text in messages if text.startswith("Picture size")), None)
 
 
 def _looks_like_video(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(12)
+    head = _head(path)
     return describes_itself(path) or head[4:8] == b"mdat" or head[:4] in (b"RIFF", b"FLV\x01")
 
 
 def describes_itself(path: Path) -> bool:
-    """Whether a file is MP4, MOV, Matroska or WebM: their headers tell what the streams are."""
-    with path.open("rb") as file:
-        head = file.read(12)
+    """Return whether a file is MP4, MOV, Matroska or WebM, whose headers describe the streams."""
+    head = _head(path)
     return head[4:8] in (b"ftyp", b"moov") or head[:4] == b"\x1aE\xdf\xa3"
 
 
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(8)
+
+
 def demux(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
-    """All packets with content; a damaged end of the file ends them."""
+    """All packets with content, up to the first damage."""
     packets = container.demux(stream)
     while True:
         try:
@@ -153,19 +154,19 @@ def demux(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]
 
 
 def read_packets(path: Path, container: InputContainer, stream: VideoStream) -> Packets:
-    """Read the whole file once.
+    """Read all packets of a stream.
 
     raises      MediaError corrupt if the stream has no packet
     """
     codec, form = stream.codec_context.name, container.format.name.split(",")[0]
-    look = bitstream.Look(codec, bytes(stream.codec_context.extradata or b""))
+    facts = StreamFacts(codec, bytes(stream.codec_context.extradata or b""))
     held: list[av.Packet] | None = [] if path.stat().st_size <= HELD_BYTES else None
     pts, keyframe, shown, lengths, damaged = [], [], [], [], False
     for packet in demux(container, stream):
-        time = packet.dts if form == "avi" else packet.pts  # AVI numbers its packets, and that is all
+        time = packet.dts if form == "avi" else packet.pts  # AVI stores no times; FFmpeg numbers its packets
         pts.append(NO_PTS if time is None else time)
         keyframe.append(packet.is_keyframe)
-        shown.append(look.at(packet) and not packet.is_discard)
+        shown.append(facts.add(packet) and not packet.is_discard)
         lengths.append(packet.duration or 0)
         damaged = damaged or packet.is_corrupt
         if held is not None:
@@ -174,10 +175,8 @@ def read_packets(path: Path, container: InputContainer, stream: VideoStream) -> 
         raise MediaError("corrupt", f"{path}: no packet in its video stream")
     times = np.array(pts, np.int64)
     visible = times[np.array(shown, bool)]
-    plannable = codec in PLANNED.get(form, ()) and not damaged and look.true_keys and keyframe[0]
-    plannable = plannable and bool((times != NO_PTS).all())
-    if form == "avi":
-        plannable = plannable and look.one_frame_each
+    plannable = codec in PLANNED.get(form, ()) and not damaged and facts.true_keys and keyframe[0]
+    plannable = plannable and bool((times != NO_PTS).all()) and (form != "avi" or facts.one_frame_each)
     return Packets(
         pts=times,
         keyframe=np.array(keyframe, bool),
@@ -185,8 +184,7 @@ def read_packets(path: Path, container: InputContainer, stream: VideoStream) -> 
         lengths=np.array(lengths, np.int64),
         unit_s=float(stream.time_base),
         plannable=plannable and 0 < len(visible) == len(np.unique(visible)),
-        skip=look.may_skip(),
-        av1=look.av1,
+        skip=facts.may_skip(),
         held=held,
         stream=stream.index,
         codec=codec,
@@ -195,17 +193,17 @@ def read_packets(path: Path, container: InputContainer, stream: VideoStream) -> 
 
 
 def duration_of(shown_s: np.ndarray, last_s: float) -> float:
-    """The last frame lasts as long as its packet says, else as the usual step, else 1/25 s."""
+    """Duration in seconds. The last frame lasts `last_s`; if that is 0, the median step; if there is none, 1/25 s."""
     if last_s <= 0:
         last_s = float(np.median(np.diff(shown_s))) if len(shown_s) > 1 else 0.04
     return float(shown_s[-1]) + last_s
 
 
 def runs_of(wanted: Iterable[int], pts: np.ndarray, keyframe: np.ndarray) -> list[tuple[int, int]]:
-    """Stretches [start, stop) of packets to decode so that every wanted packet gives its frame.
+    """Ranges [start, stop) of packets to decode for the wanted packets; each starts at a keyframe.
 
-    A stretch starts at a keyframe. A frame shown before the keyframe it follows in the file (open GOP) refers
-    to the group before, and so needs the keyframe before that one.
+    A frame that is shown before the keyframe it follows in the file (open group of pictures) refers to the group
+    before, so its range starts at an earlier keyframe.
     """
     keys = np.flatnonzero(keyframe)
     runs: list[tuple[int, int]] = []

@@ -1,7 +1,7 @@
-"""Decode files in processes of their own, so that a hang or a crash costs that file only.
+"""Decode files in worker processes, so that a hang or a crash costs only that file.
 
-Each worker is a session of its own with a deadline per file: when it is late, its whole process group is
-killed (an ffmpeg it started included) and the next file gets a new worker.
+Each worker is the leader of its own session and has a deadline per file. A late worker is killed with its process group
+(including an ffmpeg that it started), and the next file gets a new worker.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ from pathlib import Path
 from fvlm.data.decode.media import Clip, Media, MediaError, check_regular
 from fvlm.errors import UserError
 
-START_S = 120  # for a worker to start on a busy machine
-ORPHAN_S = 10  # after the deadline a worker ends itself, should nobody be left to kill it
+START_S = 120  # seconds for a worker to start on a busy machine
+ORPHAN_S = 10  # seconds after the deadline until a worker ends itself, in case its parent process was killed
 MEMORY_BYTES = 8 << 30  # address space of one worker
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A file's frames as JPEG, with what `media.Clip` says of them."""
+    """A `media.Clip` with its frames as JPEG."""
 
     jpegs: list[bytes]
     times_s: list[float]
@@ -39,10 +39,10 @@ class Decoded:
 
 
 def decode_to_jpegs(media: Media, folder: Path, backend: str = "pyav", crop: bool = True) -> Decoded:
-    """Decode and compress (quality 90, 4:2:0).
+    """Decode a file and compress its frames (quality 90, 4:2:0).
 
-    folder      what relative names of `media` start from
-    raises      MediaError; its message names `media.file`, wherever the bytes lay
+    folder      the folder that relative names of `media` start from
+    raises      MediaError; its message names `media.file`, even if the bytes are elsewhere
     """
     import simplejpeg
 
@@ -68,13 +68,13 @@ def _decode(media: Media, folder: Path, backend: str, crop: bool) -> Clip:
 
 
 def _read_inside(media: Media, folder: Path) -> bytes:
-    """The member's bytes, read from the tar that holds them."""
+    """Return the bytes of a member of a tar."""
     path, stop = folder / media.inside, media.offset + media.size
     try:
         check_regular(path)
-        whole = path.stat().st_size
-        if not 0 <= media.offset <= stop <= whole:
-            raise MediaError("corrupt", f"{path}: bytes {media.offset} to {stop} are asked for, it has {whole}")
+        size = path.stat().st_size
+        if not 0 <= media.offset <= stop <= size:
+            raise MediaError("corrupt", f"{path}: no bytes {media.offset} to {stop}, the file has {size}")
         with path.open("rb") as tar:
             tar.seek(media.offset)
             return tar.read(media.size)
@@ -86,33 +86,28 @@ def _read_inside(media: Media, folder: Path) -> bytes:
 
 @contextlib.contextmanager
 def _on_disk(media: Media, folder: Path, content: bytes | None) -> Iterator[Path]:
-    """The file, or its bytes in a file that is removed afterwards: two of the decoders need a path."""
+    """The path of the file, or of a temporary copy of its bytes, because two of the decoders need a path."""
     if content is None:
         yield folder / media.file
         return
-    suffix = re.search(r"\.[A-Za-z0-9]{1,5}$", media.file)  # FFmpeg's guess of the format looks at it too
-    path = _store(content, suffix[0] if suffix else "")
+    suffix = re.search(r"\.[A-Za-z0-9]{1,5}$", media.file)  # FFmpeg uses it to recognise the format
     try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _store(content: bytes, suffix: str) -> Path:
-    try:
-        handle, name = tempfile.mkstemp(suffix)
+        handle, name = tempfile.mkstemp(suffix[0] if suffix else "")
         with open(handle, "wb") as file:
             file.write(content)
     except OSError as error:
         raise UserError(
-            f"{tempfile.gettempdir()}: {error.strerror}; a video inside of a table or tar is unpacked there to be "
-            "decoded: make room, or name another folder with TMPDIR"
+            f"{tempfile.gettempdir()}: {error.strerror}; videos in tables or tars are unpacked there before decoding: "
+            "free some space, or set TMPDIR to another folder"
         ) from error
-    return Path(name)
+    try:
+        yield Path(name)
+    finally:
+        os.unlink(name)
 
 
 def _serve(connection: Connection, decode: Callable[[Media], Decoded], deadline_s: float, scratch: str) -> None:
-    """A worker's life: a `Media` comes in, a `Decoded` or reason and message go out (no reason: of a `UserError`)."""
+    """Main loop of a worker: receive a `Media`, send a `Decoded` or (reason, message); a `UserError` has reason ""."""
     tempfile.tempdir = os.environ["TMPDIR"] = scratch
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -124,7 +119,7 @@ def _serve(connection: Connection, decode: Callable[[Media], Decoded], deadline_
     import fvlm.data.decode.video  # noqa: F401  (loaded before the first deadline starts)
 
     connection.send("ready")
-    with contextlib.suppress(EOFError, ConnectionError):  # the other side is gone
+    with contextlib.suppress(EOFError, ConnectionError):  # the parent process has ended
         while True:
             media = connection.recv()
             signal.setitimer(signal.ITIMER_REAL, deadline_s + ORPHAN_S)
@@ -132,7 +127,7 @@ def _serve(connection: Connection, decode: Callable[[Media], Decoded], deadline_
                 answer: Decoded | tuple[str, str] = decode(media)
             except MediaError as error:
                 answer = (error.reason, str(error))
-            except UserError as error:  # of the machine or the settings, not of the file
+            except UserError as error:  # a problem of the machine or the settings, not of the file
                 answer = ("", str(error))
             except MemoryError:
                 answer = ("too_large", f"{media.file}: needs more memory than {limit >> 20} MiB")
@@ -157,10 +152,13 @@ class _Worker:
             started = False
         if not started:
             self.kill()
-            raise UserError(f"a decoding process ended, or hung for {START_S} s, while it started; too little memory?")
+            raise UserError(
+                f"a decoding process ended, or hung for {START_S} s, while it started; perhaps memory is low: use "
+                "fewer --processes"
+            )
 
     def decode(self, media: Media) -> Decoded:
-        """Raises MediaError; after reason timeout or crashed the worker is dead."""
+        """Return the decoded file; raises MediaError. After reasons timeout and crashed the worker must be killed."""
         try:
             self.connection.send(media)
             if not self.connection.poll(self.deadline_s):
@@ -177,14 +175,14 @@ class _Worker:
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.kill()  # in case it had no group of its own yet
+        self.process.kill()  # in case it has no process group yet
         self.process.join(10)
         self.connection.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
 
 
 class DecodePool:
-    """`processes` workers that apply `decode` (a function that can be pickled) to media.
+    """A pool of `processes` workers that apply `decode` (a function that can be pickled) to media.
 
     with DecodePool(partial(decode_to_jpegs, folder=folder), processes=4, deadline_s=60) as pool:
         future = pool.submit(media)
@@ -195,10 +193,10 @@ class DecodePool:
         self._threads = ThreadPoolExecutor(processes)
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         for _ in range(processes):
-            self._idle.put(None)  # a slot whose worker has not started
+            self._idle.put(None)  # None: a worker that has not started
 
     def submit(self, media: Media) -> Future[Decoded]:
-        """The result, in time; its exception is a MediaError, or a UserError that concerns all files."""
+        """Return a future; its exception is a MediaError of this file, or a UserError that concerns all files."""
         return self._threads.submit(self._run, media)
 
     def _run(self, media: Media) -> Decoded:
@@ -207,7 +205,7 @@ class DecodePool:
         except MediaError as error:
             if error.reason != "crashed":
                 raise
-        return self._decoded(media)  # once more: it may have been ended for want of memory, and not by this file
+        return self._decoded(media)  # second try: the worker may have been killed because memory was low
 
     def _decoded(self, media: Media) -> Decoded:
         worker = self._idle.get()

@@ -1,8 +1,7 @@
-"""Decode with PyAV: the cheap plan where the packets tell everything, every frame in order where they do not.
+"""Decode with PyAV: only the needed packets if the packets describe the frames, else every frame in order.
 
-The plan: read all packets without decoding (about 1 % of the cost) to know when each frame is shown; work out
-which packets the wanted frames depend on; decode those alone, on one thread, and leave out frames that nothing
-refers to (the decoder does for most codecs; of AV1 whole unreferenced chains are cut out of the packets).
+The plan: read all packets without decoding (about 1 % of the cost) to learn when each frame is shown. Find the packets
+that the wanted frames depend on. Decode only those, on one thread; the decoder skips frames that no other frame uses.
 """
 
 import contextlib
@@ -18,7 +17,6 @@ from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from fvlm.data.decode.bitstream import av1_cuts
 from fvlm.data.decode.media import LONGEST, MAX_FRAMES, MAX_PIXELS, SIDE, Clip, MediaError, Span, centre, fit, schedule
 from fvlm.data.decode.packets import (
     NO_PTS,
@@ -32,11 +30,11 @@ from fvlm.data.decode.packets import (
     runs_of,
 )
 
-NO_TIMES = ("h264", "hevc", "m4v", "mpegvideo", "obu")  # frames follow each other at the stream's rate
+NO_TIMES = ("h264", "hevc", "m4v", "mpegvideo", "obu")  # formats without times: frames follow at the stream's rate
 
 
 def decode(path: Path, crop: bool = True, span_s: Span = None) -> Clip:
-    """Frames of a video, or of a span of it, at 1 FPS.
+    """Return the frames of a video, or of a span of it, at 1 FPS.
 
     raises      MediaError
     """
@@ -50,7 +48,7 @@ def decode(path: Path, crop: bool = True, span_s: Span = None) -> Clip:
 def _decode_planned(
     path: Path, context: av.VideoCodecContext, packets: Packets, crop: bool, span_s: Span
 ) -> Clip | None:
-    """The clip, or None when something came out otherwise than the packets said."""
+    """Return the clip, or None if a wanted frame is missing or damaged."""
     order, shown_s, duration_s = packets.timeline()
     times_s, positions, duration_s = schedule(shown_s, duration_s, span_s)
     wanted = set(order[positions].tolist())
@@ -74,10 +72,9 @@ def _decode_planned(
 def _decode_runs(
     path: Path, context: av.VideoCodecContext, packets: Packets, wanted: set[int]
 ) -> Iterator[av.VideoFrame]:
-    """All frames that come out of the stretches, without most of those that are neither wanted nor referred to."""
+    """Frames of the packets that the wanted ones depend on; most of those that no frame uses are skipped."""
     runs = runs_of(wanted, packets.pts, packets.keyframe)
-    cuts = {} if packets.av1 is None else {k: v for run in runs for k, v in av1_cuts(packets.av1, run, wanted).items()}
-    # dav1d heeds the setting only as it stands when the first packet comes.
+    # dav1d reads the setting at the first packet only, so it would skip wanted frames too.
     others = "NONREF" if packets.skip and context.name != "libdav1d" else "DEFAULT"
     source: Iterator[tuple[int, av.Packet]]
     container = None
@@ -91,10 +88,9 @@ def _decode_runs(
             if number:
                 context.flush_buffers()
             for i, packet in source:
-                left = _without(packet, cuts[i]) if i in cuts else packet
-                if i >= start and left is not None:
+                if i >= start:
                     context.skip_frame = "DEFAULT" if i in wanted else others
-                    yield from context.decode(left)
+                    yield from context.decode(packet)
                 if i + 1 == stop:
                     break
             context.skip_frame = "DEFAULT"
@@ -104,31 +100,17 @@ def _decode_runs(
             container.close()
 
 
-def _without(packet: av.Packet, ranges: list[tuple[int, int]]) -> av.Packet | None:
-    """The packet less some of its bytes; None where no frame is left."""
-    content, place, kept = bytes(packet), 0, []
-    for start, stop in ranges:
-        kept.append(content[place:start])
-        place = stop
-    rest = b"".join([*kept, content[place:]])
-    if not rest:
-        return None
-    left = av.Packet(rest)
-    left.pts, left.dts, left.time_base = packet.pts, packet.dts, packet.time_base
-    return left
-
-
 def _decode_in_order(path: Path, packets: Packets, crop: bool, span_s: Span) -> Clip:
-    """Decode every frame and keep those shown at the wanted moments; once more where these come out otherwise.
+    """Decode every frame and keep those shown at the wanted moments; decode again if the moments were wrong.
 
-    The moments depend on the duration for a video of more than 64 s alone; the packets give a guess of it.
+    The moments depend on the duration only if the video is longer than 64 s. The packets give an estimate of it.
     """
     known = np.sort(packets.pts[packets.shown & (packets.pts != NO_PTS)])
     shown_s = (known - known[0]) * packets.unit_s if len(known) else np.zeros(1)
     moments_s = np.arange(MAX_FRAMES) + (max(0.0, span_s[0]) if span_s else 0.0)
-    with contextlib.suppress(MediaError):  # by the guess the video may end before the span starts
-        times_s, _, guess_s = schedule(shown_s, duration_of(shown_s, 0.0), span_s)
-        if guess_s > MAX_FRAMES:
+    with contextlib.suppress(MediaError):  # the estimate may end before the span starts
+        times_s, _, estimate_s = schedule(shown_s, duration_of(shown_s, 0.0), span_s)
+        if estimate_s > MAX_FRAMES:
             moments_s = moments_s[0] + times_s
     keep: set[int] = set()
     for _ in range(2):
@@ -137,7 +119,7 @@ def _decode_in_order(path: Path, packets: Packets, crop: bool, span_s: Span) -> 
             refused = refused_size(path, packets.stream)
             if refused is not None:
                 raise MediaError("too_large", f"{path}: {refused}")
-            raise MediaError("corrupt", f"{path}: {len(packets.pts)} packets, not one frame decoded")
+            raise MediaError("corrupt", f"{path}: {len(packets.pts)} packets, no frame could be decoded")
         times_s, positions, duration_s = schedule(shown_s, duration_s, span_s)
         if set(positions.tolist()) <= images.keys():
             return Clip(np.stack([images[int(i)] for i in positions]), times_s, duration_s, packets.codec)
@@ -148,11 +130,11 @@ def _decode_in_order(path: Path, packets: Packets, crop: bool, span_s: Span) -> 
 def _decode_every(
     path: Path, stream_index: int, moments_s: np.ndarray, keep: set[int], crop: bool
 ) -> tuple[dict[int, np.ndarray], np.ndarray, float]:
-    """Decode the whole stream; undecodable packets are passed over.
+    """Decode the whole stream, without the packets that cannot be decoded.
 
-    moments_s   what is shown at these seconds after the first frame is kept, (M,) ascending
-    keep        numbers of further frames to keep, in the order of showing
-    returns     those frames by number, the time of every frame in seconds after the first, the duration in seconds
+    moments_s   (M,) ascending, seconds after the first frame: the frame shown at each is kept
+    keep        numbers of further frames to keep, counted in the order of showing
+    returns     the kept frames by number, the time of every frame in seconds after the first, the duration in seconds
     """
     container, stream = open_video(path, stream_index)
     images, ticks, last, before, moment = {}, [], 0.0, None, 0
@@ -181,12 +163,12 @@ def _decode_every(
 
 
 def _time_of(frame: av.VideoFrame, form: str, before: list[int | None]) -> int | None:
-    """A frame's time in ticks; AVI numbers its packets, and that is all."""
+    """A frame's time in ticks; for AVI the number of its packet."""
     if form != "avi":
         return frame.pts
     if frame.dts is not None:
         return frame.dts
-    return before[-1] + 1 if before else 0  # one that the decoder held back to the end
+    return before[-1] + 1 if before else 0  # frames that leave the decoder at the end have no number
 
 
 def _frames_of(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
@@ -198,7 +180,7 @@ def _frames_of(container: InputContainer, stream: VideoStream) -> Iterator[av.Vi
 
 
 class _Scaler(threading.local):
-    """One for all frames of a thread: a frame's own one is set up anew for each, which takes as long as scaling."""
+    """One reformatter per thread: a new one for each frame costs as much as the scaling."""
 
     def __init__(self) -> None:
         self.reformatter = VideoReformatter()
@@ -208,10 +190,7 @@ _SCALER = _Scaler()
 
 
 def to_square(frame: av.VideoFrame, crop: bool = True) -> np.ndarray:
-    """One decoded frame as (224, 224, 3) uint8 RGB, upright, antialiased (swscale AREA).
-
-    Transparency is left out: the colours are those that are stored.
-    """
+    """Return a decoded frame as (224, 224, 3) uint8 RGB, upright, antialiased (swscale AREA), without transparency."""
     if frame.width * frame.height > MAX_PIXELS:
         raise MediaError("too_large", f"a frame of {frame.width} x {frame.height} pixels")
     width, height = fit(frame.width, frame.height, crop)
@@ -223,7 +202,7 @@ def to_square(frame: av.VideoFrame, crop: bool = True) -> np.ndarray:
 
 
 def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """(a, b, c, d): a pixel at (x, y) belongs at (a x + c y, b x + d y), but for the scale and where 0 is."""
+    """(a, b, c, d): a pixel at (x, y) is shown at (a x + c y, b x + d y), up to scale and origin."""
     side = frame.side_data.get(SideData.DISPLAYMATRIX)
     if side is None:
         return 1, 0, 0, 1
@@ -232,7 +211,7 @@ def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
 
 
 def upright(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
-    """A picture turned by quarters and mirrored as the file says."""
+    """Turn a picture by quarters and mirror it, as its display matrix states."""
     a, b, c, d = matrix
     if abs(a) < abs(b):
         image, a, d = image.swapaxes(0, 1), c, b
@@ -240,7 +219,7 @@ def upright(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
 
 
 def _middle(frame: av.VideoFrame) -> av.VideoFrame:
-    """The central square of a very long picture, which would be too large once its short side is scaled to 224."""
+    """Central square of a very long picture, which would need too much memory with its short side scaled to 224."""
     short = min(frame.width, frame.height)
     left, top = (frame.width - short) // 2, (frame.height - short) // 2
     image = frame.to_ndarray(format="rgb24")[top : top + short, left : left + short]

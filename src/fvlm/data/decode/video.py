@@ -1,6 +1,8 @@
 """From a file to 224 x 224 frames: videos at 1 FPS by presentation time, images as one frame."""
 
+import contextlib
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,10 +19,9 @@ DECODERS = {
     "ffmpeg": fallback.decode_with_ffmpeg,
 }
 BACKENDS = tuple(DECODERS)
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 # Formats of Pillow that hold pixels and nothing to execute (EPS would start Ghostscript).
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-# What Pillow raises of a broken image: SyntaxError for a chunk of PNG, TypeError and struct.error for EXIF, ...
+# Exceptions of Pillow for a broken image: SyntaxError for a PNG chunk, TypeError and struct.error for EXIF, ...
 BROKEN_IMAGE = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError, OSError, SyntaxError, TypeError, ValueError),
     struct.error,
@@ -28,10 +29,10 @@ BROKEN_IMAGE = (
 
 
 def decode_video(path: Path | str, backend: str = "pyav", crop: bool = True, span_s: Span = None) -> Clip:
-    """Frames shown at t = 0, 1, 2, ... seconds; of a video longer than 64 s, 64 evenly spaced ones.
+    """Return the frames shown at t = 0, 1, 2, ... seconds; of a video longer than 64 s, 64 evenly spaced ones.
 
-    backend     which decoder is asked first; the others are asked where it gives no frame
-    crop        True: short side to 224, then the centre; False: both sides squashed to 224
+    backend     the decoder that is tried first; if it returns no frame, the others are tried
+    crop        True: scale the short side to 224, then crop the centre; False: squash both sides to 224
     span_s      only this part, (start, end) in seconds after the first shown frame; the clip's times start at 0
     raises      MediaError with one of `media.REASONS`; UserError for an unknown backend
     """
@@ -53,43 +54,50 @@ def decode_video(path: Path | str, backend: str = "pyav", crop: bool = True, spa
 
 
 def decode_image(file: Path | str | BinaryIO, crop: bool = True, name: str = "") -> Clip:
-    """An image as a clip of one frame at time 0.
+    """Return an image as a clip of one frame at time 0.
 
-    name        what messages call an image that is no file
+    name        name in messages for an image that is no file
     raises      MediaError
     """
     if isinstance(file, str | Path):
         file = Path(file)
         check_regular(file)
-    name = name or str(file)
+    with image_errors(name or str(file)):
+        frame, codec = square_image(file, crop)
+    return Clip(frame[None], np.zeros(1), 0.0, codec)
+
+
+@contextlib.contextmanager
+def image_errors(name: str) -> Iterator[None]:
+    """Turn the exceptions of a broken image into a MediaError whose message begins with its name."""
     try:
-        frame, codec = square_image(file, crop, name)
+        yield
+    except MediaError as error:
+        raise MediaError(error.reason, f"{name}: {error}") from error
     except UnidentifiedImageError as error:
-        raise MediaError("not_media", f"{name}: no image format that is read here") from error
+        raise MediaError("not_media", f"{name}: not a supported image format") from error
     except (Image.DecompressionBombError, MemoryError) as error:
         raise MediaError("too_large", f"{name}: {error or 'out of memory'}") from error
     except BROKEN_IMAGE as error:
         raise MediaError("corrupt", f"{name}: {error}") from error
-    return Clip(frame[None], np.zeros(1), 0.0, codec)
 
 
-def square_image(file: Path | BinaryIO, crop: bool = True, name: str = "image") -> tuple[np.ndarray, str]:
-    """An image as (224, 224, 3) uint8, upright as its EXIF says, transparency over white; and its format.
+def square_image(file: Path | BinaryIO, crop: bool = True) -> tuple[np.ndarray, str]:
+    """Return an image as (224, 224, 3) uint8, turned upright by its EXIF, transparency over white; and its format.
 
-    name        what messages call it
-    raises      MediaError too_large, not_media (numbers of 32 bits), and what Pillow raises
+    raises      MediaError too_large, not_media (32-bit pixels), and the exceptions of Pillow
     """
     with Image.open(file, formats=IMAGE_FORMATS) as image:
         codec = image.format.lower()
         if image.width * image.height > MAX_PIXELS:
-            raise MediaError("too_large", f"{name}: {image.width} x {image.height} pixels")
+            raise MediaError("too_large", f"{image.width} x {image.height} pixels")
         image.load()
         pixels = ImageOps.exif_transpose(image)
-    # Pillow's conversion to RGB cuts larger numbers off at 255: all but the darkest would be white.
+    # Pillow's conversion to RGB clips 16-bit values at 255, so nearly all pixels would be white.
     if pixels.mode.startswith("I;16"):
         pixels = Image.fromarray((np.asarray(pixels) >> 8).astype(np.uint8))
     elif pixels.mode in ("I", "F"):
-        raise MediaError("not_media", f"{name}: its pixels are numbers without a range; store them with 8 or 16 bits")
+        raise MediaError("not_media", "32-bit pixels, whose range is unknown; store them with 8 or 16 bits")
     if crop and max(fit(*pixels.size, crop)) > LONGEST:
         short = min(pixels.size)
         left, top = (pixels.width - short) // 2, (pixels.height - short) // 2

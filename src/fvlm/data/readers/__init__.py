@@ -1,7 +1,8 @@
-"""Rows of a source, whatever form its dataset is published in: `reader:` of config/sources.yaml chooses the reader.
+"""Rows of a source in the form its dataset is published in; `reader:` in config/sources.yaml names the form.
 
-A dataset's reader is a function of its own name in one of the modules below; it turns one record of a table into a
-`Sample`. Imported while Snakemake parses the Snakefile: those modules, and pyarrow, are loaded when they are used.
+The reader of a dataset is a function with the dataset's name in one of the modules here; it turns one record of a table
+into a `Sample`. Snakemake imports this package while it parses the Snakefile, so these modules and pyarrow are loaded
+only when they are used.
 """
 
 import importlib
@@ -13,16 +14,16 @@ from fvlm.data.readers import tables
 from fvlm.data.readers.row import Place, Row, row_of
 from fvlm.errors import UserError
 
-__all__ = ["READERS", "Row", "count_rows", "files_of", "iterate_rows", "read_rows", "rows_per_shard"]
+__all__ = ["READERS", "Row", "count_rows", "files_of", "iterate_rows", "read_rows", "rows_per_shard", "tables"]
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Where a reader is found.
+    """The place of a reader.
 
-    module          of this package
-    table           what its table is called unless the source says so; a wildcard or {00000..00099} names several
-    rows_per_shard  a fixed number, where the shards follow the input's own division
+    module          module of this package
+    table           default name of the table; a wildcard or {00000..00099} names several
+    rows_per_shard  a fixed number, if each input file becomes one shard
     """
 
     module: str
@@ -51,21 +52,30 @@ READERS = {
 }
 
 
-def _module(reader: str):
+def _open(folder: Path | str, table: str | None, reader: str):
+    """The reader's module, the folder as a path, and the name of the table."""
     if reader not in READERS:
         raise UserError(f"reader {reader!r} is unknown; choose one of {', '.join(READERS)}")
-    return importlib.import_module(f"{__name__}.{READERS[reader].module}")
+    module = importlib.import_module(f"{__name__}.{READERS[reader].module}")
+    return module, Path(folder), READERS[reader].table if table is None else table
+
+
+def _tables(module, folder: Path, table: str) -> list[Path]:
+    """The tables, after the module's check of their columns."""
+    paths = tables.find(folder, table, getattr(module, "HINT", tables.HINT))
+    if hasattr(module, "check"):
+        module.check(paths[0])
+    return paths
 
 
 def rows_per_shard(reader: str, samples: int) -> int:
-    """How far apart the numbers of the first rows of two shards are."""
+    """Distance between the numbers of the first rows of two consecutive shards."""
     return READERS[reader].rows_per_shard or samples
 
 
 def files_of(folder: Path | str, table: str | None = None, reader: str = "folder") -> list[Path]:
-    """The tables, tars or, of a bare folder, the files that rows are made of; raises UserError if there are none."""
-    module, folder = _module(reader), Path(folder)
-    table = READERS[reader].table if table is None else table
+    """Return the source's tables, its tars or, of a bare folder, all files; raises UserError if there are none."""
+    module, folder, table = _open(folder, table, reader)
     if hasattr(module, "files_of"):
         return module.files_of(folder, table)
     return tables.find(folder, table, getattr(module, "HINT", tables.HINT))
@@ -74,38 +84,30 @@ def files_of(folder: Path | str, table: str | None = None, reader: str = "folder
 def iterate_rows(
     folder: Path | str, table: str | None = None, start: int = 0, stop: int | None = None, reader: str = "folder"
 ) -> Iterator[Row]:
-    """Rows whose numbers are in [start, stop), one after the other; a bad one is kept with its `problem`.
+    """Rows whose numbers are in [start, stop), in order; a bad row has a `problem`.
 
-    table       in the folder; None: what it is usually called
+    table       name inside the folder; None: the reader's default
     raises      UserError if the folder or a table is missing or broken
     """
-    module, folder = _module(reader), Path(folder)
-    table = READERS[reader].table if table is None else table
+    module, folder, table = _open(folder, table, reader)
     if hasattr(module, "rows"):
         yield from module.rows(folder, table, start, stop)
         return
-    paths = files_of(folder, table, reader)
-    if hasattr(module, "check"):
-        module.check(paths[0])
     make, expand = getattr(module, reader), getattr(module, f"expand_{reader}", None)
-    for number, path, record in tables.records(paths, start, stop, expand):
+    for number, path, record in tables.records(_tables(module, folder, table), start, stop, expand):
         yield row_of(number, make, record, Place(folder, path))
 
 
 def read_rows(
     folder: Path | str, table: str | None = None, start: int = 0, stop: int | None = None, reader: str = "folder"
 ) -> list[Row]:
-    """As `iterate_rows`, all at once."""
+    """The rows of `iterate_rows` as a list."""
     return list(iterate_rows(folder, table, start, stop, reader))
 
 
 def count_rows(folder: Path | str, table: str | None = None, reader: str = "folder") -> int:
-    """How many rows there are, without making them; raises UserError as `iterate_rows` does."""
-    module, folder = _module(reader), Path(folder)
-    table = READERS[reader].table if table is None else table
+    """Return the number of rows without making them; raises UserError like `iterate_rows`."""
+    module, folder, table = _open(folder, table, reader)
     if hasattr(module, "count"):
         return module.count(folder, table)
-    paths = files_of(folder, table, reader)
-    if hasattr(module, "check"):
-        module.check(paths[0])
-    return tables.count(paths, getattr(module, f"expand_{reader}", None))
+    return tables.count(_tables(module, folder, table), getattr(module, f"expand_{reader}", None))

@@ -12,9 +12,9 @@ CLIP_NAME = re.compile(r"_\d+_\d+to\d+\.mp4$")
 
 
 def webvid(record: dict, place: Place) -> Sample:
-    """WebVid: CSV of videoid, contentUrl, duration, page_dir, name; a caption is called `name`.
+    """WebVid: CSV of videoid, contentUrl, duration, page_dir, name; the column `name` is the caption.
 
-    Videos where the dataset's own script puts them, videos/{page_dir}/{videoid}.mp4, or without the folders.
+    Videos are in videos/{page_dir}/{videoid}.mp4, where the dataset's script puts them, or without these folders.
     https://github.com/m-bain/webvid (download.py), https://huggingface.co/datasets/Mouwiya/Video-10M (columns)
     """
     name = f"{identity(record, 'videoid')}.mp4"
@@ -27,7 +27,7 @@ def webvid(record: dict, place: Place) -> Sample:
 def openvid(record: dict, place: Place) -> Sample:
     """OpenVid-1M: CSV whose first columns are video (a file name) and caption; scores follow. Videos in video/.
 
-    Clips of one video, told by names such as {video}_{clip}_{start}to{end}.mp4, are held out together.
+    Clips of one video, recognised by names such as {video}_{clip}_{start}to{end}.mp4, are held out together.
     https://github.com/NJU-PCALab/OpenVid-1M (README.md, openvid/datasets/datasets.py)
     """
     name = string(record, "video")
@@ -40,8 +40,8 @@ def openvid(record: dict, place: Place) -> Sample:
 def vript(record: dict, place: Place) -> Sample:
     """Vript, one clip: clip_id, video_id, caption {shot_type, camera_movement, content, scene_title}.
 
-    Long and short videos have the same form; their clips lie in vript_long_videos_clips/*/{video_id}/{clip_id}.mp4
-    (short: vript_short_videos_clips), as the zips unpack.
+    Clips are in vript_long_videos_clips/*/{video_id}/{clip_id}.mp4 (short ones: vript_short_videos_clips), as the zips
+    unpack.
     https://huggingface.co/datasets/Mutonix/Vript (README.md)
     """
     clip, caption = string(record, "clip_id"), record.get("caption")
@@ -49,52 +49,51 @@ def vript(record: dict, place: Place) -> Sample:
     video = Media(f"{_clip_folders(place.folder).get(owner, owner)}/{clip}.mp4")
     with about(video):
         if not isinstance(caption, dict):
-            raise BadRow("`caption` is no mapping of shot_type, camera_movement, content, scene_title")
+            raise BadRow("`caption` is not a mapping of shot_type, camera_movement, content, scene_title")
         extra = known(id=clip, video=owner, title=record.get("video_title"))
         return Sample((video,), {"caption": _narration(caption)}, extra)
 
 
 def expand_vript(record: dict) -> list[dict]:
-    """The file of one video, {"meta", "data": {clip_id: clip}}, has all of its clips.
-
-    The dataset also has JSONL, which could not be seen; lines that are clips, or videos as above, are read.
-    """
+    """All clips of a video's file {"meta", "data": {clip_id: clip}}; a line of JSONL may also be one clip."""
     clips = record.get("data")
-    if isinstance(clips, dict):
-        return [
-            {"clip_id": name, **clip} if isinstance(clip, dict) else {"clip_id": name} for name, clip in clips.items()
-        ]
-    return [record]
+    if not isinstance(clips, dict):
+        return [record]
+    return [{"clip_id": name, **(clip if isinstance(clip, dict) else {})} for name, clip in clips.items()]
 
 
 @cache
 def _clip_folders(folder: Path) -> dict[str, str]:
-    """Video -> folder of its clips, relative to the source's, for the zips' own folders and for fewer levels."""
-    found: dict[str, str] = {}
+    """Video -> folder of its clips, relative to the source's folder, with the folders of the zips or without them."""
+    folders: dict[str, str] = {}
     for parent in [folder, *sorted(folder.glob("vript_*_clips")), *sorted(folder.glob("vript_*_clips/*/"))]:
         with os.scandir(parent) as entries:
             videos = sorted(entry.name for entry in entries if entry.is_dir())
-        found |= {name: (parent / name).relative_to(folder).as_posix() for name in videos}
-    return found
+        folders |= {name: (parent / name).relative_to(folder).as_posix() for name in videos}
+    return folders
 
 
 def _narration(caption: dict) -> str:
-    """The parts of a scene's script as one text: title, shot, camera, then what happens."""
+    """The parts of a scene's script as one text: title, shot, camera, content."""
     content = string(caption, "content")
-    parts = (("scene_title", "{}."), ("shot_type", "Shot type: {}."), ("camera_movement", "Camera movement: {}."))
-    said = [(form, caption.get(name)) for name, form in parts]
-    before = [
-        form.format(value.strip().rstrip(".")) for form, value in said if isinstance(value, str) and value.strip()
-    ]
-    return " ".join([*before, content.strip()])
+    parts = []
+    for name, form in (
+        ("scene_title", "{}."),
+        ("shot_type", "Shot type: {}."),
+        ("camera_movement", "Camera movement: {}."),
+    ):
+        value = caption.get(name)
+        if isinstance(value, str) and value.strip():
+            parts.append(form.format(value.strip().rstrip(".")))
+    return " ".join([*parts, content.strip()])
 
 
 def sharegpt4video(record: dict, place: Place) -> Sample:
-    """ShareGPT4Video: JSONL of video_id, video_path, captions [{idx, content}]; idx -1 is the whole video's.
+    """ShareGPT4Video: JSONL of video_id, video_path, captions [{idx, content}]; idx -1 describes the whole video.
 
     Also its instruction files, JSON of {id, video, conversations}. Zips unpacked beside the table, or in videos/.
-    https://huggingface.co/datasets/ShareGPT4Video/ShareGPT4Video (README.md); the field names of the JSONL as programs
-    that read it use them
+    https://huggingface.co/datasets/ShareGPT4Video/ShareGPT4Video (README.md); the field names of the JSONL are those
+    that programs for it use
     """
     name = string(record, "video_path" if "video_path" in record else "video")
     video = Media(place.find(name, f"videos/{name}", Path(name).name))
@@ -104,8 +103,8 @@ def sharegpt4video(record: dict, place: Place) -> Sample:
             return Sample((video,), conversation(record["conversations"], "conversations"), extra)
         captions = record.get("captions")
         if not isinstance(captions, list):
-            raise BadRow("`captions` is no list")
-        whole = [c for c in captions if isinstance(c, dict) and str(c.get("idx")) == "-1"]
-        if not whole:
-            raise BadRow("`captions`: none has idx -1, which is the whole video's")
-        return Sample((video,), {"caption": string(whole[0], "content")}, extra)
+            raise BadRow("`captions` is not a list")
+        caption = next((c for c in captions if isinstance(c, dict) and str(c.get("idx")) == "-1"), None)
+        if caption is None:
+            raise BadRow("`captions`: none has idx -1, the caption of the whole video")
+        return Sample((video,), {"caption": string(caption, "content")}, extra)

@@ -9,30 +9,29 @@ MAGIC = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp", b"GI": ".gif", b
 
 
 def embedded(value: object, column: str) -> Media:
-    """An image as the `datasets` library stores it in Parquet, {bytes, path}; its name is a digest of its bytes.
+    """An image as the `datasets` library stores it in Parquet: {bytes, path}.
 
-    The same image has the same name in every row, so that none is trained on and held out too.
+    Its name is a digest of its bytes, so that the same image in two rows is not both trained on and held out.
     https://huggingface.co/docs/datasets/about_dataset_features
 
     raises      BadRow
     """
     if value is None:
-        raise BadRow(f"`{column}` is null, no image")
+        raise BadRow(f"`{column}` is null, expected an image")
     content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
     if isinstance(content, bytes) and content:
         return Media(hashlib.blake2b(content, digest_size=12).hexdigest() + MAGIC.get(content[:2], ""), True, content)
     if content is None and isinstance(path, str) and path:
         return Media(path, image=True)
-    raise BadRow(
-        f"`{column}`: expected {{bytes, path}}, found {'no bytes' if content == b'' else type(value).__name__}"
-    )
+    found = "no bytes" if content == b"" else type(value).__name__
+    raise BadRow(f"`{column}`: expected {{bytes, path}}, found {found}")
 
 
 def llava_video(record: dict, place: Place) -> Sample:
     """LLaVA-Video-178K: JSON of {id, data_source, video, conversations [{from, value}]}.
 
     `video` is relative to the table's folder, where the dataset's archives unpack.
-    https://huggingface.co/datasets/lmms-lab/LLaVA-Video-178K; the field names as its trainers use them
+    https://huggingface.co/datasets/lmms-lab/LLaVA-Video-178K; the field names are those that its trainers use
     """
     name = string(record, "video")
     video = Media(place.find(place.beside(name), name, f"videos/{name}"))
@@ -44,7 +43,7 @@ def llava_video(record: dict, place: Place) -> Sample:
 def vista(record: dict, place: Place) -> Sample:
     """VISTA-400K: JSON per subset of {image or video, conversations [{from, value}]}.
 
-    `image` names the video, in the folder that is called like the table.
+    `image` names the video in the folder with the table's name.
     https://github.com/TIGER-AI-Lab/VISTA (train/data.py, train/data_configs), https://huggingface.co/datasets/TIGER-Lab/VISTA-400K
     """
     name = string(record, "video" if "video" in record else "image")
@@ -61,11 +60,11 @@ def cauldron(record: dict, place: Place) -> Sample:
     """
     images, texts = record.get("images"), record.get("texts")
     if not isinstance(images, list) or not images:
-        raise BadRow("`images` is no list of images")
+        raise BadRow("`images` is not a list of images, or is empty")
     media = tuple(embedded(image, "images") for image in images)
     with about(*media):
         if not isinstance(texts, list) or not all(isinstance(text, dict) for text in texts):
-            raise BadRow("`texts` is no list of {user, assistant}")
+            raise BadRow("`texts` is not a list of {user, assistant}")
         turns = [{"role": role, "content": text.get(role)} for text in texts for role in ("user", "assistant")]
         origin = texts[0].get("source") if texts else None
         return Sample(media, conversation(turns, "texts"), known(origin=origin, table=place.table.name))

@@ -1,8 +1,8 @@
-"""A bare folder: every file below it is an input, in the order of their names; no table.
+"""A bare folder without a table: every file in it is an input, sorted by name, except names that start with a dot.
 
-A `.txt` beside a file of the same stem is its caption. A file without one still gives frames and a line in the ledger,
-but nothing to train on: its sample has no answer, and an index leaves it out. What is no video or image is found out by
-decoding it, and rejected. Names that start with a dot are no inputs.
+A `.txt` beside a file of the same stem is its caption. A file without a caption still gives frames and a line in the
+ledger, but an index leaves its sample out, since it has no answer. A file that is no video or image is rejected when it
+is decoded.
 """
 
 import os
@@ -20,16 +20,12 @@ def rows(folder: Path, table: str, start: int = 0, stop: int | None = None) -> I
     for number, name in islice(enumerate(inputs(folder)), start, stop):
         readable = name.encode("utf-8", "backslashreplace").decode()
         if readable != name:
-            yield Row(number, (media_of(readable),), {}, problem="the file's name is not in UTF-8; rename it")
+            yield Row(number, (media_of(readable),), {}, problem="the name of the file is not UTF-8; rename it")
             continue
         try:
             caption = _caption(sidecar(folder / name))
         except BadRow as error:
             yield Row(number, (media_of(name),), {}, problem=str(error))
-            continue
-        except (OSError, UnicodeDecodeError):
-            problem = "its caption, the .txt beside it, cannot be read as UTF-8; save it so, or delete it"
-            yield Row(number, (media_of(name),), {}, problem=problem)
             continue
         row = Row(number, (media_of(name),), {"caption": caption})
         yield checked(row) if caption else row
@@ -46,28 +42,28 @@ def files_of(folder: Path, table: str) -> list[Path]:
 
 
 def inputs(folder: Path) -> list[str]:
-    """All files below the folder, relative to it, without captions and names that start with a dot; sorted.
+    """All files below the folder, relative to it, sorted, without captions and names that start with a dot.
 
-    A folder that links lead to several times is one.
+    A folder that several links point to is read once.
 
-    raises      UserError if there is no folder, or one may not be read
+    raises      UserError if the folder does not exist, or a folder in it cannot be read
     """
     if not folder.is_dir():
         raise UserError(f"no folder {str(folder)!r}; correct the path")
-    found, visited = [], set()
+    names, visited = [], set()
     for here, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
         real = os.path.realpath(here)
         if real in visited:
             folders.clear()
             continue
         visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))  # the same order everywhere
+        folders[:] = sorted(name for name in folders if not name.startswith("."))  # the same order on every machine
         stems = {Path(name).stem for name in files if not name.endswith(".txt")}
         for name in files:
             caption = name.endswith(".txt") and Path(name).stem in stems
             if not name.startswith(".") and not caption:
-                found.append(Path(here, name).relative_to(folder).as_posix())
-    return sorted(found)
+                names.append(Path(here, name).relative_to(folder).as_posix())
+    return sorted(names)
 
 
 def _refuse(error: OSError) -> None:
@@ -75,15 +71,18 @@ def _refuse(error: OSError) -> None:
 
 
 def sidecar(path: Path) -> Path | None:
-    """The regular file beside an input that holds its caption, if there is one."""
+    """The file with the caption of an input, or None if there is none."""
     text = path.with_suffix(".txt")
     return text if path.suffix != ".txt" and os.path.isfile(text) else None
 
 
 def _caption(text: Path | None) -> str:
-    """raises OSError, UnicodeDecodeError; BadRow for one that is too long, before it is read"""
+    """The caption in a file; raises BadRow."""
     if text is None:
         return ""
-    if text.stat().st_size > MAX_TEXT_BYTES:
-        raise BadRow(f"its caption, the .txt beside it, is over {MAX_TEXT_BYTES >> 20} MiB; shorten or delete it")
-    return text.read_text(encoding="utf-8-sig").strip()
+    try:
+        if text.stat().st_size > MAX_TEXT_BYTES:
+            raise BadRow(f"caption {text.name} is larger than {MAX_TEXT_BYTES >> 20} MiB; shorten or delete it")
+        return text.read_text(encoding="utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRow(f"caption {text.name} cannot be read as UTF-8; save it as UTF-8, or delete it") from error

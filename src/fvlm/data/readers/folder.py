@@ -1,13 +1,13 @@
-"""A folder of one's own: media files and a table with one row per sample.
+"""Your own folder: media files and a table with one row per sample.
 
-Columns: `file` (relative to the folder; none for text), or `files` for several images of one sample, and one of the
-forms below. `prompt` may replace the source's prompt in a row; `video` names the video that a
-clip was cut from, so that all of its clips are held out together.
+Columns: `file` (relative to the folder; none for text), or `files` for several images of one sample, and one of FORMS.
+`prompt` replaces the source's prompt in a row. `video` names the video that a clip was cut from, so that all clips of
+the video are held out together.
 """
 
 from pathlib import Path, PurePosixPath
 
-from fvlm.data.decode.media import Media
+from fvlm.data.decode.media import IMAGE_SUFFIXES, Media
 from fvlm.data.readers.row import BadRow, Place, Sample, about, known, messages_problem, string
 from fvlm.data.readers.tables import columns
 from fvlm.errors import UserError
@@ -15,12 +15,11 @@ from fvlm.errors import UserError
 FORMS = (("messages",), ("question", "chosen", "rejected"), ("question", "answer"), ("caption",))
 FORMS_TEXT = "`caption`, or `question` and `answer`, or `question`, `chosen` and `rejected`, or `messages`"
 HINT = f"write it, with columns `file` and {FORMS_TEXT}"
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # what a name says; `kind: image` says so for all
 
 
 def media_of(name: str) -> Media:
-    """`./a.mp4` and `a.mp4` are one file, which is trained on or held out, and not both."""
-    return Media(PurePosixPath(name).as_posix(), image=name.lower().endswith(IMAGES))
+    """The media of a file name; `./a.mp4` and `a.mp4` are the same file, so that both are held out or neither."""
+    return Media(PurePosixPath(name).as_posix(), image=name.lower().endswith(IMAGE_SUFFIXES))
 
 
 def folder(record: dict, place: Place) -> Sample:
@@ -28,14 +27,14 @@ def folder(record: dict, place: Place) -> Sample:
     with about(*media):
         prompt = record.get("prompt") or None
         if prompt is not None and not isinstance(prompt, str):
-            raise BadRow("`prompt` is no text")
+            raise BadRow("`prompt` is not a text")
         return Sample(media, _text(record), known(video=record.get("video") or None), prompt)
 
 
 def _media(record: dict) -> tuple[Media, ...]:
     files = record.get("files") or [record["file"]] if record.get("files") or record.get("file") else []
     if not isinstance(files, list) or not all(isinstance(file, str) and file for file in files):
-        raise BadRow("`files` is no list of names" if record.get("files") else "`file` is no text")
+        raise BadRow("`files` is not a list of names" if record.get("files") else "`file` is not a text")
     return tuple(media_of(file) for file in files)
 
 
@@ -47,7 +46,7 @@ def _text(record: dict) -> dict:
     if form == ("messages",):
         messages = record["messages"]
         if messages_problem(messages):
-            return {"messages": messages}  # which is said of the row
+            return {"messages": messages}  # `checked` reports the problem
         return {"messages": [{name: message[name] for name in ("role", "content")} for message in messages]}
     values = {column: string(record, column) for column in form}
     names = {"question": "user", "answer": "assistant"}
@@ -55,7 +54,7 @@ def _text(record: dict) -> dict:
 
 
 def check(path: Path) -> None:
-    """The header, or the first row, shows which columns there are; a later row that lacks one is a bad row."""
+    """Refuse a table without the needed columns in its header or first row; raises UserError."""
     found = columns(path)
     if not found:
         return

@@ -1,7 +1,7 @@
 """Benchmarks with given answers: Video-MME, MVBench, MLVU, POPE, ScienceQA.
 
-The sample's json keeps `options` (texts) and `correct` (position of the right one), so that an evaluation need not
-parse what the user says.
+The sample's json keeps `options` (texts) and `correct` (position of the right option), so that an evaluation need not
+parse the question.
 """
 
 import os
@@ -19,7 +19,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LETTER_PROMPT = "Answer with the letter of the correct option."
 WORD_PROMPT = "Answer yes or no."
 
-# MVBench: task -> folder of its videos below video/, and whether a question is about a part of the video.
+# MVBench: task -> folder of its videos below video/, and whether its questions are about a part of the video.
 MVBENCH = {
     "action_sequence": ("star/Charades_v1_480", True),
     "action_prediction": ("star/Charades_v1_480", True),
@@ -46,7 +46,7 @@ FRAMES_TASK, FRAMES_PER_S = "episodic_reasoning", 3  # folders of frames 00001.j
 
 
 def choice(question: str, options: object, correct: int) -> tuple[dict, dict]:
-    """A multiple-choice question as text and `extra`: options as lines "A. ...", the answer is a letter.
+    """Return a multiple-choice question as text (options as lines "A. ...", the answer a letter) and as `extra`.
 
     correct     position of the right option
     raises      BadRow
@@ -63,7 +63,7 @@ def choice(question: str, options: object, correct: int) -> tuple[dict, dict]:
 
 
 def position(answer: str, options: object) -> int:
-    """Where the answer stands among the options; raises BadRow."""
+    """Return the position of the answer among the options; raises BadRow."""
     if not isinstance(options, list) or answer not in options:
         raise BadRow(f"the answer {answer!r} is none of the options")
     return options.index(answer)
@@ -88,7 +88,7 @@ def video_mme(record: dict, place: Place) -> Sample:
 
 
 def _without_letters(options: object) -> object:
-    """Options without their "A. ", "B. ", ..., where all have them."""
+    """Options without their "A. ", "B. ", ..., if all have them."""
     if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
         return options
     if len(options) > len(LETTERS):
@@ -100,9 +100,8 @@ def _without_letters(options: object) -> object:
 def mvbench(record: dict, place: Place) -> Sample:
     """MVBench: JSON per task of {video, question, candidates, answer (a text), and start, end in seconds for some}.
 
-    One task has folders of frames at 3 per second instead of videos: one frame per second is taken.
-    https://huggingface.co/datasets/OpenGVLab/MVBench,
-    https://github.com/JUNJIE99/MLVU (video_chat/choice_bench.py follows its reading, folder by folder)
+    One task has folders of frames at 3 per second instead of videos: one frame per second is used.
+    https://huggingface.co/datasets/OpenGVLab/MVBench, https://github.com/JUNJIE99/MLVU (video_chat/choice_bench.py)
     """
     task = place.table.stem
     if task not in MVBENCH:
@@ -117,8 +116,8 @@ def mvbench(record: dict, place: Place) -> Sample:
         else:
             media = (Media(name, span_s=span),)
         options = record.get("candidates")
-        text, asked = choice(string(record, "question"), options, position(string(record, "answer"), options))
-    return Sample(media, text, extra | asked)
+        text, answer = choice(string(record, "question"), options, position(string(record, "answer"), options))
+    return Sample(media, text, extra | answer)
 
 
 def _span(record: dict) -> tuple[float, float]:
@@ -132,7 +131,7 @@ def _span(record: dict) -> tuple[float, float]:
 
 
 def _frames(folder: Path, name: str, span_s: tuple[float, float]) -> tuple[tuple[Media, ...], list[float]]:
-    """Images of a folder of frames, one per second of the span as of a video, and their times from its start."""
+    """Images of a folder of frames, one per second of the span, and their times in seconds from its start."""
     try:
         files = sorted(file for file in os.listdir(folder) if file.endswith(".jpg"))
     except OSError as error:
@@ -150,7 +149,7 @@ def _frames(folder: Path, name: str, span_s: tuple[float, float]) -> tuple[tuple
 def mlvu(record: dict, place: Place) -> Sample:
     """MLVU: JSON per task of {video, duration, question, candidates, answer (a text), question_type}.
 
-    Tasks without candidates, such as summaries, are plain questions. Videos in video/ and the table's name.
+    Tasks without candidates, such as summaries, are plain questions. Videos are in video/{name of the table}/.
     https://github.com/JUNJIE99/MLVU (video_chat/choice_bench.py),
     https://github.com/TIGER-AI-Lab/VISTA (eval/utils_mlvu.py)
     """
@@ -168,8 +167,8 @@ def pope(record: dict, place: Place) -> Sample:
     """POPE: JSONL of {question_id, image, text, label (yes or no)}; or Parquet of image, question, answer, category.
 
     The images of the JSONL are COCO's val2014, in a folder of that name or beside the table.
-    https://github.com/RUCAIBox/POPE (output/coco), https://huggingface.co/datasets/lmms-lab/POPE; the Parquet's columns
-    as https://github.com/EvolvingLMMs-Lab/lmms-eval (lmms_eval/tasks/pope/utils.py) uses them
+    https://github.com/RUCAIBox/POPE (output/coco), https://huggingface.co/datasets/lmms-lab/POPE,
+    https://github.com/EvolvingLMMs-Lab/lmms-eval (lmms_eval/tasks/pope/utils.py: columns of the Parquet)
     """
     if isinstance(record.get("image"), str):
         name = record["image"]
@@ -209,7 +208,7 @@ def scienceqa(record: dict, place: Place) -> Sample:
 
 
 def expand_scienceqa(record: dict) -> list[dict]:
-    """problems.json is one object of all problems."""
+    """All problems of problems.json, which is one object."""
     if "question" in record or not all(isinstance(problem, dict) for problem in record.values()):
         return [record]
     return [{"id": name, **problem} for name, problem in record.items()]

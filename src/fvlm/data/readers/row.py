@@ -1,11 +1,11 @@
-"""One row of a source: what a dataset's reader makes of one record, checked in one place."""
+"""One row of a source, made from one record by the dataset's reader, and the checks that all rows pass."""
 
 import contextlib
 import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from fvlm.data.decode.media import Media
 
 MAX_IMAGES = 64  # a sample's frames
-SURPLUS = ""  # where values of a CSV row stand that no column is left for
+SURPLUS = ""  # key of the values of a CSV row that have no column
 ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
-# Where datasets mark the place of an image or a video; here visual tokens always stand before the text.
+# Marks that datasets put at the place of an image or a video; here visual tokens always come before the text.
 PLACEHOLDER = r"<\|?(?:image|video)(?:_pad)?\|?>|<\|vision_(?:start|end)\|>"
 PLACEHOLDERS = re.compile(rf"[ \t]*(?:{PLACEHOLDER})(?:\s*(?:{PLACEHOLDER}))*[ \t]*")
 
@@ -29,7 +29,7 @@ class Row:
     text        one of {"caption"}, {"user", "assistant"}, {"user", "chosen", "rejected"}, {"messages"}
     prompt      this row's own prompt for its caption, or None
     problem     why the row cannot be used, or None
-    extra       more that the sample's json keeps: id, options, ...
+    extra       further entries of the sample's json: id, options, ...
     reason      of a problem, one of `media.REASONS`
     """
 
@@ -48,7 +48,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Sample:
-    """What a reader makes of one record; the fields are those of `Row`."""
+    """The result of a reader for one record; the fields are those of `Row`."""
 
     media: tuple["Media", ...]
     text: dict
@@ -57,7 +57,7 @@ class Sample:
 
 
 class BadRow(Exception):
-    """A record that gives no sample; `media` says what it was about, where that is known."""
+    """A record that gives no sample; `media` holds its files, if they are known."""
 
     def __init__(self, message: str, reason: str = "bad_row") -> None:
         super().__init__(message)
@@ -66,7 +66,7 @@ class BadRow(Exception):
 
 @contextlib.contextmanager
 def about(*media: "Media") -> Iterator[None]:
-    """A `BadRow` raised within is about these files."""
+    """Add these files to a `BadRow` that is raised inside."""
     try:
         yield
     except BadRow as error:
@@ -76,80 +76,79 @@ def about(*media: "Media") -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a record stands: the source's folder, and the table in it."""
+    """The place of a record: the source's folder and the table in it."""
 
     folder: Path
     table: Path
 
     def beside(self, name: str) -> str:
-        """A name relative to the table, made relative to the folder; an absolute one stays as it is."""
+        """A name relative to the table, made relative to the folder; an absolute name does not change."""
         path = self.table.parent / name
         return (path.relative_to(self.folder) if path.is_relative_to(self.folder) else path).as_posix()
 
     def find(self, *names: str) -> str:
-        """The first of these files, relative to the folder, that exists; else the first one."""
+        """The first of these names, relative to the folder, that exists; if none does, the first name."""
         return next((name for name in names if os.path.exists(self.folder / name)), names[0])
 
 
 def row_of(number: int, make: Callable[[dict, Place], Sample], record: dict, place: Place) -> Row:
-    """The row that `make` gives, or why there is none."""
+    """Return the row that `make` makes of a record, or a row with a problem."""
     if record.get(SURPLUS):
         return Row(number, (), {}, problem="more values than columns; put a text that holds a comma in quotes")
     try:
         sample = make(record, place)
     except BadRow as error:
-        return checked(Row(number, error.media, {}, None, str(error), {}, error.reason))
-    return checked(Row(number, sample.media, sample.text, sample.prompt, None, sample.extra))
+        return checked(Row(number, error.media, {}, problem=str(error), reason=error.reason))
+    return checked(Row(number, sample.media, sample.text, sample.prompt, extra=sample.extra))
 
 
 def checked(row: Row) -> Row:
-    """The same row without placeholders, or with the problem that it has."""
+    """Return the row without placeholders in its text, or with its problem."""
     text = without_placeholders(row.text) if row.media else row.text
     problem = row.problem or _media_problem(row) or text_problem(text)
-    said = [problem] if problem else [text, row.prompt, row.extra]
+    row = Row(row.number, row.media, {}, None, problem, {}, row.reason) if problem else replace(row, text=text)
     try:
-        json.dumps([said, [media.file for media in row.media]], ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # a JSON text may escape one half of a surrogate pair
+        files = [media.file for media in row.media]
+        json.dumps([row.problem, row.text, row.prompt, row.extra, files], ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # JSON may escape half of a surrogate pair
         return Row(row.number, (), {}, problem="half a character, which UTF-8 cannot hold")
-    if problem:
-        return Row(row.number, row.media, {}, None, problem, {}, row.reason)
-    return Row(row.number, row.media, text, row.prompt, None, row.extra)
+    return row
 
 
 def _media_problem(row: Row) -> str | None:
     if len(row.media) > MAX_IMAGES:
-        return f"{len(row.media)} images, at most {MAX_IMAGES} fit a sample"
+        return f"{len(row.media)} images, a sample may have {MAX_IMAGES}"
     if len(row.media) > 1 and not all(media.image for media in row.media):
-        return f"{len(row.media)} files of which one is a video; a sample is one video, or images"
+        return f"{len(row.media)} files with a video among them; a sample is one video, or images"
     return None
 
 
 def text_problem(text: dict) -> str | None:
-    """What is wrong with a sample's text, or None."""
+    """Return the problem of a sample's text, or None."""
     if "messages" in text:
         return messages_problem(text["messages"])
     for name, value in text.items():
         if not isinstance(value, str) or not value.strip():
-            return f"`{name}` is empty or no text"
+            return f"`{name}` is empty or not a text"
     return None if text else "no text"
 
 
 def messages_problem(messages: object) -> str | None:
-    """What is wrong with a conversation, or None."""
+    """Return the problem of a conversation, or None."""
     if not isinstance(messages, list):
-        return "`messages` is no list"
+        return "`messages` is not a list"
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
             return "`messages`: expected a list of {role, content}"
         if message.get("role") not in ("system", "user", "assistant"):
             return f"`messages`: role {message.get('role')!r} is none of system, user, assistant"
     if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
-        return "`messages`: no assistant says anything"
+        return "`messages`: no message of the assistant has text"
     return None
 
 
 def without_placeholders(text: dict) -> dict:
-    """The text without the marks that datasets put where an image goes, in what the user says."""
+    """The text without marks such as `<image>` in the user's messages."""
     if "messages" in text and not messages_problem(text["messages"]):
         messages = [
             message if message["role"] == "assistant" else {**message, "content": _unmarked(message["content"])}
@@ -159,7 +158,7 @@ def without_placeholders(text: dict) -> dict:
     if not isinstance(text.get("user"), str):
         return text
     text = {**text, "user": _unmarked(text["user"])}
-    # A mark alone asks for a caption; the source's prompt does so in words.
+    # A question that is only a mark asks for a caption, so the source's prompt replaces it.
     return {"caption": text["assistant"]} if not text["user"] and set(text) == {"user", "assistant"} else text
 
 
@@ -175,18 +174,19 @@ def _unmarked(text: str) -> str:
 
 
 def string(record: dict, column: str) -> str:
-    """A text of a record that is there and not empty; raises BadRow."""
+    """A text of a record that is not empty; raises BadRow."""
     value = record.get(column)
-    if not isinstance(value, str) or not value.strip():
-        found = (
-            "missing" if value is None else "empty" if isinstance(value, str) else f"{type(value).__name__}, no text"
-        )
-        raise BadRow(f"`{column}` is {found}")
+    if value is None:
+        raise BadRow(f"`{column}` is missing")
+    if not isinstance(value, str):
+        raise BadRow(f"`{column}` is {type(value).__name__}, expected a text")
+    if not value.strip():
+        raise BadRow(f"`{column}` is empty")
     return value
 
 
 def identity(record: dict, column: str) -> str:
-    """A name or a number of a record, as text; raises BadRow."""
+    """A name or a whole number of a record, as text; raises BadRow."""
     value = record.get(column)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
@@ -194,7 +194,7 @@ def identity(record: dict, column: str) -> str:
 
 
 def known(**values: object) -> dict:
-    """The values that are texts or whole numbers, for `extra`."""
+    """The values that are texts or whole numbers, as a dict for `extra`."""
     return {name: value for name, value in values.items() if isinstance(value, str | int)}
 
 
@@ -204,7 +204,7 @@ def conversation(turns: object, column: str) -> dict:
     raises      BadRow
     """
     if not isinstance(turns, list) or not turns:
-        raise BadRow(f"`{column}` is no list of turns")
+        raise BadRow(f"`{column}` is not a list of turns, or is empty")
     messages = []
     for turn in turns:
         if not isinstance(turn, dict):
@@ -213,7 +213,7 @@ def conversation(turns: object, column: str) -> dict:
         if not isinstance(role, str) or role not in ROLES:
             raise BadRow(f"`{column}`: role {role!r} is none of {', '.join(ROLES)}")
         if not isinstance(content, str):
-            raise BadRow(f"`{column}`: what {role} says is {type(content).__name__}, no text")
+            raise BadRow(f"`{column}`: the content of {role} is {type(content).__name__}, expected a text")
         messages.append({"role": ROLES[role], "content": content})
     if [message["role"] for message in messages] == ["user", "assistant"]:
         return {"user": messages[0]["content"], "assistant": messages[1]["content"]}

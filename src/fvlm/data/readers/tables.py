@@ -1,7 +1,7 @@
-"""Records of tables: CSV, JSONL, JSON and Parquet, one file or several that follow each other.
+"""Records of tables: CSV, JSONL, JSON and Parquet, in one file or in several, one after the other.
 
-A record is a dict. Those before `start` are skipped as cheaply as the format allows: Parquet by its row groups, CSV and
-JSONL without making dicts; a JSON array has to be parsed whole. Only Parquet needs pyarrow, loaded when it is used.
+A record is a dict. Records before `start` are skipped as cheaply as the format allows: in Parquet by row groups, in CSV
+and JSONL without making dicts. A JSON array is always parsed completely. pyarrow is loaded only for Parquet.
 """
 
 import csv
@@ -15,21 +15,21 @@ from typing import IO
 from fvlm.data.readers.row import SURPLUS
 from fvlm.errors import BROKEN, UserError, first_line
 
-HINT = "put it there, or name another with `table`"
+HINT = "add it, or name another one with `table`"
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
 PARQUET_BATCH = 64  # rows in memory at a time; each may hold images
-BATCH_BYTES = 256 << 20  # fewer rows at a time where each may repeat a dictionary's largest value
-MOST_VALUES = 10_000  # of a list in a row, on average; a few bytes of Parquet can say that a value comes 10^9 times
-LONGEST_LINE = 64 << 20  # bytes or characters; a line is in memory whole
-LARGEST_JSON = 2 << 30  # bytes; parsing takes several times as much
-MOST_ROWS = 10**9  # of a Parquet file; its header says how many, and shards are planned by it
+BATCH_BYTES = 256 << 20  # fewer rows at a time if each may repeat the largest value of a dictionary
+MOST_VALUES = 10_000  # values per row, on average; a few bytes of Parquet can repeat a value 10^9 times
+LONGEST_LINE = 64 << 20  # bytes or characters; a line is read at once
+LARGEST_JSON = 2 << 30  # bytes; parsing needs several times as much memory
+MOST_ROWS = 10**9  # of a Parquet file; shards are planned by the number in its header
 
 Expand = Callable[[dict], list[dict]]
 
 
 def expand_name(name: str) -> list[str] | None:
-    """The names of a range such as x/{00000..00099}.tar, in order; None if it is none."""
+    """The names of a range such as x/{00000..00099}.tar, in order; None if the name holds no range."""
     match = RANGE.search(name)
     if match is None:
         return None
@@ -38,19 +38,19 @@ def expand_name(name: str) -> list[str] | None:
 
 
 def is_pattern(table: str) -> bool:
-    """Whether it names several files."""
+    """Return whether the name of a table stands for several files."""
     return RANGE.search(table) is not None or any(mark in table for mark in "*?[")
 
 
 def find(folder: Path, table: str, hint: str = HINT, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
-    """The files of a table: one, those of a range, or what a wildcard finds, sorted; at least one.
+    """The files of a table, at least one: one file, the files of a range, or those that match a wildcard, sorted.
 
     raises      UserError
     """
     if not folder.is_dir():
-        raise UserError(f"no folder {str(folder)!r}; expected one that holds {table!r}; correct the path")
+        raise UserError(f"no folder {str(folder)!r}; expected a folder with {table!r}; correct the path")
     if Path(table).is_absolute():
-        raise UserError(f"table {table!r}: name it relative to the folder {str(folder)!r} that holds it")
+        raise UserError(f"table {table!r}: give its name relative to the folder {str(folder)!r}")
     names = expand_name(table) if is_pattern(table) else [table]
     paths = sorted(folder.glob(table)) if names is None else [folder / name for name in names]
     missing = [path for path in paths if not path.is_file()]
@@ -59,17 +59,17 @@ def find(folder: Path, table: str, hint: str = HINT, suffixes: tuple[str, ...] =
         raise UserError(f"{folder}: no table {name!r}; {hint}")
     for path in paths:
         if path.suffix not in suffixes:
-            raise UserError(f"{path}: a table ends in {', '.join(suffixes)}; rename or convert it")
+            raise UserError(f"{path}: the name of a table ends in {', '.join(suffixes)}; rename or convert it")
     return paths
 
 
 def records(
     paths: list[Path], start: int = 0, stop: int | None = None, expand: Expand | None = None
 ) -> Iterator[tuple[int, Path, dict]]:
-    """Number over all files, file and content of the records [start, stop).
+    """(number, file, content) of the records [start, stop), numbered through all files.
 
-    expand      makes several records of one, except of Parquet; then all before `start` are parsed
-    raises      UserError where a file is not what its name says
+    expand      turns one record into several, except in Parquet; then the records before `start` are parsed too
+    raises      UserError if a file is not in the format of its name
     """
     number = 0
     for path in paths:
@@ -97,7 +97,7 @@ def records(
 
 
 def count(paths: list[Path], expand: Expand | None = None) -> int:
-    """How many records there are; raises UserError as `records` does."""
+    """Return the number of records; raises UserError like `records`."""
     return sum(_count(path, expand) for path in paths)
 
 
@@ -108,14 +108,14 @@ def _count(path: Path, expand: Expand | None) -> int:
 
 
 def columns(path: Path) -> list[str]:
-    """The columns of a table: its header, or the names in its first record; empty if there is none."""
+    """The columns of a table: its header, or the names in its first record; empty if it has no record."""
     if path.suffix == ".csv":
         return next(_csv_rows(path), [])
     return next((list(record) for _, _, record in records([path], 0, 1)), [])
 
 
 def _parsers(path: Path) -> Iterator[Callable[[], dict]]:
-    """For each record, what makes a dict of it: costly, so only done for records that are asked for."""
+    """For each record a function that parses it, so that only the needed records are parsed."""
     if path.suffix == ".csv":
         rows = _csv_rows(path)
         header = next(rows, [])
@@ -130,7 +130,7 @@ def _parsers(path: Path) -> Iterator[Callable[[], dict]]:
 
 
 def _csv_rows(path: Path) -> Iterator[list[str]]:
-    """The header, then the rows, without blank lines."""
+    """The header and the rows, without blank lines."""
     csv.field_size_limit(LONGEST_LINE)
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(_limited(file, path), strict=True)
@@ -147,20 +147,20 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _limited(file: IO, path: Path) -> Iterator:
-    """Lines of a file; raises UserError for one that is too long to be a record, before it is read whole."""
+    """Lines of a file; raises UserError for a line that is too long, without reading all of it."""
     number = 0
     while line := file.readline(LONGEST_LINE):
         number += 1
         if len(line) == LONGEST_LINE:
             raise UserError(
-                f"{path}: line {number} is longer than {LONGEST_LINE >> 20} MiB; expected a record a line, mend or "
-                "delete it"
+                f"{path}: line {number} is longer than {LONGEST_LINE >> 20} MiB; expected one record per line: correct "
+                "or delete it"
             )
         yield line
 
 
 def _has_objects_in_lines(path: Path) -> bool:
-    """Whether a .json file is JSONL by another name, as some datasets publish it."""
+    """Return whether a .json file is JSONL, as in some datasets."""
     if path.suffix != ".json":
         return False
     with path.open("rb") as file:
@@ -176,27 +176,27 @@ def _has_objects_in_lines(path: Path) -> bool:
 def _parse(text: bytes, path: Path, where: str) -> dict:
     try:
         record = json.loads(text)
-    except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8; nested without end
-        raise UserError(f"{path}: {where} is no JSON ({error}); mend or delete it") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: {where} is not valid JSON ({error}); correct or delete it") from error
     return _object(record, path, where)
 
 
 def _object(record: object, path: Path, where: str) -> dict:
     if not isinstance(record, dict):
-        raise UserError(f"{path}: {where} is no JSON object; expected {{...}}")
+        raise UserError(f"{path}: {where} is not a JSON object; expected {{...}}")
     return record
 
 
 @lru_cache(maxsize=1)
 def _json_records(path: Path, changed_ns: int) -> list:
-    """The entries of a JSON array, or a single object; kept, since one shard after the other asks for them."""
+    """The entries of a JSON array, or a single object; cached, because each shard needs them again."""
     size = path.stat().st_size
     if size > LARGEST_JSON:
-        raise UserError(f"{path}: {size >> 20} MiB of JSON, which is parsed whole; convert it to .jsonl")
+        raise UserError(f"{path}: {size >> 20} MiB of JSON, at most {LARGEST_JSON >> 20}; convert it to .jsonl")
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: no JSON ({error}); download or write it again") from error
+        raise UserError(f"{path}: not valid JSON ({error}); download or write it again") from error
     return content if isinstance(content, list) else [content]
 
 
@@ -207,19 +207,19 @@ def _open_parquet(path: Path):
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (*BROKEN, pyarrow.ArrowException) as error:
-        raise UserError(f"{path}: no Parquet file ({first_line(error)}); download or write it again") from error
+        raise UserError(f"{path}: not a Parquet file ({first_line(error)}); download or write it again") from error
 
 
 def _parquet_rows(path: Path) -> int:
     with _open_parquet(path) as file:
         count = file.metadata.num_rows
         if not 0 <= count <= MOST_ROWS:
-            raise UserError(f"{path}: its header says {count} rows, at most {MOST_ROWS:,} are read; split or mend it")
+            raise UserError(f"{path}: {count} rows in its header, expected at most {MOST_ROWS:,}; split or replace it")
         return count
 
 
 def _parquet(path: Path, start: int, stop: int) -> Iterator[tuple[int, dict]]:
-    """Rows [start, stop) with their numbers; other row groups are not read."""
+    """Rows [start, stop) with their numbers; only the row groups with these rows are read."""
     import pyarrow
 
     with _open_parquet(path) as file:
@@ -241,22 +241,22 @@ def _parquet(path: Path, start: int, stop: int) -> Iterator[tuple[int, dict]]:
                 first += batch.num_rows
                 if first >= stop:
                     return
-        except (*BROKEN, pyarrow.ArrowException) as error:  # a date beyond all, text that is no UTF-8, ...
+        except (*BROKEN, pyarrow.ArrowException) as error:
             raise UserError(f"{path}: damaged ({first_line(error)}); download or write it again") from error
 
 
 def _rows_at_a_time(path: Path, about, group: int) -> int:
-    """How many rows of a row group may be in memory together.
+    """Return how many rows of a row group may be in memory at the same time.
 
     about       the group's metadata
-    raises      UserError for a group that would unfold
+    raises      UserError for a group with far more values than rows
     """
     columns = [about.column(i) for i in range(about.num_columns)]
     for column in columns:
         if column.num_values > MOST_VALUES * max(about.num_rows, 100):
             raise UserError(
                 f"{path}: row group {group} has {column.num_values:,} values of {column.path_in_schema} in "
-                f"{about.num_rows} rows; split the rows, or leave the column out"
+                f"{about.num_rows} rows; split the rows, or remove the column"
             )
     repeated = sum(column.total_uncompressed_size for column in columns if column.has_dictionary_page)
     return max(1, min(PARQUET_BATCH, BATCH_BYTES // max(1, repeated)))

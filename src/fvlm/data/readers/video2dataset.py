@@ -1,8 +1,8 @@
-"""Tars that video2dataset wrote: {key}.mp4, {key}.txt and {key}.json of each clip; beside a tar its .parquet.
+"""Tars of video2dataset: {key}.mp4, {key}.txt and {key}.json of each clip; a .parquet beside each tar.
 
-The number of a row is the position of its tar * 100,000 + its position inside, so that each tar gives one shard. What
-could not be downloaded is an input too: it stands in the tar without a video, or, after the others, in the .parquet
-alone, with `status` and `error_message`.
+The number of a row is 100,000 * the position of its tar + its position in the tar, so that each tar becomes one shard.
+Failed downloads are inputs too: they are in the tar without a video, or only in the .parquet, with `status` and
+`error_message`; these come last.
 https://github.com/iejMac/video2dataset (video2dataset/data_writer.py, video2dataset/workers/download_worker.py)
 """
 
@@ -31,20 +31,19 @@ def rows(folder: Path, table: str, start: int = 0, stop: int | None = None) -> I
         place = Place(folder, tars[position])
         for inside, record in enumerate(_records(tars[position])):
             if inside >= ROWS_PER_TAR:
-                raise UserError(f"{tars[position]}: more than {ROWS_PER_TAR:,} samples; split it into several tars")
+                raise UserError(f"{tars[position]}: more than {ROWS_PER_TAR:,} samples; split the tar")
             number = position * ROWS_PER_TAR + inside
             if start <= number and (stop is None or number < stop):
                 yield row_of(number, video2dataset, record, place)
 
 
 def count(folder: Path, table: str) -> int:
-    """Rows of all tars; those of a tar are counted in its .parquet where there is one."""
-    tars = files_of(folder, table)
-    beside = [tar.with_suffix(".parquet") for tar in tars]
-    return sum(
-        tables.count([parquet]) if parquet.is_file() else sum(1 for _ in _records(tar))
-        for tar, parquet in zip(tars, beside, strict=True)
-    )
+    """Return the number of rows of all tars, from their .parquet files if they exist."""
+    total = 0
+    for tar in files_of(folder, table):
+        parquet = tar.with_suffix(".parquet")
+        total += tables.count([parquet]) if parquet.is_file() else sum(1 for _ in _records(tar))
+    return total
 
 
 def files_of(folder: Path, table: str) -> list[Path]:
@@ -52,37 +51,37 @@ def files_of(folder: Path, table: str) -> list[Path]:
 
 
 def video2dataset(record: dict, place: Place) -> Sample:
-    """One clip: its members (suffix -> where it is), or only what the .parquet says of it."""
-    key, members, about_it = record["key"], record["members"], record["about"]
+    """One clip: its members (suffix -> offset and size) and its description, from the tar or the .parquet."""
+    key, members, description = record["key"], record["members"], record["about"]
     suffix = next((suffix for suffix in VIDEOS if suffix in members), None)
     tar = place.table.relative_to(place.folder).as_posix()
     if suffix is None:
-        status, message = about_it.get("status"), about_it.get("error_message")
+        status, message = description.get("status"), description.get("error_message")
         with about(Media(f"{tar}/{key}")):
             if status and status != "success":
-                raise BadRow(f"{status}: {message or about_it.get('url') or 'no message'}", reason="missing")
+                raise BadRow(f"{status}: {message or description.get('url') or 'no message'}", reason="missing")
             raise BadRow(f"no video among its members ({', '.join(sorted(members)) or 'none'})")
     offset, size = members[suffix]
     video = Media(f"{tar}/{key}.{suffix}", inside=tar, offset=offset, size=size)
     with about(video):
-        caption = record["caption"] or about_it.get("caption")
+        caption = record["caption"] or description.get("caption")
         if not isinstance(caption, str) or not caption.strip():
             raise BadRow("no caption: the .txt is empty or missing, and so is `caption` in the .json")
-        return Sample((video,), {"caption": caption.strip()}, known(id=key, url=about_it.get("url")))
+        return Sample((video,), {"caption": caption.strip()}, known(id=key, url=description.get("url")))
 
 
 def _records(tar: Path) -> Iterator[dict]:
-    """{key, members, caption, about} of each sample of a tar, then of what only its .parquet knows."""
+    """{key, members, caption, about} of each sample in a tar, then of the samples that are only in its .parquet."""
     seen = set()
     for record in _in_tar(tar):
         seen.add(record["key"])
         yield record
     parquet = tar.with_suffix(".parquet")
     if parquet.is_file():
-        for _, _, described in tables.records([parquet]):
-            key = str(described.get("key"))
+        for _, _, description in tables.records([parquet]):
+            key = str(description.get("key"))
             if key not in seen:
-                yield {"key": key, "members": {}, "caption": None, "about": described}
+                yield {"key": key, "members": {}, "caption": None, "about": description}
 
 
 def _in_tar(path: Path) -> Iterator[dict]:
@@ -100,7 +99,7 @@ def _in_tar(path: Path) -> Iterator[dict]:
                 record = {"key": key, "members": {}, "caption": None, "about": {}}
             record["members"][suffix] = (offset, size)
             if suffix in ("txt", "json") and size <= LONGEST_LINE:
-                _take_in(record, suffix, data[offset : offset + size])
+                _add_text(record, suffix, data[offset : offset + size])
     if record is not None:
         yield record
 
@@ -111,15 +110,12 @@ def _mapped(path: Path) -> Iterator[mmap.mmap]:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             yield data
     except (OSError, ValueError) as error:  # ValueError: an empty file
-        raise UserError(f"{path}: no tar ({error}); download it again") from error
+        raise UserError(f"{path}: not a tar ({error}); download it again") from error
 
 
-def _take_in(record: dict, suffix: str, content: bytes) -> None:
-    try:
+def _add_text(record: dict, suffix: str, content: bytes) -> None:
+    with contextlib.suppress(ValueError, RecursionError):  # invalid JSON or UTF-8 counts as missing
         if suffix == "txt":
             record["caption"] = content.decode()
-        else:
-            described = json.loads(content)
-            record["about"] = described if isinstance(described, dict) else {}
-    except (ValueError, RecursionError):  # no JSON, or no UTF-8: the same as missing
-        return
+        elif isinstance(description := json.loads(content), dict):
+            record["about"] = description

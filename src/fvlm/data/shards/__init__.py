@@ -1,1 +1,1 @@
-"""From rows of a source to WebDataset shards, ledgers, tokenizer and index."""
+"""WebDataset shards, their ledgers, the tokenizer, and the index of a source."""

@@ -1,4 +1,4 @@
-"""Arrays in .npz files: written beside and renamed; read only if the file holds what its headers claim."""
+"""Arrays in .npz files. A file is read only if its content has the size that its headers state."""
 
 import contextlib
 import math
@@ -13,12 +13,14 @@ from numpy.lib import format as npy
 from fvlm.errors import BROKEN
 from fvlm.files import write_beside
 
-EMPTY_SIDE = 1 << 16  # most elements where there are no bytes to compare their number with
+EMPTY_SIDE = 1 << 16  # largest side of an array without bytes, whose size cannot be compared
 
 
 def save_arrays(path: Path, values: dict) -> None:
+    """Write arrays to an .npz file, in full or not at all."""
+
     def save(beside: Path) -> None:
-        with beside.open("wb") as file:  # given a path, savez would change its suffix
+        with beside.open("wb") as file:  # with a path, savez would change the suffix
             np.savez(file, **values)
 
     write_beside(path, save)
@@ -26,19 +28,19 @@ def save_arrays(path: Path, values: dict) -> None:
 
 @contextlib.contextmanager
 def open_arrays(path: Path | str) -> Iterator[np.lib.npyio.NpzFile]:
-    """A file that `save_arrays` wrote. Nothing is unpickled, and no array is larger than its part of the file.
+    """Open a file of `save_arrays`. Nothing is unpickled, and no array is larger than its part of the file.
 
-    raises      OSError, ValueError: it is not there, or not such a file
+    raises      OSError or ValueError if the file is missing or different
     """
     with open(path, "rb") as file:
         if file.read(4) not in (b"PK\3\4", b"PK\5\6") or not zipfile.is_zipfile(path):
-            raise ValueError("no .npz file")  # np.load would read whatever else it is
+            raise ValueError("no .npz file")  # np.load would accept other formats
     with _loaded(path) as stored:
         yield stored
 
 
 def _loaded(path: Path | str) -> np.lib.npyio.NpzFile:
-    """raises ValueError, whatever is wrong with the content"""
+    """Load a file; raises ValueError for any problem of its content."""
     try:
         stored = np.load(path, allow_pickle=False)
         for member in stored.zip.infolist():
@@ -50,14 +52,14 @@ def _loaded(path: Path | str) -> np.lib.npyio.NpzFile:
 
 def _check(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
     if member.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{member.filename} is compressed, which none of these files is")
+        raise ValueError(f"{member.filename} is compressed, expected an uncompressed array")
     with archive.open(member) as file:
         version = npy.read_magic(file)
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, _, kind = read(file)
-        number, found = math.prod(shape), member.file_size - file.tell()
-    claimed = number * kind.itemsize
-    # An element of no bytes, or a side of no elements, would let the other sides be as long as they like.
-    unlike = claimed != found or min(shape, default=0) < 0 or max((number, *shape)) > max(found, EMPTY_SIDE)
-    if kind.hasobject or unlike:
-        raise ValueError(f"{member.filename}: {shape} of {kind}, {claimed} bytes, in {found}")
+        number, stored = math.prod(shape), member.file_size - file.tell()
+    expected = number * kind.itemsize
+    # An array without bytes (elements of size 0, or a side of 0) could claim any length of its other sides.
+    wrong = expected != stored or min(shape, default=0) < 0 or max((number, *shape)) > max(stored, EMPTY_SIDE)
+    if kind.hasobject or wrong:
+        raise ValueError(f"{member.filename}: {stored} bytes, expected {expected} for {shape} of {kind}")

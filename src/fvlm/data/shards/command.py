@@ -1,4 +1,4 @@
-"""`fvlm shard FOLDER --out DIR`: decode a folder into WebDataset shards and ledgers, or make one shard of it."""
+"""`fvlm shard FOLDER --out DIR`: decode a folder into WebDataset shards with ledgers, or make one of its shards."""
 
 import argparse
 import os
@@ -17,25 +17,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from fvlm.data.decode.video import BACKENDS  # loads the decoders
 
     parser.add_argument("folder", type=Path, help="folder with the media files, and their table if there is one")
-    parser.add_argument("--reader", choices=READERS, help="what the folder holds (default: folder; files: no table)")
-    parser.add_argument("--table", help="inside the folder; a wildcard or {00000..00099} names several")
+    parser.add_argument("--reader", choices=READERS, help="format of the folder (default: folder; files: no table)")
+    parser.add_argument("--table", help="table in the folder; a wildcard or {00000..00099} names several")
     parser.add_argument("--out", type=Path, required=True, help="folder for 00000.tar, 00000.ledger.jsonl, ...")
-    parser.add_argument("--name", help="name of the source (default: the folder's)")
-    parser.add_argument("--kind", choices=("video", "image", "text", "preference"), default="video")
-    parser.add_argument("--prompt", default="Describe the video.", help="asked where a row has only a caption")
+    parser.add_argument("--name", help="name of the source (default: the folder's name)")
+    parser.add_argument(
+        "--kind", choices=("video", "image", "text", "preference"), default="video", help="(default: video)"
+    )
+    parser.add_argument("--prompt", default="Describe the video.", help="question for rows with only a caption")
     parser.add_argument("--squash", action="store_true", help="squash frames to 224 x 224 instead of cropping")
-    parser.add_argument("--samples-per-shard", type=int, default=1000)
-    parser.add_argument("--shard", type=int, help="only this one, counted from 0")
-    parser.add_argument("--last", action="store_true", help="with --shard: refuse if rows are left behind it")
-    parser.add_argument("--keep", action="store_true", help="with --shard: it outlives its job, until it is indexed")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--deadline", type=float, default=60, help="seconds for one file")
-    parser.add_argument("--max-reject", type=float, default=0.5, help="largest share of rejected rows")
-    parser.add_argument("--backend", choices=BACKENDS, default="pyav", help="which decoder is asked first")
+    parser.add_argument("--samples-per-shard", type=int, default=1000, help="rows of one shard (default: 1000)")
+    parser.add_argument("--shard", type=int, help="make only this shard, counted from 0")
+    parser.add_argument(
+        "--last", action="store_true", help="with --shard: refuse if the table has rows after this shard"
+    )
+    parser.add_argument("--keep", action="store_true", help="with --shard: keep it if its job fails later")
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count() or 1, help="decoding processes (default: all cores)"
+    )
+    parser.add_argument("--deadline", type=float, default=60, help="seconds for one file (default: 60)")
+    parser.add_argument("--max-reject", type=float, default=0.5, help="largest share of rejected rows (default: 0.5)")
+    parser.add_argument("--backend", choices=BACKENDS, default="pyav", help="decoder to try first (default: pyav)")
 
 
 def main(args: argparse.Namespace) -> None:
-    """Shard a whole folder, or make one shard of it."""
+    """Shard a folder, or make one of its shards."""
     for option, value in (("samples-per-shard", args.samples_per_shard), ("processes", args.processes)):
         if value < 1:
             raise UserError(f"--{option} {value}: expected 1 or more")
@@ -44,7 +50,9 @@ def main(args: argparse.Namespace) -> None:
     try:
         _make(args)
     except OSError as error:
-        raise UserError(f"{error.filename or args.out}: {error.strerror or error}; what is finished stays") from error
+        raise UserError(
+            f"{error.filename or args.out}: {error.strerror or error}; correct this, and the same command resumes"
+        ) from error
 
 
 def _make(args: argparse.Namespace) -> None:
@@ -53,24 +61,24 @@ def _make(args: argparse.Namespace) -> None:
     args.name = args.name or re.sub(r"[^A-Za-z0-9_-]+", "_", args.folder.resolve().name) or "source"
     if args.reader == "files" and args.out.resolve().is_relative_to(args.folder.resolve()):
         raise UserError(
-            f"--out {args.out} lies in the folder whose files are the inputs; name one outside of {args.folder}"
+            f"--out {args.out} is in the folder whose files are the inputs; name a folder outside of {args.folder}"
         )
     if args.shard is None:
         shard_folder(args)
     elif is_complete(*shard_paths(args.out, args.shard)):
-        print(f"{shard_paths(args.out, args.shard)[0]} is there", file=sys.stderr)
+        print(f"{shard_paths(args.out, args.shard)[0]}: finished before", file=sys.stderr)
     else:
         _make_one(args, rows_of_shard(args, args.shard))
 
 
 def _make_one(args: argparse.Namespace, rows: list[Row]) -> None:
-    """The shard that was asked for; with --keep from what an earlier job kept of it, if it may be."""
+    """Make one shard; with --keep, restore it if an earlier job made it from the same inputs."""
     tar, listed = shard_paths(args.out, args.shard)
     files = (tar, listed, checksum_of(tar))
     names = ("name", "kind", "prompt", "squash", "backend", "deadline", "max_reject")
     depends = args.keep and made_from({name: getattr(args, name) for name in names}, args.folder, rows)
     if depends and bring_back(files, depends):
-        print(f"{tar}: finished by an earlier job that did not end well; brought back", file=sys.stderr)
+        print(f"{tar}: restored from an earlier interrupted job", file=sys.stderr)
         return
     make_numbered(args, args.shard, rows)
     if depends:
@@ -78,12 +86,12 @@ def _make_one(args: argparse.Namespace, rows: list[Row]) -> None:
 
 
 def reader_of(folder: Path, table: str | None) -> str:
-    """What is meant where no reader is named: a folder with a table, or a bare folder."""
+    """Default reader: `folder` if there is a table, else `files`."""
     return "folder" if table is not None or (folder / READERS["folder"].table).is_file() else "files"
 
 
 def rows_of_shard(args: argparse.Namespace, number: int) -> list[Row]:
-    """Rows of shard `number` alone; raises UserError if the source has none for it, or some behind a last one."""
+    """Return the rows of shard `number`; raises UserError if there are none, or if a last shard is not the last."""
     size = rows_per_shard(args.reader, args.samples_per_shard)
     start = number * size
     rows = read_rows(args.folder, args.table, start, start + size, args.reader) if start >= 0 else []
@@ -91,11 +99,11 @@ def rows_of_shard(args: argparse.Namespace, number: int) -> list[Row]:
         count = count_rows(args.folder, args.table, args.reader)
         raise UserError(
             f"{args.folder / args.table}: shard {number} starts at row {start} (counted from 0), but the table has "
-            f"{count} rows; if `samples:` in config/sources.yaml says more than {count}, lower or remove it"
+            f"{count} rows; if `samples:` in config/sources.yaml is more than {count}, lower or remove it"
         )
     if args.last and read_rows(args.folder, args.table, start + size, start + size + 1, args.reader):
         raise UserError(
-            f"{args.folder / args.table}: the table goes on behind row {start + size}, where the last shard ends; "
-            "raise or remove `samples:` in config/sources.yaml"
+            f"{args.folder / args.table}: the table has more than {start + size} rows, after which the last shard "
+            "ends; raise or remove `samples:` in config/sources.yaml"
         )
     return rows

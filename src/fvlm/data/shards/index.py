@@ -1,9 +1,8 @@
-"""Index WebDataset tars: where each sample lies, how many frames and text tokens it has.
+"""The index of a source's WebDataset tars: the place of each sample, its number of frames and of text tokens.
 
-Works on the shards of this package and on finished ones from elsewhere; a sample is the raw bytes of its
-members, so a loader reads it with one read. A ledger beside the index lists what was left out, and all samples of
-shards from elsewhere, which no other ledger knows. Each shard is indexed for itself (`shard_index`), by several
-processes; a stopped index goes on with the shards that are left, and a new shard costs no more than itself.
+It works for shards of this package and for downloaded ones. A ledger beside the index lists the rejected samples; for
+downloaded shards, which have no other ledger, it lists all samples. Each shard is indexed separately (`shard_index`) by
+one of several processes. A stopped index resumes with the remaining shards, and only new shards are indexed later.
 """
 
 import argparse
@@ -37,23 +36,23 @@ REPORT_S = 10  # seconds between two lines of progress
 
 @dataclass(frozen=True)
 class Index:
-    """One row per usable sample of a source; every array has length n unless it says otherwise.
+    """One row per usable sample of a source; arrays have length n unless stated otherwise.
 
     shards          (k,) paths of the tars, relative to the results folder or absolute
     shard           int32, position in `shards`
-    offset, length  int64, bytes: the sample's members with their headers
-    frames          int32, images; 0 for text
-    text_tokens     int32, of the whole chat, before any cut; of a preference pair with the chosen answer
-    answer_tokens   int32, of these the ones the assistant says
-    question_tokens int32, text tokens before the header of the first answer; 0 where its header is another
-    rejected_tokens int32, of the whole chat with the rejected answer; 0 where there is none
-    group           int64, the same for samples of the same original video, or else file (of the same first image,
-                    where neither is named), evenly spread over [0, 2^63)
+    offset, length  int64, bytes of the sample's members with their headers
+    frames          int32, number of images; 0 for text
+    text_tokens     int32, tokens of the whole chat, before any cut; for a preference pair with the chosen answer
+    answer_tokens   int32, those of the answers
+    question_tokens int32, tokens before the header of the first answer; 0 if another header precedes it
+    rejected_tokens int32, tokens of the whole chat with the rejected answer; 0 if there is none
+    group           int64, evenly spread over [0, 2^63): a hash of the original video, else of the file, else of the
+                    first image; equal for samples that are held out together
     hashes          (n, 2) uint64, perceptual hashes of the first and the middle image; 0: none, or a flat one
-    keys            names, unique within the source: `tar/key` where finished tars begin again with the same keys
+    keys            unique names; `tar/key` if several tars have the same keys
     kind, source    one name each
-    tokenizer       digest of the tokenizer that the text was counted with
-    rejected        samples that were left out
+    tokenizer       digest of the tokenizer that counted the tokens
+    rejected        number of rejected samples
     """
 
     shards: np.ndarray
@@ -89,20 +88,17 @@ def write_index(
     max_reject: float = 1.0,
     foreign: bool = False,
 ) -> Index:
-    """Index the tars of a source into `out` (npz) and, beside it, a ledger named `{source}.ledger.jsonl`.
-
-    The ledger lists every sample that was left out.
+    """Index the tars of a source into `out` (.npz), with a ledger of the rejected samples in `ledger_of(out)`.
 
     prompt      as in `sample_text`
-    root        results folder; a shard inside it is stored relative to it, any other absolute
-    processes   that index shards at the same time; the result does not depend on it
-    max_reject  largest share of the source's inputs that may be rejected, by its shards' ledgers or here
-    foreign     the shards were made elsewhere: all of their images are checked, and the ledger lists the kept samples
-                too, as the ledgers of those made here do already
-    raises      UserError for no shard at all, a damaged tar, a key that occurs twice, or too much that was rejected
+    root        results folder; shards inside it are stored relative to it, others absolute
+    processes   number of processes; the result does not depend on it
+    max_reject  largest share of the source's inputs that its shards and its index may reject together
+    foreign     the shards were downloaded: all of their images are checked, and the ledger lists the kept samples too
+    raises      UserError if there is no shard, a tar is damaged, a key occurs twice, or too many samples are rejected
     """
     if not shards:
-        raise UserError(f"source {source!r}: found no shard, expected at least one; correct its path or table")
+        raise UserError(f"source {source!r}: no shard, expected at least one; correct its `path` or `table`")
     digest = tokenizer_digest(tokenizer_folder)
     work = Work(source, kind, prompt, tokenizer_folder, digest, root, out.with_suffix(""), foreign)
     _make_parts(shards, work, processes)
@@ -122,8 +118,8 @@ def write_index(
     )  # fmt: skip
     keys, counts = np.unique(index.keys, return_counts=True)
     if len(keys) < len(index):
-        twice = str(keys[counts.argmax()])
-        raise UserError(f"source {source!r}: key {twice!r} is in its shards more than once; make keys unique")
+        key = str(keys[counts.argmax()])
+        raise UserError(f"source {source!r}: key {key!r} is in its shards more than once; make the keys unique")
     _write_ledger(parts, ledger_of(out))
     save_arrays(out, {field.name: getattr(index, field.name) for field in fields(Index)})
     _remove_others({work.part_of(shard) for shard in shards}, work.parts)
@@ -131,7 +127,7 @@ def write_index(
 
 
 def _make_parts(shards: list[Path], work: Work, processes: int) -> None:
-    """Index each shard that has no current part; of several errors the first shard's is raised."""
+    """Index each shard without a current part; of several errors, the one of the first shard is raised."""
     start = last = time.monotonic()
     for done, _ in enumerate(_indexed(shards, work, processes), 1):
         now = time.monotonic()
@@ -146,26 +142,26 @@ def _indexed(shards: list[Path], work: Work, processes: int) -> Iterator[None]:
     if min(processes, len(shards)) <= 1:
         yield from (index_shard(shard, work) for shard in shards)
         return
-    with ProcessPoolExecutor(min(processes, len(shards)), get_context("spawn"), initializer=_alone) as pool:
+    with ProcessPoolExecutor(min(processes, len(shards)), get_context("spawn"), initializer=_one_thread) as pool:
         try:
             yield from pool.map(partial(index_shard, work=work), shards)
         except BrokenProcessPool as error:
             raise UserError(
-                f"source {work.source!r}: a process that indexed its shards was ended, perhaps for lack of memory; "
-                "run it again with fewer processes, what is done is kept"
+                f"source {work.source!r}: a process of its index was killed, perhaps because memory is low; run `fvlm "
+                "index` again with fewer --processes, it resumes"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _alone() -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread in each process
+def _one_thread() -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def _check_rejects(
     source: str, shards: list[Path], parts: list[Part], work: Work, out: Path, max_reject: float
 ) -> None:
-    """Raise UserError, and leave the ledger as `{ledger}.rejected`, if shards and index left out too much together."""
+    """Raise UserError, and write the ledger as `{ledger}.rejected`, if shards and index rejected too many inputs."""
     counts: Counter = Counter()
     for shard, part in zip(shards, parts, strict=True):
         counts += part.rejected + Counter(kept=len(part.columns["keys"]))
@@ -183,7 +179,7 @@ def _check_rejects(
 
 
 def _write_ledger(parts: list[Part], path: Path) -> None:
-    """All lines, their rows counted through the whole source."""
+    """Write all entries, with row numbers of the whole source."""
 
     def write(beside: Path) -> None:
         before = 0
@@ -197,7 +193,7 @@ def _write_ledger(parts: list[Part], path: Path) -> None:
 
 
 def _remove_others(used: set[Path], folder: Path) -> None:
-    """Parts of shards that are no longer the source's."""
+    """Delete the parts of shards that no longer belong to the source."""
     for part in set(folder.glob("*.npz")) - used:
         part.unlink(missing_ok=True)
 
@@ -207,15 +203,15 @@ def ledger_of(index: Path) -> Path:
 
 
 def load_index(path: Path | str) -> Index:
-    """Read what `write_index` wrote; raises UserError if it is not there or not an index."""
+    """Read an index; raises UserError if it is missing or not an index."""
     try:
         with open_arrays(path) as stored:
             values = {field.name: stored[field.name] for field in fields(Index)}
             _check_columns(values)
     except KeyError as error:
         raise UserError(
-            f"{path}: an index of another version ({error}); delete it, and Snakemake makes it again, or make it "
-            "again with `fvlm index`"
+            f"{path}: an index of another version ({error}); make it again with `fvlm index`, or delete it, and "
+            "Snakemake makes it again"
         ) from error
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: no index ({error}); make it with `fvlm index`") from error
@@ -224,7 +220,7 @@ def load_index(path: Path | str) -> Index:
 
 
 def _check_columns(values: dict[str, np.ndarray]) -> None:
-    """Raise ValueError where a row, or what holds for all of them, is not what an index has there."""
+    """Raise ValueError if types and shapes are not those of an index."""
     rows = len(values["keys"]) if values["keys"].ndim else -1
     for name, kind in {**COLUMNS, "shard": np.int32}.items():
         found = values[name]
@@ -238,17 +234,17 @@ def _check_columns(values: dict[str, np.ndarray]) -> None:
 
 
 def check_tokenizer(index: Index, tokenizer_folder: Path | str) -> None:
-    """Refuse an index whose text was counted with another tokenizer: its batches would not fit their budget."""
+    """Refuse an index of another tokenizer, whose lengths would be wrong; raises UserError."""
     if index.tokenizer != tokenizer_digest(tokenizer_folder):
         raise UserError(
-            f"source {index.source!r}: its index counts the tokens of another tokenizer than the one in "
-            f"{tokenizer_folder}; make it again with `fvlm index {index.source}`"
+            f"source {index.source!r}: its index was made with another tokenizer than the one in {tokenizer_folder}; "
+            f"make it again with `fvlm index {index.source}`"
         )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="name of a source in config/sources.yaml")
-    parser.add_argument("--processes", type=int, default=1, help="index so many shards at the same time")
+    parser.add_argument("--processes", type=int, default=1, help="number of shards to index at the same time")
     add_study_arguments(parser)
 
 
@@ -260,7 +256,7 @@ def main(args: argparse.Namespace) -> None:
     if missing:
         raise UserError(
             f"source {source.name!r}: {len(missing)} of its {len(shards)} shards are missing, first "
-            f"{missing[0]}; correct `path` in config/sources.yaml or put them there"
+            f"{missing[0]}; correct `path` in config/sources.yaml, or copy them there"
         )
     forget(root / "shards" / source.name)
     out, tokenizer = root / "index" / f"{source.name}.npz", root / "tokenizer"

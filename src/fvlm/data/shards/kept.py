@@ -1,9 +1,9 @@
-"""Finished shards outlive the job that made them.
+"""Keep finished shards of a job that fails later.
 
-Snakemake deletes the outputs of a job that failed or was cancelled: of a group of twenty shards all twenty, finished or
-not. Hard links in a hidden folder beside them, which it does not know of, keep them; the next job that is to make
-the same shard from the same inputs brings it back. `fvlm index` needs all shards and thus knows that their jobs have
-ended well: it removes the links, so that a shard that is made again on purpose is really made.
+Snakemake deletes all outputs of a group of shards if one of its jobs fails or is cancelled. Hard links in a hidden
+folder, which Snakemake does not know of, keep the finished shards. The next job for the same shard and the same inputs
+restores it. `fvlm index` runs after all shard jobs have succeeded and removes the links, so that a shard that you force
+is really made again.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ FOLDER = ".kept"
 
 
 def made_from(settings: dict, folder: Path, rows: list[Row]) -> str:
-    """A digest of what a shard depends on: the command's settings, its rows, and time and size of each file."""
+    """Return a digest of the inputs of a shard: the command's settings, its rows, and time and size of each file."""
     total = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for row in rows:
         total.update(repr(row).encode("utf-8", "surrogatepass"))
@@ -31,23 +31,23 @@ def made_from(settings: dict, folder: Path, rows: list[Row]) -> str:
 
 def _state_of(path: Path) -> str:
     try:
-        about = path.stat()
-    except (OSError, ValueError) as error:  # a name that no file can have
+        status = path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         return type(error).__name__
-    return f"{about.st_mtime_ns} {about.st_size}"
+    return f"{status.st_mtime_ns} {status.st_size}"
 
 
 def keep(files: tuple[Path, ...], depends: str) -> None:
-    """Remember the files of a finished shard. Where a disk is full or has no hard links, they are not kept.
+    """Link the files of a finished shard; does nothing if the disk is full or has no hard links.
 
-    files       all in one folder; the first gives the shard its name
-    depends     as `made_from` says it
+    files       all in one folder; the first one names the shard
+    depends     digest from `made_from`
     """
     kept = files[0].parent / FOLDER
     note = kept / f"{files[0].name}.json"
     with suppress(OSError):
         kept.mkdir(exist_ok=True)
-        note.unlink(missing_ok=True)  # while it is not there, the links mean nothing
+        note.unlink(missing_ok=True)  # links without a note are not used
         for file in files:
             (kept / file.name).unlink(missing_ok=True)
             os.link(file, kept / file.name)
@@ -55,7 +55,7 @@ def keep(files: tuple[Path, ...], depends: str) -> None:
 
 
 def bring_back(files: tuple[Path, ...], depends: str) -> bool:
-    """Put the files of a shard back if they were kept and depend on the same; where the last one stands, all do."""
+    """Restore the files of a shard if they were kept with the same digest; return whether they were."""
     kept = files[0].parent / FOLDER
     try:
         if json.loads((kept / f"{files[0].name}.json").read_text())["depends"] != depends:
@@ -69,5 +69,5 @@ def bring_back(files: tuple[Path, ...], depends: str) -> bool:
 
 
 def forget(folder: Path) -> None:
-    """Remove what was kept of the shards in a folder."""
+    """Remove the links of all shards in a folder."""
     shutil.rmtree(folder / FOLDER, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Add up the ledgers of shards and indices: one line per input, and a table of counts."""
+"""Merge the ledgers of shards and indices into one line per input and a table of counts."""
 
 import argparse
 import csv
@@ -13,7 +13,7 @@ from fvlm.errors import UserError
 from fvlm.files import write_beside
 
 COLUMNS = ("source", "kind", "status", "reason", "count", "frames", "hours")
-WANTED = {"source", "kind", "row", "file", "status", "reason", "key", "shard", "frames", "duration_s"}
+NEEDED = {"source", "kind", "row", "file", "status", "reason", "key", "shard", "frames", "duration_s"}
 
 
 def ledger_line(
@@ -30,10 +30,10 @@ def ledger_line(
     duration_s: float = 0.0,
     codec: str | None = None,
 ) -> str:
-    """One input as all ledgers list it; it was rejected if there is a `reason`, one of `media.REASONS`.
+    """Return the line of one input in a ledger; the input was rejected if there is a `reason` (`media.REASONS`).
 
-    row         of the source's table; in an index's ledger the number of the sample within the source
-    key, shard  where the sample is; only an index's ledger has them for a rejected one
+    row         row of the source's table; in the ledger of an index the number of the sample in the source
+    key, shard  place of the sample; a rejected input has them only in the ledger of an index
     """
     entry = {"file": file, "row": row, "status": "rejected" if reason else "kept", "reason": reason, "message": message}
     entry |= {"key": key, "shard": shard, "frames": frames, "duration_s": duration_s, "codec": codec}
@@ -45,11 +45,11 @@ def _as_line(entry: dict) -> bytes:
 
 
 def check_rejects(source: str, counts: Counter, max_reject: float, where: Path | str) -> None:
-    """Refuse a source of which too much was rejected.
+    """Refuse a source with too many rejected inputs.
 
-    counts      inputs by reason, "kept" among them
+    counts      number of inputs by reason, and of "kept" inputs
     max_reject  largest share that may be rejected
-    where       what the message names for the reason of each: a ledger, or the folder of several
+    where       the ledger, for the message
     raises      UserError with the five commonest reasons
     """
     total, rejected = counts.total(), counts.total() - counts["kept"]
@@ -58,18 +58,18 @@ def check_rejects(source: str, counts: Counter, max_reject: float, where: Path |
     reasons = Counter({reason: count for reason, count in counts.items() if reason != "kept"})
     common = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(5))
     raise UserError(
-        f"source {source!r}: {rejected} of {total} rows rejected ({common}), at most {max_reject:.0%} may be; "
-        f"read {where}, mend the files or raise `max_reject`"
+        f"source {source!r}: {rejected} of {total} rows rejected ({common}), expected at most {max_reject:.0%}; "
+        f"read {where}, correct the files or raise `max_reject`"
     )
 
 
 def add_up(ledgers: list[Path], out: Path, table: Path) -> list[dict]:
-    """Concatenate ledgers into `out` and write counts by source, status and reason to `table`.
+    """Merge ledgers into `out` and write counts by source, status and reason to `table`.
 
     A sample that a shard's ledger keeps and an index's ledger rejects is listed and counted once, as rejected.
-    Memory grows by a bit per input, and by a line for each sample that an index rejects.
+    Memory: one bit per input, and one line per sample that an index rejects.
 
-    returns     the rows of the table; hours are of video, as decoded
+    returns     the rows of the table; hours are the duration of the decoded videos
     raises      UserError for a line that is no ledger entry, or an input that is listed twice
     """
     totals: dict[tuple, list[float]] = defaultdict(lambda: [0, 0, 0.0])
@@ -100,16 +100,16 @@ def _write_table(rows: list[dict], path: Path) -> None:
 
 
 class _Seen:
-    """Rows of the sources that were there already, a bit each."""
+    """The set of rows that were read already, one bit each."""
 
     def __init__(self) -> None:
         self._bits: dict[str, bytearray] = defaultdict(bytearray)
 
     def add(self, source: str, row: int) -> bool:
-        """Whether it is new."""
+        """Add a row; return whether it is new."""
         bits, (byte, bit) = self._bits[source], divmod(row, 8)
         if byte >= len(bits):
-            bits.extend(bytes(byte + 1 - len(bits) + len(bits) // 4))  # by a quarter, to grow seldom
+            bits.extend(bytes(byte + 1 - len(bits) + len(bits) // 4))  # grow in large steps
         if bits[byte] >> bit & 1:
             return False
         bits[byte] |= 1 << bit
@@ -117,28 +117,27 @@ class _Seen:
 
 
 def _once(ledgers: list[Path]) -> Iterator[tuple[dict, bytes]]:
-    """Every input once, with its line: where an index rejected a sample, that takes the place of the shard's line."""
-    left_out = {_place(entry): line for _, entry, line in _entries(ledgers, marked=b'"rejected"') if _left_out(entry)}
+    """Each input once, with its line; the line of an index that rejects a sample replaces the line of its shard."""
+    rejected = {_place(entry): line for _, entry, line in _entries(ledgers, b'"rejected"') if _rejected_by_index(entry)}
     seen = _Seen()
     for where, entry, line in _entries(ledgers):
-        if _left_out(entry):
+        if _rejected_by_index(entry):
             continue
         if not seen.add(entry["source"], entry["row"]):
-            raise UserError(f"{where}: row {entry['row']} of {entry['source']!r} is twice there")
-        later = left_out.pop(_place(entry), None) if left_out and entry["key"] is not None else None
+            raise UserError(
+                f"{where}: row {entry['row']} of {entry['source']!r} is listed twice; make its shards again"
+            )
+        later = rejected.pop(_place(entry), None) if entry["key"] is not None else None
         if later is not None:
             entry = json.loads(later) | {"file": entry["file"], "row": entry["row"]}
             line = _as_line(entry)
         yield entry, line
-    for line in left_out.values():  # of foreign shards
+    for line in rejected.values():  # samples of downloaded shards
         yield json.loads(line), line
 
 
 def _entries(ledgers: list[Path], marked: bytes = b"") -> Iterator[tuple[str, dict, bytes]]:
-    """Where a line stands, what it says, and the line; raises UserError if it is no ledger entry.
-
-    marked      only lines that hold these bytes
-    """
+    """(place, entry, line) of each line that holds the bytes `marked`; raises UserError if it is no ledger entry."""
     for ledger in ledgers:
         with ledger.open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -146,16 +145,16 @@ def _entries(ledgers: list[Path], marked: bytes = b"") -> Iterator[tuple[str, di
                     continue
                 try:
                     entry = json.loads(line)
-                    lacks = WANTED - entry.keys()
-                except (ValueError, AttributeError) as error:  # no JSON, no UTF-8, no object
+                    missing = NEEDED - entry.keys()
+                except (ValueError, AttributeError) as error:  # AttributeError: JSON, but not an object
                     raise UserError(f"{ledger}: line {number} is no entry ({error}); make it again") from error
-                if lacks:
-                    raise UserError(f"{ledger}: line {number} lacks {', '.join(sorted(lacks))}; make it again")
+                if missing:
+                    raise UserError(f"{ledger}: line {number} lacks {', '.join(sorted(missing))}; make it again")
                 yield f"{ledger}: line {number}", entry, line if line.endswith(b"\n") else line + b"\n"
 
 
-def _left_out(entry: dict) -> bool:
-    """Whether an index rejected it: what a shard's ledger rejects never became a sample with a key."""
+def _rejected_by_index(entry: dict) -> bool:
+    """Return whether an index rejected the sample; an input that was rejected earlier has no key."""
     return entry["status"] == "rejected" and entry["key"] is not None
 
 
@@ -164,10 +163,10 @@ def _place(entry: dict) -> tuple[str, str, str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("ledgers", nargs="*", type=Path, help="of shards and indices; none: an empty table")
-    parser.add_argument("--of-study", action="store_true", help="the ledgers of a study's sources instead")
-    parser.add_argument("--out", type=Path, required=True, help="all entries, JSONL")
-    parser.add_argument("--table", type=Path, required=True, help="counts, CSV")
+    parser.add_argument("ledgers", nargs="*", type=Path, help="ledgers of shards and indices (none: an empty table)")
+    parser.add_argument("--of-study", action="store_true", help="use the ledgers of all sources of a study")
+    parser.add_argument("--out", type=Path, required=True, help="file for all entries (JSONL)")
+    parser.add_argument("--table", type=Path, required=True, help="file for the counts (CSV)")
     add_study_arguments(parser)
 
 

@@ -1,9 +1,9 @@
-"""Perceptual hashes of images, and a search for held-out samples that training samples nearly repeat.
+"""Perceptual hashes of images, and a search for held-out samples that look like training samples.
 
 The hash is the DCT hash of Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions" (2010), with
-the median as threshold (Coskun and Sankur, 2004): re-encoding, scaling and small changes of brightness flip few bits
-of it. Hashes are searched as in Norouzi, Punjani and Fleet, "Fast Search in Hamming Space with Multi-Index Hashing"
-(2012), which is exact.
+the median as threshold (Coskun and Sankur, 2004): re-encoding, scaling and small changes of brightness flip few bits.
+The search is the exact one of Norouzi, Punjani and Fleet, "Fast Search in Hamming Space with Multi-Index Hashing"
+(2012).
 """
 
 import io
@@ -17,24 +17,22 @@ from fvlm.data.decode.media import MAX_PIXELS, SIDE, MediaError
 from fvlm.data.decode.video import square_image
 
 SMALL, LOW = 32, 8  # pixels of the reduced image's side; DCT frequencies kept each way
-FLAT = 4.0  # grey levels: an image that varies less (standard deviation) has no structure but noise
+FLAT = 4.0  # grey levels; an image with a smaller standard deviation has no structure but noise
 BANDS, BAND_BITS = 3, 21  # the 63 bits of a hash, in three words
 CHUNK = 1 << 21  # candidate pairs compared at a time: about 100 MB
-LUMA = np.array([0.299, 0.587, 0.114])  # of RGB, as JPEG has it (ITU-R BT.601)
+LUMA = np.array([0.299, 0.587, 0.114])  # weights of RGB as in JPEG (ITU-R BT.601)
 
 
-def perceptual_hash(image: bytes | np.ndarray) -> int:
-    """63 bits that tell images apart as the eye does, of the central square; 0 for an image without structure.
+def perceptual_hash(image: bytes) -> int:
+    """Return 63 bits that are similar for images that look alike; 0 for a flat image, whose hash would be noise.
 
-    Grey, averaged to 32 x 32, the 8 x 8 lowest DCT frequencies without the mean, each one compared with their median.
-    Flat images (black, white, fades) get 0: their hash would be noise.
+    The central square in grey is averaged to 32 x 32. Each bit compares one of the 8 x 8 lowest DCT frequencies (not
+    the mean) with their median.
 
-    image       encoded (JPEG is decoded small, which is fast), or (H, W) or (H, W, 3) uint8
-    raises      ValueError for a JPEG that cannot be decoded, what Pillow raises and MediaError for another image
+    image       encoded; a JPEG is decoded at a small size, which is fast
+    raises      ValueError for a JPEG that cannot be decoded; exceptions of Pillow and MediaError for another image
     """
-    grey = _grey(image) if isinstance(image, bytes) else image
-    if grey.ndim == 3:
-        grey = grey @ LUMA
+    grey = _grey(image)
     height, width = grey.shape
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -49,20 +47,20 @@ def perceptual_hash(image: bytes | np.ndarray) -> int:
 
 
 def _grey(content: bytes) -> np.ndarray:
-    # A turned photo goes the way on which its EXIF is read; the mark stands near the start where there is one.
+    # A JPEG with EXIF may be turned, which only Pillow handles; EXIF is near the start of the file.
     if content.startswith(b"\xff\xd8") and b"Exif\0" not in content[:4096]:
-        # As in training, a frame of the right size must be whole; other JPEGs are read there by Pillow.
+        # strict as in training, where simplejpeg decodes frames of the right size and Pillow all others
         height, width = simplejpeg.decode_jpeg_header(content)[:2]
         if height * width > MAX_PIXELS:
             raise MediaError("too_large", f"{width} x {height} pixels")
         strict = (height, width) == (SIDE, SIDE)
         return simplejpeg.decode_jpeg(content, "GRAY", min_height=SMALL, min_width=SMALL, strict=strict)[..., 0]
-    return square_image(io.BytesIO(content))[0]
+    return square_image(io.BytesIO(content))[0] @ LUMA
 
 
 @cache
 def _cosines() -> np.ndarray:
-    """(8, 32): the lowest rows of the orthonormal DCT-II."""
+    """The lowest rows of the orthonormal DCT-II, (8, 32)."""
     frequency, place = np.arange(LOW)[:, None], np.arange(SMALL)[None]
     rows = np.cos(np.pi * (place + 0.5) * frequency / SMALL) * np.sqrt(2 / SMALL)
     rows[0] /= np.sqrt(2)
@@ -71,7 +69,7 @@ def _cosines() -> np.ndarray:
 
 @cache
 def _averages(side: int) -> np.ndarray:
-    """(32, side): each row averages the pixels, or parts of pixels, under one of 32 equal stretches."""
+    """Weights that average `side` pixels, or parts of pixels, to 32 values: (32, side)."""
     edges = np.linspace(0, side, SMALL + 1)
     pixels = np.arange(side)
     covered = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
@@ -79,39 +77,39 @@ def _averages(side: int) -> np.ndarray:
 
 
 def near_duplicates(held_out: np.ndarray, training: np.ndarray, distance: int) -> np.ndarray:
-    """Pairs of samples that show nearly the same: their first images and their middle ones both look alike.
+    """Find the pairs of samples whose first images look alike, and whose middle images do too.
 
-    Two images look alike if their hashes differ in at most `distance` bits. A flat image says nothing: where the first
-    images of both samples are flat, the middle ones decide alone, and the other way round; a flat image and one with
-    structure differ. Samples without any structure (text, blank videos) are in no pair.
+    Two images look alike if their hashes differ in at most `distance` bits. Two flat images match, so the other images
+    of the samples decide; a flat image never matches one with structure. Samples with only flat images, or none, are in
+    no pair.
 
-    held_out    (n, 2) uint64, hashes of the first and the middle image, 0: none or flat
+    held_out    (n, 2) uint64, hashes of the first and the middle image; 0: none or flat
     training    (m, 2) uint64
     distance    at most 11 bits
     returns     (k, 2) int64, rows of `held_out` and of `training`, sorted; every such pair is found
     """
     if not 0 <= distance < 4 * BANDS:
         raise ValueError(f"distance {distance}: expected 0 to {4 * BANDS - 1}")
-    found = [np.zeros((0, 2), np.int64)]
+    pairs = [np.zeros((0, 2), np.int64)]
     for column in (0, 1):
-        # The first image finds the pairs; the middle one only those whose first images are flat.
-        mine = np.flatnonzero((held_out[:, column] != 0) & ((column == 0) | (held_out[:, 0] == 0)))
-        theirs = np.flatnonzero((training[:, column] != 0) & ((column == 0) | (training[:, 0] == 0)))
-        for i, j in _candidates(held_out[mine, column], training[theirs, column], distance):
-            i, j = mine[i], theirs[j]
-            alike = np.ones(len(i), bool)
-            for each in (0, 1):
-                a, b = held_out[i, each], training[j, each]
-                alike &= (np.bitwise_count(a ^ b) <= distance) & ((a == 0) == (b == 0))
-            found.append(np.stack([i[alike], j[alike]], axis=1))
-    return np.unique(np.concatenate(found), axis=0)
+        # Search by the first image; by the middle one only if the first images are flat.
+        rows, others = (
+            np.flatnonzero((hashes[:, column] != 0) & ((column == 0) | (hashes[:, 0] == 0)))
+            for hashes in (held_out, training)
+        )
+        for i, j in _candidates(held_out[rows, column], training[others, column], distance):
+            i, j = rows[i], others[j]
+            a, b = held_out[i], training[j]
+            alike = ((np.bitwise_count(a ^ b) <= distance) & ((a == 0) == (b == 0))).all(1)
+            pairs.append(np.stack([i[alike], j[alike]], axis=1))
+    return np.unique(np.concatenate(pairs), axis=0)
 
 
 def _candidates(a: np.ndarray, b: np.ndarray, distance: int):
-    """Positions in `a` and `b` of all pairs that may differ in at most `distance` bits, some of them twice.
+    """Positions in `a` and `b` of all pairs that may differ in at most `distance` bits; some pairs come twice.
 
-    If they do, one of their three words differs in at most a third of that: the words of `b` are sorted, and those of
-    `a` are looked up there with every such change.
+    One of the three words of such a pair differs in at most a third of the bits. So the words of `b` are sorted, and
+    each word of `a`, with all such changes, is looked up among them.
     """
     flips = _words_near_zero(distance // BANDS)
     rows = max(1, CHUNK // len(flips))
@@ -124,7 +122,7 @@ def _candidates(a: np.ndarray, b: np.ndarray, distance: int):
             first, count = starts[probes], starts[probes + 1] - starts[probes]
             hit = np.flatnonzero(count)
             first, count, row = first[hit], count[hit], low + hit // len(flips)
-            piece = np.cumsum(count) // CHUNK  # as many as fit at a time, at least one word's
+            piece = np.cumsum(count) // CHUNK
             for part in np.split(np.arange(len(hit)), np.flatnonzero(np.diff(piece)) + 1):
                 before = np.cumsum(count[part]) - count[part]
                 within = np.arange(count[part].sum()) - np.repeat(before, count[part])

@@ -1,4 +1,4 @@
-"""What a sample of a shard says and shows: its text in every form that shards have, and its images."""
+"""Text and images of a sample in a shard, in all forms that shards have."""
 
 import io
 import json
@@ -7,40 +7,40 @@ from collections.abc import Iterable
 
 import numpy as np
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from fvlm.data.decode.media import MAX_PIXELS, MAX_SCANNED, SIDE, MediaError
-from fvlm.data.decode.video import BROKEN_IMAGE, IMAGE_FORMATS, square_image
+from fvlm.data.decode.video import BROKEN_IMAGE, IMAGE_FORMATS, image_errors, square_image
 
-# `jpg`, `0.jpg`, `000.jpg`, `frame_0001.jpg`, `image0.png`: what stands after the sample's key.
+# Suffixes after a sample's key: `jpg`, `0.jpg`, `000.jpg`, `frame_0001.jpg`, `image0.png`.
 IMAGE = re.compile(r"(?:(?:frame|image|img)?[_-]?(\d+)\.)?(?:jpg|jpeg|png|webp)", re.IGNORECASE)
 VIDEO = re.compile(r"(?:.*\.)?(?:mp4|webm|mkv|mov|avi)", re.IGNORECASE)
-JPEG_SCAN = b"\xff\xda"  # within a scan's data no byte 255 stands before this one
+JPEG_SCAN = b"\xff\xda"  # start of a scan; these bytes do not occur in the data of a scan
 JPEG_START, JPEG_END, PNG_START, PNG_END = b"\xff\xd8", b"\xff\xd9", b"\x89PNG", b"IEND"
-TAIL = 1024  # bytes in which an image's end mark is looked for: some cameras write a little after it
+TAIL = 1024  # last bytes of an image in which its end mark must be; some cameras write a few bytes after the mark
 
 
 def sample_text(members: dict[str, bytes], prompt: str) -> dict:
-    """What is said in a sample, in a form that `encode_chat` takes, and `file` where it is known.
+    """Return the text of a sample in a form for `encode_chat`, with `file` if it is known.
 
-    prompt      what the user asks where there is only a caption
-    raises      ValueError if there is no text, or it is no JSON object in UTF-8
+    prompt      the user's question if the sample has only a caption
+    raises      ValueError if there is no text, or the json is not an object in UTF-8
     """
-    described = json.loads(members["json"]) if "json" in members else {}
-    if not isinstance(described, dict):
-        raise ValueError("json is no object")
-    if described.get("token_ids") or described.get("messages") or described.get("assistant"):
-        return described
-    if described.get("chosen"):
-        return {**described, "assistant": described["chosen"]}
-    caption = described.get("caption") or members.get("txt", b"").decode("utf-8").strip()
+    content = json.loads(members["json"]) if "json" in members else {}
+    if not isinstance(content, dict):
+        raise ValueError("the json is not an object")
+    if content.get("token_ids") or content.get("messages") or content.get("assistant"):
+        return content
+    if content.get("chosen"):
+        return {**content, "assistant": content["chosen"]}
+    caption = content.get("caption") or members.get("txt", b"").decode("utf-8").strip()
     if not caption:
-        raise ValueError("neither messages, assistant, token_ids nor a caption")
-    return {**described, "user": prompt, "assistant": caption}
+        raise ValueError("no messages, assistant, token_ids or caption")
+    return {**content, "user": prompt, "assistant": caption}
 
 
 def rejected_text(text: dict) -> dict | None:
-    """The worse half of a preference pair, of which `sample_text` gives the better one; None where there is none."""
+    """Return the text with the rejected answer of a preference pair, or None if the sample is no pair."""
     answer = text.get("rejected")
     if not isinstance(answer, str) or not answer or "token_ids" in text or text.get("messages"):
         return None
@@ -48,21 +48,21 @@ def rejected_text(text: dict) -> dict | None:
 
 
 def image_suffixes(members: Iterable[str]) -> list[str]:
-    """The images among a sample's members by their numbers: 2.jpg stands before 10.jpg."""
+    """The images among a sample's members, sorted by number: 2.jpg comes before 10.jpg."""
     numbered = [(int(match[1] or 0), match[0]) for match in map(IMAGE.fullmatch, members) if match]
     return [suffix for _, suffix in sorted(numbered)]
 
 
 def video_suffixes(members: Iterable[str]) -> list[str]:
-    """The videos among a sample's members, which shards in the trained form do not have."""
+    """The videos among a sample's members; shards for training have none."""
     return sorted(filter(VIDEO.fullmatch, members))
 
 
 def decode_frames(members: dict[str, bytes], out: np.ndarray | None = None) -> np.ndarray:
-    """Images of a sample in the order of their numbers, (T, 224, 224, 3) uint8; T = 0 for text.
+    """Return the images of a sample in the order of their numbers, (T, 224, 224, 3) uint8; T = 0 for text.
 
-    out         where to put them, of that shape: saves copying them into a batch
-    raises      ValueError naming the image that cannot be decoded, or if `out` is for another number of images
+    out         array of this shape to decode into, which saves a copy
+    raises      ValueError that names an image that cannot be decoded, or if `out` has another T
     """
     suffixes = image_suffixes(members)
     if out is None:
@@ -85,24 +85,18 @@ def _decode(content: bytes, out: np.ndarray) -> None:
 
 
 def check_image(suffix: str, content: bytes) -> None:
-    """Refuse an image whose header or end is missing; damage between them shows only when it is decoded.
+    """Refuse an image without a header or an end; damage between them shows only when the image is decoded.
 
     raises      MediaError empty, not_media, corrupt, too_large
     """
     if not content:
         raise MediaError("empty", f"{suffix}: 0 bytes")
-    try:
+    with image_errors(suffix):
         if content.startswith(JPEG_START):
             height, width, *_ = simplejpeg.decode_jpeg_header(content)
         else:
             with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
                 width, height = image.size
-    except (Image.DecompressionBombError, MemoryError) as error:
-        raise MediaError("too_large", f"{suffix}: {error or 'out of memory'}") from error
-    except UnidentifiedImageError as error:
-        raise MediaError("not_media", f"{suffix}: no image format that is read here") from error
-    except BROKEN_IMAGE as error:
-        raise MediaError("corrupt", f"{suffix}: {error}") from error
     if width * height > MAX_PIXELS:
         raise MediaError("too_large", f"{suffix}: {width} x {height} pixels")
     scans = content.count(JPEG_SCAN) if content.startswith(JPEG_START) else 0
@@ -110,4 +104,4 @@ def check_image(suffix: str, content: bytes) -> None:
         raise MediaError("too_large", f"{suffix}: {width} x {height} pixels in {scans:,} scans")
     for start, end in ((JPEG_START, JPEG_END), (PNG_START, PNG_END)):
         if content.startswith(start) and end not in content[-TAIL:]:
-            raise MediaError("corrupt", f"{suffix}: cut before its end, at {len(content)} bytes")
+            raise MediaError("corrupt", f"{suffix}: cut off after {len(content)} bytes")

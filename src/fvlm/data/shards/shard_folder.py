@@ -1,4 +1,4 @@
-"""Shard a whole folder outside of any workflow: all shards, one ledger, and a summary. A stopped one goes on."""
+"""Shard a folder without the workflow: all shards, one ledger, and a summary. A stopped command resumes."""
 
 import argparse
 import hashlib
@@ -9,33 +9,33 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 
-from fvlm.data.readers import READERS, count_rows, files_of, iterate_rows, rows_per_shard
+from fvlm.data.readers import READERS, count_rows, files_of, iterate_rows, read_rows, rows_per_shard
 from fvlm.data.shards import ledger
 from fvlm.data.shards.write import is_complete, make_numbered, shard_paths
 from fvlm.errors import UserError
 from fvlm.files import write_json
 
-MADE_FROM = "made_from.json"  # in the output folder: what the shards there depend on
-TEXTS = (".csv", ".jsonl", ".json", ".txt")  # a mended word may leave the size as it was
+MADE_FROM = "made_from.json"  # in the output folder: the inputs and settings of the shards
+TEXTS = (".csv", ".jsonl", ".json", ".txt")  # compared by content, since a correction may keep the size
 
 
 def shard_folder(args: argparse.Namespace) -> None:
-    """Make the shards that are not there yet, then `ledger.jsonl` and `data.csv`.
+    """Make the missing shards, then `ledger.jsonl` and `data.csv`.
 
-    args        of `fvlm shard`, with reader, table and name filled in
-    raises      UserError if too much was rejected, or the output folder holds shards of something else
+    args        arguments of `fvlm shard`, with reader, table and name filled in
+    raises      UserError if too many rows were rejected, or the output folder holds shards of other inputs
     """
     start_s = time.monotonic()
     if args.reader == "files":
-        print(f"no table: every file below {args.folder} is an input, with a caption in a .txt beside it, if any")
+        print(f"no table: every file in {args.folder} is an input; a .txt beside it is its caption")
     total = count_rows(args.folder, args.table, args.reader)
     if not total:
-        raise UserError(f"{args.folder / args.table}: no rows; there is nothing to shard")
+        raise UserError(f"{args.folder / args.table}: no rows, expected at least one; correct the folder or --table")
     _check_same(args)
     numbers = range(_shard_count(args, total))
     missing = [number for number in numbers if not is_complete(*shard_paths(args.out, number))]
     kept = len(numbers) - len(missing)
-    print(f"{args.name}: {total} rows, {len(numbers)} shards" + (f", {kept} of them there" if kept else ""))
+    print(f"{args.name}: {total} rows, {len(numbers)} shards" + (f", {kept} of them finished before" if kept else ""))
     made_s = time.monotonic()
     for done, (number, rows) in enumerate(_rows_of(args, missing), 1):
         make_numbered(args, number, rows)
@@ -45,10 +45,10 @@ def shard_folder(args: argparse.Namespace) -> None:
     merged = args.out / "ledger.jsonl"
     table = ledger.add_up(ledgers, merged, args.out / "data.csv")
     lines = sum(row["count"] for row in table)
-    # What a tar holds is known for certain once it is read: its .parquet may list more, or less.
+    # The .parquet beside a tar of video2dataset may list more or fewer rows than the tar holds.
     if lines != total and not READERS[args.reader].rows_per_shard:
         raise UserError(
-            f"{merged}: {lines} lines, but there were {total} rows: the inputs changed meanwhile; delete {args.out}"
+            f"{merged}: {lines} lines, expected {total} as there were rows: the inputs have changed; delete {args.out}"
         )
     print(summary(args.name, table, time.monotonic() - start_s, args.out))
     counts = Counter()
@@ -58,18 +58,19 @@ def shard_folder(args: argparse.Namespace) -> None:
 
 
 def summary(name: str, table: list[dict], seconds: float, out: Path) -> str:
-    """What became of the inputs, in a few lines."""
+    """Return counts, frames and time as a few lines of text."""
     kept = [row for row in table if row["status"] == "kept"]
     rejected = sorted((row for row in table if row["status"] == "rejected"), key=lambda row: -row["count"])
     reasons = ", ".join(f"{row['reason']} {row['count']}" for row in rejected)
     lines = [
+        f"source    {name}",
         f"kept      {sum(row['count'] for row in kept)}",
         f"rejected  {sum(row['count'] for row in rejected)}" + (f" ({reasons})" if reasons else ""),
         f"frames    {sum(row['frames'] for row in kept)}, of {sum(row['hours'] for row in kept):.2f} h of video",
         f"time      {seconds:.0f} s",
         f"ledger    {out / 'ledger.jsonl'}",
     ]
-    return "\n".join([f"source    {name}", *lines])
+    return "\n".join(lines)
 
 
 def _shard_count(args: argparse.Namespace, total: int) -> int:
@@ -79,25 +80,22 @@ def _shard_count(args: argparse.Namespace, total: int) -> int:
 
 
 def _rows_of(args: argparse.Namespace, numbers: list[int]):
-    """Number and rows of each of these shards; what follows each other is read in one go."""
+    """Number and rows of each of these shards; the table is read once, not for each shard."""
     size = rows_per_shard(args.reader, args.samples_per_shard)
-    while numbers:
-        run = 1
-        while run < len(numbers) and numbers[run] == numbers[0] + run:
-            run += 1
-        first, numbers, here = numbers[0], numbers[run:], numbers[:run]
-        if READERS[args.reader].rows_per_shard:
-            for number in here:
-                window = (number * size, (number + 1) * size)
-                yield number, list(iterate_rows(args.folder, args.table, *window, args.reader))
-            continue
-        rows = iterate_rows(args.folder, args.table, first * size, (first + run) * size, args.reader)
-        for number in here:
-            yield number, list(islice(rows, size))
+    if READERS[args.reader].rows_per_shard:
+        for number in numbers:
+            yield number, read_rows(args.folder, args.table, number * size, (number + 1) * size, args.reader)
+        return
+    rows, place = None, 0
+    for number in numbers:
+        if number != place or rows is None:
+            rows = iterate_rows(args.folder, args.table, number * size, None, args.reader)
+        yield number, list(islice(rows, size))
+        place = number + 1
 
 
 def _check_same(args: argparse.Namespace) -> None:
-    """Refuse to go on with shards that were made of other inputs, or in another way."""
+    """Refuse to resume with shards that were made from other inputs or with other settings."""
     names = ("reader", "table", "name", "kind", "prompt", "squash", "samples_per_shard", "backend")
     now = {name: getattr(args, name) for name in names} | {"inputs": _digest(args)}
     path = args.out / MADE_FROM
@@ -106,14 +104,13 @@ def _check_same(args: argparse.Namespace) -> None:
         other = [name for name, value in now.items() if before.get(name) != value]
         if other:
             raise UserError(
-                f"{args.out} holds shards that were made otherwise ({', '.join(other)}); "
-                "take another --out, or delete it"
+                f"{args.out} holds shards with another {', '.join(other)}; use another --out, or delete this one"
             )
     write_json(path, now)
 
 
 def _digest(args: argparse.Namespace) -> str:
-    """Of the names of the tables, or of a bare folder's files and captions, each with its content (texts) or size."""
+    """Digest of the names of the source's tables or files, each with its content (texts) or its size."""
     listed = []
     for path in files_of(args.folder, args.table, args.reader):
         if path.suffix in TEXTS and path.is_file():

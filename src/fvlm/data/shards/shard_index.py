@@ -1,4 +1,4 @@
-"""The index of one shard: what is in it, kept in a file of its own, so that a stopped index goes on from there."""
+"""The index of one shard, stored in a file of its own, so that a stopped index resumes with the other shards."""
 
 import hashlib
 import json
@@ -11,11 +11,10 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tokenizers import Tokenizer
 
 from fvlm.data.decode.media import MAX_FRAMES, MAX_IMAGE_BYTES, MAX_SAMPLE_BYTES, MAX_TEXT_BYTES, MediaError
-from fvlm.data.decode.video import BROKEN_IMAGE
+from fvlm.data.decode.video import image_errors
 from fvlm.data.shards.arrays import open_arrays, save_arrays
 from fvlm.data.shards.ledger import ledger_line
 from fvlm.data.shards.perceptual import perceptual_hash
@@ -24,8 +23,8 @@ from fvlm.data.shards.tar import Entry, samples_of
 from fvlm.data.shards.text import SYSTEM_PROMPT, encode_chat, load_tokenizer, question_length
 from fvlm.errors import UserError
 
-LONGEST_KEY = 255  # characters; an index gives every key the room of the longest
-FORMAT = 4  # raise it when an index of the same shard would come out different
+LONGEST_KEY = 255  # characters; an index stores all keys with the length of the longest one
+FORMAT = 4  # raise it after each change that changes the index of a shard
 COLUMNS = {
     "offset": np.int64,
     "length": np.int64,
@@ -42,13 +41,13 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Work:
-    """What all shards of a source are indexed with.
+    """The settings for all shards of a source.
 
-    prompt      what the user asks where there is only a caption
+    prompt      the user's question if a sample has only a caption
     tokenizer   digest of the tokenizer in `tokenizer_folder`
     root        results folder
-    foreign     the shards were not made here: their images are checked, and the ledger lists their kept samples too
-    parts       folder for the index of each shard
+    parts       folder for the indices of the shards
+    foreign     the shards were downloaded: their images are checked, and the ledger lists the kept samples too
     """
 
     source: str
@@ -61,20 +60,20 @@ class Work:
     foreign: bool
 
     def name_of(self, shard: Path) -> str:
-        """A shard as indices name it: relative to the results folder, or absolute where it is outside."""
+        """Name of a shard in indices: relative to the results folder, or absolute if it is outside."""
         path, home = Path(os.path.abspath(shard)), Path(os.path.abspath(self.root))
         if not path.is_relative_to(home):
             path, home = shard.resolve(), self.root.resolve()
         return str(path.relative_to(home) if path.is_relative_to(home) else path)
 
     def part_of(self, shard: Path) -> Path:
-        """Shards of several folders may have the same name, so the part's name tells their folders apart."""
+        """Path of a shard's index, with a digest of the path, since shards of several folders may have equal names."""
         folder = hashlib.sha256(self.name_of(shard).encode()).hexdigest()[:8]
         return self.parts / f"{shard.stem}-{folder}.npz"
 
 
 def tokenizer_digest(folder: Path | str) -> str:
-    """SHA-256 of a folder's tokenizer.json; raises UserError if there is none."""
+    """Return the SHA-256 of a folder's tokenizer.json; raises UserError if it is missing."""
     file = Path(folder) / "tokenizer.json"
     try:
         with file.open("rb") as content:
@@ -84,7 +83,7 @@ def tokenizer_digest(folder: Path | str) -> str:
 
 
 def index_shard(shard: Path, work: Work) -> None:
-    """Write the part of a shard, unless there is one of the same shard, tokenizer, prompt, kind and format.
+    """Write the index of a shard, unless it exists with the same shard, tokenizer, prompt, kind and format.
 
     raises      UserError for a damaged tar, or one that differs from the checksum beside it
     """
@@ -98,34 +97,34 @@ def index_shard(shard: Path, work: Work) -> None:
     with open(shard, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         check_sum(shard, data)
         for entry in samples_of(data, str(shard)):
-            original, found = _describe(data, entry, tokenizer, work)
+            original, result = _describe(data, entry, tokenizer, work)
             about |= {"row": len(rows) + rejected.total(), "file": original, "key": entry.key}
-            if isinstance(found, MediaError):
-                rejected[found.reason] += 1
-                lines.append(ledger_line(**about, reason=found.reason, message=str(found)))
+            if isinstance(result, MediaError):
+                rejected[result.reason] += 1
+                lines.append(ledger_line(**about, reason=result.reason, message=str(result)))
                 continue
-            rows.append((entry.offset, entry.length, *found, entry.key))
+            rows.append((entry.offset, entry.length, *result, entry.key))
             if work.foreign:
-                lines.append(ledger_line(**about, frames=found[0]))
+                lines.append(ledger_line(**about, frames=result[0]))
     values = {"identity": np.array(identity), "ledger": np.frombuffer("".join(lines).encode(), np.uint8)}
     values["rejected"] = np.array(json.dumps(rejected))
     columns = list(zip(*rows, strict=True)) or [()] * len(COLUMNS)
-    for (column, kind), found in zip(COLUMNS.items(), columns, strict=True):
-        values[column] = np.array(found, kind)
+    for (name, kind), column in zip(COLUMNS.items(), columns, strict=True):
+        values[name] = np.array(column, kind)
     values["hashes"] = values["hashes"].reshape(-1, 2)
     save_arrays(work.part_of(shard), values)
 
 
 @dataclass(frozen=True)
 class Part:
-    """The index of one shard: columns as in `Index`, and how many samples were rejected by reason."""
+    """The index of one shard: columns as in `Index`, and the number of rejected samples by reason."""
 
     path: Path
     columns: dict[str, np.ndarray]
     rejected: Counter
 
     def entries(self) -> list[dict]:
-        """Of its ledger, with rows from 0. Read when asked for: those of a large source together take gigabytes."""
+        """Entries of its ledger, with rows from 0. Not kept in memory: those of a large source need gigabytes."""
         with open_arrays(self.path) as stored:
             return [json.loads(line) for line in stored["ledger"].tobytes().splitlines()]
 
@@ -141,23 +140,20 @@ def is_current(part: Path, identity: str) -> bool:
         with open_arrays(part) as stored:
             return str(stored["identity"]) == identity
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
-        return False  # not there, of an older form, or damaged
+        return False
 
 
 def _identity(shard: Path, work: Work) -> str:
-    """Two indices of a shard are the same if this is."""
-    try:
-        status = shard.stat()
-    except OSError as error:
-        raise UserError(f"{shard}: missing; make or copy the shard again") from error
-    if not shard.is_file() or not status.st_size:
-        raise UserError(f"{shard}: 0 bytes; make or copy the shard again")
-    made_with = asdict(work)
-    for place in ("tokenizer_folder", "root", "parts"):
-        del made_with[place]
+    """Everything that the index of a shard depends on; raises UserError if the shard is missing or empty."""
+    if not shard.is_file() or not shard.stat().st_size:
+        raise UserError(f"{shard}: missing, or 0 bytes; make or copy the shard again")
+    status = shard.stat()
+    settings = {
+        name: value for name, value in asdict(work).items() if name not in ("tokenizer_folder", "root", "parts")
+    }
     about = {"shard": work.name_of(shard), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
     about |= {"checksum": expected_sum(shard), "system_prompt": SYSTEM_PROMPT, "format": FORMAT}
-    return json.dumps(made_with | about)
+    return json.dumps(settings | about)
 
 
 @cache
@@ -166,15 +162,15 @@ def _tokenizer(folder: Path, digest: str) -> Tokenizer:
 
 
 def expected_sum(shard: Path) -> str | None:
-    """What `{shard}.sha256` says, in sha256sum's format, or None where there is no such file.
+    """Return the SHA-256 in `{shard}.sha256`, a file of sha256sum, or None if there is no such file.
 
-    raises      UserError if it has no SHA-256 in it
+    raises      UserError if the file holds no SHA-256
     """
     file = shard.with_name(shard.name + ".sha256")
     if not os.path.lexists(file):
         return None
     words = []
-    if file.is_file():  # a FIFO would block for ever
+    if file.is_file():  # reading a FIFO would block for ever
         try:
             with file.open(encoding="utf-8", errors="replace") as lines:
                 words = lines.read(4096).split()
@@ -196,23 +192,22 @@ def check_sum(shard: Path, data: mmap.mmap | bytes) -> None:
     found = hashlib.sha256(data).hexdigest()
     if found != expected:
         raise UserError(
-            f"{shard}: found SHA-256 {found}, expected {expected} as {shard.name}.sha256 says; make or copy the shard "
-            "again"
+            f"{shard}: found SHA-256 {found}, expected {expected} ({shard.name}.sha256); make or copy the shard again"
         )
 
 
 def _describe(data: mmap.mmap, entry: Entry, tokenizer: Tokenizer, work: Work) -> tuple[str | None, tuple | MediaError]:
-    """Original file of a sample, if named; and its columns from `frames` to `hashes`, or what is wrong."""
+    """Original file of a sample, or None; and its columns from `frames` to `hashes`, or its problem."""
     try:
         _check_sizes(entry)
         text = {suffix: _content(data, entry, suffix) for suffix in ("json", "txt") if suffix in entry.members}
         sample = sample_text(text, work.prompt)
         ids, answer = encode_chat(tokenizer, sample)
-        worse = rejected_text(sample)
-        rejected = 0 if worse is None else len(encode_chat(tokenizer, worse)[0])
+        with_rejected = rejected_text(sample)
+        rejected = 0 if with_rejected is None else len(encode_chat(tokenizer, with_rejected)[0])
         original = str(sample.get("file") or "")
-        original.encode()  # half of a surrogate pair could not stand in the ledger
-        name = str(sample.get("video") or original).encode()  # clips of one video belong together
+        original.encode()  # fails for half of a surrogate pair, which a ledger cannot hold
+        name = str(sample.get("video") or original).encode()
     except MediaError as error:
         return None, error
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
@@ -227,24 +222,25 @@ def _describe(data: mmap.mmap, entry: Entry, tokenizer: Tokenizer, work: Work) -
         hashes = _hashes(data, entry, images)
     except MediaError as error:
         return original or None, error
-    if not name:  # samples of the same video begin with the same image
-        own = ids.tobytes() if work.foreign else entry.key.encode()  # keys may begin again in each finished tar
-        name = _content(data, entry, images[0]) if images else own
+    if not name and images:  # samples of the same video begin with the same image
+        name = _content(data, entry, images[0])
+    elif not name:  # keys of downloaded tars may be equal
+        name = ids.tobytes() if work.foreign else entry.key.encode()
     group = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
     lengths = len(ids), int(answer.sum()), question_length(tokenizer, ids, answer), rejected
     return original or None, (len(images), *lengths, group, hashes)
 
 
 def _check_sizes(entry: Entry) -> None:
-    """Refuse a sample that no memory should be given for; raises MediaError too_large."""
+    """Refuse a sample that would need too much memory; raises MediaError too_large."""
     if len(entry.key) > LONGEST_KEY:
-        raise MediaError("too_large", f"a key of {len(entry.key):,} characters, more than {LONGEST_KEY}")
+        raise MediaError("too_large", f"a key of {len(entry.key):,} characters, at most {LONGEST_KEY} are allowed")
     for suffix, (_, size) in entry.members.items():
         most = MAX_TEXT_BYTES if suffix in ("json", "txt") else MAX_IMAGE_BYTES
         if size > most:
-            raise MediaError("too_large", f"{suffix}: {size:,} bytes, more than {most:,}")
+            raise MediaError("too_large", f"{suffix}: {size:,} bytes, at most {most:,} are allowed")
     if entry.length > MAX_SAMPLE_BYTES:
-        raise MediaError("too_large", f"{entry.length:,} bytes in all, more than {MAX_SAMPLE_BYTES:,}")
+        raise MediaError("too_large", f"{entry.length:,} bytes in all, at most {MAX_SAMPLE_BYTES:,} are allowed")
 
 
 def _content(data: mmap.mmap, entry: Entry, suffix: str) -> bytes:
@@ -253,26 +249,21 @@ def _content(data: mmap.mmap, entry: Entry, suffix: str) -> bytes:
 
 
 def _hashes(data: mmap.mmap, entry: Entry, images: list[str]) -> tuple[int, int]:
-    """Perceptual hashes of the first and the middle image; 0 where there is none.
+    """Perceptual hashes of the first and the middle image; 0 without images.
 
     raises      MediaError corrupt, too_large
     """
     if not images:
         return 0, 0
     first, middle = images[0], images[len(images) // 2]
-    found = {suffix: _hash(suffix, _content(data, entry, suffix)) for suffix in {first, middle}}
-    return found[first], found[middle]
-
-
-def _hash(suffix: str, content: bytes) -> int:
-    try:
-        return perceptual_hash(content)
-    except MediaError as error:
-        raise MediaError("too_large" if error.reason == "too_large" else "corrupt", f"{suffix}: {error}") from error
-    except (Image.DecompressionBombError, MemoryError) as error:
-        raise MediaError("too_large", f"{suffix}: {error or 'out of memory'}") from error
-    except BROKEN_IMAGE as error:
-        raise MediaError("corrupt", f"{suffix}: {error}") from error
+    hashes = {}
+    for suffix in {first, middle}:
+        try:
+            with image_errors(suffix):
+                hashes[suffix] = perceptual_hash(_content(data, entry, suffix))
+        except MediaError as error:  # the suffix promises an image, so any other content is damage
+            raise MediaError("too_large" if error.reason == "too_large" else "corrupt", str(error)) from error
+    return hashes[first], hashes[middle]
 
 
 def _problem(
@@ -280,11 +271,11 @@ def _problem(
 ) -> str | None:
     count, videos = sample.get("frame_count", len(images)), video_suffixes(entry.members)
     if videos and not images:
-        return f"a raw video ({videos[0]}) and no images; a source with such shards needs `reader: video2dataset`"
+        return f"a video ({videos[0]}) and no images; such shards need `reader: video2dataset`"
     if count != len(images):
-        return f"{len(images)} images, but frame_count says {count!r}"
+        return f"{len(images)} images, but frame_count is {count!r}"
     if len(images) > MAX_FRAMES:
-        return f"{len(images)} images, more than {MAX_FRAMES} frames"
+        return f"{len(images)} images, at most {MAX_FRAMES} are allowed"
     if kind != "text" and not images:
         return "no image"
     entries = tokenizer.get_vocab_size()

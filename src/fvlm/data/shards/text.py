@@ -1,9 +1,10 @@
 """Tokenizer and ChatML: train a small byte-level BPE, and turn a sample into token ids and an answer mask.
 
-Imports neither torch nor transformers, which take seconds: indexing and loading need only `tokenizers`.
+Indexing and loading need only `tokenizers`, so this module does not import torch or transformers, which takes seconds.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -17,8 +18,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from fvlm.data.readers import Row, read_rows
 from fvlm.errors import UserError, first_line
 
-LARGEST_TOKENIZER = 256 << 20  # bytes of a tokenizer.json; those with 260,000 entries have 40 MB
-LONGEST_TEXT = 1 << 20  # characters of one sample: a tokenizer takes 200 bytes or more for each
+LARGEST_TOKENIZER = 256 << 20  # bytes of a tokenizer.json; one with 260,000 entries has 40 MB
+LONGEST_TEXT = 1 << 20  # characters of one sample; a tokenizer needs 200 bytes or more for each
 SYSTEM_PROMPT = "You are a helpful assistant."
 END_OF_TEXT, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
@@ -29,12 +30,12 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, out: Path) -> Tokenizer:
-    """Train a byte-level BPE with at most `vocabulary` entries and save it where `AutoTokenizer` can load it.
+    """Train a byte-level BPE with at most `vocabulary` entries and save it in a form that `AutoTokenizer` loads.
 
     raises      UserError for a vocabulary below 259: 256 bytes and 3 special tokens
     """
     if vocabulary < 259:
-        raise UserError(f"vocabulary {vocabulary} is too small: 256 bytes and 3 special tokens need at least 259")
+        raise UserError(f"vocabulary {vocabulary} is too small; 256 bytes and 3 special tokens need at least 259")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -45,10 +46,6 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, out: Path) -> Tokeniz
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    making = out.with_name(out.name + ".part")
-    shutil.rmtree(making, ignore_errors=True)
-    making.mkdir(parents=True)
-    tokenizer.save(str(making / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": START,
@@ -59,76 +56,72 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, out: Path) -> Tokeniz
         "clean_up_tokenization_spaces": False,
         "model_max_length": 8192,
     }
-    (making / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
-    _install(making, out)
+    with _replaced(out) as folder:
+        folder.mkdir(parents=True)
+        tokenizer.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
     return tokenizer
 
 
 def copy_tokenizer(name: str, out: Path) -> None:
-    """Save a pretrained tokenizer, by hub name or folder, into `out`."""
+    """Save a pretrained tokenizer, given by its hub name or folder, in `out`."""
     from transformers import AutoTokenizer
 
-    making = out.with_name(out.name + ".part")
-    shutil.rmtree(making, ignore_errors=True)
     _check_size(Path(name) / "tokenizer.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises nothing more exact
+    except Exception as error:  # the library has no specific exception
         raise UserError(f"tokenizer {name!r} cannot be loaded: {first_line(error)}") from error
-    tokenizer.save_pretrained(str(making))  # not within: a full disk is no fault of the tokenizer's
-    _install(making, out)
+    with _replaced(out) as folder:
+        tokenizer.save_pretrained(str(folder))
 
 
-def _install(making: Path, out: Path) -> None:
+@contextlib.contextmanager
+def _replaced(out: Path) -> Iterator[Path]:
+    """A folder to write, which then replaces `out`."""
+    folder = out.with_name(out.name + ".part")
+    shutil.rmtree(folder, ignore_errors=True)
+    yield folder
     shutil.rmtree(out, ignore_errors=True)
-    os.replace(making, out)
+    os.replace(folder, out)
 
 
-def load_tokenizer(folder_or_name: Path | str) -> Tokenizer:
-    """The tokenizer of a folder, or of a hub name (which imports transformers).
+def load_tokenizer(folder: Path | str) -> Tokenizer:
+    """Return the tokenizer of a folder.
 
-    raises      UserError if there is none, it cannot be read, or it has no ChatML tokens
+    raises      UserError if it is missing, cannot be read, or lacks the ChatML tokens
     """
-    name, file = str(folder_or_name), Path(folder_or_name) / "tokenizer.json"
+    file = Path(folder) / "tokenizer.json"
     _check_size(file)
     try:
-        if file.is_file():
-            tokenizer = Tokenizer.from_file(str(file))
-        else:
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False).backend_tokenizer
-    except Exception as error:  # tokenizers raises nothing more exact
-        raise UserError(f"no tokenizer {name!r}: {first_line(error)}") from error
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library has no specific exception
+        raise UserError(f"{file}: no tokenizer ({first_line(error)}); make it with `fvlm tokenizer`") from error
     missing = [token for token in (START, END) if tokenizer.token_to_id(token) is None]
     if missing:
-        raise UserError(f"tokenizer {folder_or_name} lacks {' and '.join(missing)}; use one with ChatML tokens")
+        raise UserError(f"{file}: the tokenizer lacks {' and '.join(missing)}; use one with ChatML tokens")
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    # Text that spells a special token stays text: nobody ends the user's turn from within it.
+    # Text that spells a special token stays text, so it cannot end the user's turn.
     tokenizer.encode_special_tokens = True
     return tokenizer
 
 
 def _check_size(file: Path) -> None:
-    """Refuse a file that is too large for a tokenizer, before it is read; raises UserError."""
+    """Refuse a file that is too large for a tokenizer; raises UserError."""
     if file.is_file() and file.stat().st_size > LARGEST_TOKENIZER:
-        raise UserError(
-            f"{file}: {file.stat().st_size >> 20} MiB, more than {LARGEST_TOKENIZER >> 20}; that is no tokenizer: name "
-            "another"
-        )
+        size, most = file.stat().st_size >> 20, LARGEST_TOKENIZER >> 20
+        raise UserError(f"{file}: {size} MiB, expected at most {most}; use another tokenizer")
 
 
-def encode_chat(
-    tokenizer: Tokenizer, sample: dict, max_tokens: int | None = None, system_prompt: str = SYSTEM_PROMPT
-) -> tuple[np.ndarray, np.ndarray]:
-    """A sample as ChatML, which is written out here so that no template adds a system prompt of its own.
+def encode_chat(tokenizer: Tokenizer, sample: dict, max_tokens: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return a sample as ChatML; not by a chat template, which may add a system prompt of its own.
 
-    sample      {"messages"}, or {"user", "assistant"}, or {"token_ids", "loss_mask"} (tokenized already)
-    max_tokens  a longer text is cut at its end; where that would leave no answer token, the first turns are
-                shortened instead so that half of the tokens are answer
-    returns     ids (S,) int32 and answer mask (S,) bool, True on what the assistant says and its <|im_end|>
-    raises      ValueError, KeyError, TypeError or OverflowError for a sample that is none of these
+    sample      {"messages"}, or {"user", "assistant"}, or already tokenized {"token_ids", "loss_mask"}
+    max_tokens  a longer text is cut at its end; if no answer token would be left, the first turns are shortened
+                instead, so that half of the tokens belong to the answer
+    returns     ids (S,) int32 and answer mask (S,) bool, True for the assistant's text and its <|im_end|>
+    raises      ValueError, KeyError, TypeError or OverflowError for any other sample
     """
     if "token_ids" in sample:
         ids = np.asarray(sample["token_ids"], np.int32)
@@ -136,7 +129,7 @@ def encode_chat(
         if ids.ndim != 1 or ids.shape != mask.shape:
             raise ValueError(f"token_ids of shape {ids.shape} and a loss_mask of shape {mask.shape}")
     else:
-        ids, mask = _encode_messages(tokenizer, _messages(sample, system_prompt))
+        ids, mask = _encode_messages(tokenizer, _messages(sample))
     if max_tokens is None or len(ids) <= max_tokens:
         return ids, mask
     first = int(np.argmax(mask)) if mask.any() else 0
@@ -144,16 +137,16 @@ def encode_chat(
         answer = slice(first, first + max(1, max_tokens // 2))
         kept = max_tokens - len(ids[answer])
         own = min(kept, len(_answer_header(tokenizer)))
-        head = np.r_[0 : kept - own, first - own : first]  # the turn's own header stays
+        head = np.r_[0 : kept - own, first - own : first]  # keeps the header of the answer
         return np.concatenate([ids[head], ids[answer]]), np.concatenate([mask[head], mask[answer]])
     return ids[:max_tokens], mask[:max_tokens]
 
 
 def question_length(tokenizer: Tokenizer, ids: np.ndarray, answer: np.ndarray) -> int:
-    """How many tokens stand before the first answer's header, `<|im_start|>assistant` and a newline.
+    """Return the number of tokens before the header of the first answer, `<|im_start|>assistant` and a newline.
 
-    ids, answer     as `encode_chat` gives them
-    returns         0 where there is no answer, or another header before it
+    ids, answer     results of `encode_chat`
+    returns         0 if there is no answer, or if another header precedes it
     """
     header = _answer_header(tokenizer)
     start = int(np.argmax(answer)) - len(header)
@@ -164,20 +157,20 @@ def _answer_header(tokenizer: Tokenizer) -> list[int]:
     return [tokenizer.token_to_id(START), *tokenizer.encode("assistant\n", add_special_tokens=False).ids]
 
 
-def encode_prompt(tokenizer: Tokenizer, question: str, system_prompt: str = SYSTEM_PROMPT) -> np.ndarray:
-    """A question up to where the assistant begins to speak: ids (S,) int32, for generation."""
-    asked = [{"role": "system", "content": system_prompt}, {"role": "user", "content": question}]
-    ids, _ = _encode_messages(tokenizer, asked)
+def encode_prompt(tokenizer: Tokenizer, question: str) -> np.ndarray:
+    """Return a question with the header of its answer, for generation: ids (S,) int32."""
+    messages = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": question}]
+    ids, _ = _encode_messages(tokenizer, messages)
     return np.concatenate([ids, np.array(_answer_header(tokenizer), np.int32)])
 
 
-def _messages(sample: dict, system_prompt: str) -> list[dict]:
+def _messages(sample: dict) -> list[dict]:
     messages = sample.get("messages") or [
         {"role": "user", "content": sample["user"]},
         {"role": "assistant", "content": sample["assistant"]},
     ]
     if messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": system_prompt}, *messages]
+        messages = [{"role": "system", "content": SYSTEM_PROMPT}, *messages]
     return messages
 
 
@@ -197,8 +190,7 @@ def _encode_messages(tokenizer: Tokenizer, messages: list[dict]) -> tuple[np.nda
 def _encode(tokenizer: Tokenizer, pieces: list[str]) -> list[list[int]]:
     """Token ids of each text.
 
-    raises      ValueError for more text than a sample may have, TypeError for what is no text, UserError if the
-                tokenizer gives up
+    raises      ValueError if the texts are too long, TypeError if one is no text, UserError if the tokenizer fails
     """
     length = sum(map(len, pieces))
     if length > LONGEST_TEXT:
@@ -206,15 +198,15 @@ def _encode(tokenizer: Tokenizer, pieces: list[str]) -> list[list[int]]:
     try:
         return [piece.ids for piece in tokenizer.encode_batch_fast(pieces, add_special_tokens=False)]
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of Rust, which nothing can import
+        if type(error).__name__ != "PanicException":  # raised by Rust; it cannot be imported
             raise
         raise UserError(
-            f"the tokenizer gives up on a text of {length:,} characters ({first_line(error)}); take another tokenizer"
+            f"the tokenizer fails on a text of {length:,} characters ({first_line(error)}); use another tokenizer"
         ) from error
 
 
 def texts_of(row: Row, prompt: str) -> Iterator[str]:
-    """Everything of a row that is said, for training a tokenizer."""
+    """All texts of a row, to train a tokenizer."""
     for message in row.text.get("messages", ()):
         yield message["content"]
     for name in ("caption", "user", "assistant", "chosen", "rejected"):
@@ -224,10 +216,10 @@ def texts_of(row: Row, prompt: str) -> Iterator[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("tables", nargs="*", type=Path, help="tables (CSV, JSONL) whose texts are learnt from")
-    parser.add_argument("--vocabulary", type=int, help="entries of a tokenizer trained on the tables")
+    parser.add_argument("tables", nargs="*", type=Path, help="tables (CSV, JSONL) with the texts to train on")
+    parser.add_argument("--vocabulary", type=int, help="train a tokenizer with this many entries on the tables")
     parser.add_argument("--weights", help="copy this pretrained tokenizer instead (hub name or folder)")
-    parser.add_argument("--prompt", default="Describe the video.")
+    parser.add_argument("--prompt", default="Describe the video.", help="question for rows with only a caption")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
 
 
@@ -241,8 +233,8 @@ def main(args: argparse.Namespace) -> None:
     texts = [text for row in rows for text in texts_of(row, args.prompt)]
     if not texts:
         raise UserError(
-            "no text to learn a vocabulary from; it is learnt from tables of readers `folder` and `demo`: give one, or "
-            "take a pretrained tokenizer (`tokenizer: {weights: NAME}` in the study)"
+            "no text to train a tokenizer on; give a table of reader `folder` or `demo`, or use a pretrained tokenizer "
+            "(`tokenizer: {weights: NAME}` in the study)"
         )
     fixed = [f"{role}\n" for role in ("system", "user", "assistant")] + [SYSTEM_PROMPT]
     tokenizer = train_tokenizer(fixed + texts, args.vocabulary, args.out)

@@ -1,7 +1,7 @@
 """Turn rows of a source into WebDataset shards with their ledgers, which list every row exactly once.
 
-A shard is `00000.tar` with, beside it, `00000.ledger.jsonl` and, written last, `00000.tar.sha256`. The same rows give
-the same bytes, whatever the number of processes and wherever the folder stands.
+A shard is `00000.tar` with `00000.ledger.jsonl` and, written last, `00000.tar.sha256` beside it. The same rows give the
+same bytes with any number of processes and in any folder.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,8 +26,8 @@ from fvlm.data.shards import ledger
 from fvlm.errors import UserError
 from fvlm.files import write_beside
 
-READ_AHEAD = 8  # files per process that may be decoded before the row that is written
-NAME = re.compile(r"[A-Za-z0-9_-]+")  # a WebDataset key ends at its first dot
+READ_AHEAD = 8  # files per process that are decoded ahead of the row that is written
+NAME = re.compile(r"[A-Za-z0-9_-]+")  # no dot, at which a WebDataset key ends
 
 
 def make_shard(
@@ -43,19 +44,19 @@ def make_shard(
     backend: str = "pyav",
     crop: bool = True,
 ) -> Counter:
-    """Decode some rows of a source; write the shard, its ledger and its checksum, each beside and then renamed.
+    """Decode rows of a source; write the shard, its ledger and its checksum, each in full or not at all.
 
-    rows        what goes into this shard, at least one; their numbers are those of the source
-    kind        "video", "image", "text" or "preference"; of the others than video, all media are images
-    prompt      what the user asks where a row has only a caption
-    may_be_empty  False: a shard that keeps nothing fails, and its ledger is then `{out_ledger}.rejected`. What share
-                may be rejected is for the whole source to say: `ledger.check_rejects`
-    crop        True: short side to 224, then the centre; False: both sides squashed to 224
-    returns     how many rows by reason; "kept" counts the kept ones
-    raises      UserError when nothing was kept
+    rows        rows of this shard, at least one; their numbers are those of the source
+    kind        "video", "image", "text" or "preference"; all media of the last three are images
+    prompt      the user's question for a row with only a caption
+    may_be_empty  False: a shard without any kept row fails and leaves its ledger as `{out_ledger}.rejected`. The limit
+                for the whole source is checked elsewhere: `ledger.check_rejects`
+    crop        True: scale the short side to 224, then crop the centre; False: squash both sides to 224
+    returns     number of rows by reason, and of "kept" rows
+    raises      UserError if no row was kept
     """
     if not NAME.fullmatch(source_name):
-        raise UserError(f"source name {source_name!r}: use letters, digits, _ and - only; it begins every key")
+        raise UserError(f"source name {source_name!r}: use only letters, digits, _ and -, as every key begins with it")
     out_tar.parent.mkdir(parents=True, exist_ok=True)
     out_ledger.parent.mkdir(parents=True, exist_ok=True)
     tar, listed = _part(out_tar), _part(out_ledger)
@@ -72,7 +73,7 @@ def make_shard(
             common = ", ".join(f"{reason} {count}" for reason, count in counts.most_common(5))
             raise UserError(
                 f"source {source_name!r}: all {len(rows)} rows of {out_tar.name} rejected ({common}); read {rejected}, "
-                "mend the source's path or files, or set its `max_reject` to 1"
+                "correct the source's path or files, or set its `max_reject` to 1"
             )
         rejected.unlink(missing_ok=True)
         _flush(tar)
@@ -89,16 +90,16 @@ def make_shard(
 
 
 def checksum_of(tar: Path) -> Path:
-    """The file with a shard's SHA-256, as `sha256sum` writes it."""
+    """Path of the file with a shard's SHA-256, in the format of `sha256sum`."""
     return tar.with_name(tar.name + ".sha256")
 
 
 def _part(path: Path) -> Path:
-    """What `path` is called while it is written, by this process alone; what a killed one left is removed."""
+    """Name of `path` while this process writes it; removes files of killed processes."""
     name, host = f".{path.name}.", socket.gethostname()
-    for left in path.parent.glob(f"{name}*.{host}.part"):
-        if not _alive(int(left.name[len(name) :].split(".")[0])):
-            left.unlink(missing_ok=True)
+    for other in path.parent.glob(f"{name}*.{host}.part"):
+        if not _alive(int(other.name[len(name) :].split(".")[0])):
+            other.unlink(missing_ok=True)
     return path.with_name(f"{name}{os.getpid()}.{host}.part")
 
 
@@ -113,7 +114,7 @@ def _alive(process: int) -> bool:
 
 
 def _flush(path: Path) -> None:
-    """To disk: it is about to be renamed, and counts as finished then."""
+    """Write a file's content to the disk, before it is renamed and counts as finished."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
@@ -127,7 +128,7 @@ def _write(
     results: Iterator[tuple[Row, Decoded | MediaError]], total: int, source: str, kind: str, prompt: str,
     out_tar: Path, tar: Path, listed: Path,
 ) -> Counter:  # fmt: skip
-    """Write samples to `tar` and lines to `listed`; returns how many by reason."""
+    """Write samples to `tar` and lines to `listed`; return the number of rows by reason."""
     counts: Counter = Counter()
     progress = RowProgress(f"shard {source}/{out_tar.stem}", total)
     with tar.open("wb") as tar_file, listed.open("w", encoding="utf-8") as lines, open_tar(tar_file) as writer:
@@ -135,40 +136,39 @@ def _write(
             key = f"{source}-{row.number:07d}"
             about = {"source": source, "kind": kind, "row": row.number, "file": row.file}
             if isinstance(result, MediaError):
-                line = ledger.ledger_line(**about, reason=result.reason, message=str(result))
-                counts[result.reason] += 1
+                about |= {"reason": result.reason, "message": str(result)}
             else:
                 writer.write(_members(row, result, key, source, kind, prompt))
-                made = {"frames": len(result.jpegs), "duration_s": result.duration_s, "codec": result.codec}
-                line = ledger.ledger_line(**about, key=key, shard=out_tar.name, **made)
-                counts["kept"] += 1
-            lines.write(line)
+                about |= {"key": key, "shard": out_tar.name, "frames": len(result.jpegs)}
+                about |= {"duration_s": result.duration_s, "codec": result.codec}
+            counts[about.get("reason", "kept")] += 1
+            lines.write(ledger.ledger_line(**about))
             progress.step(f"{counts.total() - counts['kept']} rejected")
     return counts
 
 
 def open_tar(file):
-    """A TarWriter whose bytes depend on the samples alone."""
-    from webdataset.writer import TarWriter  # here because it imports torch
+    """Return a TarWriter whose bytes depend only on the samples."""
+    from webdataset.writer import TarWriter  # imports torch
 
     return TarWriter(file, encoder=False, mtime=0, user="", group="")
 
 
 def _with_images(rows: list[Row], kind: str) -> list[tuple[Row, tuple[Media, ...]]]:
-    """Each row with the media to decode: none of a bad row, none of text; images where the kind says so."""
-    found = []
+    """Each row with the media to decode, which are images if the kind requires it; none for bad rows and texts."""
+    pairs = []
     for row in rows:
         media = () if row.problem is not None or kind == "text" else row.media
         if kind in ("image", "preference"):
-            media = tuple(m if m.image else Media(m.file, True, m.content, m.inside, m.offset, m.size) for m in media)
-        found.append((row, media))
-    return found
+            media = tuple(replace(m, image=True, span_s=None) for m in media)
+        pairs.append((row, media))
+    return pairs
 
 
 def _decoded(
     pool: DecodePool, rows: list[tuple[Row, tuple[Media, ...]]], kind: str, ahead: int
 ) -> Iterator[tuple[Row, Decoded | MediaError]]:
-    """Rows in order with what became of them; each file is decoded once, however many rows name it."""
+    """Rows in order with their results; a file that several rows name is decoded once."""
     uses = Counter(media for _, all_media in rows for media in all_media)
     futures: dict[Media, Future[Decoded]] = {}
     submitted = 0
@@ -186,7 +186,7 @@ def _decoded(
 
 
 def _outcome(row: Row, kind: str, futures: list[Future[Decoded]]) -> Decoded | MediaError:
-    """The sample's frames, of one video or of all its images; or what is wrong with the first that gives none."""
+    """The sample's frames, of one video or of all its images; or the problem of the first file without frames."""
     if row.problem is not None:
         return MediaError(row.reason, row.problem)
     if kind == "preference" and "chosen" not in row.text:
@@ -194,7 +194,7 @@ def _outcome(row: Row, kind: str, futures: list[Future[Decoded]]) -> Decoded | M
     if kind == "text":
         return Decoded([], [], 0.0, "text")
     if not futures:
-        return MediaError("bad_row", "no image or video; `kind: text` is for rows without")
+        return MediaError("bad_row", "no image or video; rows without media need `kind: text`")
     try:
         parts = [future.result() for future in futures]
     except MediaError as error:
@@ -207,8 +207,8 @@ def _outcome(row: Row, kind: str, futures: list[Future[Decoded]]) -> Decoded | M
 
 
 def _members(row: Row, decoded: Decoded, key: str, source: str, kind: str, prompt: str) -> dict:
-    """One sample as webdataset writes it: `000.jpg`, `001.jpg`, ... and `json`."""
-    described = _text(row, prompt) | {
+    """One sample in the form of webdataset: `000.jpg`, `001.jpg`, ... and `json`."""
+    content = _text(row, prompt) | {
         "source": source,
         "kind": kind,
         "frame_count": len(decoded.jpegs),
@@ -216,24 +216,24 @@ def _members(row: Row, decoded: Decoded, key: str, source: str, kind: str, promp
         "file": row.file,
     }
     if len(row.media) > 1:
-        described["files"] = [media.file for media in row.media]
+        content["files"] = [media.file for media in row.media]
     if row.media and row.media[0].span_s is not None:
-        described["span_s"] = list(row.media[0].span_s)
-    described |= {name: value for name, value in row.extra.items() if name not in described}
+        content["span_s"] = list(row.media[0].span_s)
+    content |= {name: value for name, value in row.extra.items() if name not in content}
     images = {f"{i:03d}.jpg": jpeg for i, jpeg in enumerate(decoded.jpegs)}
-    return {"__key__": key, **images, "json": json.dumps(described, ensure_ascii=False).encode()}
+    return {"__key__": key, **images, "json": json.dumps(content, ensure_ascii=False).encode()}
 
 
 def _text(row: Row, prompt: str) -> dict:
     if "caption" not in row.text:
         return row.text | ({"assistant": row.text["chosen"]} if "chosen" in row.text else {})
-    asked = {"user": row.prompt or prompt}
-    # A file of a bare folder may have no caption; without an answer an index leaves its sample out.
-    return asked | ({"assistant": row.text["caption"]} if row.text["caption"] else {})
+    question = {"user": row.prompt or prompt}
+    # A file of a bare folder may have no caption; an index rejects its sample, which has no answer.
+    return question | ({"assistant": row.text["caption"]} if row.text["caption"] else {})
 
 
 class RowProgress:
-    """A line on standard error now and then: how far, how fast, how long still."""
+    """A line of progress on standard error every few seconds."""
 
     def __init__(self, what: str, total: int, every_s: float = 5) -> None:
         self.what, self.total, self.every_s, self.done = what, total, every_s, 0
@@ -257,14 +257,14 @@ def shard_paths(out: Path, number: int) -> tuple[Path, Path]:
 
 
 def is_complete(tar: Path, listed: Path) -> bool:
-    """Whether a shard is finished: its checksum is written last."""
+    """Return whether a shard is finished; its checksum is written last."""
     return tar.is_file() and listed.is_file() and checksum_of(tar).is_file()
 
 
 def make_numbered(args: argparse.Namespace, number: int, rows: list[Row]) -> Counter:
-    """One shard of the command line's source.
+    """Make one shard of the command line's source.
 
-    A last one that is not full may keep nothing: that says little of the source. So may any later tar of video2dataset.
+    A last shard with fewer rows, or a later tar of video2dataset, may keep nothing; too few rows to judge the source.
     """
     remainder = number > 0 and len(rows) < rows_per_shard(args.reader, args.samples_per_shard)
     return make_shard(
