@@ -9,7 +9,7 @@ from fvlm.config.schema import Run, Study
 from fvlm.data.batches.loader import Steps, open_training
 from fvlm.data.shards.index import write_index
 from fvlm.data.shards.text import train_tokenizer
-from fvlm.train.training import drawn_order
+from fvlm.train.order import drawn_order
 from tests.conftest import ROOT
 from tests.index_cases import write_tar
 from tests.reader_cases import picture

@@ -12,8 +12,8 @@ from fvlm.data.shards.tar import read_sample
 from fvlm.data.shards.text import END, START
 from fvlm.errors import UserError
 from fvlm.evaluate.maps import fixed_videos
+from fvlm.train.order import drawn_order
 from fvlm.train.summary import fill_of
-from fvlm.train.training import drawn_order
 from tests.index_cases import write_tar
 from tests.loader_cases import FORMS, make_index, make_results, preference_run, run_of, spoken, steps_of
 from tests.reader_cases import picture

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb.proto import wandb_internal_pb2
 
 from fvlm.errors import Stopped, UserError
-from fvlm.train.trackers import Mirrors
+from fvlm.train.trackers import Trackers
 from fvlm.train.training import train
 from tests.conftest import ROOT
 from tests.loader_cases import run_of
@@ -25,15 +25,15 @@ STARTED = """
 import json, os, signal, sys
 from pathlib import Path
 from fvlm.config.schema import Run
-from fvlm.train.trackers import Mirrors
+from fvlm.train.trackers import Trackers
 asked = json.loads(sys.argv[1])
-mirrors = Mirrors(Run.model_validate(asked["run"]), "smoke", Path("run"), asked["identity"], asked["resume"])
+trackers = Trackers(Run.model_validate(asked["run"]), "smoke", Path("run"), asked["identity"], asked["resume"])
 for kind, record in asked["records"]:
-    mirrors.log(kind, record)
+    trackers.log(kind, record)
 exec(asked["then"])
 if asked["kill"]:
     os.kill(os.getpid(), signal.SIGKILL)
-mirrors.close()
+trackers.close()
 """
 
 
@@ -162,7 +162,7 @@ def test_an_offline_run_that_goes_on_keeps_its_id_and_sends_no_step_twice(tmp_pa
 def test_online_without_a_login_stops_before_the_training_and_asks_nothing(tmp_path):
     said = in_process(tmp_path, [], wandb="online")
     assert said.returncode == 1
-    assert "operation.wandb is 'online', but Weights & Biases says: No API key configured" in said.stderr
+    assert "operation.wandb is 'online', but Weights & Biases reports: No API key configured" in said.stderr
     assert "UserError" in said.stderr and "or write operation.wandb: offline" in said.stderr
 
 
@@ -178,7 +178,7 @@ def test_a_package_that_is_missing_stops_before_the_training(tmp_path, monkeypat
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)  # as Python itself marks what cannot be imported
     run, study = run_of(tmp_path, **changes)
-    with pytest.raises(UserError, match=rf"wants the package {package}, .* pip install 'fvlm\[{package}\]'"):
+    with pytest.raises(UserError, match=rf"needs the package {package}, .* pip install 'fvlm\[{package}\]'"):
         train(run, study, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -186,9 +186,9 @@ def test_a_package_that_is_missing_stops_before_the_training(tmp_path, monkeypat
 def test_a_copy_that_cannot_be_opened_is_done_without(tmp_path, capsys):
     run, study = run_of(tmp_path, **{"operation.tensorboard": True})
     (tmp_path / "run").write_text("a file where the folder should be")
-    mirrors = Mirrors(run, study.study, tmp_path / "run", IDENTITY, None)
-    mirrors.log("train", TRAIN)
-    mirrors.close()
+    trackers = Trackers(run, study.study, tmp_path / "run", IDENTITY, None)
+    trackers.log("train", TRAIN)
+    trackers.close()
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "baseline: TensorBoard failed" in said and "going on without it" in said
 
@@ -198,7 +198,7 @@ def test_a_disk_that_is_full_does_not_stop_the_training(tmp_path):
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))  # of any file, so that writing fails as on a full disk
 for step in range(2, 20):
-    mirrors.log("train", {"step": step, "train_loss": 1.0})
+    trackers.log("train", {"step": step, "train_loss": 1.0})
 print("trained to the end")
 """
     said = in_process(tmp_path, [("train", TRAIN)], then=full, tensorboard=True)
@@ -218,7 +218,7 @@ assert "wandb-core" in Path(f"/proc/{service}/cmdline").read_text()
 os.kill(service, signal.SIGKILL)
 time.sleep(0.5)
 for step in range(2, 20):
-    mirrors.log("train", {"step": step, "train_loss": 1.0})
+    trackers.log("train", {"step": step, "train_loss": 1.0})
 print("trained to the end")
 """
     said = in_process(tmp_path, [("train", TRAIN)], then=killed, wandb="offline")
@@ -233,4 +233,4 @@ def test_a_signal_while_a_copy_is_opened_is_no_failure_of_it(tmp_path, monkeypat
     monkeypatch.setattr("fvlm.train.trackers._TensorBoard", stopped)
     run, _ = run_of(tmp_path, **{"operation.tensorboard": True})
     with pytest.raises(Stopped):
-        Mirrors(run, "smoke", tmp_path, IDENTITY, None)
+        Trackers(run, "smoke", tmp_path, IDENTITY, None)

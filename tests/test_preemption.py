@@ -62,9 +62,9 @@ def undisturbed(prepared, tmp_path_factory) -> Path:
 
 SIGNALS = {
     "SIGTERM in a step": (signal.SIGTERM, ("_update", 3), REQUEUE, "after step 4 of 8, which is saved"),
-    "SIGUSR1 in a validation": (signal.SIGUSR1, ("_held_out", 4), REQUEUE, "after step 4 of 8, which is saved"),
-    "Ctrl-C in the first validation": (signal.SIGINT, ("_held_out", 0), INTERRUPTED, "after step 0 of 8"),
-    "SIGTERM in the last validation": (signal.SIGTERM, ("_held_out", 8), REQUEUE, "after step 8 of 8"),
+    "SIGUSR1 in a validation": (signal.SIGUSR1, ("_validate", 4), REQUEUE, "after step 4 of 8, which is saved"),
+    "Ctrl-C in the first validation": (signal.SIGINT, ("_validate", 0), INTERRUPTED, "after step 0 of 8"),
+    "SIGTERM in the last validation": (signal.SIGTERM, ("_validate", 8), REQUEUE, "after step 8 of 8"),
     "SIGTERM before it trains": (signal.SIGTERM, ("__init__", 0), REQUEUE, "before its first step"),
 }
 
@@ -76,7 +76,7 @@ def test_a_stopped_run_ends_as_one_that_was_not_stopped(prepared, undisturbed, t
     study = study_file(prepared, tmp_path, "baseline", SETTINGS)
     said = stopped(study, 1, partial(told, (place, steps), number, 0), status)
     assert said.count("fvlm train: stopped") == 1 and sentence in said, said
-    after = {"_update": steps + 1, "_held_out": steps}.get(place)
+    after = {"_update": steps + 1, "_validate": steps}.get(place)
     assert checkpoints(study)[-1:] == ([] if after is None else [f"step_{after:08d}.pt"])
     again = train(1, study)
     assert all(
@@ -117,7 +117,7 @@ def test_a_run_goes_from_two_ranks_to_one_and_to_four(prepared, undisturbed, tmp
     assert said.count("stopped after step 2 of 8") == 1, said
     stopped(study, 1, partial(told, ("_update", 3), signal.SIGUSR1, 0), REQUEUE)
     change(study, "baseline", SETTINGS)
-    said = stopped(study, 4, partial(told, ("_held_out", 6), signal.SIGINT, 3), INTERRUPTED)
+    said = stopped(study, 4, partial(told, ("_validate", 6), signal.SIGINT, 3), INTERRUPTED)
     assert "continuing at step 4 of 8" in said, said
     change(study, "baseline", {**SETTINGS, "operation.shard_weights": True})
     close(undisturbed, train(2, study))

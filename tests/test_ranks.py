@@ -15,14 +15,13 @@ import torch.distributed as dist
 from safetensors.numpy import load_file
 
 from fvlm.batch import Batch
-from fvlm.data.batches.loader import Steps, empty_batch, open_training
+from fvlm.data.batches.loader import Steps
 from fvlm.errors import Stopped, UserError
 from fvlm.model.build import build_model
-from fvlm.train.fsdp import own, shard
+from fvlm.train.fsdp import FullySharded, empty_batch, local_part, use_all_weights
 from fvlm.train.loop import Trainer
 from fvlm.train.objective import TextObjective
 from fvlm.train.ranks import Ranks
-from fvlm.train.training import planned_order
 from tests.rank_cases import CONTEXT, PATIENCE, Team, close, free_port, train
 from tests.train_cases import records, study_file, study_in
 
@@ -73,14 +72,6 @@ def test_several_ranks_learn_what_one_learns(results, tmp_path, case):
             assert sorted(values[0]["keys"]) == sorted(values[1]["keys"])
 
 
-def test_a_gradient_that_no_rank_has_stays_none():
-    """AdamW would decay what it should not touch."""
-    with_gradient, without = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
-    with_gradient.grad = torch.ones(2)
-    Ranks().add_gradients([with_gradient, without])
-    assert without.grad is None and with_gradient.grad.tolist() == [1, 1]
-
-
 @pytest.mark.parametrize("ends", [None, Stopped(75, "saved"), UserError("a mistake")], ids=["well", "stop", "mistake"])
 def test_a_training_leaves_its_process_group(monkeypatch, ends):
     """Threads of gloo that are at work while Python ends abort it, and its status would be theirs."""
@@ -96,19 +87,6 @@ def test_a_training_leaves_its_process_group(monkeypatch, ends):
 # --- ranks with nothing to do ---
 
 
-def test_every_rank_has_as_many_passes_where_weights_are_split(prepared):
-    study = study_in(prepared, baseline={"operation.micro_frames": 6})
-    run = study.runs["baseline"]
-    corpus = open_training(run, study)
-    order, _ = planned_order(run, corpus)
-    for batch_size, ranks in ((3, 4), (5, 2)):
-        shared = [Steps(corpus, order, run, study, "all", batch_size, rank, ranks, even=True) for rank in range(ranks)]
-        passes = [[len(steps[step]) for steps in shared] for step in range(len(shared[0]))]
-        assert all(len(set(counts)) == 1 for counts in passes)
-        held = sum(len(batch) for steps in shared for step in range(len(steps)) for batch in steps[step])
-        assert held == len(order)
-
-
 @pytest.mark.parametrize("texts", [0, 2])
 def test_a_batch_without_frames_is_scored_beside_one_that_weighs_nothing(prepared, texts):
     """It has the same loss, and gradients of zero where it had none."""
@@ -121,7 +99,7 @@ def test_a_batch_without_frames_is_scored_beside_one_that_weighs_nothing(prepare
                       torch.tensor([4, 6]), ids % 4 > 0, ["a", "b"], ["x", "y"])  # fmt: skip
     objective = TextObjective(run, model)
     plain = objective(batch).objective if texts else torch.zeros(())
-    model.always_sees = True
+    use_all_weights(model)
     terms = objective(batch)
     assert terms.objective.item() == pytest.approx(plain.item(), abs=1e-12) and set(terms.counts) == (
         {"loss", "objective", "loss_fine", "loss:x", "loss:y"} if texts else set()
@@ -256,7 +234,7 @@ def changed_between_two_passes(rank: int, port: int, folder: Path, run) -> None:
     os.environ.update({name: str(value) for name, value in places.items()})
     dist.init_process_group("gloo")
     model = build_model(run.model, 0)
-    shard(model, torch.device("cpu"))
+    FullySharded(model, torch.device("cpu"), Ranks(rank, 2))
     losses = two_losses(model, run)
     dist.destroy_process_group()
     (folder / f"{rank}.json").write_text(json.dumps(losses))
@@ -272,7 +250,7 @@ def two_losses(model, run) -> list[float]:
         for _ in range(2):
             losses.append(model(batch, run.model.training_mode).loss_sum_B.sum().item())
             for parameter in parameters:
-                own(parameter.detach()).mul_(0.9)
+                local_part(parameter.detach()).mul_(0.9)
     return losses
 
 

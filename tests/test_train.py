@@ -2,6 +2,7 @@
 
 import json
 import resource
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from fvlm.errors import UserError
 from fvlm.evaluate.losses import batches_by_source, held_out_samples
 from fvlm.model.build import build_model
 from fvlm.records import MetricsLog
-from fvlm.train.progress import Progress, Spent
+from fvlm.train.order import lengths_of, planned_order, sample_flops
+from fvlm.train.progress import Progress, TimeSpent
 from fvlm.train.state import load_checkpoint, save_checkpoint
-from fvlm.train.training import lengths_of, planned_order, sample_flops, train
+from fvlm.train.training import train
 from tests.conftest import ROOT
 from tests.train_cases import records, same, study_in, trained
 
@@ -349,11 +351,12 @@ def test_the_summary_says_what_it_was_and_what_it_cost(prepared, tmp_path):
 def test_the_time_left_counts_evaluations_and_checkpoints_and_this_process_alone(prepared):
     run = study_in(prepared, baseline={"operation.checkpoint_steps": 20, "operation.checkpoint_minutes": None})
     run = run.runs["baseline"]
-    spent = Spent(steps=1000.0, validations=30.0, validation_count=3, checkpoints=8.0, checkpoint_count=4)
-    progress = Progress(run, 50, 100, {50, 75, 100}, spent, None)
+    spent = TimeSpent(steps=1000.0, validations=30.0, validation_count=3, checkpoints=8.0, checkpoint_count=4)
+    trainer = SimpleNamespace(
+        run=run, step=50, total=100, evaluate_after={50, 75, 100}, spent=spent, samples_seen=0, work=None
+    )
+    progress = Progress(trainer)
     spent.steps += 20.0  # ten steps on this machine: 2 s each
     assert progress.seconds_left(60) == pytest.approx(40 * 2 + 2 * 10 + 2 * 2)
-    hurried = run.model_copy(update={"operation": run.operation.model_copy(update={"checkpoint_minutes": 0.25})})
-    progress = Progress(hurried, 50, 100, {50, 75, 100}, Spent(checkpoints=8.0, checkpoint_count=4), None)
-    progress.spent.steps += 20.0
-    assert progress.seconds_left(60) == pytest.approx(40 * 2 + 6 * 2)
+    trainer.run = run.model_copy(update={"operation": run.operation.model_copy(update={"checkpoint_minutes": 0.25})})
+    assert progress.seconds_left(60) == pytest.approx(40 * 2 + 2 * 10 + 6 * 2)

@@ -19,8 +19,8 @@ from safetensors.numpy import load_file
 
 from fvlm.__main__ import main
 from fvlm.device import cpu_has_bfloat16
-from fvlm.train.trackers import Mirrors
-from fvlm.train.training import identity
+from fvlm.train.setup import identity
+from fvlm.train.trackers import Trackers
 from tests.conftest import ROOT
 from tests.train_cases import content_in, records, same, study_file, study_in
 
@@ -315,12 +315,12 @@ def test_a_mirror_is_continued_with_its_training_and_begun_anew_with_another(pre
     monkeypatch.chdir(ROOT)
     made = []
 
-    class Watched(Mirrors):
+    class Watched(Trackers):
         def __init__(self, run, study_name, folder, identity, resume_step):
             made.append((identity, resume_step))
             super().__init__(run, study_name, folder, identity, resume_step)
 
-    monkeypatch.setattr("fvlm.train.training.Mirrors", Watched)
+    monkeypatch.setattr("fvlm.train.loop.Trackers", Watched)
     study = study_file(prepared, tmp_path, "baseline", SHORT)
     for anew in (False, False, True):
         if anew:

@@ -11,8 +11,10 @@ from fvlm.config.schema import Run, Study
 from fvlm.data.batches.loader import Steps, load_steps, validation_steps
 from fvlm.model.build import build_model
 from fvlm.train import reference as module
+from fvlm.train.fsdp import DataParallel
 from fvlm.train.objective import make_objective
-from fvlm.train.reference import Reference
+from fvlm.train.ranks import Ranks
+from fvlm.train.reference import Cache, Reference, prepare_reference
 from tests.loader_cases import make_results, preference_run, steps_of
 from tests.model_cases import joined, sample
 
@@ -36,7 +38,8 @@ def step_sets(run, study) -> list[Steps]:
 
 def prepared(run, study, path, model=None, identity="one", context=EXACT) -> Reference:
     model = model or build_model(run.model, 0)
-    return Reference.prepare(model, step_sets(run, study), path, identity, CPU, context)
+    parallel = DataParallel(model, CPU, Ranks())
+    return prepare_reference(parallel, step_sets(run, study), path, identity, CPU, context)
 
 
 def moved(model, seed=0):
@@ -164,7 +167,7 @@ def _killed_after(monkeypatch, steps, run, study, path) -> list:
     class Killed(BaseException):
         pass
 
-    asked, ask = [], module._ask
+    asked, ask = [], module._score
 
     def asking(model, batches, *rest):
         if len(asked) == steps:
@@ -173,7 +176,7 @@ def _killed_after(monkeypatch, steps, run, study, path) -> list:
         return ask(model, batches, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_ask", asking)
+        patched.setattr(module, "_score", asking)
         with suppress(Killed):
             prepared(run, study, path)
     return asked
@@ -188,7 +191,7 @@ def test_another_identity_or_a_torn_file_starts_over(results, tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:200])
     capsys.readouterr()
     assert prepared(run, study, path, moved(build_model(run.model, 0)), identity="two").values == other.values
-    assert "reference.npz: unreadable, asking the parent anew" in capsys.readouterr().err
+    assert "reference.npz: unreadable, scoring with the parent again" in capsys.readouterr().err
 
 
 def test_the_model_is_left_as_it_was_and_progress_is_told(results, tmp_path, capsys):
@@ -210,12 +213,12 @@ def test_pairs_of_one_name_in_training_and_validation_are_kept_apart():
 
 
 def test_values_are_exact_in_the_cache(tmp_path):
-    cache = module._Cache(tmp_path / "reference.npz", "one")
+    cache = Cache(tmp_path / "reference.npz", "one")
     cache.rows, cache.steps = [(False, "web", "ü", float(np.float32(-123.4567)), -0.0)], 3
     cache.save()
-    again = module._Cache(tmp_path / "reference.npz", "one")
+    again = Cache(tmp_path / "reference.npz", "one")
+    again.read()
     assert again.rows == cache.rows and again.steps == 3
-    assert again.pairs() == {(False, "web", "ü"): list(cache.rows[0][3:])}
 
 
 def test_pairs_without_a_reference_are_a_mistake_of_the_caller(results):

@@ -68,22 +68,6 @@ class Batch:
             question_counts=None,
         )
 
-    def with_blank(self) -> "Batch":
-        """One more sample at the end: a black frame, and one token that is not scored."""
-        one = torch.ones(1, dtype=torch.int64)
-        blank = self.frames.new_zeros(1, *self.frames.shape[1:])
-        return Batch(
-            frames=torch.cat([self.frames, blank]),
-            frame_index=torch.cat([self.frame_index, one * len(self.frames)]),
-            frame_counts=torch.cat([self.frame_counts, one]),
-            token_ids=torch.cat([self.token_ids, self.token_ids.new_zeros(1)]),
-            token_counts=torch.cat([self.token_counts, one]),
-            loss_mask=torch.cat([self.loss_mask, one == 0]),
-            keys=[*self.keys, "blank"],
-            sources=[*self.sources, "blank"],
-            question_counts=torch.cat([self.question_counts, 0 * one]),
-        )
-
     def video_first(self) -> "Batch":
         """The same samples with all text behind the frames."""
         return replace(self, question_counts=None)

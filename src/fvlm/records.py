@@ -1,4 +1,4 @@
-"""Records of a run: appended as JSON lines while it happens, written as one CSV at its end."""
+"""The records of a run: JSON lines that are appended while it trains, and one CSV file at its end."""
 
 import csv
 import io
@@ -6,12 +6,15 @@ import json
 import os
 from pathlib import Path
 
-from fvlm.errors import UserError
+from fvlm.errors import UserError, first_line
 from fvlm.files import write_beside
 
 
 class MetricsLog:
-    """JSON lines, flushed one by one. On resume, lines past the checkpoint are dropped: each step stands in it once."""
+    """JSON lines, flushed one by one. On resume, the lines after `resume_step` are dropped, so each step is there once.
+
+    resume_step   step of the checkpoint; None: the log starts empty
+    """
 
     def __init__(self, path: Path, resume_step: int | None):
         self.path = path
@@ -21,11 +24,11 @@ class MetricsLog:
                 try:
                     record = json.loads(line)
                 except json.JSONDecodeError:
-                    break  # the line that was being written when the process died
+                    break  # a line that a kill has cut
                 if record["step"] > resume_step:
                     break
                 kept.append(line)
-        write_beside(path, lambda beside: beside.write_text("".join(line + "\n" for line in kept)))
+        write_beside(path, lambda part: part.write_text("".join(line + "\n" for line in kept)))
         self.file = open(path, "a")  # noqa: SIM115 - open as long as the run
 
     def append(self, record: dict) -> None:
@@ -36,7 +39,7 @@ class MetricsLog:
             raise unwritten(self.path, error) from error
 
     def sync(self) -> None:
-        """Onto the disk: before a checkpoint that says these lines are there."""
+        """Flush the lines to the disk, before a checkpoint of their steps is written."""
         os.fsync(self.file.fileno())
 
     def records(self) -> list[dict]:
@@ -44,19 +47,18 @@ class MetricsLog:
 
 
 def write_csv(path: Path, records: list[dict]) -> None:
-    """All records as one table. Columns are the union of all fields, in order of appearance: none can be unknown."""
+    """Write all records as one table. Its columns are the fields of all records, in order of appearance."""
     columns = list(dict.fromkeys(key for record in records for key in record))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows({k: "" if v is None else v for k, v in record.items()} for record in records)
-    write_beside(path, lambda beside: beside.write_text(text.getvalue()))
+    write_beside(path, lambda part: part.write_text(text.getvalue()))
 
 
 def unwritten(path: Path, error: Exception) -> UserError:
-    """The error for a file that cannot be written; torch says of a full disk no more than "unexpected pos"."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return the error for a file that cannot be written; torch reports a full disk only as "unexpected pos"."""
     return UserError(
-        f"{path} cannot be written ({reason}): is the disk full? Make room; the last checkpoint is intact, and the "
-        "same command goes on from there"
+        f"{path} cannot be written ({first_line(error)}): is the disk full? Make room; the last checkpoint is intact, "
+        "and the same command resumes from it"
     )

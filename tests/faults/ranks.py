@@ -104,9 +104,9 @@ def _spoil(step: int, rank: int) -> None:
         terms.sums["objective"] = terms.objective.detach()
         return terms
 
-    def at_step(self, batches):
+    def at_step(self, *arguments):
         TextObjective.__call__ = spoilt if self.step + 1 == step else objective
-        return update(self, batches)
+        return update(self, *arguments)
 
     Trainer._update = at_step
 

@@ -69,7 +69,6 @@ class VideoLanguageModel(nn.Module):
         self.dino = dino
         self.llm = llm
         self.connector = connector
-        self.always_sees = False  # see `_beside_blank`
 
     def forward(
         self,
@@ -87,8 +86,6 @@ class VideoLanguageModel(nn.Module):
         raises             UserError for a mode that this architecture does not have
         """
         mode = self.check_mode(mode)
-        if self.always_sees and self.config.variant.sees and not batch.frame_counts.any():
-            return self._beside_blank(batch, mode, with_attention, with_coarse_loss)
         plan = self.plan(batch)
         text_SE = self.llm.embed(batch.token_ids)
         visual_PE, coarse_PE, fine, coarse = self.visual_tokens(batch, text_SE, plan, mode, with_attention)
@@ -103,15 +100,6 @@ class VideoLanguageModel(nn.Module):
             if weight > 0:
                 output.objective_B = loss_B + weight * output.coarse_sum_B
         return output
-
-    def _beside_blank(self, batch: Batch, *how) -> Output:
-        """A batch without frames, or without samples, scored beside a sample that weighs nothing.
-
-        Where weights are split over several processes, each pass must use the same ones in all of them.
-        """
-        beside = self.forward(batch.with_blank(), *how)
-        coarse = None if beside.coarse_sum_B is None else beside.coarse_sum_B[:-1]
-        return Output(beside.loss_sum_B[:-1], beside.count_B[:-1], beside.objective_B[:-1], coarse)
 
     def plan(self, batch: Batch) -> Plan:
         """Where everything stands.

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, which is often better than the weights at any one step."""
+"""An exponential moving average of the weights, which is often better than the weights of any single step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,14 +6,14 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from fvlm.train.fsdp import own, split_like
+from fvlm.train.fsdp import local_part, split_like
 
 
 class Average:
-    """average <- average + (1 - d) (weights - average) after each step, over the parameters that are trained.
+    """The average of the trained parameters: average <- average + (1 - d) (weights - average) after each step.
 
-    d is `decay`, but at the n-th update at most n / (n + 9): otherwise the average of a short run would be mostly the
-    weights it started from.
+    d is `decay`, but at most n / (n + 9) at the n-th update: otherwise the average of a short run would be mostly its
+    initial weights.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -25,11 +25,11 @@ class Average:
     def update(self) -> None:
         self.updates += 1
         decay = min(self.decay, self.updates / (self.updates + 9))
-        torch._foreach_lerp_([own(w) for w in self.weights], self._trained(), 1 - decay)
+        torch._foreach_lerp_([local_part(w) for w in self.weights], self._current(), 1 - decay)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """The model has the averaged weights inside, and its own ones, bit for bit, afterwards."""
+        """Inside, the model holds the averaged weights; afterwards its own ones again, bit for bit."""
         self._swap()
         try:
             yield
@@ -38,21 +38,21 @@ class Average:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for weight, kept in zip(self._trained(), self.weights, strict=True):
+        for weight, average in zip(self._current(), self.weights, strict=True):
             before = weight.clone()
-            weight.copy_(own(kept))  # in place: parameters that are split over ranks are known by their memory
-            own(kept).copy_(before)
+            weight.copy_(local_part(average))  # in place: FSDP keeps references to this memory
+            local_part(average).copy_(before)
 
-    def _trained(self) -> list[torch.Tensor]:
-        return [own(p.detach()) for p in self.trained.values()]
+    def _current(self) -> list[torch.Tensor]:
+        return [local_part(p.detach()) for p in self.trained.values()]
 
     def state_dict(self) -> dict:
         return {"updates": self.updates, "weights": dict(zip(self.trained, self.weights, strict=True))}
 
     def load_state_dict(self, state: dict) -> None:
-        """raises  ValueError if it is the average of other parameters"""
+        """Load a saved average; raises ValueError if it is of other parameters."""
         if list(state["weights"]) != list(self.trained):
-            raise ValueError("the saved average is one of other parameters than those that are trained here")
+            raise ValueError("the saved average is of other parameters than those that are trained here")
         self.updates = state["updates"]
-        for kept, saved in zip(self.weights, state["weights"].values(), strict=True):
-            kept.copy_(split_like(saved, kept))
+        for average, saved in zip(self.weights, state["weights"].values(), strict=True):
+            average.copy_(split_like(saved, average))

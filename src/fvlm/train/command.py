@@ -1,7 +1,7 @@
-"""`fvlm train RUN`: train a run, or continue it from its last checkpoint, in as many processes as it asks for.
+"""`fvlm train RUN`: train a run, or resume it from its last checkpoint, in as many processes as it is configured for.
 
-A signal that asks it to stop (fvlm.train.signals) is heard from the beginning on. In a Slurm job, a training that was
-stopped puts the job back into the queue.
+Signals (fvlm.train.signals) are handled from the beginning on. In a Slurm job, a training that a signal has stopped
+puts the job back into the queue.
 """
 
 from fvlm.config.resolve import add_study_arguments, study_of
@@ -14,7 +14,7 @@ from fvlm.train.signals import REQUEUE, StopRequest
 def add_arguments(parser) -> None:
     parser.add_argument("run", help="name of the run, for example stage1, A6 or 135M-C1-F")
     add_study_arguments(parser)
-    parser.add_argument("--digest", help="stop unless the run's configuration has this digest")
+    parser.add_argument("--digest", help="stop if the run's configuration has another digest")
 
 
 def main(args) -> int:
@@ -31,7 +31,7 @@ def main(args) -> int:
             )
         if run.operation.total_ranks > 1 and not launched():
             return _start_ranks(run, args)
-        from fvlm.train.training import train_here  # torch takes seconds, and the process that starts ranks needs none
+        from fvlm.train.training import train_here  # imports torch, which the process that starts ranks does not need
 
         try:
             return train_here(run, study, stop)
@@ -42,10 +42,10 @@ def main(args) -> int:
 
 
 def _start_ranks(run: Run, args) -> int:
-    words = ["-m", "fvlm", "train", run.name]
-    words += ["--study", *args.study] if args.study else []
-    words += ["--digest", args.digest] if args.digest else []
-    status = run_to_end(command_of(run.operation, words))
+    training = ["-m", "fvlm", "train", run.name]
+    training += ["--study", *args.study] if args.study else []
+    training += ["--digest", args.digest] if args.digest else []
+    status = run_to_end(command_of(run.operation, training))
     if status == REQUEUE:
         requeue_this_job(f"{run.name}: stopped and saved")
     return status

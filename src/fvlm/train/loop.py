@@ -1,361 +1,300 @@
-"""The training loop: one for all stages, ablations and grid runs, on texts and on pairs of answers."""
+"""The training loop: one for all stages, ablations and grid runs, on texts and on pairs of answers.
+
+`Trainer.train` goes from step to step; `Trainer._update` is one step, from its micro-batches to its logged record.
+"""
 
 import gc
 import math
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from fvlm.batch import Batch
-from fvlm.config.schema import Run
 from fvlm.data.batches.loader import Steps, load_steps
-from fvlm.device import autocast, memory_gb, precision_on
+from fvlm.device import autocast, memory_gb
 from fvlm.errors import Stopped
 from fvlm.records import MetricsLog
 from fvlm.train.average import Average
-from fvlm.train.fsdp import gathered, gathered_state, load_optimizer, load_weights
+from fvlm.train.fsdp import full_state, full_tensor
 from fvlm.train.objective import Totals, make_objective
 from fvlm.train.optim import make_optimizer, rates_at, set_rates
-from fvlm.train.progress import Progress, Spent
-from fvlm.train.ranks import Ranks, told
-from fvlm.train.reference import Reference
+from fvlm.train.progress import Progress
+from fvlm.train.resume import checkpoint_of, restore
+from fvlm.train.setup import Setup
 from fvlm.train.signals import StopRequest
 from fvlm.train.state import clear, continued, save_checkpoint, write_weights
-from fvlm.train.trackers import Mirrors
+from fvlm.train.trackers import Trackers
 from fvlm.train.watch import Watch
 
 
 class Trainer:
-    """Trains one run step by step and can stop and go on anywhere.
+    """One run in training. It can stop after any step and resume there.
 
-    steps       the run's training steps; validation: held-out steps or None
-    flops       (samples,) cumulated training FLOPs after each sample of the order
-    work        the same without those spent before the first step, on a reference
-    state       the run's undeclared folder: checkpoints, metrics logs, best weights
-    identity    of configuration, data and parent: a checkpoint of another one is not continued
-    reference   of a run that learns preferences
-    spent       began with the process
-    peak        FLOP/s of all devices, or None where it is not known
-    ranks       the processes that train together; only the first one writes
-    stop        whether a signal wants the run to end
+    setup   the run, its data and its model
+    stop    a signal's request to stop
     """
 
-    def __init__(
-        self,
-        run: Run,
-        model: nn.Module,
-        steps: Steps,
-        validation: Steps | None,
-        flops,
-        work,
-        state: Path,
-        identity: str,
-        device: torch.device,
-        reference: Reference | None,
-        spent: Spent,
-        peak: float | None,
-        ranks: Ranks,
-        stop: StopRequest,
-    ):
-        self.run, self.model, self.steps, self.validation = run, model, steps, validation
-        self.flops, self.work = flops, work
-        self.state, self.identity, self.device, self.total = state, identity, device, len(steps)
-        self.spent, self.peak, self.context = spent, peak, autocast(run, device)
-        self.ranks, self.stop = ranks, stop
-        self.objective = make_objective(run, model, reference)
-        self.optimizer = make_optimizer(model.parameter_groups(), run.optim)
+    def __init__(self, setup: Setup, stop: StopRequest):
+        run, ranks = setup.run, setup.ranks
+        self.setup, self.run, self.model, self.parallel = setup, run, setup.model, setup.parallel
+        self.device, self.ranks, self.spent, self.stop = setup.device, ranks, setup.spent, stop
+        self.context = autocast(run, self.device)
+        self.objective = make_objective(run, self.model, setup.reference)
+        self.optimizer = make_optimizer(self.model.parameter_groups(), run.optim)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.average = None if run.optim.ema is None else Average(model, run.optim.ema)
+        self.average = None if run.optim.ema is None else Average(self.model, run.optim.ema)
+        self.flops, self.work = (np.concatenate([[0.0], np.cumsum(x)]) for x in (setup.flops, setup.work))
+        self.total = len(setup.steps)
         every = self.total / run.train.evaluations
         self.evaluate_after = {max(1, round((i + 1) * every)) for i in range(run.train.evaluations)}
-        self.measure = "train_loss" if validation is None else "val_loss"
-        self.step, self.best, self.final, self.saved_best = 0, None, None, None
-        self.since_evaluation = [0.0, 0]  # sum and count of the objective
-        saved = continued(state, identity, ranks)
+        self.best_by = "train_loss" if setup.validation is None else "val_loss"
+        self.step, self.since_evaluation = 0, [0.0, 0]  # sum and count of the objective
+        self.best = self.saved_best = self.last_evaluation = None
+        saved = continued(setup.state, setup.identity, ranks)
         if saved is not None:
-            self._restore(saved)
+            restore(self, saved)
         self.resume_step = None if saved is None else self.step
         ranks.at_first(self._open_logs)
+        # the identity in Weights & Biases also names this training: one from the start is another run there
+        name = f"{setup.identity[:16]}{self.spent.begun:016x}"
+        self.trackers = Trackers.of_first(ranks, run, setup.study.study, setup.folder, name, self.resume_step)
+        self.watch = Watch(run, setup.study, setup.folder)
+        self.saved_at = time.monotonic()
 
     def _open_logs(self) -> None:
-        """`metrics` and `validations`, which the first rank alone has.
-
-        The step that was saved may have been saved before its validation: then that is still to be done.
-        """
+        """Open `metrics` and `validations`, which only the first rank has."""
         evaluated = self.resume_step
         if self.resume_step is None:
-            clear(self.state)
-        elif self._unevaluated:
+            clear(self.setup.folder)
+        elif self._evaluation_due:  # the checkpoint is from before the validation of its step
             evaluated = self.resume_step - 1
-        self.metrics = MetricsLog(self.state / "metrics.jsonl", self.resume_step)
-        self.validations = MetricsLog(self.state / "validation.jsonl", evaluated)
+        self.metrics = MetricsLog(self.setup.state / "metrics.jsonl", self.resume_step)
+        self.validations = MetricsLog(self.setup.state / "validation.jsonl", evaluated)
 
-    def train(self, mirrors: Mirrors, watch: Watch) -> None:
-        """From the last checkpoint to the end, evaluating and saving on the way.
+    def train(self) -> None:
+        """Train from the last checkpoint to the end.
 
-        raises   Stopped where a signal asked for it, saved at a step boundary
+        raises   Stopped after a signal; the run is then saved after its last step
         """
         self.stop.wait_for_step()
-        if self._unevaluated:
-            self._evaluate(mirrors, watch)
+        if self._evaluation_due:
+            self._evaluate()
             self._save()
         gc.collect()
-        gc.freeze()  # what stays to the end need not be looked through at every checkpoint
-        gc.disable()  # a collection in the middle of a step costs more than it frees
+        gc.freeze()  # objects that stay to the end need no look at every collection
+        gc.disable()  # a collection within a step takes longer than the memory is worth
         try:
-            self._train_steps(mirrors, watch)
+            self._train_steps()
         finally:
             gc.enable()
             gc.unfreeze()
+        self.trackers.close()
 
-    def _train_steps(self, mirrors: Mirrors, watch: Watch) -> None:
-        operation = self.run.operation
-        progress = Progress(self.run, self.step, self.total, self.evaluate_after, self.spent, self.peak)
-        ended = saved = time.monotonic()
-        for batches in self._loaded(self.steps, self.step):
-            waited = time.monotonic() - ended
-            samples, work = self.samples_seen, self._so_far(self.work)
-            record, asked = self._update(batches)
-            seconds = time.monotonic() - ended
-            self.spent.steps += seconds
-            samples, work = self.samples_seen - samples, self._so_far(self.work) - work
-            record |= self._speed(samples, work, seconds) | {"data_wait_s": waited}
-            late = self.ranks.at_first(partial(self._log, record, saved))
-            mirrors.log("train", record)
-            if asked:
-                self._leave(asked)
-            if self._unevaluated:
-                self._evaluate(mirrors, watch)
-            if late or not self.step % operation.checkpoint_steps or self.step == self.total:
+    def _train_steps(self) -> None:
+        progress = Progress(self)
+        ended = time.monotonic()
+        for batches in self._batches(self.setup.steps, self.step):
+            record, overdue, requested = self._update(batches, ended)
+            if requested:
+                self._save_and_stop(requested)
+            if self._evaluation_due:
+                self._evaluate()
+            if overdue or not self.step % self.run.operation.checkpoint_steps or self.step == self.total:
                 self._save()
                 gc.collect()
-                saved = time.monotonic()
             if self.ranks.first:
-                progress.show(record, samples, work, self.final)
+                progress.show(record)
             ended = time.monotonic()
 
-    def _log(self, record: dict, saved: float) -> bool:
-        """Log a step; is a checkpoint due by time? One rank decides: the clocks of two never agree.
+    def _update(self, batches: list[Batch], started: float) -> tuple[dict, bool, int]:
+        """Make one optimizer step over this rank's micro-batches, and log it.
 
-        saved   when the last one was
+        started   when the step before ended
+        returns   the step's record; whether a checkpoint is due by time; and the exit status that a signal has
+                  requested of any rank, 0 without a signal
+        raises    UserError if the loss or gradient norm is not finite. The step is then neither logged nor saved.
         """
-        self.metrics.append(record)
-        return time.monotonic() - saved >= 60 * (self.run.operation.checkpoint_minutes or math.inf)
-
-    def _loaded(self, steps: Steps, first: int = 0) -> Iterator[list[Batch]]:
-        """This rank's micro-batches of step after step."""
-        workers, pin = self.run.operation.loader_workers, self.device.type == "cuda"
-        return told(load_steps(steps, first, workers, pin), self.ranks)
-
-    @property
-    def _unevaluated(self) -> bool:
-        """Is this an evaluation point that has not been evaluated, or whose evaluation was interrupted?"""
-        due = not self.step or self.step in self.evaluate_after
-        return due and (self.final is None or self.final["step"] != self.step)
-
-    def _leave(self, status: int) -> None:
-        self._save()
-        raise Stopped(status, f"after step {self.step} of {self.total}, which is saved")
-
-    def _update(self, batches: list[Batch]) -> tuple[dict, int]:
-        """One optimizer step over all micro-batches; every scored token, or pair, of the step weighs the same.
-
-        returns  the step's metrics, and the status with which a signal asked any rank to stop, else 0
-        raises   UserError if loss or gradient is not finite. The weights may be spoilt by then, but nothing of the
-                 step has been logged or saved.
-        """
+        waited, samples_before = time.monotonic() - started, self.samples_seen
         rates = rates_at(self.run.optim, self.step, self.total)
         set_rates(self.optimizer, rates)
+
+        # Every scored token, or pair, of the step has the same weight, in whichever micro-batch or rank it is.
         units = max(1, sum(self.ranks.gather(sum(self.objective.units(batch) for batch in batches))))
         totals = Totals()
         for batch in batches:
             with self.context:
                 terms = self.objective(batch.to(self.device))
             totals.add(terms)
-            if terms.objective.requires_grad:  # texts alone reach no part that is trained when only the connector is
+            if terms.objective.requires_grad:  # texts have no gradient if only the connector is trained
                 (terms.objective / units).backward()
-        self._reduce_gradients()
-        norm = gathered(nn.utils.clip_grad_norm_(self.trained, self.run.optim.clip, foreach=True))
+
+        self.parallel.reduce_gradients(self.trained, batches)
+        norm = full_tensor(nn.utils.clip_grad_norm_(self.trained, self.run.optim.clip, foreach=True))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update()
-        sums, (norm,) = totals.read(norm.to(self.device))  # without any gradient it is on the CPU
-        sums, asked = totals.over(self.ranks, sums, self.stop.status)
-        means = totals.means(sums)
+
+        # without any gradient the norm is on the CPU
+        (norm,), requested = totals.read(self.ranks, norm.to(self.device), status=self.stop.status)
+        means = totals.means()
         loss = means.pop("objective", None)
-        for name, value in (("loss", loss), ("gradient norm", norm)):
-            if value is not None and not math.isfinite(value):
-                names = self.ranks.gather([key for batch in batches for key in batch.keys])
-                names = ", ".join(dict.fromkeys(key for keys in names for key in keys))  # a pair has one
-                self._refuse(f"the {name} is {value} at step {self.step + 1}, samples {names}", "look at these samples")
+        self._check_finite({"loss": loss, "gradient norm": norm}, batches)
         self.step += 1
-        self.since_evaluation[0] += sums.get("objective", 0.0)
+        self.since_evaluation[0] += totals.sums.get("objective", 0.0)
         self.since_evaluation[1] += totals.counts["objective"]
-        means.pop("loss", None)
-        fine, coarse = means.pop("loss_fine", None), means.pop("loss_coarse", None)
+
+        seconds = time.monotonic() - started
+        self.spent.steps += seconds
+        samples = self.samples_seen
+        flops_per_s = float(self.work[samples] - self.work[samples_before]) / seconds
+        fine, coarse, _ = (means.pop(name, None) for name in ("loss_fine", "loss_coarse", "loss"))
         record = {
-            "step": self.step, "samples": self.samples_seen, "flops": self._so_far(self.flops),
+            "step": self.step, "samples": samples, "flops": float(self.flops[samples]),
             "train_loss": loss, "loss_fine": fine, "loss_coarse": coarse,
             "fine_coarse_ratio": fine / coarse if fine is not None and coarse else None,
             "grad_norm": norm, **{f"lr_{name}": rate for name, rate in rates.items()}, **means,
+            "samples_per_s": (samples - samples_before) / seconds,
+            "mfu": flops_per_s / self.setup.peak if self.setup.peak else None, "tflops": flops_per_s / 1e12,
+            "memory_gb": memory_gb(self.device), "data_wait_s": waited,
         }  # fmt: skip
-        return record, asked
+        overdue = self.ranks.at_first(partial(self._log, record))
+        self.trackers.log("train", record)
+        return record, overdue, requested
 
-    def _reduce_gradients(self) -> None:
-        """Over the ranks. Weights that are split over them have done so in each backward pass."""
-        if not self.model.always_sees:
-            self.ranks.add_gradients(self.trained)
-        elif not self.steps.sees(self.step):  # what stood in for frames has left zeros, where there should be nothing
-            seeing = self.model.parameter_groups()
-            for parameter in (*seeing["dino"].values(), *seeing["connector"].values()):
-                parameter.grad = None
+    def _log(self, record: dict) -> bool:
+        """Log a step; return whether a checkpoint is due by the clock of the first rank, which is the only one used."""
+        self.metrics.append(record)
+        return time.monotonic() - self.saved_at >= 60 * (self.run.operation.checkpoint_minutes or math.inf)
 
-    def _speed(self, samples: int, flops: float, seconds: float) -> dict:
-        """Of one step; `seconds` with the wait for its data, without evaluations and checkpoints."""
-        return {
-            "samples_per_s": samples / seconds,
-            "mfu": flops / seconds / self.peak if self.peak else None,
-            "tflops": flops / seconds / 1e12,
-            "memory_gb": memory_gb(self.device),
-        }
+    def _batches(self, steps: Steps, first: int = 0) -> Iterator[list[Batch]]:
+        """Yield this rank's micro-batches, step by step."""
+        workers, pin = self.run.operation.loader_workers, self.device.type == "cuda"
+        return self.parallel.in_step(load_steps(steps, first, workers, pin))
+
+    def _check_finite(self, values: dict[str, float | None], batches: list[Batch]) -> None:
+        for name, value in values.items():
+            if value is not None and not math.isfinite(value):
+                keys = self.ranks.gather([key for batch in batches for key in batch.keys])
+                keys = ", ".join(dict.fromkeys(key for rank in keys for key in rank))  # both halves of a pair have one
+                self._refuse(f"the {name} is {value} at step {self.step + 1}, samples {keys}", "look at these samples")
+
+    def _refuse(self, mistake: str, remedy: str) -> None:
+        raise self.ranks.common_error(
+            f"run {self.run.name!r}: {mistake}; the last checkpoint is intact; {remedy} or lower optim.lr"
+        )
 
     @property
     def samples_seen(self) -> int:
-        return min(self.step * self.run.optim.batch_size, len(self.steps.order))
+        return min(self.step * self.run.optim.batch_size, len(self.setup.steps.order))
 
-    def _so_far(self, cumulated) -> float:
-        return float(cumulated[self.samples_seen - 1]) if self.step else 0.0
-
-    def _refuse(self, what: str, remedy: str) -> None:
-        said = f"run {self.run.name!r}: {what}; the last checkpoint is intact; {remedy} or lower optim.lr"
-        raise self.ranks.refusal(said)
+    @property
+    def _evaluation_due(self) -> bool:
+        """Whether this is an evaluation point that was not evaluated to its end."""
+        point = not self.step or self.step in self.evaluate_after
+        return point and (self.last_evaluation is None or self.last_evaluation["step"] != self.step)
 
     def averaged(self):
-        """Context in which the model holds the weights that are validated and saved: their average, if one is kept."""
+        """Context in which the model holds the weights to validate and save: their average, if one is kept."""
         return nullcontext() if self.average is None else self.average.swapped()
 
     @torch.no_grad()
-    def _evaluate(self, mirrors: Mirrors, watch: Watch) -> None:
-        """Held-out losses, and the training loss since the last evaluation; keeps the best weights.
+    def _evaluate(self) -> None:
+        """Log the validation losses and the training loss since the last evaluation; keep the best weights.
 
-        A signal interrupts it: the run is saved as it was after its last step, and evaluates when it goes on.
+        raises   Stopped after a signal; the run is then saved as before the evaluation, which is repeated on resume
         """
         started = time.monotonic()
         total, count = self.since_evaluation
         record = {
-            "step": self.step, "samples": self.samples_seen, "flops": self._so_far(self.flops),
+            "step": self.step, "samples": self.samples_seen, "flops": float(self.flops[self.samples_seen]),
             "val_loss": None, "train_loss": total / count if count else None,
         }  # fmt: skip
-        asked = 0
+        requested = 0
         with self.averaged():
             self.model.eval()
-            if self.validation is not None:
-                held_out, asked = self._held_out()
-                record |= held_out
-            if not asked:
-                watch(self.model, self.step, self.device, self.context, self.ranks)
+            if self.setup.validation is not None:
+                losses, requested = self._validate()
+                record |= losses
+            if not requested:
+                self.watch(self.model, self.step, self.device, self.context, self.ranks)
             self.model.train()
-            if not asked:
+            if not requested:
                 self._keep_if_best(record)
-        if asked:
-            self._leave(asked)
+        if requested:
+            self._save_and_stop(requested)
         self.since_evaluation = [0.0, 0]
         self.ranks.at_first(lambda: self.validations.append(record))
-        mirrors.log("validation", record)
+        self.trackers.log("validation", record)
         self.spent.validations += time.monotonic() - started
         self.spent.validation_count += 1
 
-    def _held_out(self) -> tuple[dict, int]:
-        """Losses of the held-out samples, and the status with which a signal interrupted it, else 0."""
-        totals, asked = Totals(), 0
-        for batches in self._loaded(self.validation):
+    def _validate(self) -> tuple[dict, int]:
+        """Return the losses of the held-out samples, and the exit status that a signal requested meanwhile, else 0."""
+        totals = Totals()
+        for batches in self._batches(self.setup.validation):
             for batch in batches:
                 with self.context:
                     totals.add(self.objective(batch.to(self.device), validating=True))
-            asked = max(self.ranks.gather(self.stop.status))
-            if asked:
-                return {}, asked
-        sums, _ = totals.over(self.ranks, totals.read()[0], 0)
-        means = totals.means(sums)
+            requested = max(self.ranks.gather(self.stop.status))
+            if requested:
+                return {}, requested
+        totals.read(self.ranks)
+        means = totals.means()
         means.pop("objective", None)
         loss = means.pop("loss", math.nan)
         if not math.isfinite(loss):
             self._refuse(f"the validation loss is {loss} after step {self.step}", "start from other weights")
-        known = {name: means.pop(name, None) for name in ("loss_fine", "loss_coarse", "attention_entropy")}
-        return {"val_loss": loss, **known, **means}, 0
+        first = {name: means.pop(name, None) for name in ("loss_fine", "loss_coarse", "attention_entropy")}
+        return {"val_loss": loss, **first, **means}, 0
 
     def _keep_if_best(self, record: dict) -> None:
-        """By validation loss, or where nothing is held out by the training loss."""
-        self.final = {key: record[key] for key in ("step", "samples", "flops", "val_loss", "train_loss")}
-        if not self.step or record[self.measure] is None:
+        """Write the weights if their validation loss is the lowest; without held-out samples, their training loss."""
+        self.last_evaluation = {key: record[key] for key in ("step", "samples", "flops", "val_loss", "train_loss")}
+        if not self.step or record[self.best_by] is None:
             return
-        if self.best is None or record[self.measure] < self.best[self.measure]:
-            self.best = self.final
-            self.write_weights(self.path_of(self.best))
+        if self.best is None or record[self.best_by] < self.best[self.best_by]:
+            self.best = self.last_evaluation
+            self.write_weights(self.path_of_best(self.best))
 
     def write_weights(self, path: Path) -> None:
-        """The model's weights as they are now; all ranks must call it."""
-        weights = gathered_state(self.model.state_dict())
-        self.ranks.at_first(lambda: write_weights(path, lambda beside: save_file(weights, str(beside))))
+        """Write the model's current weights; all ranks must call this."""
+        weights = full_state(self.model.state_dict())
+        self.ranks.at_first(lambda: write_weights(path, lambda part: save_file(weights, str(part))))
 
-    def path_of(self, best: dict) -> Path:
-        """Best weights, under their step's name: a checkpoint says which, so a resumed run finds its own."""
-        return self.state / f"best_{best['step']:08d}.safetensors"
+    def path_of_best(self, best: dict) -> Path:
+        """Return the file of the best weights. Its name has their step, so each checkpoint has its own best weights."""
+        return self.setup.state / f"best_{best['step']:08d}.safetensors"
+
+    def _save_and_stop(self, status: int) -> None:
+        self._save()
+        raise Stopped(status, f"after step {self.step} of {self.total}, which is saved")
 
     def _save(self) -> None:
+        """Write a checkpoint; all ranks must call this."""
         started = time.monotonic()
-        finished = self.step == self.total  # nothing will need the optimizer's moments any more
         self.spent.checkpoint_count += 1
-        content = {
-            "identity": self.identity, "step": self.step, "model": gathered_state(self.model.state_dict()),
-            "optimizer": None if finished else gathered_state(self.optimizer.state_dict()),
-            "average": None if self.average is None else gathered_state(self.average.state_dict()),
-            "best": self.best, "final": self.final, "since_evaluation": self.since_evaluation,
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-            "spent": self.spent.state_dict(), "precision": precision_on(self.run, self.device),
-        }  # fmt: skip
-        size = self.ranks.at_first(lambda: self._write(content, finished))
-        self.saved_best = self.best
+        content = checkpoint_of(self)
+        size = self.ranks.at_first(lambda: self._write_checkpoint(content))
+        self.saved_best, self.saved_at = self.best, time.monotonic()
         self.spent.checkpoint_bytes = max(size, self.spent.checkpoint_bytes)
-        self.spent.checkpoints += time.monotonic() - started
+        self.spent.checkpoints += self.saved_at - started
 
-    def _write(self, content: dict, finished: bool) -> int:
+    def _write_checkpoint(self, content: dict) -> int:
+        """Write a checkpoint and delete old ones, with their best weights; return its bytes."""
         self.metrics.sync()
         self.validations.sync()
-        size = save_checkpoint(self.state, self.step, content, keep=1 if finished else 2)
-        # the checkpoint before this one is kept as well, and so is what it calls the best
-        kept = {self.path_of(best) for best in (self.best, None if finished else self.saved_best) if best}
-        for old in set(self.state.glob("best_*.safetensors")) - kept:
+        finished = self.step == self.total
+        size = save_checkpoint(self.setup.state, self.step, content, keep=1 if finished else 2)
+        # an unfinished run keeps two checkpoints, and the best weights of both
+        kept = {self.path_of_best(best) for best in (self.best, None if finished else self.saved_best) if best}
+        for old in set(self.setup.state.glob("best_*.safetensors")) - kept:
             old.unlink()
         return size
-
-    def _restore(self, saved: dict) -> None:
-        load_weights(self.model, saved["model"])
-        if saved["optimizer"] is not None:
-            load_optimizer(self.optimizer, saved["optimizer"])
-        if self.average is not None:
-            self.average.load_state_dict(saved["average"])
-        self.step, self.best, self.final, self.saved_best = saved["step"], saved["best"], saved["final"], saved["best"]
-        self.since_evaluation = saved["since_evaluation"]
-        self.spent.load_state_dict(saved["spent"])
-        torch.set_rng_state(saved["rng"])
-        if self.device.type == "cuda" and saved["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(saved["cuda_rng"], self.device)
-        if self.step < self.total:
-            said = f"continuing at step {self.step} of {self.total}"
-            now = precision_on(self.run, self.device)
-            if saved["precision"] != now:
-                said += f", in {now}, which began in {saved['precision']}: this machine computes otherwise"
-        else:
-            said = f"already trained with this configuration, data and parent; to train anew, delete {self.state}"
-        if self.ranks.first:
-            print(f"{self.run.name}: {said}", file=sys.stderr, flush=True)

@@ -1,6 +1,6 @@
-"""What a step minimises and what is told of it: the text's cross-entropy, or the preference between two answers.
+"""The objective of a step and its metrics: cross-entropy of texts, or the preference between two answers.
 
-Nothing here waits for the device: sums stay on it as 0-dim tensors, counts are known in host memory.
+Nothing here waits for the device: sums stay on it as 0-dim tensors, counts are in host memory.
 """
 
 from collections import Counter
@@ -23,10 +23,10 @@ from fvlm.train.reference import Reference
 class Terms:
     """Sums over one batch.
 
-    objective   0-dim, of what is minimised, with its graph
-    sums        name -> detached 0-dim tensor on the device
-    counts      name -> what that sum is to be divided by, at least 1; a metric over several batches is the sum of its
-                sums over the sum of its counts
+    objective   the sum to minimise, 0-dim, with its graph
+    sums        metric -> detached 0-dim tensor on the device
+    counts      metric -> number of terms of that sum, at least 1. The metric of several batches is the sum of their
+                sums divided by the sum of their counts
     """
 
     objective: torch.Tensor
@@ -34,28 +34,29 @@ class Terms:
     counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, total: torch.Tensor, count: int) -> None:
-        """A mean over nothing is left out."""
+        """Add a metric, unless it has no terms."""
         if count:
             self.sums[name], self.counts[name] = total.detach(), count
 
     def add_sources(self, sources: Sequence[str], values_B: torch.Tensor, counts_B: np.ndarray) -> None:
-        """`loss:SOURCE` for each source: values of its samples added in a fixed order, also on GPUs."""
+        """Add `loss:SOURCE` for each source. Its samples are summed in a fixed order, also on GPUs."""
         names, of_sample = np.unique(np.array(sources), return_inverse=True)
-        together = torch.from_numpy(np.argsort(of_sample, kind="stable"))
+        by_source = torch.from_numpy(np.argsort(of_sample, kind="stable"))
         samples = torch.from_numpy(np.bincount(of_sample))
         device = values_B.device
-        sorted_B = values_B.detach()[together.to(device, non_blocking=True)]
+        sorted_B = values_B.detach()[by_source.to(device, non_blocking=True)]
         sums = sum_per_sample(sorted_B, samples.to(device, non_blocking=True))
         for i, name in enumerate(names.tolist()):
             self.add(f"loss:{name}", sums[i], int(counts_B[of_sample == i].sum()))
 
 
 class Totals:
-    """They stay on the device until they are read, all at once."""
+    """Sums and counts of several batches. The sums stay on the device until `read` transfers all of them at once."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
         self.values: list[torch.Tensor] = []
+        self.sums: dict[str, float] = {}
         self.counts: Counter[str] = Counter()
 
     def add(self, terms: Terms) -> None:
@@ -63,38 +64,34 @@ class Totals:
         self.values += terms.sums.values()
         self.counts.update(terms.counts)
 
-    def read(self, *others: torch.Tensor) -> tuple[dict[str, float], list[float]]:
-        """Sums by name, and the other 0-dim tensors' values: the one transfer from the device."""
-        values = torch.stack([*others, *self.values]).tolist() if others or self.values else []
-        sums = dict.fromkeys(self.names, 0.0)
-        for name, value in zip(self.names, values[len(others) :], strict=True):
-            sums[name] += value
-        return sums, values[: len(others)]
+    def read(self, ranks: Ranks, *others: torch.Tensor, status: int = 0) -> tuple[list[float], int]:
+        """Set `sums` and `counts` to those of all ranks: one transfer from the device, one exchange between the ranks.
 
-    def over(self, ranks: Ranks, sums: dict[str, float], asked: int) -> tuple[dict[str, float], int]:
-        """Sums over all ranks, in their order, with the counts that they are to be divided by.
-
-        asked     the status with which a signal asked this rank to stop
-        returns   sums, and the largest `asked` of all ranks
+        others    0-dim tensors on the same device, transferred along with the sums
+        status    the exit status that a signal has requested of this rank
+        returns   the values of `others`, and the largest status of all ranks
         """
-        told = ranks.gather((sums, dict(self.counts), asked))
-        if len(told) > 1:
-            self.counts, sums = Counter(), {}
-            for theirs, counts, _ in told:
-                self.counts.update(counts)
-                for name, value in theirs.items():
-                    sums[name] = sums.get(name, 0.0) + value
-        return sums, max(status for _, _, status in told)
+        values = torch.stack([*others, *self.values]).tolist() if others or self.values else []
+        own = dict.fromkeys(self.names, 0.0)
+        for name, value in zip(self.names, values[len(others) :], strict=True):
+            own[name] += value
+        replies = ranks.gather((own, dict(self.counts), status))
+        self.sums, self.counts = {}, Counter()
+        for sums, counts, _ in replies:
+            self.counts.update(counts)
+            for name, value in sums.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+        return values[: len(others)], max(status for _, _, status in replies)
 
-    def means(self, sums: dict[str, float]) -> dict[str, float]:
-        return {name: total / self.counts[name] for name, total in sums.items()}
+    def means(self) -> dict[str, float]:
+        return {name: total / self.counts[name] for name, total in self.sums.items()}
 
 
 class TextObjective:
-    """Cross-entropy of the scored text tokens in the mode that the run trains in, plus lambda_coarse x the coarse one.
+    """Cross-entropy of the scored text tokens in the run's training mode, plus lambda_coarse x that of the coarse pass.
 
-    Metrics, nats per scored token: loss, objective, loss_fine and loss_coarse where a pass of that name was scored,
-    loss:SOURCE; while validating also attention_entropy (nats, per visual position).
+    Metrics in nats per scored token: loss, objective, loss_fine and loss_coarse if that pass was scored, loss:SOURCE;
+    in validations also attention_entropy (nats per visual position).
     """
 
     def __init__(self, run: Run, model: VideoLanguageModel):
@@ -102,7 +99,7 @@ class TextObjective:
         self.queries = run.model.variant.queries
 
     def units(self, batch: Batch) -> int:
-        """Scored tokens, as the model counts them."""
+        """Return the number of tokens that the model scores."""
         return int(self.model.plan(batch).count_B.sum())
 
     def __call__(self, batch: Batch, validating: bool = False) -> Terms:
@@ -123,17 +120,18 @@ class TextObjective:
             terms.add("loss_coarse", output.coarse_sum_B.sum(), tokens)
         terms.add_sources(batch.sources, output.loss_sum_B, output.count_B.numpy())
         if output.entropy_P is not None:
-            finer = torch.promote_types(output.entropy_P.dtype, torch.float32)  # a sum in bfloat16 has three digits
-            terms.add("attention_entropy", output.entropy_P.sum(dtype=finer), len(output.entropy_P))
+            dtype = torch.promote_types(output.entropy_P.dtype, torch.float32)  # a sum in bfloat16 has three digits
+            terms.add("attention_entropy", output.entropy_P.sum(dtype=dtype), len(output.entropy_P))
         return terms
 
 
 class PreferenceObjective:
     """Direct preference optimisation (Rafailov et al. 2023, eq. 7): -log sigmoid(reward_chosen - reward_rejected).
 
-    reward = dpo_beta x (log-probability of the answer now - under the parent's weights), nats, summed over its tokens.
-    A batch holds pairs: samples 2 i and 2 i + 1 are the chosen and the rejected answer of pair i.
-    Metrics, per pair: loss = objective, reward_accuracy (share of pairs whose chosen answer has the larger reward),
+    reward = dpo_beta x (log-probability of the answer - log-probability under the parent's weights), in nats, summed
+    over the answer's tokens. A batch holds pairs: samples 2 i and 2 i + 1 are the chosen and the rejected answer of
+    pair i.
+    Metrics per pair: loss = objective, reward_accuracy (share of pairs whose chosen answer has the larger reward),
     reward_margin, reward_chosen, reward_rejected, loss:SOURCE.
     """
 
@@ -142,14 +140,14 @@ class PreferenceObjective:
         self.reference, self.beta = reference, run.optim.dpo_beta
 
     def units(self, batch: Batch) -> int:
-        """Pairs."""
+        """Return the number of pairs."""
         return len(batch) // 2
 
     def __call__(self, batch: Batch, validating: bool = False) -> Terms:
         pairs = self.units(batch)
-        now = -self.model(batch, self.mode).loss_sum_B
-        before = self.reference.of(batch, validating).to(now.device, non_blocking=True)
-        chosen, rejected = (self.beta * (now - before)).unflatten(0, (pairs, 2)).unbind(1)
+        current = -self.model(batch, self.mode).loss_sum_B
+        parent = self.reference.of(batch, validating).to(current.device, non_blocking=True)
+        chosen, rejected = (self.beta * (current - parent)).unflatten(0, (pairs, 2)).unbind(1)
         margin = chosen - rejected
         loss = -F.logsigmoid(margin)
         terms = Terms(loss.sum())
@@ -170,7 +168,7 @@ Objective = TextObjective | PreferenceObjective
 
 
 def make_objective(run: Run, model: VideoLanguageModel, reference: Reference | None) -> Objective:
-    """The objective that `data.loss` names; a preference needs the `reference`."""
+    """Return the objective that `data.loss` names; "preference" needs a reference."""
     if run.data.loss != "preference":
         return TextObjective(run, model)
     if reference is None:

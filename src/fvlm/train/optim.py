@@ -11,9 +11,9 @@ GROUPS = ("connector", "dino", "llm")
 
 
 def make_optimizer(groups: dict[str, dict[str, nn.Parameter]], optim: Optim) -> torch.optim.AdamW:
-    """Optimizer over the trainable parameters; `groups` maps connector, dino, llm to named parameters.
+    """Return the optimizer of the trainable parameters; `groups` maps connector, dino, llm to named parameters.
 
-    Weight decay acts on matrices only: norms, biases, layer scales and embeddings are left out.
+    Weight decay acts on matrices only, not on norms, biases, layer scales and embeddings.
     """
     param_groups = []
     for name in GROUPS:
@@ -27,21 +27,21 @@ def make_optimizer(groups: dict[str, dict[str, nn.Parameter]], optim: Optim) -> 
 
 
 def rates_at(optim: Optim, step: int, steps: int) -> dict[str, float]:
-    """Learning rate of each group for update `step` (from 0) of `steps`.
+    """Return the learning rate of each group for update `step` (from 0) of `steps`.
 
-    Linear warm-up, then cosine decay to 0 (which the step after the last would have), a constant, or `converging`:
-    a cosine path from lr to final_lr, which may go down for one group and up for another.
+    Linear warm-up, then the schedule: `cosine` decay to 0, which the step after the last one would have; `constant`; or
+    `converging`, a cosine path from lr to final_lr, which may fall for one group and rise for another.
     """
     warm = max(1, round(optim.warmup * steps))
     rise = min(1.0, (step + 1) / warm)
     decay = steps - warm + (optim.schedule == "cosine")
     progress = min(1.0, max(0.0, (step + 1 - warm) / max(1, decay)))
-    bend = 0.5 * (1 + math.cos(math.pi * progress))  # 1 at the start, 0 at the end
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))  # 1 at the start, 0 at the end
     rates = {}
     for name in GROUPS:
         start = getattr(optim.lr, name)
         end = getattr(optim.final_lr, name) if optim.schedule == "converging" else 0.0
-        level = start if optim.schedule == "constant" else end + (start - end) * bend
+        level = start if optim.schedule == "constant" else end + (start - end) * cosine
         rates[name] = rise * level
     return rates
 

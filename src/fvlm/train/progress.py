@@ -1,23 +1,20 @@
-"""Where the time of a run goes, and one line every few seconds: where it is, how fast, and when it will be done."""
+"""The time that a run takes, and a progress line every few seconds."""
 
 import math
 import sys
 import time
-from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
-
-from fvlm.config.schema import Run
 
 
 @dataclass
-class Spent:
-    """Seconds spent on a run by all the processes that worked on it, as far as its checkpoints remember them.
+class TimeSpent:
+    """Seconds that all processes of a run have taken, as far as its checkpoints record them.
 
     steps               in training steps, waiting for data included
-    validations         at evaluation points, of which there were `validation_count`
-    checkpoints         writing them, `checkpoint_count` of them; the largest has `checkpoint_bytes`
-    earlier, started    wall time of earlier processes; when this one began
-    begun               when the first one did, nanoseconds since 1970: it tells two trainings of one run apart
+    validations         in evaluations, of which there were `validation_count`
+    checkpoints         in writing checkpoints: `checkpoint_count` of them, the largest with `checkpoint_bytes`
+    earlier, started    wall time of earlier processes; when this process began
+    begun               when the first process began, nanoseconds since 1970: different for two trainings of one run
     """
 
     steps: float = 0.0
@@ -52,50 +49,46 @@ class Spent:
 
 
 class Progress:
-    """Speed is that of this process's own steps: an earlier one may have run elsewhere.
+    """The progress line of a `Trainer` (fvlm.train.loop).
 
-    evaluate_after  steps with an evaluation
-    peak            FLOP/s of the device, or None
+    Its speed is that of this process, since an earlier one may have run on another machine.
     """
 
-    def __init__(
-        self, run: Run, step: int, steps: int, evaluate_after: Collection[int], spent: Spent, peak: float | None
-    ):
-        self.run, self.first, self.steps, self.spent, self.peak = run, step, steps, spent, peak
-        self.evaluate_after, self.seconds_before = evaluate_after, spent.steps
-        self.samples = self.flops = 0.0
+    def __init__(self, trainer):
+        self.trainer, self.first = trainer, trainer.step
+        self.samples_before, self.seconds_before = trainer.samples_seen, trainer.spent.steps
         self.shown = time.monotonic()
 
-    def show(self, record: dict, samples: int, flops: float, final: dict | None) -> None:
-        """Print a line if the last one is old enough, or the run is done.
+    def show(self, record: dict) -> None:
+        """Print a line if the last one is old enough, or if the run is finished.
 
-        record          of the step; samples, flops: its own
-        final           of the last evaluation
+        record   of the step that has just been made
         """
-        self.samples, self.flops = self.samples + samples, self.flops + flops
-        now, step = time.monotonic(), record["step"]
-        if step < self.steps and now - self.shown < self.run.operation.log_seconds:
+        trainer, step, now = self.trainer, record["step"], time.monotonic()
+        if step < trainer.total and now - self.shown < trainer.run.operation.log_seconds:
             return
         self.shown = now
-        seconds = self.spent.steps - self.seconds_before
-        speed = self.flops / seconds
-        used = f"{speed / self.peak:.1%} MFU" if self.peak else f"{speed / 1e12:.3g} TFLOP/s"
-        checkpoints = self.spent.about_checkpoints()
+        seconds, samples = trainer.spent.steps - self.seconds_before, record["samples"]
+        speed = float(trainer.work[samples] - trainer.work[self.samples_before]) / seconds
+        peak, evaluation = trainer.setup.peak, trainer.last_evaluation
+        used = f"{speed / peak:.1%} MFU" if peak else f"{speed / 1e12:.3g} TFLOP/s"
+        checkpoints = trainer.spent.about_checkpoints()
         print(
-            f"{self.run.name:<10} step {step:>6}/{self.steps}  loss {_number(record['train_loss'])}  "
-            f"val {_number(final and final['val_loss'])}  {self.samples / seconds:.1f} samples/s  {used}  "
-            f"{record['memory_gb']:.1f} GB  {clock(self.seconds_left(step))} left  "
+            f"{trainer.run.name:<10} step {step:>6}/{trainer.total}  loss {_number(record['train_loss'])}  "
+            f"val {_number(evaluation and evaluation['val_loss'])}  "
+            f"{(samples - self.samples_before) / seconds:.1f} samples/s  {used}  {record['memory_gb']:.1f} GB  "
+            f"{clock(self.seconds_left(step))} left  "
             f"(checkpoints: {checkpoints['bytes'] / 1e6:,.0f} MB, {checkpoints['share_of_time']:.1%} of the time)",
             file=sys.stderr,
             flush=True,
         )
 
     def seconds_left(self, step: int) -> float:
-        """Of the steps behind `step` at this process's speed, with their evaluations and checkpoints."""
-        spent, operation = self.spent, self.run.operation
+        """Return the time of the remaining steps at this process's speed, with their evaluations and checkpoints."""
+        spent, operation = self.trainer.spent, self.trainer.run.operation
         per_step = (spent.steps - self.seconds_before) / (step - self.first)
-        steps = (self.steps - step) * per_step
-        evaluations = sum(later > step for later in self.evaluate_after)
+        steps = (self.trainer.total - step) * per_step
+        evaluations = sum(later > step for later in self.trainer.evaluate_after)
         between = min(operation.checkpoint_steps * per_step, 60 * (operation.checkpoint_minutes or math.inf))
         checkpoints = math.ceil(steps / between)
         return (
@@ -110,7 +103,7 @@ def _number(value: float | None) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
+    """Return seconds as m:ss or h:mm:ss."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,7 +1,7 @@
-"""The processes that train one run together: who they are, what they tell each other, and how gradients are added.
+"""The data-parallel ranks: the processes that train one run together, and what they exchange.
 
-A run with one process has no process group, and every method here gives back what it was given. What is told is small
-and lies in host memory (gloo); only gradients travel between devices (gloo on CPUs, NCCL on GPUs).
+A run with one process has no process group, and each method returns what it was given. Objects are exchanged in host
+memory (gloo); only gradients travel between devices (gloo on CPUs, NCCL on GPUs).
 """
 
 import os
@@ -14,20 +14,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fvlm.errors import Stopped, UserError
+from fvlm.errors import Stopped, UserError, first_line
 from fvlm.train.signals import ended_by_signals
 
-PATIENCE = timedelta(minutes=30)  # for one who is late: the first rank alone writes checkpoints
-BUCKET = 2**25  # numbers that are added in one go: 128 MB
+TIMEOUT = timedelta(minutes=30)  # the other ranks wait while the first one writes a checkpoint
+BUCKET = 2**25  # numbers that are summed in one exchange: 128 MB
 
 
-class ToldElsewhere(UserError):
-    """Another rank ends with the sentence that is for the user; this one ends with it, and says nothing."""
+class ReportedElsewhere(UserError):
+    """An error that another rank reports to the user. This rank stops without a message."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """rank and count over all nodes; local: the rank on this node."""
+    """This process among the ranks: rank and count over all nodes, and the local rank on this node."""
 
     rank: int = 0
     count: int = 1
@@ -35,9 +35,9 @@ class Ranks:
 
     @classmethod
     def of_environment(cls) -> "Ranks":
-        """As torchrun sets them; without it one process."""
-        return cls(*(int(os.environ.get(name, default)) for name, default in
-                     (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))  # fmt: skip
+        """Return what torchrun has set; without torchrun, one process."""
+        variables = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+        return cls(*(int(os.environ.get(name, default)) for name, default in variables))
 
     @property
     def first(self) -> bool:
@@ -45,52 +45,52 @@ class Ranks:
 
     @contextmanager
     def joined(self, device: torch.device) -> Iterator["Ranks"]:
-        """The process group, if there is more than one process; left at the end and where all ranks stop together.
+        """Join the process group if there is more than one rank, and leave it at the end.
 
-        A thread of gloo that is still at work while Python ends may abort the process (status 134).
+        A process that ends without leaving may be aborted (status 134) by a thread of gloo that is still at work.
         """
         if self.count == 1:
             yield self
             return
-        with ended_by_signals(), _lost():  # one who waits for a rank that has died hears no other signal
+        with ended_by_signals(), _connected():  # C++ waits here for the other ranks, and Python handles no signal
             if device.type == "cuda":
-                dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE, device_id=device)
+                dist.init_process_group("cpu:gloo,cuda:nccl", timeout=TIMEOUT, device_id=device)
             else:
-                dist.init_process_group("gloo", timeout=PATIENCE)
+                dist.init_process_group("gloo", timeout=TIMEOUT)
         leave = True
         try:
             yield self
         except Stopped:
             raise
         except BaseException:
-            leave = device.type != "cuda"  # NCCL waits for the others, who may not come
+            leave = device.type != "cuda"  # NCCL would wait for ranks that may not leave
             raise
         finally:
             if leave:
                 dist.destroy_process_group()
 
     def gather(self, value: object) -> list:
-        """What every rank gives, by rank."""
+        """Return the values of all ranks, by rank."""
         if self.count == 1:
             return [value]
-        found: list = [None] * self.count
-        with _lost():
-            dist.all_gather_object(found, value)
-        return found
+        values: list = [None] * self.count
+        with _connected():
+            dist.all_gather_object(values, value)
+        return values
 
     def agree(self, value: object = None, error: UserError | OSError | None = None) -> list:
-        """`gather`, unless any rank has an error: then all raise, so that none waits for another for ever.
+        """Return the values of all ranks; if any rank has an error, all raise it, so that none waits for another.
 
-        The first of those that have one says it.
+        The lowest rank with an error reports it.
         """
-        told = self.gather((value, None if error is None else str(error)))
-        for rank, (_, said) in enumerate(told):
-            if said is not None:
-                raise error if rank == self.rank and error is not None else ToldElsewhere(said)
-        return [value for value, _ in told]
+        replies = self.gather((value, None if error is None else str(error)))
+        for rank, (_, message) in enumerate(replies):
+            if message is not None:
+                raise error if rank == self.rank and error is not None else ReportedElsewhere(message)
+        return [value for value, _ in replies]
 
     def at_first(self, action: Callable[[], object]) -> Any:
-        """The result of `action`, which the first rank alone does; if it raises UserError or OSError, all raise."""
+        """Call `action` in the first rank alone; all ranks return its result, or raise its UserError or OSError."""
         result, error = None, None
         if self.first:
             try:
@@ -101,7 +101,7 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Something that each rank does for itself; if it raises UserError or OSError in any, all raise."""
+        """Run a block in each rank; if it raises UserError or OSError in any rank, all ranks raise."""
         error = None
         try:
             yield
@@ -109,20 +109,20 @@ class Ranks:
             error = problem
         self.agree(error=error)
 
-    def refusal(self, said: str) -> UserError:
-        """What to raise where all ranks know of a mistake: the first one says it."""
-        return UserError(said) if self.first else ToldElsewhere(said)
+    def common_error(self, message: str) -> UserError:
+        """Return the error to raise where all ranks find the same mistake: the first rank reports it."""
+        return UserError(message) if self.first else ReportedElsewhere(message)
 
-    def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Sum every gradient over the ranks; one that no rank has stays None.
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Sum each gradient over the ranks. A gradient that no rank has stays None.
 
-        A rank without samples, or without frames, adds nothing to what the others have.
+        A rank without samples, or without frames, adds zeros.
         """
         if self.count == 1:
             return
         parameters = list(parameters)
         present = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
-        with _lost():
+        with _connected():
             dist.all_reduce(present, dist.ReduceOp.MAX)
             for bucket in _buckets([p for p, has in zip(parameters, present.tolist(), strict=True) if has]):
                 flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in bucket])
@@ -131,23 +131,8 @@ class Ranks:
                     p.grad = piece.view_as(p)
 
 
-def told(items: Iterable, ranks: Ranks) -> Iterator:
-    """`items`, of which every rank has as many; where one cannot have its next, none goes on to use its own."""
-    own, end = iter(items), object()
-    while True:
-        item, error = None, None
-        try:
-            item = next(own, end)
-        except UserError as problem:
-            error = problem
-        ranks.agree(error=error)
-        if item is end:
-            return
-        yield item
-
-
 def _buckets(parameters: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
-    """Neighbours of one dtype and device, BUCKET numbers at a time."""
+    """Yield neighbours of one dtype, at most BUCKET numbers at a time."""
     bucket: list[torch.nn.Parameter] = []
     for p in parameters:
         if bucket and (sum(q.numel() for q in bucket) + p.numel() > BUCKET or p.dtype != bucket[0].dtype):
@@ -159,13 +144,12 @@ def _buckets(parameters: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Par
 
 
 @contextmanager
-def _lost() -> Iterator[None]:
-    """A rank that dies takes its connections with it, and the others notice."""
+def _connected() -> Iterator[None]:
+    """Raise UserError if a connection breaks: a rank that dies closes its connections."""
     try:
         yield
     except RuntimeError as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"rank {os.environ.get('RANK')} lost the other ranks of this run ({reason}): one of them ended first, "
-            "which says why if it could; the last checkpoint is intact, and the same command goes on from there"
+            f"rank {os.environ.get('RANK')} lost the other ranks of this run ({first_line(error)}): one of them ended "
+            "first and reported why if it could; the last checkpoint is intact, and the same command resumes from it"
         ) from error

@@ -1,4 +1,4 @@
-"""How likely the parent finds each answer: what a preference loss holds the trained model against, computed once."""
+"""The reference of a preference loss: the log-probabilities of all answers under the parent's weights."""
 
 import sys
 import time
@@ -11,135 +11,74 @@ import torch
 
 from fvlm.batch import Batch
 from fvlm.data.batches.loader import Steps, load_steps
-from fvlm.data.shards.arrays import open_arrays
-from fvlm.files import write_beside
-from fvlm.model.foveated import VideoLanguageModel
+from fvlm.data.shards.arrays import open_arrays, save_arrays
+from fvlm.train.fsdp import DataParallel
 from fvlm.train.progress import clock
-from fvlm.train.ranks import Ranks, told
 
 SAVE_SECONDS = 60
-ALONE = Ranks()
 
 
 class Reference:
-    """Log-probability in nats, summed over its scored tokens, of every sample that a run trains on or validates with.
+    """Log-probability in nats, summed over its scored tokens, of each answer in training and validation.
 
-    The cache on disk can be read back by steps: the samples of step after step of each set in turn, in float32.
+    values   (validating, source, key) of a pair -> [chosen, rejected]
     """
 
     def __init__(self, values: dict[tuple[bool, str, str], list[float]]):
         self.values = values
 
     def of(self, batch: Batch, validating: bool = False) -> torch.Tensor:
-        """(B,) float32 in host memory, sample after sample: chosen, rejected, chosen, ..."""
+        """Return (B,) float32 in host memory, in the order of the samples: chosen, rejected, chosen, ..."""
         pairs = zip(batch.sources[::2], batch.keys[::2], strict=True)
         return torch.tensor([value for source, key in pairs for value in self.values[validating, source, key]])
 
-    @classmethod
-    def prepare(
-        cls,
-        model: VideoLanguageModel,
-        step_sets: Sequence[Steps],
-        path: Path,
-        identity: str,
-        device: torch.device,
-        context,
-        workers: int = 0,
-        ranks: Ranks = ALONE,
-    ) -> "Reference":
-        """Ask the model, which must still have the parent's weights, about every pair, or read what `path` holds.
-
-        step_sets   the training steps and, where anything is held out, the validation steps
-        path        the cache, written every minute: a killed run goes on there
-        identity    of configuration, data, parent's weights and precision; a cache of another one is thrown away
-        context     the run's autocast, so that the values are those that the training starts from
-        workers     threads that read ahead
-        ranks       each asks about its share of the steps, and learns the others'; the first one writes
-        """
-        cache = _Cache(path, identity, reads=ranks.first)
-        cache.steps, cache.rows = ranks.gather((cache.steps, cache.rows))[0]
-        total = sum(len(steps) for steps in step_sets)
-        if cache.steps < total:
-            _fill(cache, model, step_sets, total, device, context, workers, ranks)
-        return cls(cache.pairs())
-
-
-class _Cache:
-    """What is known so far: one row per pair, in the order in which the pairs were asked about."""
-
-    def __init__(self, path: Path, identity: str, reads: bool = True):
-        self.path, self.identity = path, identity
-        self.steps, self.rows = 0, []  # rows: (validating, source, key, chosen, rejected)
-        if reads:
-            self._read()
-
-    def _read(self) -> None:
-        """What is on disk, if it is of this identity."""
-        try:
-            with open_arrays(self.path) as content:
-                if str(content["identity"]) == self.identity:
-                    columns = (
-                        content[name].tolist() for name in ("validating", "sources", "keys", "chosen", "rejected")
-                    )
-                    self.rows = list(zip(*columns, strict=True))
-                    self.steps = int(content["steps"])
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            print(f"{self.path}: unreadable, asking the parent anew ({error})", file=sys.stderr, flush=True)
-
-    def pairs(self) -> dict[tuple[bool, str, str], list[float]]:
-        return {(validating, source, key): [*values] for validating, source, key, *values in self.rows}
-
-    def save(self) -> None:
-        validating, sources, keys, chosen, rejected = zip(*self.rows, strict=True)
-
-        def write(beside: Path) -> None:
-            with open(beside, "wb") as file:
-                np.savez(
-                    file,
-                    identity=np.array(self.identity),
-                    steps=np.array(self.steps),
-                    validating=np.array(validating),
-                    sources=np.array(sources),
-                    keys=np.array(keys),
-                    chosen=np.array(chosen, np.float32),
-                    rejected=np.array(rejected, np.float32),
-                )
-
-        write_beside(self.path, write)
-
 
 @torch.no_grad()
-def _fill(
-    cache: _Cache, model, step_sets: Sequence[Steps], total: int, device, context, workers: int, ranks: Ranks
-) -> None:
-    """Ask about all steps that the cache does not have yet."""
-    training, started, first = model.training, time.monotonic(), cache.steps
+def prepare_reference(
+    parallel: DataParallel,
+    step_sets: Sequence[Steps],
+    path: Path,
+    identity: str,
+    device: torch.device,
+    context,
+    workers: int = 0,
+) -> Reference:
+    """Score every pair with the model, which must still have its parent's weights, or read the scores from `path`.
+
+    step_sets   the training steps and, if anything is held out, the validation steps
+    path        the cache, written every minute: a killed run resumes from it
+    identity    of configuration, data, parent's weights and precision; a cache with another identity is not used
+    context     the run's autocast, so that the scores are those that the training starts from
+    workers     threads that read ahead
+    """
+    model, ranks = parallel.model, parallel.ranks
+    cache = Cache(path, identity)
+    if ranks.first:
+        cache.read()
+    cache.steps, cache.rows = ranks.gather((cache.steps, cache.rows))[0]
+    total, first = sum(map(len, step_sets)), cache.steps
+    training, started = model.training, time.monotonic()
     saved = started
     model.eval()
-    before = 0  # steps of the sets already passed
+    before = 0  # steps of the sets already scored
     for validating, steps in enumerate(step_sets):
-        for batches in told(load_steps(steps, max(0, cache.steps - before), workers, device.type == "cuda"), ranks):
-            for rows in ranks.gather(_ask(model, batches, bool(validating), device, context)):
+        skip = min(len(steps), max(0, cache.steps - before))
+        for batches in parallel.in_step(load_steps(steps, skip, workers, device.type == "cuda")):
+            for rows in ranks.gather(_score(model, batches, bool(validating), device, context)):
                 cache.rows += rows
             cache.steps += 1
-            if not ranks.first:
-                continue
-            if time.monotonic() - saved > SAVE_SECONDS or cache.steps == total:
+            if ranks.first and (time.monotonic() - saved > SAVE_SECONDS or cache.steps == total):
                 cache.save()
                 saved = time.monotonic()
-                left = (saved - started) / (cache.steps - first) * (total - cache.steps)
-                print(
-                    f"reference: {len(cache.rows):,} pairs, step {cache.steps:,}/{total:,}  {clock(left)} left",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                left = clock((saved - started) / (cache.steps - first) * (total - cache.steps))
+                line = f"reference: {len(cache.rows):,} pairs, step {cache.steps:,}/{total:,}  {left} left"
+                print(line, file=sys.stderr, flush=True)
         before += len(steps)
     model.train(training)
+    return Reference({(validating, source, key): [*scores] for validating, source, key, *scores in cache.rows})
 
 
-def _ask(model, batches: list[Batch], validating: bool, device, context) -> list[tuple]:
+def _score(model, batches: list[Batch], validating: bool, device, context) -> list[tuple]:
     sums = [torch.zeros(0, device=device)]
     for batch in batches:
         with context:
@@ -147,3 +86,34 @@ def _ask(model, batches: list[Batch], validating: bool, device, context) -> list
     chosen, rejected = torch.cat(sums).unflatten(0, (-1, 2)).unbind(1)
     names = [name for batch in batches for name in zip(batch.sources[::2], batch.keys[::2], strict=True)]
     return [(validating, *name, *pair) for name, *pair in zip(names, chosen.tolist(), rejected.tolist(), strict=True)]
+
+
+class Cache:
+    """The pairs scored so far, in the order of the steps.
+
+    steps   finished steps of all sets
+    rows    (validating, source, key, chosen, rejected) of each pair
+    """
+
+    def __init__(self, path: Path, identity: str):
+        self.path, self.identity = path, identity
+        self.steps, self.rows = 0, []
+
+    def read(self) -> None:
+        """Read the file, if it exists, has this identity and is whole."""
+        try:
+            with open_arrays(self.path) as content:
+                if str(content["identity"]) == self.identity:
+                    names = ("validating", "sources", "keys", "chosen", "rejected")
+                    self.rows = list(zip(*(content[name].tolist() for name in names), strict=True))
+                    self.steps = int(content["steps"])
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            print(f"{self.path}: unreadable, scoring with the parent again ({error})", file=sys.stderr, flush=True)
+
+    def save(self) -> None:
+        validating, sources, keys, chosen, rejected = map(np.array, zip(*self.rows, strict=True))
+        scores = {"chosen": chosen.astype(np.float32), "rejected": rejected.astype(np.float32)}
+        names = {"validating": validating, "sources": sources, "keys": keys}
+        save_arrays(self.path, {"identity": self.identity, "steps": self.steps, **names, **scores})

@@ -1,4 +1,4 @@
-"""Signals that ask a training to stop: it saves at the next step boundary, on all ranks, and says so by its status."""
+"""Signals that request a training to stop: all ranks save after the current step, and the exit status reports it."""
 
 import signal
 import time
@@ -7,17 +7,17 @@ from contextlib import contextmanager
 
 from fvlm.errors import Stopped
 
-REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, start me again
+REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: no error, start the command again
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)  # SIGUSR1: Slurm's warning before the time limit
 STATUS = {signal.SIGTERM: REQUEUE, signal.SIGUSR1: REQUEUE, signal.SIGINT: 130}
-IMPATIENT = 2.0  # seconds; a second Ctrl-C after so long means at once. Launchers pass the first one on, as a second
+SECOND_CTRL_C_S = 2.0  # a second Ctrl-C after this time stops at once; an earlier one may be the first, passed on
 
 
 class StopRequest:
-    """Which exit status a signal has asked for; 0: none has.
+    """The exit status that a signal has requested; 0 without a signal.
 
-    While the run prepares there is nothing to save, and a signal raises `Stopped` at once. From `wait_for_step` on it
-    is only noted, and the loop asks at each step boundary.
+    Before `wait_for_step` there is nothing to save, and a signal raises `Stopped` at once. After it a signal only sets
+    `status`, which the training loop reads after each step.
     """
 
     def __init__(self) -> None:
@@ -28,16 +28,16 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        before = {number: signal.signal(number, self._take) for number in STATUS}
+        before = {number: signal.signal(number, self._receive) for number in STATUS}
         try:
             yield self
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _take(self, number: int, _frame: object) -> None:
+    def _receive(self, number: int, _frame: object) -> None:
         now = time.monotonic()
-        if number == signal.SIGINT and self.status and now - self.first > IMPATIENT:
+        if number == signal.SIGINT and self.status and now - self.first > SECOND_CTRL_C_S:
             raise KeyboardInterrupt
         self.status, self.first = self.status or STATUS[number], self.first or now
         if not self.waits:
@@ -46,7 +46,7 @@ class StopRequest:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Inside, a signal ends the process at once: while C++ waits, no handler of Python's is called."""
+    """Inside, a signal ends the process at once: while C++ waits, Python calls no handler."""
     before = {number: signal.signal(number, signal.SIG_DFL) for number in STATUS}
     try:
         yield

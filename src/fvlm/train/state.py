@@ -1,4 +1,4 @@
-"""What survives a kill: one lock per run, checkpoints written beside and renamed."""
+"""Files that survive a kill: the lock of a run, and checkpoints that are written to a temporary file and renamed."""
 
 import errno
 import fcntl
@@ -6,6 +6,7 @@ import os
 import pickle
 import pickletools
 import re
+import shutil
 import socket
 import sys
 import time
@@ -22,15 +23,14 @@ from fvlm.records import unwritten
 from fvlm.train.ranks import Ranks
 
 KINDS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")  # in a checkpoint
-FORMAT = 3  # of a checkpoint; one of another format is not continued
+FORMAT = 3  # of a checkpoint; part of its identity, so that one of another format is not resumed
 
 
 class RunLock:
-    """At most one process trains a run, or several ranks together. The lock is the first one's, and goes with its
-    process, however that ends.
+    """A lock that one training of a run holds. Its first rank takes it, and it ends with that process.
 
-    A second process waits: Snakemake may have been killed while its training lives on, and then that training's
-    last checkpoint is where the second one continues.
+    A second process waits: if Snakemake was killed, its training may live on, and the second process resumes from the
+    last checkpoint of that training.
 
     digest  of the run's configuration, for `fvlm status`
     """
@@ -40,7 +40,7 @@ class RunLock:
 
     def __enter__(self) -> "RunLock":
         waited = False
-        while not self.ranks.at_first(self._taken):
+        while not self.ranks.at_first(self._take):
             if self.ranks.first and not waited:
                 self.file.seek(0)
                 holder = self.file.read().strip() or "another process"
@@ -49,7 +49,7 @@ class RunLock:
             time.sleep(0.2)
         return self
 
-    def _taken(self) -> bool:
+    def _take(self) -> bool:
         if self.file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = open(self.path, "a+")  # noqa: SIM115 - open as long as the run
@@ -68,10 +68,7 @@ class RunLock:
 
 
 def write_weights(path: Path, write: Callable[[Path], None]) -> None:
-    """`write_beside` for what may fill the disk.
-
-    raises   UserError if it cannot be written; of a full disk torch itself says no more than "unexpected pos"
-    """
+    """Call `write_beside` for a large file; raises UserError if it cannot be written."""
     try:
         write_beside(path, write)
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -79,18 +76,18 @@ def write_weights(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def save_checkpoint(state: Path, step: int, content: dict, keep: int) -> int:
-    """Write checkpoint `step` and drop all but the newest `keep`; returns its bytes."""
+    """Write checkpoint `step` and delete all but the newest `keep`; return its bytes."""
     path = _path_of(state, step)
-    write_weights(path, lambda beside: torch.save(content, beside))
+    write_weights(path, lambda part: torch.save(content, part))
     for old in _stored(state)[:-keep]:
         old.unlink()
     return path.stat().st_size
 
 
 def load_checkpoint(state: Path, identity: str) -> dict | None:
-    """The newest checkpoint of this very configuration, data and parent that can be read whole, or None.
+    """Return the newest readable checkpoint, or None if it is of another configuration, other data or another parent.
 
-    A broken one is deleted, or it would count among the newest that are kept.
+    A damaged checkpoint is deleted, so that it does not count among the newest that are kept.
     """
     for path in reversed(_stored(state)):
         try:
@@ -102,19 +99,16 @@ def load_checkpoint(state: Path, identity: str) -> dict | None:
             continue
         if content["identity"] == identity:
             return content
-        print(
-            f"{path}: made by another configuration, other data or another parent; starting over",
-            file=sys.stderr,
-        )
+        print(f"{path}: of another configuration, other data or another parent; starting over", file=sys.stderr)
         return None
     return None
 
 
 def read_checkpoint(path: Path) -> dict:
-    """One checkpoint, on the CPU.
+    """Return the content of a checkpoint, on the CPU.
 
-    raises      ValueError if it is damaged, or holds what no checkpoint does; OSError, MemoryError where it may be
-                whole and cannot be read here and now
+    raises      ValueError if the file is damaged or holds other objects than a checkpoint; OSError or MemoryError if it
+                cannot be read now, but may be whole
     """
     try:
         check_archive(path)
@@ -123,7 +117,7 @@ def read_checkpoint(path: Path) -> dict:
     except MemoryError:
         raise
     except (*BROKEN, pickle.UnpicklingError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: sought where the damaged file led
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a damaged file has a wrong offset
             raise
         raise ValueError(first_line(error)) from error
     if not isinstance(content, dict) or not {"identity", "step"} <= content.keys():
@@ -132,34 +126,34 @@ def read_checkpoint(path: Path) -> dict:
 
 
 def _check_kinds(path: Path) -> None:
-    """Refuse what torch would also build without running code: `bytearray(10**12)`, say. Raises ValueError."""
+    """Raise ValueError for objects that torch would build without running code, such as `bytearray(10**12)`."""
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         content = b"".join(map(archive.read, names))
     for operation, argument, _ in pickletools.genops(content):
         if operation.name in ("GLOBAL", "STACK_GLOBAL", "INST") and not KINDS.fullmatch(str(argument)):
-            raise ValueError(f"it holds {argument or 'something'}, which no checkpoint does")
+            raise ValueError(f"it holds {argument or 'an object'}, which no checkpoint does")
 
 
 def _stored(state: Path) -> list[Path]:
-    """The checkpoints, from the oldest to the newest."""
+    """Return the checkpoints from the oldest to the newest."""
     return sorted(path for path in state.glob("step_*.pt") if path.is_file())
 
 
 def continued(state: Path, identity: str, ranks: Ranks) -> dict | None:
-    """`load_checkpoint` of the first rank, which all of them read."""
+    """Return, in all ranks, the checkpoint that `load_checkpoint` returns in the first rank."""
     saved = load_checkpoint(state, identity) if ranks.first else None
     (step, *_) = ranks.gather(None if saved is None else saved["step"])
-    missing = None
+    error = None
     if step is not None and saved is None:
         try:
             saved = read_checkpoint(_path_of(state, step))
-        except OSError as error:
-            missing = UserError(
-                f"{_path_of(state, step)} cannot be read by rank {ranks.rank} on {socket.gethostname()} ({error}); "
-                "results must lie where all nodes see them"
+        except OSError as problem:
+            error = UserError(
+                f"{_path_of(state, step)} cannot be read by rank {ranks.rank} on {socket.gethostname()} ({problem}); "
+                "put the results into a folder that all nodes share"
             )
-    ranks.agree(error=missing)
+    ranks.agree(error=error)
     return saved
 
 
@@ -167,8 +161,13 @@ def _path_of(state: Path, step: int) -> Path:
     return state / f"step_{step:08d}.pt"
 
 
-def clear(state: Path) -> None:
-    """Forget an earlier configuration's checkpoints, best weights and metrics."""
-    for pattern in ("step_*.pt", "best_*.safetensors", "*.jsonl"):
-        for path in state.glob(pattern):
+def clear(folder: Path) -> None:
+    """Delete what another training left in a run's folder and this training may not replace.
+
+    That is its summary, by which the run would count as finished, its attention maps, and its checkpoints, best weights
+    and logs.
+    """
+    for pattern in ("run_summary.json", "state/step_*.pt", "state/best_*.safetensors", "state/*.jsonl"):
+        for path in folder.glob(pattern):
             path.unlink()
+    shutil.rmtree(folder / "attention", ignore_errors=True)

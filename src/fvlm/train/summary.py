@@ -1,4 +1,4 @@
-"""What a finished run says of itself: run_summary.json."""
+"""The summary of a finished run: run_summary.json."""
 
 import platform
 import subprocess
@@ -13,17 +13,17 @@ import torch
 import fvlm
 from fvlm.costs.flops import parameters
 from fvlm.data.batches.loader import Steps
-from fvlm.data.batches.order import Order
 from fvlm.device import hardware, precision_on
 from fvlm.model.packing import first_fit
-from fvlm.train.loop import Trainer
 
-MOST_STEPS = 1000  # looked at for the fill, evenly spaced
+STEPS_OF_FILL = 1000  # at most, evenly spaced
 
 
-def summary_of(trainer: Trainer, order: Order, flops: np.ndarray) -> dict:
-    """Every field of a finished run's summary; `flops` (n,) of the samples of its order."""
-    run, model, spent = trainer.run, trainer.run.model, trainer.spent
+def summary_of(trainer) -> dict:
+    """Return every field of the summary; `trainer` is a `Trainer` (fvlm.train.loop) that has finished its run."""
+    run, model, spent, setup = trainer.run, trainer.run.model, trainer.spent, trainer.setup
+    order = setup.steps.order
+    speed = float(trainer.work[-1]) / spent.steps
     return {
         "run": run.name, "family": run.family, "digest": run.digest, "seed": run.train.seed, "parent": run.parent,
         "question": run.question, "architecture": model.architecture, "deep_query": model.deep_query,
@@ -33,35 +33,27 @@ def summary_of(trainer: Trainer, order: Order, flops: np.ndarray) -> dict:
         **{key: run.labels.get(key, "") for key in ("size", "budget", "letter")}, "frozen": list(run.optim.freeze),
         **{f"params_{key}": value for key, value in parameters(model).items()},
         "samples": len(order), "samples_planned": run.train.samples, "steps": trainer.step,
-        "flops": float(flops.sum()), "flops_budget": run.train.flops,
+        "flops": float(setup.flops.sum()), "flops_budget": run.train.flops,
         "text_tokens": int(order.text_tokens.sum()), "frames": int(order.positions.sum()),
-        "final": trainer.final, "best": trainer.best,
-        "best_by": "training loss" if trainer.measure == "train_loss" else "validation loss",
+        "final": trainer.last_evaluation, "best": trainer.best,
+        "best_by": "training loss" if trainer.best_by == "train_loss" else "validation loss",
         "last_loss": _last_of_sources(trainer.metrics.records()),
         "wall_s": round(spent.wall, 3), "train_s": round(spent.steps, 3), "validation_s": round(spent.validations, 3),
-        **_speed(trainer, len(order)), "checkpoints": spent.about_checkpoints(),
+        "samples_per_s": len(order) / spent.steps, "tflops": speed / 1e12,
+        "mfu": speed / setup.peak if setup.peak else None, "checkpoints": spent.about_checkpoints(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "git": git_state(), "versions": versions(), "hardware": hardware(), "device": trainer.device.type,
         "ranks": trainer.ranks.count, "precision": precision_on(run, trainer.device),
         "threads": torch.get_num_threads(),
         "config": run.model_dump(mode="json"),
+        "fill": setup.fill,
     }  # fmt: skip
 
 
 def _last_of_sources(records: list[dict]) -> dict[str, float]:
-    """The training loss of the last step in which a source had a sample, by source."""
+    """Return, by source, the training loss of the last step in which the source had a sample."""
     last = {key: value for record in records for key, value in record.items() if key.startswith("loss:")}
     return {key.removeprefix("loss:"): last[key] for key in sorted(last)}
-
-
-def _speed(trainer: Trainer, samples: int) -> dict[str, float | None]:
-    """Means over all training steps, with the waits for data."""
-    speed = float(trainer.work[-1]) / trainer.spent.steps
-    return {
-        "samples_per_s": samples / trainer.spent.steps,
-        "tflops": speed / 1e12,
-        "mfu": speed / trainer.peak if trainer.peak else None,
-    }
 
 
 def versions() -> dict[str, str]:
@@ -70,31 +62,29 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, str | bool | None]:
-    """The commit that the package was run from and whether the working tree differs; None outside a checkout."""
-    said = []
+    """Return the commit of the package and whether its working tree differs; None outside a git checkout."""
+    outputs = []
     for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no")):
         try:
-            done = subprocess.run(
-                ["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
-            )
-        except (OSError, subprocess.TimeoutExpired):
+            outputs.append(
+                subprocess.run(["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10,
+                               check=True).stdout.strip()
+            )  # fmt: skip
+        except (OSError, subprocess.SubprocessError):
             return {"commit": None, "dirty": None}
-        if done.returncode:
-            return {"commit": None, "dirty": None}
-        said.append(done.stdout.strip())
-    return {"commit": said[0], "dirty": bool(said[1])}
+    return {"commit": outputs[0], "dirty": bool(outputs[1])}
 
 
 def fill_of(steps: Steps, flops: np.ndarray) -> dict[str, float]:
-    """Shares between 0 and 1, from lengths alone.
+    """Return how full the micro-batches are, shares between 0 and 1, computed from lengths alone.
 
     flops       (n,) training FLOPs of each sample of the order
-    returns     frames, tokens: what micro-batches use of the budgets `micro_frames` and `micro_tokens`
-                rows: cells of the language model's packed rows that hold a token; the others are computed for nothing
-                spread: standard deviation of the steps' FLOPs over their mean, the last and shorter step left out
+    returns     frames, tokens: used share of the budgets `micro_frames` and `micro_tokens`
+                rows: share of the cells of the language model's packed rows that hold a token
+                spread: standard deviation of the steps' FLOPs divided by their mean, without the last, shorter step
                 micro_batches: mean number per step, of all ranks
     """
-    chosen = np.unique(np.linspace(0, len(steps) - 1, MOST_STEPS).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(steps) - 1, STEPS_OF_FILL).round().astype(int))
     visual, order = steps.visual_tokens, steps.order
     used, cells, count = np.zeros(2), np.zeros(2), 0
     for step in chosen.tolist():
@@ -105,19 +95,19 @@ def fill_of(steps: Steps, flops: np.ndarray) -> dict[str, float]:
             cells += ((positions * visual + tokens).sum(), rows * width)
             count += 1
     full = len(order) // steps.batch_size
-    of_step = flops[: full * steps.batch_size].reshape(full, -1).sum(1)
+    step_flops = flops[: full * steps.batch_size].reshape(full, -1).sum(1)
     return {
         "frames": used[0] / (count * steps.most_positions),
         "tokens": used[1] / (count * steps.most_tokens),
         "rows": cells[0] / cells[1],
-        "spread": float(of_step.std() / of_step.mean()) if full else 0.0,
+        "spread": float(step_flops.std() / step_flops.mean()) if full else 0.0,
         "micro_batches": count / len(chosen),
     }
 
 
-def said_of(fill: dict[str, float]) -> str:
+def describe_fill(fill: dict[str, float]) -> str:
     return (
-        f"{fill['micro_batches']:.1f} micro-batches a step, {fill['frames']:.0%} of micro_frames and "
-        f"{fill['tokens']:.0%} of micro_tokens used; {fill['rows']:.0%} of the packed rows are tokens; "
-        f"steps' FLOPs differ by {fill['spread']:.1%}"
+        f"{fill['micro_batches']:.1f} micro-batches per step, which use {fill['frames']:.0%} of micro_frames and "
+        f"{fill['tokens']:.0%} of micro_tokens; {fill['rows']:.0%} of the packed rows are tokens; "
+        f"the steps' FLOPs differ by {fill['spread']:.1%}"
     )

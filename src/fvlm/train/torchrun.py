@@ -1,7 +1,7 @@
 """torchrun with the exit status of the training: `python -m fvlm.train.torchrun --nproc-per-node=2 -m fvlm ...`.
 
-torchrun itself exits with 1 whatever its ranks return, and kills them 30 s after a signal. A signal before it has
-started them ends it, and a third signal leaves them behind.
+Without this module torchrun exits with 1 for every failure, kills the ranks 30 s after a signal, dies of a signal
+before it has started them, and leaves them running after a third signal.
 """
 
 import logging
@@ -14,15 +14,15 @@ import psutil
 from fvlm.train.signals import PASSED_ON, REQUEUE
 
 SECONDS_TO_SAVE = 600  # a checkpoint of the largest model on slow storage
-SIGNALS = "--signals-to-handle=SIGQUIT"  # torchrun's own; this module handles the others
-RETRY_S = 0.2  # until a signal is passed on again, while torchrun has no process yet
+SIGNALS = "--signals-to-handle=SIGQUIT"  # for torchrun; this module handles the others
+RETRY_S = 0.2  # pause before a signal is passed on again while torchrun has not started the ranks
 
 
 def main(argv: list[str]) -> int:
     """Run torchrun and return the exit status of the rank that failed first, 0 if none did.
 
-    A signal goes on to the ranks, which save themselves; the status is then REQUEUE, whatever theirs is. The handler
-    raises nothing: an exception in the middle of an import can be lost.
+    A signal is passed on to the ranks, which save and stop; the status is then REQUEUE, whatever theirs is. The handler
+    raises no exception, since an exception during an import can be lost.
     """
     received = []
 
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
 
 def _run(argv: list[str], received: list[int]) -> int:
     """Import torchrun, which takes seconds, and run it unless a signal has arrived meanwhile."""
-    logging.disable()  # the ranks report what happened
+    logging.disable()  # the ranks report their errors themselves
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 

@@ -1,7 +1,7 @@
-"""Copies of the metrics for Weights & Biases and TensorBoard, for those who like to watch there.
+"""Copies of the metrics for Weights & Biases and TensorBoard.
 
-The run's own metrics files are the truth. So a package that is missing, or a login that is, stops the run before it
-trains; a copy that fails later, for want of disk or network, is given up with one line, and the training goes on.
+The run's own metrics files are complete without them. A missing package or login stops the run before it trains. A
+tracker that fails later, because of a full disk or the network, is closed with one message, and the training continues.
 """
 
 import os
@@ -18,103 +18,101 @@ from fvlm.config.schema import Run
 from fvlm.errors import UserError
 from fvlm.train.ranks import Ranks
 
-FINISH_SECONDS = 60.0  # a network that is gone does not hold up the end of a run for longer
+FINISH_SECONDS = 60.0  # the longest that a lost network delays the end of a run
 
 
-class Mirror(Protocol):
+class Tracker(Protocol):
     def log(self, values: dict[str, float], step: int) -> None: ...
 
     def close(self) -> None: ...
 
 
 def require_packages(run: Run) -> None:
-    """Raise UserError if a package is missing that `operation.wandb` or `operation.tensorboard` wants."""
+    """Raise UserError if `operation.wandb` or `operation.tensorboard` needs a package that is not installed."""
     for package, wanted, off in (
         ("wandb", run.operation.wandb is not None, "null"),
         ("tensorboard", run.operation.tensorboard, "false"),
     ):
         if wanted and find_spec(package) is None:
             raise UserError(
-                f"run {run.name!r}: operation.{package} wants the package {package}, which is not installed; "
+                f"run {run.name!r}: operation.{package} needs the package {package}, which is not installed; "
                 f"pip install 'fvlm[{package}]', or write operation.{package}: {off}"
             )
 
 
-class Mirrors:
-    """The copies that `operation.wandb` and `operation.tensorboard` ask for; usually none.
+class Trackers:
+    """The trackers that `operation.wandb` and `operation.tensorboard` request; by default none.
 
     study_name    the project in Weights & Biases
-    folder        the run's; the copies lie in its wandb/ and tensorboard/
-    identity      of this training, 32 characters: one that is continued goes on in the same place
-    resume_step   where it goes on; None: from the start
-    raises        UserError if Weights & Biases wants a login
+    folder        the run's; its wandb/ and tensorboard/ hold the copies
+    identity      of this training, 32 characters; a training that resumes continues the copies of its identity
+    resume_step   the step from which it resumes; None: from the start
+    raises        UserError if Weights & Biases needs a login
     """
 
     def __init__(self, run: Run, study_name: str, folder: Path, identity: str, resume_step: int | None):
         self.run, self.resume_step = run, resume_step
-        self.mirrors: dict[str, Mirror] = {}
+        self.trackers: dict[str, Tracker] = {}
         if run.operation.wandb is not None:
             self._open("Weights & Biases", lambda: _Wandb(run, study_name, folder, identity))
         if run.operation.tensorboard:
             self._open("TensorBoard", lambda: _TensorBoard(run, folder, resume_step))
 
     @classmethod
-    def first_of(cls, ranks: Ranks, *about) -> "Mirrors":
-        """Those of the first rank; the others copy nothing. If they cannot be opened, all raise UserError."""
-        made: list[Mirrors] = []
-        ranks.at_first(lambda: made.append(cls(*about)))
-        if not made:
-            run, *rest = about
+    def of_first(cls, ranks: Ranks, run: Run, *about) -> "Trackers":
+        """Open the trackers in the first rank; the other ranks have none. All raise UserError if they cannot open."""
+        opened: list[Trackers] = []
+        ranks.at_first(lambda: opened.append(cls(run, *about)))
+        if not opened:
             off = run.operation.model_copy(update={"wandb": None, "tensorboard": False})
-            made.append(cls(run.model_copy(update={"operation": off}), *rest))
-        return made[0]
+            opened.append(cls(run.model_copy(update={"operation": off}), *about))
+        return opened[0]
 
     def log(self, kind: Literal["train", "validation"], record: dict) -> None:
-        """Copy the numbers of a metrics record, unless it was copied before the run was interrupted.
+        """Copy the numbers of a record, unless they were copied before the training was interrupted.
 
-        That may have been after a step and before its validation.
+        A checkpoint may be from before the validation of its step, so a validation of the resumed step is copied.
         """
         new = record["step"] + (kind == "validation")
-        if not self.mirrors or (self.resume_step is not None and new <= self.resume_step):
+        if not self.trackers or (self.resume_step is not None and new <= self.resume_step):
             return
         values = {
             f"{kind}/{name.replace(':', '/')}": value
             for name, value in record.items()
             if name != "step" and isinstance(value, int | float)
         }
-        for name in list(self.mirrors):
-            with self._survived(name):
-                self.mirrors[name].log(values, record["step"])
+        for name in list(self.trackers):
+            with self._closed_on_error(name):
+                self.trackers[name].log(values, record["step"])
 
     def close(self) -> None:
-        for name in list(self.mirrors):
-            with self._survived(name):
-                self.mirrors.pop(name).close()
+        for name in list(self.trackers):
+            with self._closed_on_error(name):
+                self.trackers.pop(name).close()
 
-    def _open(self, name: str, make: Callable[[], Mirror]) -> None:
-        with self._survived(name):
-            self.mirrors[name] = make()
+    def _open(self, name: str, make: Callable[[], Tracker]) -> None:
+        with self._closed_on_error(name):
+            self.trackers[name] = make()
 
     @contextmanager
-    def _survived(self, name: str) -> Iterator[None]:
+    def _closed_on_error(self, name: str) -> Iterator[None]:
         try:
             yield
         except UserError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever somebody else's service dies of, the training lives
-            said = " ".join(str(error).split())[:200] or type(error).__name__
-            print(f"{self.run.name}: {name} failed ({said}); going on without it", file=sys.stderr, flush=True)
-            self.mirrors.pop(name, None)
+        except Exception as error:  # noqa: BLE001 - no error of a tracker may stop the training
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            print(f"{self.run.name}: {name} failed ({reason}); going on without it", file=sys.stderr, flush=True)
+            self.trackers.pop(name, None)
 
 
 class _Wandb:
-    """A run of Weights & Biases. Its id is the training's identity: what is continued is continued there."""
+    """A run of Weights & Biases. Its id is the training's identity, so that a resumed training continues it."""
 
     def __init__(self, run: Run, study_name: str, folder: Path, identity: str):
         mode = run.operation.wandb
-        # What it would leave in the user's home; and it asks for nothing on a terminal when it is silent.
-        os.environ.setdefault("WANDB_CACHE_DIR", str((folder / "wandb").absolute()))
-        os.environ["WANDB_SILENT"] = "true"
+        os.environ.setdefault("WANDB_CACHE_DIR", str((folder / "wandb").absolute()))  # instead of the user's home
+        os.environ["WANDB_SILENT"] = "true"  # no questions on a terminal
         if mode == "offline":
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it would look for a network
         import wandb
@@ -136,9 +134,9 @@ class _Wandb:
                 settings=settings,
             )
         except (wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
-            said = str(error).rstrip(".")
+            reason = str(error).rstrip(".")
             raise UserError(
-                f"run {run.name!r}: operation.wandb is {mode!r}, but Weights & Biases says: {said}; or write "
+                f"run {run.name!r}: operation.wandb is {mode!r}, but Weights & Biases reports: {reason}; or write "
                 "operation.wandb: offline, and upload later with `wandb sync`"
             ) from error
 
@@ -150,10 +148,10 @@ class _Wandb:
 
 
 class _TensorBoard:
-    """An event file. What earlier files hold of later steps, or of an earlier training, is hidden by TensorBoard.
+    """An event file. TensorBoard hides what earlier files hold of later steps or of an earlier training.
 
-    Written here and at once: the usual writer's thread loses two minutes of steps in a kill, although a checkpoint may
-    cover them, and speaks up on its own when the disk is full.
+    It is written at once and in this thread. TensorBoard's own writer uses a thread, which loses two minutes of steps
+    in a kill although a checkpoint may have them, and prints an error of its own when the disk is full.
     """
 
     def __init__(self, run: Run, folder: Path, resume_step: int | None):

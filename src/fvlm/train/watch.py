@@ -1,4 +1,4 @@
-"""Where the queries look in a few fixed held-out videos, saved while a run trains."""
+"""Attention maps of a few fixed held-out videos, saved while a run trains."""
 
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from fvlm.train.ranks import Ranks
 class Watch:
     """Saves `attention/step_XXXXXXXX.npz` and `.png` in the run's folder whenever it is called.
 
-    It draws no random number and leaves the model as it was, so a run that is watched learns the same. Does nothing for
-    a model without queries, where `operation.attention_videos` is 0, or where no video is held out.
+    It draws no random number and leaves the model as it was, so it does not change the training. It does nothing for a
+    model without queries, if `operation.attention_videos` is 0, or if no video is held out.
     """
 
     def __init__(self, run: Run, study: Study, folder: Path):
@@ -27,7 +27,7 @@ class Watch:
 
     @torch.no_grad()
     def __call__(self, model: VideoLanguageModel, step: int, device: torch.device, context, ranks: Ranks) -> None:
-        """step: updates so far; context: the run's autocast; ranks: all look, the first one saves."""
+        """Save the maps after `step` steps, in the autocast `context`. All ranks call this; the first one writes."""
         if self.videos is None:
             return
         training = model.training
@@ -39,10 +39,10 @@ class Watch:
             with context:
                 output = model(batch.to(device), self.run.model.training_mode, with_attention=True)
             maps = maps_of(batch, output, side)
-            looked = maps.get("fine", maps.get("coarse"))
+            attention = maps.get("fine", maps.get("coarse"))
             arrays |= {f"{name}_{k}": maps[name] for name in ("fine", "coarse", "entropy_fine") if name in maps}
             entropy = float(maps["entropy_fine"].mean())
-            rows.append(Row(maps["frames"], looked, f"{batch.sources[0]}   {batch.keys[0]}   {entropy:.2f} nats"))
+            rows.append(Row(maps["frames"], attention, f"{batch.sources[0]}   {batch.keys[0]}   {entropy:.2f} nats"))
             arrays |= {f"key_{k}": np.array(batch.keys[0]), f"source_{k}": np.array(batch.sources[0])}
         model.train(training)
         ranks.at_first(lambda: self._write(step, rows, arrays))
@@ -50,8 +50,8 @@ class Watch:
     def _write(self, step: int, rows: list[Row], arrays: dict[str, np.ndarray]) -> None:
         picture = overlay(rows, f"{self.run.name}, step {step:,}: where the query looks")
         name = f"step_{step:08d}"
-        write_beside(self.folder / f"{name}.npz", lambda beside: _save(beside, arrays))
-        write_beside(self.folder / f"{name}.png", lambda beside: picture.save(beside, format="PNG", compress_level=1))
+        write_beside(self.folder / f"{name}.npz", lambda part: _save(part, arrays))
+        write_beside(self.folder / f"{name}.png", lambda part: picture.save(part, format="PNG", compress_level=1))
 
 
 def _videos(run: Run, study: Study) -> Steps | None:

@@ -106,7 +106,6 @@ class Steps:
     loss            which text tokens are scored, as `data.loss` says. With "preference" each sample of the order is two
                     neighbours in its batch, the chosen answer before the rejected one, which share their frames
     rank, ranks     which share of every step this process takes, of how many
-    even            every rank has as many micro-batches, some of them without a sample
     raises          ValueError if the order was not drawn with pairs, but the loss wants them
     """
 
@@ -120,11 +119,10 @@ class Steps:
         batch_size: int,
         rank: int = 0,
         ranks: int = 1,
-        even: bool = False,
     ):
         if loss == "preference" and not order.rejected_tokens.all():
             raise ValueError("loss 'preference' needs an order that was drawn with pairs=True")
-        self.rank, self.ranks, self.even = rank, ranks, even
+        self.rank, self.ranks = rank, ranks
         self.corpus, self.order, self.batch_size, self.loss = corpus, order, batch_size, loss
         self.max_tokens, self.results = run.data.max_text_tokens, Path(study.results)
         self.visual_tokens = run.model.visual_tokens
@@ -135,15 +133,7 @@ class Steps:
         return -(-len(self.order) // self.batch_size)
 
     def __getitem__(self, step: int) -> list[Batch]:
-        groups = self.groups_by_rank(step)
-        batches = [self.batch(group) for group in groups[self.rank]]
-        missing = max(map(len, groups)) - len(batches) if self.even else 0
-        return batches + [empty_batch() for _ in range(missing)]
-
-    def sees(self, step: int) -> bool:
-        """Has any sample of the step, of whichever rank, a frame?"""
-        low = step * self.batch_size
-        return bool(self.order.positions[low : low + self.batch_size].any())
+        return [self.batch(group) for group in self.groups(step)]
 
     def batch(self, places: list[int]) -> Batch:
         """The samples at some places of the order, each decoded to where it lies in the batch."""
@@ -250,13 +240,6 @@ def pack(samples: list[dict], frames: np.ndarray | None = None) -> Batch:
     )
 
 
-def empty_batch() -> Batch:
-    """A batch without samples."""
-    none = torch.zeros(0, dtype=torch.int64)
-    frames = torch.zeros(0, IMAGE, IMAGE, 3, dtype=torch.uint8)
-    return Batch(frames, none, none, none, none, none.bool(), [], [])
-
-
 def load_steps(steps: Steps, first: int = 0, workers: int = 0, pin: bool = False) -> Iterator[list[Batch]]:
     """Steps `first`, `first` + 1, ... in order, read ahead by `workers` threads (0: read when asked for).
 
@@ -288,7 +271,7 @@ def load_steps(steps: Steps, first: int = 0, workers: int = 0, pin: bool = False
 def validation_steps(run: Run, study: Study, batch_size: int = 8, **share) -> Steps | None:
     """The run's validation samples as steps, or None where its sources hold out too few.
 
-    share   rank, ranks and even, as `Steps` takes them
+    share   rank and ranks, as `Steps` takes them
     """
     corpus = open_held_out(run, study, "validation", run.train.validation_samples)
     if not sum(len(rows) for rows in corpus.rows):
