@@ -204,19 +204,11 @@ def test_another_status_command_is_no_training(begun):
         assert not status.is_held(lock)
 
 
-def test_a_real_run_that_is_finished(prepared, tmp_path):
+def test_a_real_run_is_finished_or_out_of_date_with_the_fields_that_differ(prepared, tmp_path, capsys):
     _, _, summary = trained(prepared, tmp_path / "runs")
-    found = state_of(tmp_path)
-    assert found.state == "finished" and found.step == found.steps == summary["steps"]
-    assert found.hours == pytest.approx(summary["wall_s"] / 3600)
-    (tmp_path / "runs/baseline/run_summary.json").unlink()  # as if it was killed at its end
-    (tmp_path / "runs/baseline/state/lock").write_text(f"process 1 on {socket.gethostname()}")
-    found = state_of(tmp_path)
-    assert found.state == "failed" and found.step == summary["steps"] and found.left_s == 0
-
-
-def test_a_run_that_is_out_of_date_names_the_fields_that_differ(prepared, tmp_path, capsys):
-    trained(prepared, tmp_path / "runs")
+    finished = state_of(tmp_path)
+    assert finished.state == "finished" and finished.step == finished.steps == summary["steps"]
+    assert finished.hours == pytest.approx(summary["wall_s"] / 3600)
     changes = {"train.samples": 12, "optim.lr.llm": 3e-5, "operation.threads": 2}
     fields = "out of date: optim.lr.llm 0.002 -> 3e-05, train.samples 16 -> 12"
     assert state_of(tmp_path, baseline=changes).note == fields
@@ -226,6 +218,8 @@ def test_a_run_that_is_out_of_date_names_the_fields_that_differ(prepared, tmp_pa
     (tmp_path / "run.json").rename(stored)
     (tmp_path / "runs/baseline/run_summary.json").unlink()  # as if killed before the end
     configured(tmp_path, json.loads(stored.read_text())["digest"])
+    killed = state_of(tmp_path)
+    assert killed.state == "failed" and killed.step == summary["steps"] and killed.left_s == 0
     assert state_of(tmp_path, baseline=changes).note == fields + "; training starts over"
     capsys.readouterr()
     trained(prepared, tmp_path / "runs", baseline=changes)
