@@ -1,4 +1,4 @@
-"""Preflight finds what is wrong, all of it, and says what it could not try."""
+"""`fvlm preflight` reports all problems, and which checks are not possible here."""
 
 import fcntl
 import shutil
@@ -32,28 +32,28 @@ def skip():
     raise NotChecked("not here")
 
 
-def test_a_check_is_ok_a_problem_or_not_tried():
+def test_a_check_is_ok_a_problem_or_not_checked():
     checks = [tried("one", lambda: "fine"), tried("two", refuse), tried("three", skip)]
     assert [check.state for check in checks] == [OK, PROBLEM, NOT_CHECKED]
     assert "1 ok, 1 problems, 1 not checked" in table_of(checks) and "mend it" in table_of(checks)
 
 
-def test_all_problems_are_listed_and_the_rest_is_tried(tmp_path, capsys):
+def test_all_problems_are_listed_and_all_other_checks_run(tmp_path, capsys):
     study = tmp_path / "study.yaml"
     study.write_text(
         f"based_on: smoke.yaml\nstudy: broken\nresults: {tmp_path}/results\n"
         "sources: {grid: {reader: shards, path: 'nowhere/{00000..00001}.tar'}, chat: {reader: folder, path: nowhere}}\n"
     )
     assert command.main(parse("fvlm.study.preflight", ["--study", str(study)])) == 1
-    said = capsys.readouterr().out
-    assert "source grid: 2 of 2 shards are not there" in said and "source chat: no folder 'nowhere'" in said
+    output = capsys.readouterr().out
+    assert "source grid: 2 of 2 shards" in output and "source chat: no folder 'nowhere'" in output
     for name in ("models", "step", "worst batch", "evaluation", "figure", "checkpoint", "file locks"):
-        assert f"ok          {name}: " in said, said
+        assert f"ok          {name}: " in output, output
     written = (tmp_path / "results/preflight.txt").read_text()
     assert "2 problems" in written and not list((tmp_path / "results").glob(".preflight-*"))
 
 
-def test_what_a_killed_preflight_left_is_deleted_and_what_a_running_one_uses_is_not(tmp_path):
+def test_the_scratch_folder_of_a_killed_preflight_is_deleted_and_that_of_a_running_one_is_not(tmp_path):
     for name in ("killed", "running"):
         (tmp_path / f".preflight-{name}").mkdir()
         (tmp_path / f".preflight-{name}/alive").touch()
@@ -87,23 +87,23 @@ def test_files_are_decoded_as_the_workflow_does(prepared, tmp_path):
         data.readable(study.sources["moves"], study, tmp_path)
 
 
-def test_a_full_disk_is_seen_before_it_is_full(tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_reported(tmp_path, monkeypatch):
     study = load(CONFIG, "paper.yaml", results=str(tmp_path / "results"))
     needed = machine.training_bytes(study) + machine.shard_bytes(study)
     assert needed > 46 * 3 * 4 * 134e6
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(needed) - 1))
-    with pytest.raises(UserError, match="make room"):
+    with pytest.raises(UserError, match="free some space"):
         machine.disk(study)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(needed) + 1))
     assert "to be written" in machine.disk(study)
 
 
-def test_shared_memory_matters_between_gpus_alone():
+def test_shared_memory_is_checked_only_for_several_gpus():
     with pytest.raises(NotChecked, match="not needed"):
         machine.shared_memory(load(CONFIG, "paper.yaml"))
     several = load(CONFIG, "paper.yaml", baseline={"operation.gpus": 2})
-    assert "NCCL" in tried("shared memory", lambda: machine.shared_memory(several)).said
+    assert "NCCL" in tried("shared memory", lambda: machine.shared_memory(several)).message
 
 
 def test_the_size_of_a_checkpoint_is_that_of_a_real_one(prepared, tmp_path):
@@ -132,38 +132,37 @@ def test_the_worst_batch_is_as_full_as_predicted(name):
         assert len(group) == len(samples)  # in one forward pass
 
 
-def test_split_weights_that_one_gpu_cannot_hold_are_not_tried():
+def test_a_run_with_split_weights_is_tried_only_if_one_gpu_can_hold_it():
     study = load(CONFIG, "paper.yaml", baseline={"operation.gpus": 2, "operation.shard_weights": True})
     runs = sorted(map(unsplit, study.runs.values()), key=predicted_bytes)
-    run, why = models.on_one_gpu(runs, study, 32)
-    assert predicted_bytes(run) <= 32 * GB and "1.7B-C" in why and "was not tried" in why
+    run, remark = models.on_one_gpu(runs, study, 32)
+    assert predicted_bytes(run) <= 32 * GB and "1.7B-C" in remark
     assert models.on_one_gpu(runs, study, 80) == (runs[-1], "")
     with pytest.raises(NotChecked, match="splits its weights"):
         models.on_one_gpu(runs, study, 2)
     whole = load(CONFIG, "paper.yaml")
     runs = sorted(whole.runs.values(), key=predicted_bytes)
-    assert models.on_one_gpu(runs, whole, 2) == (runs[-1], "")  # what is not split must fit: its failure is told
+    assert models.on_one_gpu(runs, whole, 2) == (runs[-1], "")  # a run that is not split must fit
 
 
-@pytest.mark.parametrize(("script", "said"), [
-    ("exec sleep 20", "does not answer within 0.2 s"),
-    ("echo 'no controller' >&2; exit 1", "does not answer: no controller"),
+@pytest.mark.parametrize(("script", "reason"), [
+    ("exec sleep 20", "within 0.2 s"), ("echo 'no controller' >&2; exit 1", "no controller"),
 ])  # fmt: skip
-def test_a_cluster_that_does_not_answer_is_told_and_no_end(script, said, tmp_path, monkeypatch):
-    command = tmp_path / "sinfo"
-    command.write_text(f"#!/bin/sh\n{script}\n")
-    command.chmod(0o755)
+def test_a_cluster_that_does_not_answer_is_no_problem(script, reason, tmp_path, monkeypatch):
+    sinfo = tmp_path / "sinfo"
+    sinfo.write_text(f"#!/bin/sh\n{script}\n")
+    sinfo.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     if "sleep" in script:
         monkeypatch.setattr(machine, "SLURM_S", 0.2)
     check = tried("Slurm", machine.slurm)
-    assert check.state == NOT_CHECKED and said in check.said and "[" not in check.said
+    assert check.state == NOT_CHECKED and reason in check.message and "[" not in check.message
 
 
-def test_on_a_cpu_a_batch_that_takes_a_minute_at_most_is_tried():
+def test_on_a_cpu_the_largest_run_whose_batch_takes_up_to_a_minute_is_tried():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    run, why = models.run_to_try(load(CONFIG, "smoke.yaml"))
-    assert why == "" and run.family == "grid"
-    run, why = models.run_to_try(load(CONFIG, "paper.yaml"))
-    assert "1.7B" not in run.name and "was not tried" in why
+    run, remark = models.run_to_try(load(CONFIG, "smoke.yaml"))
+    assert remark == "" and run.family == "grid"
+    run, remark = models.run_to_try(load(CONFIG, "paper.yaml"))
+    assert "1.7B" not in run.name and "was not tried" in remark

@@ -1,6 +1,6 @@
-"""Every setting of a run and of a study, typed, frozen and strict: an unknown key is refused.
+"""Types of all settings of a run and of a study. They are constant, and an unknown key is an error.
 
-No torch here: the whole configuration is resolved while Snakemake parses the Snakefile.
+No torch here: Snakemake resolves the configuration while it parses the Snakefile.
 """
 
 import hashlib
@@ -101,12 +101,12 @@ class Model(Strict):
     language: LanguageSize
     deep_query: bool
     fine_pass: bool
-    fine_passes: int = Field(ge=1, le=8)  # where there is a fine pass, how often
+    fine_passes: int = Field(ge=1, le=8)  # number of fine passes, if there is one
     query_dim: int = Field(gt=0)
     query_init_std: float = Field(gt=0)
     visual_scale: float = Field(gt=0)
     lambda_coarse: float = Field(ge=0)
-    tokens_per_frame: int = Field(gt=0)  # of the pooled baselines; the foveated model always has one, the blind none
+    tokens_per_frame: int = Field(gt=0)  # of the pooled baselines; the foveated model has one, the blind model none
 
     @property
     def variant(self) -> Architecture:
@@ -120,7 +120,7 @@ class Model(Strict):
 
     @property
     def modes(self) -> tuple[str, ...]:
-        """The ways to evaluate this model."""
+        """Ways to evaluate this model."""
         return self.variant.modes
 
     @property
@@ -139,13 +139,13 @@ class Rates(Strict):
 class Optim(Strict):
     batch_size: int = Field(gt=0)  # samples per step
     lr: Rates
-    final_lr: Rates | None  # where schedule `converging` ends
+    final_lr: Rates | None  # last rates of schedule `converging`
     schedule: Literal["cosine", "constant", "converging"]
     warmup: float = Field(ge=0, lt=1)  # share of all steps
     weight_decay: float = Field(ge=0)
     clip: float = Field(gt=0)  # largest gradient norm
     betas: tuple[float, float]
-    ema: float | None = Field(gt=0, lt=1)  # decay of a moving average of the weights; null: none is kept
+    ema: float | None = Field(gt=0, lt=1)  # decay of a moving average of the weights; null: no average
     dpo_beta: float = Field(gt=0)  # of the preference loss
     freeze: tuple[Literal["connector", "dino", "llm"], ...]
 
@@ -156,22 +156,22 @@ class Data(Strict):
     weights: dict[str, float]  # weight of a source among those of its kind; empty: by their numbers of samples
     static_frames: int = Field(ge=1, le=64)  # an image is repeated to this many frames
     max_text_tokens: int = Field(gt=0)
-    question_first: float = Field(ge=0, le=1)  # share of the samples whose question stands before the frames
-    loss: Literal["all", "answers", "preference"]  # which text tokens are scored; preference: DPO on pairs of answers
+    question_first: float = Field(ge=0, le=1)  # share of the samples with the question before the frames
+    loss: Literal["all", "answers", "preference"]  # text tokens in the loss; preference: DPO on pairs of answers
 
 
 class Train(Strict):
-    samples: int | None = Field(gt=0)  # how long: samples seen ...
-    flops: float | None = Field(gt=0)  # ... or training FLOPs spent, whichever is given
+    samples: int | None = Field(gt=0)  # length of the training: samples, ...
+    flops: float | None = Field(gt=0)  # ... or training FLOPs; the other is null
     seed: int
-    epoch: int = Field(ge=0)  # a run that sees its parent's sources again takes another one: another order
+    epoch: int = Field(ge=0)  # selects the order of the samples; different from the parent's if sources repeat
     precision: Literal["float32", "bfloat16"]
     evaluations: int = Field(gt=0)  # validations over the run, evenly spaced, the last at the end
     validation_samples: int = Field(gt=0)  # per source, at each validation
 
 
 class Operation(Strict):
-    """How a run is executed. Nothing here changes what is learnt, so none of it is in the digest."""
+    """How a run is executed. It does not change the result, so it is not in the digest."""
 
     micro_frames: int = Field(gt=0)  # visual positions per forward pass; a step may take several
     micro_tokens: int = Field(gt=0)  # text tokens per forward pass
@@ -180,33 +180,33 @@ class Operation(Strict):
     attention_videos: int = Field(ge=0)  # held-out videos whose attention maps are saved at each validation
     loader_workers: int = Field(ge=0)
     threads: int = Field(gt=0)  # CPU threads of torch
-    gpus: int = Field(ge=0)  # asked of the scheduler, per node
+    gpus: int = Field(ge=0)  # requested from the scheduler, per node
     nodes: int = Field(default=1, ge=1)
     ranks: int | None = Field(default=None, ge=1)  # processes per node; null: one per GPU
     shard_weights: bool = False  # FSDP2: weights, gradients and moments split over the ranks
-    recompute: bool = False  # activation checkpointing: layers are computed again in the backward pass
+    recompute: bool = False  # activation checkpointing: the backward pass computes layers again
     log_seconds: float = Field(gt=0)
     wandb: Literal["online", "offline"] | None
     tensorboard: bool
 
     @property
     def ranks_per_node(self) -> int:
-        """Processes that train the run on each node."""
+        """Number of training processes on each node."""
         return self.ranks or max(1, self.gpus)
 
     @property
     def total_ranks(self) -> int:
-        """Processes that train the run, on all its nodes."""
+        """Number of training processes on all nodes."""
         return self.nodes * self.ranks_per_node
 
     @property
     def splits_weights(self) -> bool:
-        """Whether no process has all weights."""
+        """True if the weights are split over several processes."""
         return self.shard_weights and self.total_ranks > 1
 
 
 class Run(Strict):
-    """One training, fully resolved."""
+    """One training with all its settings."""
 
     name: str
     family: Literal["stage", "ablation", "grid"]
@@ -218,7 +218,7 @@ class Run(Strict):
     train: Train
     operation: Operation
     labels: dict[str, str] = {}  # of the grid: size, budget, letter of the architecture
-    sources_digest: str = ""  # of what the sources' entries say about splits and prompts
+    sources_digest: str = ""  # hash of splits, prompts and kinds of the sources
 
     @property
     def digest(self) -> str:
@@ -234,18 +234,18 @@ class Source(Strict):
     kind: Kind
     reader: Reader
     path: str | None = None
-    table: str | None = None  # null: as the reader's dataset calls it; a wildcard or {00000..00099} names several
+    table: str | None = None  # null: the dataset's usual name; a wildcard or {00000..00099} names several
     prompt: str = "Describe the video."
     samples: int | None = Field(default=None, gt=0)
     held_out: float | str | None = None
     frames: float = Field(default=8, ge=0)  # expected mean, for the plan
     text_tokens: float = Field(default=100, gt=0)  # expected mean, for the plan
     max_reject: float = Field(default=0.5, ge=0, le=1)  # a larger share of rejected inputs fails the source
-    deadline_s: float = Field(default=60, gt=0)  # for decoding one file; what takes longer is rejected
+    deadline_s: float = Field(default=60, gt=0)  # for decoding one file; slower files are rejected
     crop: bool = True  # the centre of a frame; false: the whole frame squashed to a square
     demo_family: str | None = None
     demo_seed: int = 0
-    broken: int = Field(default=0, ge=0)  # broken files the demo puts in on purpose
+    broken: int = Field(default=0, ge=0)  # number of broken files in the demo's source
     licence: str = ""
 
 
@@ -273,7 +273,7 @@ class Evaluation(Strict):
 
 
 class Gpu(Strict):
-    """What trainings run on; a run that does not fit is refused before anything starts."""
+    """The GPU that runs are trained on. A run that needs more memory is an error before the first job."""
 
     name: str
     memory_gb: float = Field(gt=0)  # 2^30 bytes, as in its name: 24, 32, 80
@@ -284,7 +284,7 @@ class Gpu(Strict):
 
 
 class Study(Strict):
-    """Everything a study builds: what `load_study` returns."""
+    """A study with all its runs, as `load_study` returns it."""
 
     study: str
     results: str
@@ -296,12 +296,12 @@ class Study(Strict):
     gpu: Gpu | None = None  # null: memory is not checked
     only: dict[Literal["stages", "ablations"], list[str]] = {}
     seeds: dict[str, list[int]] = {}  # of a run, a budget or all `ablations` or `grid` runs; the first keeps its name
-    prepare: list[str] = []  # sources to shard and index though no run trains on them yet
-    results_from: tuple[str, ...] = ()  # finished results from elsewhere: their tables and figures, and no training
+    prepare: list[str] = []  # more sources to shard and index, which no run trains on
+    results_from: tuple[str, ...] = ()  # finished results to make tables and figures of, without training
 
     @property
     def used_sources(self) -> list[str]:
-        """Sources of all runs, those only prepared, and their held-out partners, in the order of sources.yaml."""
+        """Sources of all runs and of `prepare`, and their held-out sources, in the order of sources.yaml."""
         used = {name for run in self.runs.values() for name in run.data.sources}
         used |= set(self.prepare)
         partners = {self.sources[name].held_out for name in used}
@@ -309,7 +309,7 @@ class Study(Strict):
 
     @property
     def tokenizer_sources(self) -> list[str]:
-        """Sources whose texts a tokenizer is trained on: those of the stages, so that no ablation changes it."""
+        """Sources that a tokenizer is trained on: those of the stages, so that no ablation changes it."""
         runs = [run for run in self.runs.values() if run.family == "stage"] or list(self.runs.values())
         used = {name for run in runs for name in run.data.sources}
         return [name for name in self.sources if name in used]

@@ -1,7 +1,7 @@
 """`fvlm calibrate`: time a few training steps of each model on this machine, for the hours and costs of `fvlm plan`.
 
-Samples are made up, of the lengths that the run's sources declare; weights are random. What loading costs beside a
-step is not in it: threads read ahead (`operation.loader_workers`).
+The samples are random, with the lengths that the run's sources declare; so are the weights. The time does not include
+loading, which threads do in the background (`operation.loader_workers`).
 """
 
 import gc
@@ -21,12 +21,12 @@ from fvlm.errors import UserError
 from fvlm.files import write_json
 from fvlm.study.trial import Trial, expected, flops_of, step_of
 
-WARM, LEAST, MOST = 2, 5, 50  # steps before the clock starts, and at least and at most measured
+WARM, LEAST, MOST = 2, 5, 50  # warm-up steps; fewest and most measured steps
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="runs whose models are timed (default: each model once)")
-    parser.add_argument("--seconds", type=float, default=10, help="of measured steps for each model (default: 10)")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="runs whose models to time (default: every model once)")
+    parser.add_argument("--seconds", type=float, default=10, help="time for each model (default: 10)")
     add_study_arguments(parser)
 
 
@@ -41,8 +41,8 @@ def main(args) -> int:
     kinds = {device_of(run).type for run in runs.values()}
     if any(run.operation.gpus for run in runs.values()) and kinds == {CPU}:
         raise UserError(
-            "no GPU here, but these runs are to train on one; calibrate on the machine that has it, "
-            "or set operation.gpus to 0"
+            "no GPU here, but these runs need one (operation.gpus); calibrate on a machine with the GPU, or set "
+            "operation.gpus to 0"
         )
     refused = 0
     for number, (digest, run) in enumerate(runs.items(), 1):
@@ -51,39 +51,38 @@ def main(args) -> int:
             _store(study, digest, timed(run, study, args.seconds), device_of(run))
         else:
             refused += 1
-        print(f"{number} of {len(runs)} models: {reason or _said(study, digest)}", file=sys.stderr, flush=True)
+        print(f"{number} of {len(runs)} models: {reason or _result_line(study, digest)}", file=sys.stderr, flush=True)
     if refused == len(runs):
-        raise UserError("no model could be timed here; the plan assumes their speed (gpu.utilisation)")
+        raise UserError("no model could be timed here; without a measurement the plan uses gpu.utilisation")
     return 0
 
 
 def why_not(run: Run, gpu: tuple[str, float] | None) -> str | None:
-    """Why a run cannot be timed by this one process, or None; `gpu`: name and GB of the GPU here."""
+    """Return why this one process cannot time a run, or None. `gpu`: name and GB of the GPU here."""
     if run.operation.splits_weights:
-        return f"{run.name}: not timed, since its weights are split over {run.operation.total_ranks} processes"
+        return f"{run.name}: not timed, because its weights are split over {run.operation.total_ranks} processes"
     if gpu is not None and predicted_bytes(run) > gpu[1] * GB:
         return f"not timed: {too_little_memory(run, *gpu)}"
     return None
 
 
 def timed(run: Run, study: Study, seconds: float) -> dict:
-    """Steps of a run's model, one after the other, for about `seconds`; the median counts."""
+    """Train a run's model for about `seconds`; return the medians over the steps."""
     device = device_of(run)
     torch.set_num_threads(run.operation.threads)
     if device.type == CUDA:
         torch.set_float32_matmul_precision("high")
         torch.cuda.reset_peak_memory_stats(device)
-    trial, rates, times, spent = Trial(run, device), [], [], 0.0
+    trial, rates, times = Trial(run, device), [], []
     for number in range(WARM + MOST):
         samples = expected(run, study, -(-run.optim.batch_size // run.operation.total_ranks), seed=number)
-        took, _ = trial.step(step_of(samples, run, seed=number))
+        step_s, _ = trial.step(step_of(samples, run, seed=number))
         if number >= WARM:
-            times.append(took)
-            rates.append(flops_of(samples, run) / took)
-            spent += took
-            if len(times) >= LEAST and spent >= seconds:
+            times.append(step_s)
+            rates.append(flops_of(samples, run) / step_s)
+            if len(times) >= LEAST and sum(times) >= seconds:
                 break
-    found = {
+    result = {
         "run": run.name, "encoder": run.model.encoder.name, "language": run.model.language.name,
         "architecture": run.model.architecture, "precision": precision_on(run, device),
         "steps": len(times), "samples_per_step": len(samples), "seconds_per_step": median(times),
@@ -94,24 +93,24 @@ def timed(run: Run, study: Study, seconds: float) -> dict:
     gc.collect()
     if device.type == CUDA:
         torch.cuda.empty_cache()
-    return found
+    return result
 
 
-def _store(study: Study, digest: str, found: dict, device: torch.device) -> None:
-    """Add a model to the calibration; one of another machine is replaced."""
-    here = hardware()
-    name = here["gpu"] if device.type == CUDA else f"{here['cpu']}"
+def _store(study: Study, digest: str, result: dict, device: torch.device) -> None:
+    """Add a model to the calibration, which replaces a calibration of another machine."""
+    machine = hardware()
+    name = machine["gpu"] if device.type == CUDA else f"{machine['cpu']}"
     known = read_calibration(study.results)
     models = known["models"] if known is not None and known["device"] == name else {}
     write_json(calibration_path(study.results), {
         "device": name, "kind": CUDA if device.type == CUDA else CPU, "torch": torch.__version__,
-        "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "models": models | {digest: found},
+        "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "models": models | {digest: result},
     })  # fmt: skip
 
 
-def _said(study: Study, digest: str) -> str:
-    found = read_calibration(study.results)["models"][digest]
+def _result_line(study: Study, digest: str) -> str:
+    result = read_calibration(study.results)["models"][digest]
     return (
-        f"{found['run']}: {found['seconds_per_step']:.3g} s a step of {found['samples_per_step']} samples, "
-        f"{found['flops_per_s'] / 1e12:.3g} TFLOP/s, {found['memory_gb']:.1f} GB"
+        f"{result['run']}: {result['seconds_per_step']:.3g} s per step of {result['samples_per_step']} samples, "
+        f"{result['flops_per_s'] / 1e12:.3g} TFLOP/s, {result['memory_gb']:.1f} GB"
     )

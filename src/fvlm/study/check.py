@@ -1,4 +1,4 @@
-"""One check and what it found."""
+"""One preflight check and its result."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -12,36 +12,36 @@ EXPECTED = (UserError, OSError, RuntimeError, ValueError, MemoryError)  # out of
 
 @dataclass(frozen=True)
 class Check:
-    """state: OK, PROBLEM or NOT_CHECKED; said: what was tried and found, or why not."""
+    """Result of a check. state: OK, PROBLEM or NOT_CHECKED; message: what was found, or why it was not checked."""
 
     name: str
     state: str
-    said: str
+    message: str
     seconds: float = 0.0
 
 
 class NotChecked(Exception):
-    """Why something cannot be tried here."""
+    """Raised with the reason why a check is not possible here."""
 
 
 def tried(name: str, function: Callable[[], str]) -> Check:
-    """What `function` says of its success; its exception is the problem, or the reason why it was not tried."""
+    """Run a check, which returns a message; its exception is the problem, or the reason why it is not possible."""
     started = time.monotonic()
     try:
-        state, said = OK, function()
+        state, message = OK, function()
     except NotChecked as reason:
-        state, said = NOT_CHECKED, str(reason)
+        state, message = NOT_CHECKED, str(reason)
     except EXPECTED as error:
         lines = str(error).strip().splitlines()
-        state, said = PROBLEM, lines[0] if lines else type(error).__name__
-    return Check(name, state, said, time.monotonic() - started)
+        state, message = PROBLEM, lines[0] if lines else type(error).__name__
+    return Check(name, state, message, time.monotonic() - started)
 
 
 def table_of(checks: Iterable[Check]) -> str:
-    """One line per check, then the number of problems."""
+    """Return one line per check, then the totals."""
     checks = list(checks)
     width = max(len(check.name) for check in checks)
-    lines = [f"{c.state:<12}{c.name:<{width}}  {c.seconds:6.1f} s  {c.said}" for c in checks]
+    lines = [f"{c.state:<12}{c.name:<{width}}  {c.seconds:6.1f} s  {c.message}" for c in checks]
     counts = {state: sum(check.state == state for check in checks) for state in (OK, PROBLEM, NOT_CHECKED)}
     total = sum(check.seconds for check in checks)
     return "\n".join([

@@ -1,4 +1,4 @@
-"""Checks of the data: each source can be read, and a few of its samples are decoded as the workflow does it."""
+"""Checks of the data: each source can be read, and some of its samples can be decoded as in the workflow."""
 
 import mmap
 from itertools import islice
@@ -14,11 +14,11 @@ from fvlm.data.sources import input_tars, reader_of, source_folder, table_of
 from fvlm.errors import UserError
 from fvlm.study.check import NotChecked
 
-SAMPLES = 3  # of each source, decoded
+SAMPLES = 3  # decoded of each source
 
 
 def readable(source: Source, study: Study, scratch: Path) -> str:
-    """Finished shards are opened, files are decoded into a shard in `scratch`."""
+    """Read samples of finished shards, or decode files into a shard in `scratch`."""
     if source.reader == "shards":
         return _tars([Path(name) for name in input_tars(source)], source)
     made = sorted((Path(study.results) / "shards" / source.name).glob("*.tar"))
@@ -26,7 +26,7 @@ def readable(source: Source, study: Study, scratch: Path) -> str:
         return _tars(made, source) + ", made by the workflow"
     folder = source_folder(source, study.results)
     if source.reader == "demo" and not (folder / table_of(source)).exists():
-        raise NotChecked("the workflow makes it")
+        raise NotChecked("the workflow makes this source")
     if not folder.exists():
         raise UserError(f"no folder {str(folder)!r}; correct `path` of source {source.name!r} in config/sources.yaml")
     rows = read_rows(folder, table_of(source), 0, SAMPLES, reader_of(source))
@@ -42,11 +42,11 @@ def readable(source: Source, study: Study, scratch: Path) -> str:
 
 
 def _tars(tars: list[Path], source: Source) -> str:
-    """All are there; the first agrees with its checksum; samples of the first and the last one are decoded."""
+    """Check that all shards exist, the checksum of the first, and samples of the first and the last."""
     missing = [tar for tar in tars if not tar.is_file()]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(tars)} shards are not there, first {missing[0]}; copy them, or correct `path` of "
+            f"{len(missing)} of {len(tars)} shards are missing, first {missing[0]}; copy them, or correct `path` of "
             f"source {source.name!r} in config/sources.yaml"
         )
     frames = samples = 0
@@ -61,10 +61,11 @@ def _tars(tars: list[Path], source: Source) -> str:
             samples += 1
     if not samples:
         raise UserError(f"{tars[0]}: holds no sample; make or copy the shard again")
-    return f"{len(tars)} shards there, {samples} samples with {frames} frames read"
+    return f"{len(tars)} shards exist, {samples} samples with {frames} frames read"
 
 
 def _first(tar: Path, check: bool) -> list:
+    """Return the first samples of a shard, after its checksum if `check`."""
     with open(tar, "rb") as file:
         if not tar.stat().st_size:
             raise UserError(f"{tar}: is empty; make or copy the shard again")

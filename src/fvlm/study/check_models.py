@@ -1,4 +1,4 @@
-"""Checks of the models: they build, the largest checkpoint is written and read, a batch, an evaluation, a figure."""
+"""Checks of the models: building, a step, the largest batch, an evaluation, a figure, the largest checkpoint."""
 
 import csv
 import json
@@ -26,23 +26,23 @@ from fvlm.study.check_machine import checkpoint_bytes, free_memory
 from fvlm.study.trial import Trial, batch_of, expected, flops_of, step_of, unpretrained, worst
 from fvlm.train.state import load_checkpoint, save_checkpoint
 
-CPU_SECONDS, CPU_FLOPS = 60, 2e10  # what one batch may take on a CPU, and what one is taken to reach
+CPU_SECONDS, CPU_FLOPS = 60, 2e10  # time limit of a batch on a CPU, and the assumed FLOP/s
 
 
 def built_on_paper(study: Study) -> str:
-    """Every distinct model, without memory; their parameters are those that the plan counts."""
+    """Build every distinct model without memory, and compare its parameters with those that the plan counts."""
     distinct = {json.dumps(r.model.model_dump(mode="json"), sort_keys=True): r for r in study.runs.values()}
     for run in distinct.values():
         with torch.device("meta"):
             model = build_model(unpretrained(run).model, run.train.seed)
-        found, counted = sum(p.numel() for p in model.parameters()), parameters(run.model)["total"]
-        if found != counted:
-            raise UserError(f"run {run.name!r}: its model has {found:,} parameters, {counted:,} were counted")
+        built, counted = sum(p.numel() for p in model.parameters()), parameters(run.model)["total"]
+        if built != counted:
+            raise UserError(f"run {run.name!r}: its model has {built:,} parameters, but the plan counts {counted:,}")
     return f"{len(study.runs)} runs, {len(distinct)} models, with the parameters that the plan counts"
 
 
 def built_really(run: Run) -> str:
-    """With its pretrained weights, if it has some."""
+    """Build the run's model, with pretrained weights if it has some."""
     model = build_model(run.model, run.train.seed)
     named = [part.weights for part in (run.model.encoder, run.model.language) if part.weights]
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -54,28 +54,28 @@ def smallest(study: Study) -> Run:
 
 
 def checkpoint(run: Run, folder: Path) -> str:
-    """Tensors of the size of its model and moments, saved and loaded as a training does; less where room is short."""
-    whole = checkpoint_bytes(run)
-    size = min(whole, free_memory() // 4, shutil.disk_usage(folder).free // 4)
+    """Save and load tensors as large as the run's checkpoint, or less if memory or disk is short."""
+    full = checkpoint_bytes(run)
+    size = min(full, free_memory() // 4, shutil.disk_usage(folder).free // 4)
     content = {"identity": "preflight", "step": 1}
     content["model"] = {str(i): torch.randn(min(2**26, size // 4 - at)) for i, at in
                         enumerate(range(0, size // 4, 2**26))}  # fmt: skip
     started = time.monotonic()
-    written = save_checkpoint(folder, 1, content, keep=1)
-    between = time.monotonic()
-    again = load_checkpoint(folder, "preflight")
+    size_on_disk = save_checkpoint(folder, 1, content, keep=1)
+    saved = time.monotonic()
+    loaded = load_checkpoint(folder, "preflight")
     ended = time.monotonic()
-    same = again is not None and all(torch.equal(a, again["model"][key]) for key, a in content["model"].items())
-    if not same:
-        raise UserError(f"a checkpoint that was written to {folder.parent} is another one when it is read: a bad disk?")
-    said = f"{written / GB:.2f} GB written in {between - started:.1f} s and read in {ended - between:.1f} s"
-    part = "" if size == whole else f", a part of the {whole / GB:.1f} GB of"
-    return f"{said}{part or ', the size of'} {run.name}'s"
+    equal = loaded is not None and all(torch.equal(a, loaded["model"][key]) for key, a in content["model"].items())
+    if not equal:
+        raise UserError(f"a checkpoint in {folder.parent} reads back differently; check the disk for errors")
+    part = "the size of" if size == full else f"a part of the {full / GB:.1f} GB of"
+    times = f"written in {saved - started:.1f} s and read in {ended - saved:.1f} s"
+    return f"{size_on_disk / GB:.2f} GB {times}, {part} {run.name}'s"
 
 
 def worst_batch(study: Study) -> str:
-    """The fullest micro-batch of the run that needs the most memory, forward, backward and update."""
-    run, why = run_to_try(study)
+    """Train on the largest micro-batch of the run that needs the most memory: forward, backward and update."""
+    run, remark = run_to_try(study)
     device = device_of(run)
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -85,25 +85,27 @@ def worst_batch(study: Study) -> str:
     longest = worst(run, study)
     if device.type == "cpu" and _cpu_seconds(run, study) > CPU_SECONDS:
         longest = longest[:1]
-    for _ in range(2):  # with the second one the moments are there
-        took, loss = trial.step([batch_of(longest, run)])
+    for _ in range(2):  # the moments exist from the second one on
+        seconds, loss = trial.step([batch_of(longest, run)])
     if not loss == loss or loss in (float("inf"), float("-inf")):
         raise UserError(f"run {run.name!r}: the loss of a made-up batch is {loss}")
     used = f"{memory_gb(device):.1f} GB on {device.type}"
     if device.type == "cuda":
         used += f", {predicted_bytes(run) / GB:.1f} predicted"
     frames, tokens = sum(sample.frames for sample in longest), sum(sample.tokens for sample in longest)
-    return f"{run.name}{why}: {frames} frames and {tokens:,} text tokens in {took:.1f} s, {used}"
+    return f"{run.name}{remark}: {frames} frames and {tokens:,} text tokens in {seconds:.1f} s, {used}"
 
 
 def _cpu_seconds(run: Run, study: Study) -> float:
-    """About what the fullest micro-batch takes on a CPU, twice."""
+    """Return the expected time of two of the largest micro-batches on a CPU."""
     return 2 * flops_of(worst(run, study), run) / CPU_FLOPS
 
 
 def run_to_try(study: Study) -> tuple[Run, str]:
-    """The run that needs the most memory of those that one process can hold; on a CPU of those whose worst batch takes
-    a minute at most."""
+    """Return the run that needs the most memory, and a remark if a larger one is left out.
+
+    Left out are runs that one process cannot hold, and on a CPU those whose largest batch takes over a minute.
+    """
     runs = sorted(map(unsplit, study.runs.values()), key=predicted_bytes)
     device = device_of(runs[-1])
     if device.type == "cuda":
@@ -113,23 +115,26 @@ def run_to_try(study: Study) -> tuple[Run, str]:
     if quick and quick[-1] is runs[-1]:
         return runs[-1], ""
     if quick:
-        return quick[-1], f" (the largest that a CPU does within a minute; {runs[-1].name} was not tried)"
+        return quick[-1], f" (the largest that a CPU trains in a minute; {runs[-1].name} was not tried)"
     return runs[0], f" (the smallest, on a CPU; {runs[-1].name} was not tried)"
 
 
 def on_one_gpu(runs: list[Run], study: Study, has: float) -> tuple[Run, str]:
-    """The last run but for those whose weights are split because they do not fit one GPU of `has` GB."""
+    """Return the last run that one GPU of `has` GB can hold, and a remark if that is not the last of all.
+
+    Only runs that split their weights may be too large: any other must fit, and its failure is reported.
+    """
     split = {name for name, run in study.runs.items() if run.operation.splits_weights}
     held = [run for run in runs if run.name not in split or predicted_bytes(run) <= has * GB]
     if not held:
-        raise NotChecked("every run splits its weights over several GPUs, and none fits the one of this process")
+        raise NotChecked("every run splits its weights over several GPUs, and none fits a single one")
     if held[-1] is runs[-1]:
         return runs[-1], ""
     return held[-1], f" (the largest on one GPU; {runs[-1].name}, whose weights are split, was not tried)"
 
 
 def evaluation(study: Study, folder: Path) -> str:
-    """Made-up samples in every mode, as `fvlm evaluate` scores them, with untrained weights."""
+    """Score random samples in every mode, as `fvlm evaluate` does, with untrained weights."""
     run, _ = run_to_try(study)
     device = device_of(run)
     model = build_model(unpretrained(run).model, run.train.seed).to(device).eval()
@@ -142,9 +147,9 @@ def evaluation(study: Study, folder: Path) -> str:
 
 
 def figure(study: Study, folder: Path) -> str:
-    """The training curves of a run of a few steps, drawn by `fvlm figure`."""
+    """Draw the training curves of a run of three points with `fvlm figure`."""
     if find_spec("matplotlib") is None or find_spec("pandas") is None:
-        raise NotChecked("this environment has no matplotlib; figures are drawn in envs/analysis.yaml")
+        raise NotChecked("this environment has no matplotlib; Snakemake draws figures in envs/analysis.yaml")
     run, _ = run_to_try(study)
     _write_tables(run, folder / "tables")
     command = [sys.executable, "-m", "fvlm", "figure", "training_curves", "--tables", str(folder / "tables")]
@@ -155,16 +160,16 @@ def figure(study: Study, folder: Path) -> str:
 
 
 def _write_tables(run: Run, folder: Path) -> None:
-    """One run with three points, in the columns that the figure reads."""
+    """Write one run with three points, in the columns that the figure reads."""
     points = [{"run": run.name, "step": i, "samples": i * run.optim.batch_size, "flops": 1e9 * i,
                "val_loss": 3 - 0.1 * i, "train_loss": 3 - 0.1 * i} for i in (1, 2, 3)]  # fmt: skip
-    about = {"run": run.name, "family": run.family, "seed": run.train.seed, "architecture": run.model.architecture,
-             "deep_query": run.model.deep_query, "fine_pass": run.model.fine_pass,
-             "fine_passes": run.model.fine_passes, "visual_tokens": run.model.visual_tokens,
-             "question_first": run.data.question_first, "params_total": parameters(run.model)["total"],
-             "samples": points[-1]["samples"], "flops": points[-1]["flops"], "final.val_loss": 2.7,
-             "best.val_loss": 2.7, "best.samples": points[-1]["samples"]}  # fmt: skip
-    rows = {"runs": [about], "validation_curves": points, "training_curves": points}
+    summary = {"run": run.name, "family": run.family, "seed": run.train.seed, "architecture": run.model.architecture,
+               "deep_query": run.model.deep_query, "fine_pass": run.model.fine_pass,
+               "fine_passes": run.model.fine_passes, "visual_tokens": run.model.visual_tokens,
+               "question_first": run.data.question_first, "params_total": parameters(run.model)["total"],
+               "samples": points[-1]["samples"], "flops": points[-1]["flops"], "final.val_loss": 2.7,
+               "best.val_loss": 2.7, "best.samples": points[-1]["samples"]}  # fmt: skip
+    rows = {"runs": [summary], "validation_curves": points, "training_curves": points}
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in rows.items():
         with open(folder / f"{name}.csv", "w", newline="") as file:
@@ -174,12 +179,12 @@ def _write_tables(run: Run, folder: Path) -> None:
 
 
 def step(study: Study) -> str:
-    """One whole step at the expected lengths: micro-batches added up."""
+    """Train one step on samples of the expected lengths, in micro-batches."""
     run, _ = run_to_try(study)
     if run.operation.gpus and device_of(run).type == "cpu":
-        raise NotChecked("no GPU here, and a whole step would take minutes on a CPU; the worst batch is tried")
+        raise NotChecked("no GPU here, and a step would take minutes on a CPU; the worst batch is checked instead")
     trial = Trial(run, device_of(run))
-    mine = -(-run.optim.batch_size // run.operation.total_ranks)
-    batches = step_of(expected(run, study, mine), run)
-    took, loss = trial.step(batches)
-    return f"{run.name}: {mine} samples in {len(batches)} micro-batches, {took:.1f} s, loss {loss:.2f}"
+    samples = -(-run.optim.batch_size // run.operation.total_ranks)
+    batches = step_of(expected(run, study, samples), run)
+    seconds, loss = trial.step(batches)
+    return f"{run.name}: {samples} samples in {len(batches)} micro-batches, {seconds:.1f} s, loss {loss:.2f}"

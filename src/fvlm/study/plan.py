@@ -1,6 +1,6 @@
-"""`fvlm plan`: every run before it starts - parameters, samples, tokens, FLOPs, memory, hours, cost - and the total.
+"""`fvlm plan`: parameters, samples, tokens, FLOPs, memory, hours and cost of every run before it starts, and totals.
 
-The Snakefile prints it as it begins; `snakemake plan` also writes plan.txt and plan.csv.
+The Snakefile prints the plan when it starts; `snakemake plan` also writes plan.txt and plan.csv.
 """
 
 import csv
@@ -19,17 +19,17 @@ from fvlm.files import write_beside
 
 SHORT = (("", 1), (" k", 1e3), (" M", 1e6), (" G", 1e9), (" T", 1e12))
 FORM = "{:<10}{:<{parent}}{:>14}{:>11}{:>9}{:>9}{:>9}{:>10}{:>7}{:>9}{:>9}{:>9}  {}"
-WIDTHS = {"run": 16, "parent": 9}  # at least; of a longer name what it takes
+WIDTHS = {"run": 16, "parent": 9}  # at least; wider for a longer name
 HEAD = ("run", "family", "parent", "parameters", "samples", "steps", "visual", "text", "FLOPs", "GPU GB", "hours",
         "GPU h", "cost", "speed")  # fmt: skip
 
 
 def plan_rows(study: Study) -> list[dict]:
-    """One row per run; None where something is not known.
+    """Return one row per run; None for unknown values.
 
-    visual_tokens, text_tokens   that the language model reads in training
-    memory_gb                    predicted peak of each GPU
-    hours, gpu_hours             of the wall clock, and that times the number of GPUs
+    visual_tokens, text_tokens   read by the language model in training
+    memory_gb                    predicted peak memory of each GPU
+    hours, gpu_hours             wall time, and wall time times the number of GPUs
     basis                        of the hours: "measured" by `fvlm calibrate`, or "assumed" from `gpu.utilisation`
     """
     calibration, rows = read_calibration(study.results), []
@@ -53,7 +53,7 @@ def plan_rows(study: Study) -> list[dict]:
 
 
 def plan_text(study: Study, rows: list[dict] | None = None) -> str:
-    """The plan as aligned text: one line per run, then the totals."""
+    """Return the plan as text: one line per run, then the totals."""
     rows = plan_rows(study) if rows is None else rows
     widths = {name: max([at_least, *(len(row[name]) + 2 for row in rows)]) for name, at_least in WIDTHS.items()}
     form = "{:<{run}}" + FORM
@@ -69,7 +69,7 @@ def plan_text(study: Study, rows: list[dict] | None = None) -> str:
 
 
 def totals(study: Study, rows: list[dict]) -> list[str]:
-    """What all runs take together, and what the hours rest on."""
+    """Return the totals of all runs, and where their hours come from."""
 
     def total(key: str) -> float:
         return sum(row[key] or 0 for row in rows)
@@ -84,52 +84,52 @@ def totals(study: Study, rows: list[dict]) -> list[str]:
     if timed:
         names, longest = _longest_chain(timed)
         without = f", without {len(rows) - len(timed)} runs of unknown speed" if len(timed) < len(rows) else ""
-        said = f"trainings with their validations{without}: {hours(total('hours'))} h one after another, at least "
-        said += f"{hours(longest)} h side by side ({' > '.join(names)})"
+        line = f"training and validation{without}: {hours(total('hours'))} h one run at a time, at least "
+        line += f"{hours(longest)} h in parallel ({' > '.join(names)})"
         if total("gpu_hours"):
-            said += f"; {hours(total('gpu_hours'))} GPU hours on {study.gpu.name}"
+            line += f"; {hours(total('gpu_hours'))} GPU hours on {study.gpu.name}"
         if total("cost"):
-            said += f", {total('cost'):,.2f} {study.gpu.currency} at an assumed {study.gpu.price_per_hour:g} an hour "
-            said += "(gpu.price_per_hour)"
-        lines.append(said)
+            line += f", {total('cost'):,.2f} {study.gpu.currency} at an assumed {study.gpu.price_per_hour:g} per hour "
+            line += "(gpu.price_per_hour)"
+        lines.append(line)
     return [*lines, *_basis(study, rows)]
 
 
 def _longest_chain(rows: list[dict]) -> tuple[list[str], float]:
-    """The runs that wait for each other longest, and their hours."""
-    of = {row["run"]: row for row in rows}
+    """Return the chain of a run and its parents that takes longest, and its hours."""
+    by_name = {row["run"]: row for row in rows}
 
     def chain(row: dict) -> list[dict]:
-        return [*(chain(of[row["parent"]]) if row["parent"] in of else []), row]
+        return [*(chain(by_name[row["parent"]]) if row["parent"] in by_name else []), row]
 
-    found = max((chain(row) for row in rows), key=lambda runs: sum(run["hours"] for run in runs))
-    return [row["run"] for row in found], sum(row["hours"] for row in found)
+    longest = max((chain(row) for row in rows), key=lambda runs: sum(run["hours"] for run in runs))
+    return [row["run"] for row in longest], sum(row["hours"] for row in longest)
 
 
 def _basis(study: Study, rows: list[dict]) -> list[str]:
-    """Where the hours come from, or what is missing for them."""
+    """Return where the speeds come from, and what to do for those that are missing."""
     bases = [row["basis"] for row in rows]
     lines = []
     if "measured" in bases:
         device = read_calibration(study.results)["device"]
         lines.append(
-            f"speed of {bases.count('measured')} runs measured on {device} ({calibration_path(study.results)})"
+            f"speed measured for {bases.count('measured')} runs, on {device} ({calibration_path(study.results)})"
         )
     if "assumed" in bases:
         lines.append(
-            f"speed of {bases.count('assumed')} runs assumed: {study.gpu.utilisation:.0%} of {study.gpu.name}'s "
-            f"{peak_tflops(study):g} TFLOP/s in bfloat16 (gpu.utilisation); `fvlm calibrate` measures it there"
+            f"speed assumed for {bases.count('assumed')} runs: {study.gpu.utilisation:.0%} of {study.gpu.name}'s "
+            f"{peak_tflops(study):g} TFLOP/s in bfloat16 (gpu.utilisation); `fvlm calibrate` on that GPU measures it"
         )
     if "" in bases:
         lines.append(
-            f"speed of {bases.count('')} runs not known: measure it with `fvlm calibrate`"
-            + ("" if study.gpu is None else ", or give gpu.utilisation and, of a GPU that is not known, gpu.tflops")
+            f"speed not known for {bases.count('')} runs: measure it with `fvlm calibrate`"
+            + ("" if study.gpu is None else ", or set gpu.utilisation, and gpu.tflops if the GPU is not known")
         )
     return lines
 
 
 def short(value: float) -> str:
-    """Three digits and a unit: 41.2 M."""
+    """Return a value with three digits and a unit, such as 41.2 M."""
     unit, size = next((pair for pair in reversed(SHORT) if value >= pair[1]), SHORT[0])
     return f"{value / size:.3g}{unit}" if value < 999.5 * size else f"{value / size:,.0f}{unit}"
 
@@ -139,7 +139,7 @@ def number(value: float | None, digits: int) -> str:
 
 
 def hours(value: float | None) -> str:
-    """More digits for less: a demo's run takes seconds."""
+    """Return hours as text, with more digits for small values: a run of the demo takes seconds."""
     return number(value, 1 if value is None or value >= 10 else 2 if value >= 0.1 else 4)
 
 
@@ -152,7 +152,7 @@ def plan_csv(rows: list[dict]) -> str:
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--out", type=Path, help="folder for plan.txt and plan.csv; without it they are not written")
+    parser.add_argument("--out", type=Path, help="write plan.txt and plan.csv into this folder")
     add_study_arguments(parser)
 
 

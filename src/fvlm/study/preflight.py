@@ -1,7 +1,7 @@
-"""`fvlm preflight`: try everything that a study needs, in minutes and without training.
+"""`fvlm preflight`: check all that a study needs, in minutes and without training.
 
-Prints a line per check as it is done, writes all of them to preflight.txt, and fails if there is any problem, after
-trying all. What cannot be tried here - a GPU, a cluster - is listed with the reason.
+It prints a line after each check and writes all of them to preflight.txt. It runs all checks, then fails if there is a
+problem. A check that is not possible here (no GPU, no cluster) is listed with the reason.
 """
 
 import fcntl
@@ -49,23 +49,24 @@ def main(args) -> int:
 
 
 def _sweep(results: Path) -> None:
-    """Delete what a killed preflight has left: a checkpoint may be large."""
+    """Delete the scratch folders of killed preflights, whose checkpoints may be large."""
     for alive in results.glob(f"{SCRATCH}*/alive"):
         if not is_held(alive):
             shutil.rmtree(alive.parent, ignore_errors=True)
 
 
 def _line(check: Check) -> str:
-    return f"{check.state:<12}{check.name}: {check.said}" + (f" ({check.seconds:.1f} s)" if check.state == OK else "")
+    seconds = f" ({check.seconds:.1f} s)" if check.state == OK else ""
+    return f"{check.state:<12}{check.name}: {check.message}{seconds}"
 
 
 def planned(study: Study, scratch: Path) -> dict:
-    """Name -> check, the quick ones first."""
+    """Return the checks by name, the quick ones first."""
     largest = max(study.runs.values(), key=machine.checkpoint_bytes)
     checks = {
-        "enough samples": partial(_said, check_data, study, "no run needs more than there are"),
-        "GPU memory": partial(_said, check_memory, study, "every run fits, as predicted"),
-        "finished results": partial(_said, check_results, study, "all that are named are there"),
+        "enough samples": partial(_passed, check_data, study, "no run needs more samples than its sources have"),
+        "GPU memory": partial(_passed, check_memory, study, "every run fits, as predicted"),
+        "finished results": partial(_passed, check_results, study, "all files in results_from are valid"),
         "disk": partial(machine.disk, study),
         "file locks": partial(machine.file_lock, scratch),
         "shared memory": partial(machine.shared_memory, study),
@@ -85,6 +86,7 @@ def planned(study: Study, scratch: Path) -> dict:
     }
 
 
-def _said(check, study: Study, success: str) -> str:
+def _passed(check, study: Study, message: str) -> str:
+    """Return the message if the check raises no error."""
     check(study)
-    return success
+    return message

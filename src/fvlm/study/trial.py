@@ -1,4 +1,4 @@
-"""A training step on made-up samples of given lengths: real model, objective and optimizer, random content."""
+"""A training step on random samples of given lengths, with the real model, objective and optimizer."""
 
 import time
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from fvlm.train.optim import make_optimizer, rates_at, set_rates
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of one sample: visual positions, distinct frames, text tokens; and the source that it stands for."""
+    """Lengths of a sample: visual positions, distinct frames and text tokens; and the source that it represents."""
 
     shown: int
     frames: int
@@ -33,61 +33,61 @@ class Lengths:
 
 
 def unpretrained(run: Run) -> Run:
-    """The same sizes with random weights: nothing is downloaded."""
+    """Return the run with random instead of pretrained weights, so that nothing is downloaded."""
     parts = ("encoder", "language")
     sizes = {part: getattr(run.model, part).model_copy(update={"weights": None}) for part in parts}
     return run.model_copy(update={"model": run.model.model_copy(update=sizes)})
 
 
 def expected(run: Run, study: Study, count: int, seed: int = 0) -> list[Lengths]:
-    """Samples in the run's mixture whose lengths scatter by half around their sources' declared means."""
-    parts = streams(run, study)
-    drawn, turns = np.random.default_rng(seed), interleave([part.share for part in parts], [count] * len(parts))[:count]
-    found = []
+    """Return `count` samples in the run's mixture, with lengths of 0.5 to 1.5 times their sources' declared means."""
+    parts, random = streams(run, study), np.random.default_rng(seed)
+    turns = interleave([part.share for part in parts], [count] * len(parts))[:count]
+    samples = []
     for turn in turns:
         shown, frames, tokens = mean_lengths(parts[turn], run, study)
-        scatter = drawn.uniform(0.5, 1.5, 2)
+        scatter = random.uniform(0.5, 1.5, 2)
         moving = parts[turn].kind == "video"
         frames = int(np.clip(round(frames * scatter[0]), 1, MAX_FRAMES)) if moving else round(frames)
         shown = frames if moving else round(shown) * (frames > 0)
         tokens = int(np.clip(round(tokens * scatter[1]), 8, run.data.max_text_tokens))
-        found.append(Lengths(shown, frames, tokens, parts[turn].sources[0].name))
-    return found
+        samples.append(Lengths(shown, frames, tokens, parts[turn].sources[0].name))
+    return samples
 
 
 def worst(run: Run, study: Study) -> list[Lengths]:
-    """The fullest micro-batch: as many of the longest videos with the longest texts as its limits allow, and then as
-    many texts alone, as if the run had them: that is what its memory is predicted for (fvlm.costs.memory.largest_load).
+    """Return the samples of the largest micro-batch, for which the memory is predicted (largest_load in costs/memory).
 
-    A pair of answers stands as two samples.
+    It has as many of the longest videos with the longest texts as its limits allow, then as many texts alone. A pair of
+    answers counts as two samples.
     """
     operation, text, source = run.operation, run.data.max_text_tokens, run.data.sources[0]
     halves = 2 if run.data.loss == "preference" else 1
-    mine = halves * -(-run.optim.batch_size // operation.total_ranks)
-    most = max(halves, min(mine, operation.micro_tokens // text))
-    videos = max(halves, min(most, operation.micro_frames // MAX_FRAMES))
-    return [Lengths(MAX_FRAMES, MAX_FRAMES, text, source)] * videos + [Lengths(0, 0, text, source)] * (most - videos)
+    of_rank = halves * -(-run.optim.batch_size // operation.total_ranks)
+    count = max(halves, min(of_rank, operation.micro_tokens // text))
+    videos = max(halves, min(count, operation.micro_frames // MAX_FRAMES))
+    return [Lengths(MAX_FRAMES, MAX_FRAMES, text, source)] * videos + [Lengths(0, 0, text, source)] * (count - videos)
 
 
 def batch_of(samples: list[Lengths], run: Run, seed: int = 0) -> Batch:
-    """Random frames and tokens; the second half of each text is scored, or all of it, as the run does."""
-    drawn, side = np.random.default_rng(seed), run.model.encoder.image
+    """Return a batch of random frames and tokens. The loss is on the second half of each text, or on all of it."""
+    random, side = np.random.default_rng(seed), run.model.encoder.image
     seeing = run.model.visual_tokens > 0
-    made = []
+    content = []
     for number, sample in enumerate(samples):
         mask = np.arange(sample.tokens) >= (0 if run.data.loss == "all" else sample.tokens // 2)
         frames = sample.frames if seeing else 0
-        made.append({
-            "frames": drawn.integers(0, 256, (frames, side, side, 3), np.uint8), "key": f"made-up-{number}",
+        content.append({
+            "frames": random.integers(0, 256, (frames, side, side, 3), np.uint8), "key": f"random-{number}",
             "positions": sample.shown if seeing else 0, "source": sample.source, "mask": mask,
-            "ids": drawn.integers(0, run.model.language.vocabulary, sample.tokens),
+            "ids": random.integers(0, run.model.language.vocabulary, sample.tokens),
             "question": 0,
         })  # fmt: skip
-    return pack(made)
+    return pack(content)
 
 
 def step_of(samples: list[Lengths], run: Run, seed: int = 0) -> list[Batch]:
-    """The micro-batches of one step."""
+    """Return the micro-batches of one step."""
     seeing = run.model.visual_tokens > 0
     shown = np.array([sample.shown * seeing for sample in samples])
     tokens = np.array([sample.tokens for sample in samples])
@@ -96,14 +96,14 @@ def step_of(samples: list[Lengths], run: Run, seed: int = 0) -> list[Batch]:
 
 
 def flops_of(samples: list[Lengths], run: Run) -> float:
-    """Training FLOPs of some samples, as `fvlm train` counts them."""
+    """Return the training FLOPs of some samples, counted as in `fvlm train`."""
     shown, frames, tokens = (np.array([getattr(s, name) for s in samples]) for name in ("shown", "frames", "tokens"))
     scored = tokens - 1 if run.data.loss == "all" else tokens - tokens // 2
     return float(np.sum(training_flops(run.model, run.optim.freeze, shown, tokens, scored, frames)))
 
 
 class Trial:
-    """Trains a run's model from random weights. Preference runs score plain texts: pairs need a reference."""
+    """Training of a run's model from random weights. Preference runs train on plain texts: pairs need a reference."""
 
     def __init__(self, run: Run, device: torch.device):
         self.run, self.device = run, device
@@ -117,7 +117,7 @@ class Trial:
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def step(self, batches: list[Batch]) -> tuple[float, float]:
-        """One update; seconds and the mean loss in nats."""
+        """Do one update; return its seconds and the mean loss in nats."""
         self._wait()
         started = time.perf_counter()
         units, total = sum(self.objective.units(batch) for batch in batches), 0.0
