@@ -56,7 +56,7 @@ def parameters(model: schema.Model) -> dict[str, int]:
 
 def _dino_parameters(size: schema.EncoderSize) -> int:
     width, hidden = size.width, size.width * size.mlp_ratio
-    side = size.position_side or size.image // size.patch
+    side = size.position_side or size.side
     embeddings = 3 * size.patch**2 * width + width  # patches
     embeddings += (side**2 + 1) * width + 2 * width  # positions with that of CLS; CLS and mask token
     attention = 4 * (width * width + width)
