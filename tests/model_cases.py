@@ -1,12 +1,16 @@
 """Small models and batches that the tests of the model share."""
 
+from itertools import accumulate
+
 import torch
 
 from fvlm.batch import Batch
 from fvlm.config import schema
+from fvlm.config.resolve import read_yaml
 from fvlm.model.build import build_model
 from fvlm.model.encoder import PIXEL_MEAN, PIXEL_STD
 from fvlm.model.foveated import VideoLanguageModel
+from tests.config_cases import CONFIG
 
 IMAGE = 56  # pixels; 4 x 4 patches
 VOCABULARY = 61
@@ -40,6 +44,15 @@ def configuration(architecture: str = "foveated", encoder=None, language=None, *
     return schema.Model(**{**settings, **sizes, **changes})
 
 
+def published(encoder: str, language: str) -> dict:
+    """Sizes of config/models.yaml, without weights."""
+    sizes = read_yaml(CONFIG / "models.yaml")
+    return {
+        "encoder": {"image": 224, **sizes["encoders"][encoder], "name": encoder, "weights": None},
+        "language": {**sizes["languages"][language], "name": language, "weights": None},
+    }
+
+
 def tiny(architecture: str = "foveated", seed: int = 0, **changes) -> VideoLanguageModel:
     """In float64, so that what should be equal is equal to many digits."""
     return build_model(configuration(architecture, **changes), seed).double()
@@ -67,10 +80,7 @@ def sample(frames: int, text: int, seed: int, static: bool = False, image: int =
 
 def joined(samples: list[Batch]) -> Batch:
     """One batch of several."""
-    starts, total = [], 0
-    for part in samples:
-        starts.append(total)
-        total += len(part.frames)
+    starts = [0, *accumulate(len(part.frames) for part in samples[:-1])]
     return Batch(
         frames=torch.cat([part.frames for part in samples]),
         frame_index=torch.cat([part.frame_index + start for part, start in zip(samples, starts, strict=True)]),

@@ -139,7 +139,7 @@ def test_the_prediction_is_what_a_forward_pass_keeps(size, case, precision, fuse
     model = build_model(configuration(**changes), seed=0)
     model.freeze(freeze)
     item = 2 if precision == "bfloat16" else 4
-    predicted = memory.saved_bytes(model.config, Trained.all_but(freeze), item, load_of(model, batch))
+    predicted = memory.Pass(model.config, Trained.all_but(freeze), item, load_of(model, batch)).saved_bytes()
     measured = kept_bytes(model, batch, precision)
     assert 0.95 < predicted / measured < 1.15
 

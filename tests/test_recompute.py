@@ -84,7 +84,7 @@ def used_bytes(changes: dict, recompute: bool, precision: str) -> tuple[int, int
         objective.backward()
     item = 2 if precision == "bfloat16" else 4
     load, language = load_of(model, batch), model.config.language
-    predicted = memory.peak_bytes(model.config, Trained.all_but(freeze), item, load, recompute)
+    predicted = memory.Pass(model.config, Trained.all_but(freeze), item, load, recompute).peak_bytes()
     # as in predicted_bytes
     logits = min(memory.CHUNK, load.text_tokens * language.vocabulary) + language.vocabulary * language.width
     return live.peak, predicted + (8 + item) * logits

@@ -1,4 +1,4 @@
-"""What travels from the data to the model: the real frames and the real tokens of some samples, no padding."""
+"""The batch that data loading hands to the model: real frames and real tokens of samples, no padding."""
 
 from dataclasses import dataclass, replace
 
@@ -7,17 +7,17 @@ import torch
 
 @dataclass
 class Batch:
-    """`B` samples packed end to end. Frames and token ids may be on a GPU; all else is always in host memory.
+    """`B` samples packed end to end. Frames and token ids may be on a GPU; the rest is always in host memory.
 
     frames          (U, 224, 224, 3) uint8, the distinct frames
-    frame_index     (P,) int64, which frame each visual position shows, sample after sample; an image that is
-                    repeated to N static frames is one frame named N times
+    frame_index     (P,) int64, the frame at each visual position, sample after sample; an image that is repeated to N
+                    static frames is one frame N times
     frame_counts    (B,) int64, visual positions of each sample; sums to P; 0 for a text-only sample
     token_ids       (S,) int64, text tokens, sample after sample
-    token_counts    (B,) int64, sums to S; at least 1 each
-    loss_mask       (S,) bool, True: this token is scored when it is predicted from what stands before it
+    token_counts    (B,) int64, text tokens of each sample, at least 1; sums to S
+    loss_mask       (S,) bool, True: this token is scored
     keys, sources   one name per sample
-    question_counts (B,) int64, how many of a sample's first text tokens stand before its frames; None: none does
+    question_counts (B,) int64, first text tokens of each sample that stand before its frames; None: 0 each
     """
 
     frames: torch.Tensor
@@ -31,11 +31,11 @@ class Batch:
     question_counts: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
-        found = (len(self.frame_index), len(self.token_ids), len(self.loss_mask), len(self.frame_counts))
-        wanted = (int(self.frame_counts.sum()), int(self.token_counts.sum()), int(self.token_counts.sum()),
-                  len(self.keys))  # fmt: skip
-        if found != wanted:
-            raise ValueError(f"batch: positions, tokens, loss mask and samples are {found}, counts say {wanted}")
+        lengths = (len(self.frame_index), len(self.token_ids), len(self.loss_mask), len(self.frame_counts))
+        positions, tokens = int(self.frame_counts.sum()), int(self.token_counts.sum())
+        expected = (positions, tokens, tokens, len(self.keys))
+        if lengths != expected:
+            raise ValueError(f"batch: positions, tokens, loss mask, samples are {lengths}; by the counts {expected}")
         if self.question_counts is None:
             self.question_counts = torch.zeros_like(self.token_counts)
         if bool((self.question_counts > self.token_counts).any()):
@@ -47,7 +47,7 @@ class Batch:
         return len(self.keys)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Frames and token ids on a device. The rest stays in host memory, where the model plans with it."""
+        """Return the batch with frames and token ids on a device. The model plans with the rest in host memory."""
         return replace(
             self,
             frames=self.frames.to(device, non_blocking=True),
@@ -55,11 +55,14 @@ class Batch:
         )
 
     def pin_memory(self) -> "Batch":
-        """Frames and token ids in pinned memory, so that `to` need not wait; a DataLoader calls this by its name."""
+        """Return the batch with frames and token ids in pinned memory, so that `to` need not wait.
+
+        A DataLoader calls this by its name.
+        """
         return replace(self, frames=self.frames.pin_memory(), token_ids=self.token_ids.pin_memory())
 
     def without_frames(self) -> "Batch":
-        """The same texts, blind: no sample has a frame."""
+        """Return the same texts without frames."""
         return replace(
             self,
             frames=self.frames[:0],
@@ -69,21 +72,21 @@ class Batch:
         )
 
     def video_first(self) -> "Batch":
-        """The same samples with all text behind the frames."""
+        """Return the same samples with all text behind the frames."""
         return replace(self, question_counts=None)
 
     def with_frames_of_neighbour(self) -> "Batch | None":
-        """Each sample with frames sees those of the next one that has some (the control for 'does it see?').
+        """Return the batch in which each sample with frames has the frames of the next such sample.
 
-        None if fewer than two samples have frames: there is no other sample's frame to show.
+        This is the control for the use of frames. None if fewer than two samples have frames.
         """
         counts = self.frame_counts.tolist()
-        seeing = [i for i, count in enumerate(counts) if count]
-        if len(seeing) < 2:
+        with_frames = [i for i, count in enumerate(counts) if count]
+        if len(with_frames) < 2:
             return None
-        pieces = self.frame_index.split(counts)
         swapped = list(range(len(counts)))
-        for i, j in zip(seeing, seeing[1:] + seeing[:1], strict=True):
+        for i, j in zip(with_frames, with_frames[1:] + with_frames[:1], strict=True):
             swapped[i] = j
+        pieces = self.frame_index.split(counts)
         index = torch.cat([pieces[j] for j in swapped])
         return replace(self, frame_index=index, frame_counts=self.frame_counts[swapped])

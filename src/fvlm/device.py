@@ -18,51 +18,51 @@ STATUS = Path("/proc/self/status")
 
 
 def device_of(run: Run, local: int = 0, count: int = 1) -> torch.device:
-    """The GPU, if the run asks for one and there is one.
+    """Return the run's device: a GPU if `operation.gpus` is above 0 and there is one, else the CPU.
 
-    local, count   which process of this node this one is, and how many train the run: each has a GPU of its own
-    raises         UserError if there are fewer
+    local, count   number of this process on its node, and of all processes of the run; each has a GPU of its own
+    raises         UserError if there are fewer GPUs
     """
     if not run.operation.gpus or not torch.cuda.is_available():
         return torch.device("cpu")
     if count == 1:
         return torch.device("cuda")
-    seen = torch.cuda.device_count()
-    if seen == 1 and os.environ.get("CUDA_VISIBLE_DEVICES"):  # the scheduler shows each process its own
+    visible = torch.cuda.device_count()
+    if visible == 1 and os.environ.get("CUDA_VISIBLE_DEVICES"):  # the scheduler shows each process its own
         local = 0
-    if local >= seen:
+    if local >= visible:
         raise UserError(
-            f"run {run.name!r}: process {local} of this node finds {seen} GPUs and needs one of its own; start as many "
-            "processes as there are GPUs, or set operation.gpus to 0"
+            f"run {run.name!r}: process {local} of this node sees {visible} GPUs and needs one of its own; start as "
+            "many processes as there are GPUs, or set operation.gpus to 0"
         )
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
 
 
 def cpu_has_bfloat16() -> bool:
-    """Does this CPU compute in bfloat16, or can it only emulate it?"""
+    """True if this CPU computes in bfloat16; False if it only emulates it."""
     can = torch.cpu.get_capabilities()
     return any(can.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
 
 
 def precision_on(run: Run, device: torch.device) -> str:
-    """The precision that a run really has here: bfloat16 falls back to float32 on a CPU without it."""
+    """Return the precision of a run on a device: a CPU without bfloat16 computes in float32."""
     if device.type == "cpu" and not cpu_has_bfloat16():
         return "float32"
     return run.train.precision
 
 
 def autocast(run: Run, device: torch.device):
-    """Context of a forward pass in the run's precision; weights and loss stay float32."""
+    """Return the context of a forward pass in the run's precision; weights and loss stay float32."""
     if precision_on(run, device) == "bfloat16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
 
 
 def peak_flops(device: torch.device, gpu: Gpu | None, precision: str) -> float | None:
-    """FLOP/s that `device` can reach at most in `precision`, for the utilisation; None where it is not known.
+    """Return the peak FLOP/s of a device in a precision, for the utilisation; None if it is not known.
 
-    gpu     the study's, whose `tflops` counts more than the table
+    gpu     the study's GPU, whose `tflops` replaces the table's
     """
     if device.type != "cuda":
         return None
@@ -74,16 +74,16 @@ def peak_flops(device: torch.device, gpu: Gpu | None, precision: str) -> float |
 
 
 def memory_gb(device: torch.device) -> float:
-    """Most memory used so far, in 2^30 bytes: tensors on a GPU, or on a CPU the whole process."""
+    """Return the peak memory so far in 2^30 bytes: of tensors on a GPU, or of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    if STATUS.exists():  # getrusage would tell the parent's peak, where that was higher
+    if STATUS.exists():  # getrusage would return the parent's peak if it was higher
         return int(re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())[1]) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # bytes on macOS
 
 
 def gpu_of(device: torch.device) -> tuple[str, float] | None:
-    """Name and memory in GB of a GPU; None of a CPU."""
+    """Return name and memory in GB of a GPU; None for a CPU."""
     if device.type != "cuda":
         return None
     about = torch.cuda.get_device_properties(device)
@@ -91,18 +91,18 @@ def gpu_of(device: torch.device) -> tuple[str, float] | None:
 
 
 def hardware() -> dict:
-    """For the run's summary; what cannot be found out is None."""
-    found = {"cpu": _cpu_name(), "cores": os.cpu_count(), "memory_gb": _memory_gb(), "gpu": None}
+    """Return a description of this machine for the run's summary; unknown values are None."""
+    description = {"cpu": _cpu_name(), "cores": os.cpu_count(), "memory_gb": _memory_gb(), "gpu": None}
     if torch.cuda.is_available():
         about = torch.cuda.get_device_properties(torch.cuda.current_device())
-        found |= {
+        description |= {
             "gpu": about.name,
             "gpus": torch.cuda.device_count(),
             "gpu_memory_gb": round(about.total_memory / 2**30, 1),
             "cuda": torch.version.cuda,
             "driver": _driver(),
         }
-    return found
+    return description
 
 
 def _cpu_name() -> str | None:
@@ -123,11 +123,11 @@ def _memory_gb() -> float | None:
 
 def _driver() -> str | None:
     try:
-        said = subprocess.run(
+        result = subprocess.run(
             ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
             capture_output=True, text=True, timeout=10,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return None
-    lines = said.stdout.split()
-    return lines[0] if said.returncode == 0 and lines else None
+    lines = result.stdout.split()
+    return lines[0] if result.returncode == 0 and lines else None

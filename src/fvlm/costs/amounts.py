@@ -1,4 +1,4 @@
-"""What a run takes in, from the declared means of its sources: samples, tokens, FLOPs."""
+"""Samples, tokens and FLOPs of a run, expected from the declared means of its sources."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class Stream:
 
 
 def streams(run: Run, study: Study) -> list[Stream]:
-    """What a run draws from."""
+    """Return the streams that a run draws its samples from."""
     result = []
     for kind, share in run.data.share.items():
         sources = [study.sources[name] for name in run.data.sources if study.sources[name].kind == kind]
@@ -32,7 +32,7 @@ def streams(run: Run, study: Study) -> list[Stream]:
 
 
 def mean_lengths(stream: Stream, run: Run, study: Study) -> tuple[float, float, float]:
-    """Expected (visual positions, distinct frames, text tokens) of a stream's sample, from the declared means."""
+    """Return the expected visual positions, distinct frames and text tokens of a stream's sample."""
     counts = [training_count(source, study.results) for source in stream.sources]
     parts = [count / sum(counts) for count in counts]
     longest = run.data.max_text_tokens
@@ -43,7 +43,7 @@ def mean_lengths(stream: Stream, run: Run, study: Study) -> tuple[float, float, 
 
 
 def flops_per_sample(run: Run, study: Study) -> float:
-    """Expected training FLOPs of one sample (two per multiply-add), averaged over the mixture."""
+    """Return the expected training FLOPs of one sample (two per multiply-add), averaged over the mixture."""
     total = 0.0
     for stream in streams(run, study):
         total += stream.share * _flops_at(run, *mean_lengths(stream, run, study))
@@ -51,7 +51,7 @@ def flops_per_sample(run: Run, study: Study) -> float:
 
 
 def _flops_at(run: Run, shown: float, frames: float, tokens: float) -> float:
-    """Of a sample of these lengths. Of a text the plan does not know how much is the question: half is taken."""
+    """Return the training FLOPs of a sample of these lengths. Half of a text counts as its question."""
     if run.data.loss == "preference":
         count, texts = preference_flops, (tokens,) * 4
     else:
@@ -64,7 +64,7 @@ def _flops_at(run: Run, shown: float, frames: float, tokens: float) -> float:
 
 
 def planned_samples(run: Run, study: Study) -> int:
-    """Samples of a run: as set, or what its FLOP budget buys at the expected lengths."""
+    """Return the samples of a run: as set, or as many of the expected lengths as its FLOP budget pays for."""
     if run.train.samples is not None:
         return run.train.samples
     return int(run.train.flops / flops_per_sample(run, study))
@@ -72,10 +72,10 @@ def planned_samples(run: Run, study: Study) -> int:
 
 @dataclass(frozen=True)
 class Amounts:
-    """Of a whole training.
+    """Totals of a training.
 
-    visual_tokens, text_tokens   that the language model reads; of a preference pair both halves
-    validation_flops             of all evaluation points together, beside the training's own `flops`
+    visual_tokens, text_tokens   tokens that the language model reads; both halves of a preference pair count
+    validation_flops             FLOPs of all evaluation points together; `flops` does not contain them
     """
 
     samples: int
@@ -87,7 +87,7 @@ class Amounts:
 
 
 def amounts_of(run: Run, study: Study) -> Amounts:
-    """What a run will have taken in at its end, as far as it can be known before."""
+    """Return the expected totals of a run."""
     samples, halves = planned_samples(run, study), 2 if run.data.loss == "preference" else 1
     visual = text = 0.0
     for stream in streams(run, study):
@@ -100,7 +100,10 @@ def amounts_of(run: Run, study: Study) -> Amounts:
 
 
 def _validation_flops(run: Run, study: Study) -> float:
-    """Held-out samples scored before the first step and at each evaluation point, the coarse pass as well."""
+    """Return the FLOPs of scoring held-out samples before the first step and at each evaluation point.
+
+    Validation scores the coarse pass as well.
+    """
     model = run.model
     if model.training_mode == "coarse_fine":
         model = model.model_copy(update={"lambda_coarse": 1.0})

@@ -1,14 +1,20 @@
 """Parameters and FLOPs of a model, exact and without building it. No torch here.
 
 A FLOP count is that of the matrix products and of attention as the code in `fvlm.model` runs them, 2 per
-multiply-add; norms, activations and softmax are left out, as is usual (Kaplan et al. 2020, Hoffmann et al.
+multiply-add; it leaves out norms, activations and softmax, as is usual (Kaplan et al. 2020, Hoffmann et al.
 2022). Attention counts all pairs of a sample's tokens, causal or not. Counts are those of samples that run
-alone: what a batch adds to fill its rows is not training and is not counted.
+alone: the tokens that only fill a batch's rows are not training and do not count.
 
-Backward, a matrix product costs its forward count once more if its weight is trained and once more if its
-input has a gradient; so nothing flows to pixels, and a frozen part costs only what must pass through it.
+In the backward pass a matrix product costs its forward count once more if its weight is trained and once more
+if its input has a gradient. Nothing flows to pixels, and a frozen part costs only what must pass through it.
 
-frames, text_tokens, scored_tokens, encoded_frames and question_tokens may be numbers or numpy arrays of one shape.
+Arguments may be numbers or numpy arrays of one shape:
+
+frames           visual positions of a sample
+text_tokens      its text tokens
+scored_tokens    text tokens that the loss is summed over
+encoded_frames   its distinct frames (1 for an image that is repeated); None: all are distinct
+question_tokens  text tokens that stand before the frames
 """
 
 from collections.abc import Iterable
@@ -23,7 +29,7 @@ Number = float | np.ndarray
 
 @dataclass(frozen=True)
 class Trained:
-    """1 for a part whose weights are trained, 0 for a frozen one; all 0 counts a forward pass alone."""
+    """1 for a part whose weights are trained, 0 for a frozen part; all 0 counts a forward pass alone."""
 
     connector: int = 0
     dino: int = 0
@@ -39,7 +45,7 @@ class Trained:
 
 
 def parameters(model: schema.Model) -> dict[str, int]:
-    """Number of parameters of dino, llm and connector, and their total (tied embeddings count once)."""
+    """Return the parameters of dino, llm and connector, and their total (tied embeddings count once)."""
     counts = {
         "dino": _dino_parameters(model.encoder) if model.variant.sees else 0,
         "llm": _llm_parameters(model.language),
@@ -50,7 +56,7 @@ def parameters(model: schema.Model) -> dict[str, int]:
 
 def _dino_parameters(size: schema.EncoderSize) -> int:
     width, hidden = size.width, size.width * size.mlp_ratio
-    side = size.position_side or size.image // size.patch
+    side = size.position_side or size.side
     embeddings = 3 * size.patch**2 * width + width  # patches
     embeddings += (side**2 + 1) * width + 2 * width  # positions with that of CLS; CLS and mask token
     attention = 4 * (width * width + width)
@@ -79,16 +85,11 @@ def training_flops(
     encoded_frames: Number | None = None,
     question_tokens: Number = 0,
 ) -> Number:
-    """Forward and backward FLOPs of samples in the mode that the model trains in.
+    """Return the forward and backward FLOPs of samples in the training mode.
 
-    freeze           parts that are not trained: connector, dino, llm
-    frames           visual positions of a sample
-    encoded_frames   its distinct frames (1 for an image that is repeated); None: all are distinct
-    scored_tokens    text tokens that the loss is summed over
-    question_tokens  text tokens that stand before the frames
+    freeze   parts that are not trained: connector, dino, llm
     """
-    trained = Trained.all_but(freeze)
-    mode = model.training_mode
+    trained, mode = Trained.all_but(freeze), model.training_mode
     return _flops(model, mode, trained, frames, text_tokens, scored_tokens, encoded_frames, question_tokens)
 
 
@@ -101,11 +102,7 @@ def forward_flops(
     mode: str | None = None,
     question_tokens: Number = 0,
 ) -> Number:
-    """FLOPs of scoring samples in a mode; None: the one that the model trains in. Arguments as above.
-
-    It makes every mode, also the autoregressive one that is never trained, comparable with what torch counts in a
-    forward pass of the model, which the tests do.
-    """
+    """Return the FLOPs of scoring samples in a mode; None: the training mode."""
     mode = mode or model.training_mode
     return _flops(model, mode, Trained(), frames, text_tokens, scored_tokens, encoded_frames, question_tokens)
 
@@ -121,10 +118,10 @@ def preference_flops(
     encoded_frames: Number | None = None,
     question_tokens: Number = 0,
 ) -> Number:
-    """FLOPs of training on pairs of answers: forward and backward over both, and the reference's forward over both.
+    """Return the FLOPs of training on pairs of answers: forward and backward, and the reference's forward pass.
 
-    The two share their frames, which are encoded, and read by a query that is the same for both, once. Arguments as
-    above, of one half: frames of each answer's sample, text tokens of the chat with each of the answers.
+    The answers share their frames: both are encoded, and read with the static query, once. Frames are those of one
+    answer's sample, text tokens those of the chat with each of the answers.
     """
     encoded = frames if encoded_frames is None else encoded_frames
     total = 0.0
@@ -139,9 +136,9 @@ def preference_flops(
 
 
 def _flops(model, mode, trained, frames, text_tokens, scored_tokens, encoded_frames, question_tokens) -> Number:
-    seeing = float(model.variant.sees)
     encoded = frames if encoded_frames is None else encoded_frames
-    frames, encoded = seeing * np.asarray(frames, float), seeing * np.asarray(encoded, float)
+    sees = float(model.variant.sees)
+    frames, encoded = sees * np.asarray(frames, float), sees * np.asarray(encoded, float)
     text, scored = np.asarray(text_tokens, float), np.asarray(scored_tokens, float)
     question = np.asarray(question_tokens, float) * (frames > 0)
     total = _visual(model, mode, trained, frames, encoded, question)
@@ -153,22 +150,22 @@ def _flops(model, mode, trained, frames, text_tokens, scored_tokens, encoded_fra
 
 
 def _seen(trained: Trained) -> int:
-    """Whether visual tokens have a gradient."""
+    """1 if visual tokens have a gradient."""
     return max(trained.connector, trained.dino)
 
 
 def _visual(model, mode, trained, frames, encoded, question) -> Number:
-    """Making the visual tokens of a mode."""
+    """FLOPs of making the visual tokens of a mode."""
     if not model.variant.sees:
         return 0.0 * frames
     total = _encode(model, trained, encoded)
     if mode == "direct":
         return total + _pool(model, trained, encoded)
     if mode == "autoregressive":
-        asked = question > 0  # the first query comes from the question
+        first = question > 0  # the first query comes from the question, if there is one
         pairs = question**2 + frames * question + frames * (frames + 1) / 2
         total = total + _language(model.language, trained, question + frames, pairs, _seen(trained))
-        total = total + _predict(model, trained, frames + asked)
+        total = total + _predict(model, trained, frames + first)
         return total + _read(model, trained, frames, frames, trained.any)
     total = total + _read(model, trained, encoded, encoded, trained.connector)
     if mode == "coarse_fine":
@@ -181,7 +178,7 @@ def _visual(model, mode, trained, frames, encoded, question) -> Number:
 
 
 def _product(rows: Number, fan_in: int, fan_out: int, weight: Number, inputs: Number) -> Number:
-    """A matrix product of `rows` tokens; `weight`, `inputs`: whether each needs a gradient."""
+    """A matrix product of `rows` tokens; `weight`, `inputs`: 1 if it needs a gradient."""
     return 2.0 * rows * fan_in * fan_out * (1 + weight + inputs)
 
 
@@ -204,7 +201,7 @@ def _encode(model: schema.Model, trained: Trained, frames: Number) -> Number:
 
 
 def _read(model: schema.Model, trained: Trained, queries: Number, frames: Number, has_gradient: int) -> Number:
-    """Phase 2 and the way into the language model; `has_gradient`: of the queries."""
+    """Phase 2 and the connector's layers; `has_gradient`: 1 if the queries have one."""
     size, width, dino = model.encoder, model.encoder.width, trained.dino
     pairs = queries * (size.patches + 1)
     inner = max(has_gradient, dino)
@@ -219,7 +216,7 @@ def _read(model: schema.Model, trained: Trained, queries: Number, frames: Number
 
 
 def _pool(model: schema.Model, trained: Trained, frames: Number) -> Number:
-    """A baseline's pooling matrix and linear layer."""
+    """The pooling matrix and the linear layer of an architecture without queries."""
     variant = model.variant
     tokens = frames * variant.tokens
     pooling = _product(tokens * variant.rows_per_token, model.encoder.patches, model.encoder.width, 0, trained.dino)
@@ -234,7 +231,7 @@ def _predict(model: schema.Model, trained: Trained, frames: Number) -> Number:
 def _language(
     size: schema.LanguageSize, trained: Trained, tokens: Number, pairs: Number, has_gradient: Number
 ) -> Number:
-    """All layers over `tokens` tokens that see `pairs` pairs; `has_gradient`: of the tokens' embeddings."""
+    """All layers over `tokens` tokens that see `pairs` pairs; `has_gradient`: 1 if the tokens' embeddings have one."""
     inner = np.maximum(has_gradient, trained.llm)
     products = _product(tokens, _llm_weights(size), 1, trained.llm, inner)
     return size.layers * (products + _attention(pairs, size.width, inner, inner))

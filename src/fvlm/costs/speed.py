@@ -1,4 +1,4 @@
-"""How fast a run will train: as `fvlm calibrate` measured it, or from the GPU's peak and a stated utilisation."""
+"""Speed of a training: measured by `fvlm calibrate`, or assumed from the GPU's peak and a stated utilisation."""
 
 import hashlib
 import json
@@ -27,24 +27,23 @@ def calibration_path(results: str) -> Path:
 
 
 def read_calibration(results: str) -> dict | None:
-    """What `fvlm calibrate` measured, or None; raises UserError if the file is damaged."""
+    """Return the file that `fvlm calibrate` wrote, or None; UserError if it is damaged."""
     path = calibration_path(results)
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text())
-        known = isinstance(found["device"], str) and found["kind"] in (CPU, CUDA)
-        known = known and all(model["flops_per_s"] > 0 for model in found["models"].values())
+        calibration = json.loads(path.read_text())
+        valid = isinstance(calibration["device"], str) and calibration["kind"] in (CPU, CUDA)
+        valid = valid and all(model["flops_per_s"] > 0 for model in calibration["models"].values())
     except (ValueError, KeyError, TypeError, AttributeError):
-        known = False
-    if not known:
+        valid = False
+    if not valid:
         raise UserError(f"{path}: not a calibration; delete it, or measure again with `fvlm calibrate`")
-    return found
+    return calibration
 
 
 def model_digest(run: Run) -> str:
-    """The same for runs whose steps take equally long per FLOP: model, what is trained, precision, and how a rank's
-    samples of a step are split."""
+    """Return a hash that is equal for runs with the same speed: model, trained parts, precision, micro-batches."""
     operation = run.operation
     content = [
         run.model.for_digest(mode="json", exclude={"encoder": {"weights"}, "language": {"weights"}}),
@@ -56,9 +55,9 @@ def model_digest(run: Run) -> str:
 
 
 def speed_of(run: Run, study: Study, calibration: dict | None) -> Speed | None:
-    """The measured speed if it is of this model and of the device that the run is for, else the assumed one, or None.
+    """Return the measured speed if this model was measured on the run's device, else the assumed speed, or None.
 
-    Of a run on CPUs nothing is assumed.
+    There is no assumed speed on CPUs.
     """
     if calibration is not None and _same_device(run, study, calibration):
         measured = calibration["models"].get(model_digest(run))
@@ -74,14 +73,14 @@ def speed_of(run: Run, study: Study, calibration: dict | None) -> Speed | None:
 
 
 def peak_tflops(study: Study) -> float | None:
-    """Dense bfloat16 peak of the study's GPU."""
+    """Return the dense bfloat16 peak of the study's GPU."""
     if study.gpu is None:
         return None
     return study.gpu.tflops or tflops_of(study.gpu.name)
 
 
 def _same_device(run: Run, study: Study, calibration: dict) -> bool:
-    """A CPU's calibration counts for runs on CPUs, whatever the machine; a GPU's if its name has the study's in it."""
+    """True if a calibration holds for a run: of any CPU, or of a GPU whose name contains that of the study's GPU."""
     if not run.operation.gpus:
         return calibration["kind"] == CPU
     named = study.gpu is not None and re.search(rf"\b{re.escape(study.gpu.name)}\b", calibration["device"])
@@ -89,7 +88,7 @@ def _same_device(run: Run, study: Study, calibration: dict) -> bool:
 
 
 def hours_of(run: Run, amounts: Amounts, speed: Speed | None) -> float | None:
-    """Hours of the wall clock of a training with its validations, if its ranks lose nothing to each other."""
+    """Return the wall-clock hours of a training with its validations, if all ranks keep the speed of one."""
     if speed is None:
         return None
     return (amounts.flops + amounts.validation_flops) / (speed.flops_per_s * run.operation.total_ranks) / 3600

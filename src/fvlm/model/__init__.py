@@ -1,1 +1,1 @@
-"""The foveated model and its baselines. Knows tensors; knows no files and no shards."""
+"""The foveated model and its baselines: tensors alone, no files and no shards."""

@@ -1,7 +1,10 @@
-"""Scaled dot-product attention, one function for both backbones."""
+"""What the layers of both backbones share: scaled dot-product attention and activation checkpointing."""
+
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 def attend(
@@ -15,7 +18,7 @@ def attend(
 
     query     (B, H, S, width)
     key       (B, K, L, width) with H a multiple of K (grouped-query attention); value the same
-    mask      bool, broadcastable to (B, H, S, L), True: may be seen
+    mask      bool, broadcastable to (B, H, S, L), True: attended
     causal    position i sees positions up to i; S = L and no mask
     returns   (B, H, S, width)
     """
@@ -27,8 +30,8 @@ def attend(
 def _attend_fused(query, key, value, mask, causal, on_gpu: bool) -> torch.Tensor:
     """`attend` by torch's kernels that keep no scores.
 
-    On GPUs only the flash kernel takes grouped keys, and it takes neither a mask nor float32; the memory-efficient
-    one takes both, but wants a key for every head. Left to itself torch would fall back to plain products.
+    On GPUs only the flash kernel takes grouped keys, and it takes neither a mask nor float32. The memory-efficient
+    kernel takes both, but needs a key for every head. With grouped keys torch would fall back to plain products.
     """
     if on_gpu and (mask is not None or query.dtype == torch.float32):
         key, value = _for_every_head(query, key, value)
@@ -37,7 +40,7 @@ def _attend_fused(query, key, value, mask, causal, on_gpu: bool) -> torch.Tensor
 
 
 def _for_every_head(query, key, value):
-    """Keys and values (B, H, L, width), copied within their groups."""
+    """Return keys and values (B, H, L, width), copied within their groups."""
     groups = query.shape[1] // key.shape[1]
     if groups == 1:
         return key, value
@@ -45,7 +48,7 @@ def _for_every_head(query, key, value):
 
 
 def _attend_plainly(query, key, value, mask, causal) -> torch.Tensor:
-    """`attend` by plain matrix products: on CPUs in bfloat16 faster than torch's fused kernel."""
+    """`attend` by plain matrix products, which in bfloat16 on CPUs are faster than torch's fused kernel."""
     key, value = _for_every_head(query, key, value)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if causal:
@@ -56,7 +59,7 @@ def _attend_plainly(query, key, value, mask, causal) -> torch.Tensor:
 
 
 def attention_weights(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """The weights that `attend` uses without a mask, in float32 or finer also under autocast: (B, H, S, L)."""
+    """Return the weights (B, H, S, L) of `attend` without a mask, in float32 or finer also under autocast."""
     precise = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast(query.device.type, enabled=False):
         scores = query.to(precise) @ key.to(precise).transpose(-1, -2)
@@ -64,8 +67,18 @@ def attention_weights(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
 
 
 def working_dtype(weight: torch.Tensor) -> torch.dtype:
-    """What a matrix product with this float tensor is computed in: autocast's dtype, or its own."""
+    """Return the dtype of matrix products with this float tensor: autocast's, or its own."""
     kind = weight.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return weight.dtype
+
+
+def recomputed(layer: Callable, *inputs, recompute: bool):
+    """Return `layer(*inputs)`; with `recompute` only `inputs` are kept, and the backward pass calls it again.
+
+    The gradients are the same, since nothing in a layer is random.
+    """
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return layer(*inputs)

@@ -26,7 +26,7 @@ from fvlm.model.language import Language
 
 
 def build_model(model: schema.Model, seed: int) -> VideoLanguageModel:
-    """The model of a configuration, float32, on the current default device; a function of `seed` alone.
+    """Return the model of a configuration, float32, on the current default device; `seed` decides its random weights.
 
     raises   UserError if weights cannot be loaded completely or do not have the declared sizes
     """
@@ -42,7 +42,7 @@ def build_model(model: schema.Model, seed: int) -> VideoLanguageModel:
 
 
 def encoder_config(size: schema.EncoderSize) -> Dinov2Config:
-    side = size.position_side or size.image // size.patch
+    side = size.position_side or size.side
     return Dinov2Config(
         hidden_size=size.width,
         num_hidden_layers=size.layers,
@@ -71,31 +71,31 @@ def language_config(size: schema.LanguageSize) -> LlamaConfig:
 
 
 def _encoder(size: schema.EncoderSize) -> Dinov2Model:
-    wanted = encoder_config(size)
+    declared = encoder_config(size)
     if size.weights:
-        return load_pretrained(Dinov2Model, size.weights, wanted, "encoder", ENCODER_FIELDS)
-    dino = Dinov2Model(wanted)
+        return load_pretrained(Dinov2Model, size.weights, declared, "encoder", ENCODER_FIELDS)
+    dino = Dinov2Model(declared)
     _initialise(dino)
     embeddings = dino.embeddings
     nn.init.normal_(embeddings.cls_token, std=0.02)
-    positions = sin_cos_positions(size.position_side or size.image // size.patch, size.width)
+    positions = sin_cos_positions(size.position_side or size.side, size.width)
     with torch.no_grad():
         embeddings.position_embeddings.zero_()[0, 1:].copy_(positions)
     return dino
 
 
 def _language(size: schema.LanguageSize, embedding_std: float) -> nn.Module:
-    wanted = language_config(size)
+    declared = language_config(size)
     if size.weights:
-        return load_pretrained(LlamaForCausalLM, size.weights, wanted, "language", LANGUAGE_FIELDS).model
-    llama = LlamaForCausalLM(wanted).model
+        return load_pretrained(LlamaForCausalLM, size.weights, declared, "language", LANGUAGE_FIELDS).model
+    llama = LlamaForCausalLM(declared).model
     _initialise(llama)
-    # text and visual tokens enter the language model equally large
+    # text and visual tokens enter the language model at the same scale
     nn.init.normal_(llama.embed_tokens.weight, std=embedding_std)
     return llama
 
 
-# what the layer walks and the FLOP counts rely on
+# fields of config.json that the model's layers and the FLOP counts rely on
 ENCODER_FIELDS = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "patch_size", "image_size"),
     *("num_channels", "hidden_act", "layer_norm_eps", "qkv_bias", "use_swiglu_ffn", "use_mask_token"),
@@ -106,21 +106,21 @@ LANGUAGE_FIELDS = (
     *("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_parameters"),
     *("tie_word_embeddings", "hidden_act", "attention_bias", "mlp_bias", "attention_dropout"),
 )
-# older forms of `rope_parameters`; and whose embedding is never trained
+# older forms of `rope_parameters`, and the token whose embedding is never trained
 ALSO_READ = ("rope_theta", "rope_scaling", "pad_token_id")
 
 
 def load_pretrained(
-    kind: type[PreTrainedModel], name: str, wanted: PreTrainedConfig, part: str, fields: tuple[str, ...]
+    kind: type[PreTrainedModel], name: str, declared: PreTrainedConfig, part: str, fields: tuple[str, ...]
 ) -> PreTrainedModel:
-    """The one place that loads weights: a hub name or a local folder, float32, every key matched.
+    """Load pretrained weights from a hub name or a local folder, in float32; no other function does.
 
-    raises   UserError if it is not there, has other sizes than declared, or misses or adds a tensor
+    raises   UserError if they cannot be loaded, have other sizes than declared, or miss or add a tensor
     """
     try:
-        found = _config_of(name, wanted, part, fields)
-        _compare(found, wanted, name, part, fields)
-        model, info = kind.from_pretrained(name, config=found, dtype=torch.float32, output_loading_info=True)
+        stored = _config_of(name, declared, part, fields)
+        _compare(stored, declared, name, part, fields)
+        model, info = kind.from_pretrained(name, config=stored, dtype=torch.float32, output_loading_info=True)
     except UserError:
         raise
     except pickle.UnpicklingError as error:
@@ -128,7 +128,7 @@ def load_pretrained(
             f"model.{part}.weights: {name!r} holds a pickle with more in it than tensors, which is not loaded; give "
             "a folder with config.json and model.safetensors"
         ) from error
-    except Exception as error:  # of a made-up config: of what kinds, transformers does not say
+    except Exception as error:  # transformers documents no exceptions for a damaged config
         reason = first_line(error)
         where = "a local folder" if Path(name).exists() else "neither a local folder nor a reachable hub name"
         raise UserError(
@@ -147,9 +147,9 @@ def load_pretrained(
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Weights that a run saved, into a model of its configuration.
+    """Load the weights that a run saved into a model of its configuration.
 
-    raises   UserError if the file is not there, is damaged, or belongs to another model
+    raises   UserError if the file is missing, damaged, or from another model
     """
     try:
         load_model(model, str(path))
@@ -158,26 +158,26 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise UserError(f"{path} cannot be loaded ({reason}); put it back, or train the run again") from error
 
 
-def _config_of(name: str, wanted: PreTrainedConfig, part: str, fields: tuple[str, ...]) -> PreTrainedConfig:
-    """What a model's config.json says of the architecture, and nothing else of it.
+def _config_of(name: str, declared: PreTrainedConfig, part: str, fields: tuple[str, ...]) -> PreTrainedConfig:
+    """Return a model's config.json, with the fields of its architecture alone.
 
-    The rest could name code to fetch (`attn_implementation`, `quantization_config`), other files to load, or a billion
-    labels to make names for. Numbers are compared before a configuration is built, which makes room for its layers.
+    Other fields could name code to fetch (`attn_implementation`, `quantization_config`), other files to load, or a
+    billion labels. Numbers are compared before the configuration is built, which allocates memory for its layers.
     """
-    content, _ = type(wanted).get_config_dict(name)
+    content, _ = type(declared).get_config_dict(name)
     content = {field: content[field] for field in (*fields, *ALSO_READ) if field in content}
-    numbers = [field for field in fields if type(getattr(wanted, field)) is int and field in content]
-    _compare(SimpleNamespace(**content), wanted, name, part, tuple(numbers))
-    return type(wanted)(**content)
+    numbers = [field for field in fields if type(getattr(declared, field)) is int and field in content]
+    _compare(SimpleNamespace(**content), declared, name, part, tuple(numbers))
+    return type(declared)(**content)
 
 
 def _compare(
-    found: PreTrainedConfig | SimpleNamespace, wanted: PreTrainedConfig, name: str, part: str, fields: tuple[str, ...]
+    stored: PreTrainedConfig | SimpleNamespace, declared: PreTrainedConfig, name: str, part: str, fields: tuple
 ) -> None:
     different = [
-        f"{field} is {getattr(found, field)!r}, declared {getattr(wanted, field)!r}"
+        f"{field} is {getattr(stored, field)!r}, declared {getattr(declared, field)!r}"
         for field in fields
-        if getattr(found, field) != getattr(wanted, field)
+        if getattr(stored, field) != getattr(declared, field)
     ]
     if different:
         raise UserError(f"model.{part}: the config of {name!r} differs: {'; '.join(different)}; correct the size")
@@ -185,7 +185,7 @@ def _compare(
 
 @torch.no_grad()
 def _initialise(module: nn.Module) -> None:
-    """Linear layers at std fan_in^-0.5: with the usual 0.02 a narrow model learns nothing of what it sees."""
+    """Draw linear layers at std fan_in^-0.5: with the usual 0.02 a narrow model does not learn to use frames."""
     for child in module.modules():
         if isinstance(child, nn.Linear | nn.Conv2d):
             nn.init.normal_(child.weight, std=child.weight[0].numel() ** -0.5)
@@ -194,7 +194,7 @@ def _initialise(module: nn.Module) -> None:
 
 
 def sin_cos_positions(side: int, width: int) -> torch.Tensor:
-    """Fixed position embeddings (side^2, width): a quarter each of sin and cos of the row and the column."""
+    """Return position embeddings (side^2, width): a quarter each of sin and cos of row and column."""
     quarter = width // 4
     frequency = 10_000.0 ** (-torch.arange(quarter) / quarter)
     angle = torch.arange(side)[:, None] * frequency

@@ -10,8 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import Dinov2Model
 
-from fvlm.model import recompute
-from fvlm.model.attention import attend, attention_weights, working_dtype
+from fvlm.model.attention import attend, attention_weights, recomputed, working_dtype
 
 # ImageNet statistics of RGB in [0, 1], with which DINOv2 was trained.
 PIXEL_MEAN = (0.485, 0.456, 0.406)
@@ -20,10 +19,10 @@ PIXEL_STD = (0.229, 0.224, 0.225)
 
 @dataclass
 class FrameStates:
-    """What a query can read of U frames.
+    """The states of U frames that queries read.
 
-    keys, values   per layer (U, H, N, D / H): what that layer's patches are attended with; empty if not kept
-    features       (U, N, D) after the final norm; None when only the keys and values were wanted
+    keys, values   per layer (U, H, N, D / H); empty if not kept
+    features       (U, N, D) after the final norm; None if not kept
     """
 
     keys: list[torch.Tensor]
@@ -31,7 +30,7 @@ class FrameStates:
     features: torch.Tensor | None
 
     def select(self, index: torch.Tensor) -> "FrameStates":
-        """The states of some frames, one row per entry of `index`."""
+        """Return the states of some frames, one row per entry of `index`."""
         features = None if self.features is None else self.features[index]
         keys, values = ([layer[index] for layer in kept] for kept in (self.keys, self.values))
         return FrameStates(keys, values, features)
@@ -39,11 +38,11 @@ class FrameStates:
 
 @dataclass
 class Visits:
-    """Which frame each visual position looks at, arranged so that no key is copied.
+    """The frame that each visual position reads, arranged so that no key is copied.
 
-    A frame that several positions look at takes its queries as several rows of one attention.
-    cells    (P,) int64 into U x most; None if position i looks at frame i
-    most     largest number of positions that look at one frame
+    The queries of several positions at one frame are several rows of one attention.
+    cells    (P,) int64 into U x most; None if position i reads frame i
+    most     largest number of positions at one frame
     """
 
     cells: torch.Tensor | None
@@ -57,7 +56,7 @@ class Visits:
         order = frame_index.argsort(stable=True)
         counts = frame_index.bincount(minlength=frames)
         starts = counts.cumsum(0) - counts
-        turn = torch.empty_like(frame_index)  # how many earlier positions looked at the same frame
+        turn = torch.empty_like(frame_index)  # number of earlier positions at the same frame
         turn[order] = torch.arange(len(frame_index)) - starts[frame_index[order]]
         most = int(counts.max())
         return cls((frame_index * most + turn).to(device, non_blocking=True), most)
@@ -77,7 +76,7 @@ class Visits:
 
 @dataclass
 class Attention:
-    """Where queries looked, averaged over heads and layers.
+    """Attention of the queries, averaged over heads and layers.
 
     entropy   (P,) nats over the N tokens; uniform attention has ln N
     patches   (P, N - 1) weights of the patches, scaled to sum to 1 without CLS
@@ -94,14 +93,18 @@ class Attention:
         patches = stacked.mean((0, 2))[:, 1:]
         return cls(entropy, patches / patches.sum(-1, keepdim=True))
 
+    def select(self, index: torch.Tensor) -> "Attention":
+        """Return the attention of some queries, one row per entry of `index`."""
+        return Attention(self.entropy[index], self.patches[index])
+
 
 class Encoder(nn.Module):
-    """Walks the layers of a `Dinov2Model`; the only place that knows its inner modules."""
+    """A walk through the layers of a `Dinov2Model`; no other class uses its inner modules."""
 
     def __init__(self, dino: Dinov2Model, image: int):
         super().__init__()
         self.dino = dino
-        dino.embeddings.mask_token.requires_grad_(False)  # of DINOv2's own pretraining; never used here
+        dino.embeddings.mask_token.requires_grad_(False)  # for DINOv2's own pretraining; unused here
         self.image = image
         self.patch = dino.config.patch_size
         self.side = image // self.patch
@@ -117,15 +120,14 @@ class Encoder(nn.Module):
 
         frames    (U, image, image, 3) uint8 RGB
         keys      keep each layer's keys and values
-        features  compute the features after the last layer; without them its attention and MLP are skipped,
-                  because nothing reads them
+        features  compute the features after the last layer; if not, its attention and MLP are skipped
         raises    ValueError if the frames have another size
         """
         x_UND = self._embed(frames)
         states = FrameStates([], [], None)
         for number, layer in enumerate(self.layers):
             last = number == len(self.layers) - 1 and not features
-            x_UND, key, value = recompute.call(self._layer, layer, x_UND, last, recompute=self.recompute)
+            x_UND, key, value = recomputed(self._layer, layer, x_UND, last, recompute=self.recompute)
             if keys:
                 states.keys.append(key)
                 states.values.append(value)
@@ -135,7 +137,7 @@ class Encoder(nn.Module):
         return states
 
     def _layer(self, layer: nn.Module, x_UND: torch.Tensor, only_keys: bool):
-        """One layer over the patches: its output (None with `only_keys`), keys and values."""
+        """Pass the patches through one layer; return its output (None with `only_keys`), keys and values."""
         normed = layer.norm1(x_UND)
         normed = normed.to(working_dtype(normed))  # once, not for each projection
         key = self._split(layer.attention.k_proj(normed))
@@ -148,11 +150,11 @@ class Encoder(nn.Module):
     def read(
         self, query_PD: torch.Tensor, states: FrameStates, visits: Visits, weights: bool = False
     ) -> tuple[torch.Tensor, Attention | None]:
-        """Phase 2, deep: the query is one more token that walks through all layers.
+        """Phase 2, deep: the query is one more token that passes through all layers.
 
-        It sees each layer's CLS and patch tokens but not itself, and no patch sees it.
+        It attends to each layer's CLS and patch tokens, not to itself; no patch attends to it.
         query_PD   projected queries, the token's embedding
-        weights    also return where they looked
+        weights    also return the attention
         returns    (P, D) after the final norm
         """
         x_PD = query_PD.to(self.dino.layernorm.weight.dtype)  # the residual stream stays exact under autocast
@@ -180,7 +182,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def _look(self, query, key, visits: Visits) -> torch.Tensor:
-        """Attention weights (P, H, N) of queries (U, H, most, D / H)."""
+        """Return the attention weights (P, H, N) of queries (U, H, most, D / H)."""
         return visits.gather(attention_weights(query, key).transpose(1, 2))
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
@@ -193,10 +195,10 @@ class Encoder(nn.Module):
         return x + layer.layer_scale2(layer.mlp(layer.norm2(x)))
 
     def _embed(self, frames: torch.Tensor) -> torch.Tensor:
-        """Patch embeddings with CLS and positions, (U, N, D).
+        """Return the embeddings (U, N, D) of CLS and patches, with positions.
 
-        The patch convolution is a matrix product over the raw bytes: pixel normalisation is folded into its
-        weights, which costs nothing per pixel.
+        The patch convolution is a matrix product over the raw bytes. Its weights contain the pixel normalisation,
+        which then costs nothing per pixel.
         """
         if tuple(frames.shape[1:]) != (self.image, self.image, 3):
             raise ValueError(f"frames are {tuple(frames.shape)}, expected (*, {self.image}, {self.image}, 3)")

@@ -25,14 +25,14 @@ from fvlm.model.packing import Plan, count_up
 
 @dataclass
 class Output:
-    """What a forward pass gives.
+    """The result of a forward pass.
 
     loss_sum_B     cross-entropy of the mode, nats summed over each sample's scored text tokens
     count_B        (B,) int64 in host memory, scored text tokens of each sample
-    objective_B    what training minimises: loss_sum_B, plus lambda_coarse x coarse_sum_B in mode coarse_fine
-    coarse_sum_B   the same sum after the coarse pass; None if it was not computed
-    fine           where the fine (or autoregressive) queries looked; None without attention or fine pass
-    coarse         where the static query looked; None without attention or static query
+    objective_B    the sum that training minimises: loss_sum_B, plus lambda_coarse x coarse_sum_B in mode coarse_fine
+    coarse_sum_B   the same as loss_sum_B after the coarse pass; None if it was not computed
+    fine           attention of the fine (or autoregressive) queries; None without attention or fine pass
+    coarse         attention of the static query; None without attention or static query
     """
 
     loss_sum_B: torch.Tensor
@@ -45,15 +45,15 @@ class Output:
     @property
     def entropy_P(self) -> torch.Tensor | None:
         """Attention entropy in nats of the pass that the loss comes from."""
-        looked = self.fine or self.coarse
-        return None if looked is None else looked.entropy
+        attention = self.fine or self.coarse
+        return None if attention is None else attention.entropy
 
 
 class VideoLanguageModel(nn.Module):
-    """Encoder, connector and language model of one configuration, in one of its modes.
+    """Encoder, connector and language model of one configuration.
 
-    Every mode makes visual tokens by `Encoder.encode`, `read` and the connector, and scores them by `_score`. The
-    blind model has neither encoder nor connector and takes no notice of frames.
+    In every mode `Encoder.encode`, `read` and the connector make visual tokens, and `_score` scores the texts behind
+    them. The blind model has no encoder and ignores frames.
     """
 
     def __init__(
@@ -79,10 +79,10 @@ class VideoLanguageModel(nn.Module):
     ) -> Output:
         """Score the texts of a batch.
 
-        mode               one of `config.modes`; None: the one the configuration trains in
-        with_attention     also return where the queries looked
-        with_coarse_loss   in mode coarse_fine also the loss that the coarse tokens give, which costs one more
-                           forward pass over the texts; always given if the objective has it
+        mode               one of `config.modes`; None: the training mode
+        with_attention     also return the attention of the queries
+        with_coarse_loss   in mode coarse_fine also return the loss after the coarse pass, which costs one more pass
+                           over the texts; always returned if the objective contains it
         raises             UserError for a mode that this architecture does not have
         """
         mode = self.check_mode(mode)
@@ -95,14 +95,14 @@ class VideoLanguageModel(nn.Module):
         if mode == "coarse_only":
             output.coarse_sum_B = loss_B
         elif mode == "coarse_fine" and (weight > 0 or with_coarse_loss):
-            with nullcontext() if weight > 0 else torch.no_grad():  # merely watched, it needs no graph
+            with nullcontext() if weight > 0 else torch.no_grad():  # a metric needs no graph
                 output.coarse_sum_B = self._score(coarse_PE, text_SE, batch, plan)
             if weight > 0:
                 output.objective_B = loss_B + weight * output.coarse_sum_B
         return output
 
     def plan(self, batch: Batch) -> Plan:
-        """Where everything stands.
+        """Return the layout of a batch.
 
         raises   UserError if a sample is longer than the language model's positions
         """
@@ -126,9 +126,9 @@ class VideoLanguageModel(nn.Module):
     def visual_tokens(
         self, batch: Batch, text_SE: torch.Tensor, plan: Plan, mode: str, with_attention: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None, Attention | None, Attention | None]:
-        """The visual tokens (P, E) of a mode, the coarse ones if they differ, and where both kinds looked.
+        """Return the visual tokens (P, E) of a mode, those of the coarse pass, and fine and coarse attention.
 
-        text_SE   embedded text tokens, of which the queries may depend on the questions before the frames
+        text_SE   embedded text tokens; queries depend on the questions before the frames
         """
         if not plan.visual_B.any():
             return text_SE[:0], text_SE[:0], None, None
@@ -150,7 +150,7 @@ class VideoLanguageModel(nn.Module):
         return tokens, coarse_PE, fine, coarse
 
     def encode(self, frames: torch.Tensor) -> FrameStates:
-        """Phase 1; without a graph when the encoder is frozen."""
+        """Phase 1; without a graph if the encoder is frozen."""
         trained = any(parameter.requires_grad for parameter in self.dino.parameters())
         keeps = self.config.variant.keeps
         with nullcontext() if trained else torch.no_grad():
@@ -159,24 +159,22 @@ class VideoLanguageModel(nn.Module):
     def read(
         self, query_PQ: torch.Tensor, states: FrameStates, visits: Visits, with_attention: bool
     ) -> tuple[torch.Tensor, Attention | None]:
-        """Queries (P, Q) -> visual tokens (P, E): the one path, deep or shallow, of every foveated mode."""
+        """Read frames by queries (P, Q): visual tokens (P, E). Every mode with queries takes this path."""
         read = self.dino.read if self.config.variant.keeps == "keys" else self.dino.read_shallow
         seen_PD, attention = read(self.connector.query_input_proj(query_PQ), states, visits, with_attention)
         return self.connector.project(seen_PD), attention
 
     def _read_static(self, states: FrameStates, plan: Plan, with_attention: bool):
-        """Every frame read once with the same query, then shown at each of its positions."""
+        """Read every frame once with the static query; return the tokens at each position."""
         each_frame = Visits(None, 1)
         query_UQ = self.connector.q_static.expand(plan.frames, -1)
         tokens, attention = self.read(query_UQ, states, each_frame, with_attention)
         if plan.shown is None:
             return tokens, attention
-        if attention is not None:
-            attention = Attention(attention.entropy[plan.shown], attention.patches[plan.shown])
-        return tokens[plan.shown], attention
+        return tokens[plan.shown], attention and attention.select(plan.shown)
 
     def predict(self, visual_PE: torch.Tensor, text_SE: torch.Tensor, plan: Plan) -> torch.Tensor:
-        """Queries (P, Q) of the next pass: from the token before each frame, the initial one where there is none.
+        """Return the queries (P, Q) of the next pass: from the token before each frame, else the initial query.
 
         visual_PE   the visual tokens of the pass before
         """
@@ -184,75 +182,78 @@ class VideoLanguageModel(nn.Module):
         if plan.questions is not None:
             tokens = torch.cat([visual_PE.to(text_SE.dtype), text_SE[plan.questions]])
         hidden = self.llm.run_packed(tokens, rows)
-        # the token before stands in the cell before; what stands before a whole sample is not looked at
+        # the token before a frame is in the cell before; of a sample's first cell it is another sample's, and replaced
         query_PQ = self.connector.llm_to_query(hidden[rows.cells[: len(visual_PE)] - 1])
         return self._initial_where(plan.initial_P, query_PQ)
 
     def _initial_where(self, initial: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-        """Queries (*, Q) with the initial one at the places (*,) that are True."""
+        """Return queries (*, Q) with the initial query at the places (*,) that are True."""
         return torch.where(initial[:, None], self.connector.q_init.to(query.dtype), query)
 
     @torch.no_grad()
     def _read_in_turn(self, states: FrameStates, text_SE: torch.Tensor, plan: Plan, with_attention: bool):
-        """Frame by frame with the language model's cache, all samples abreast, longest first; no gradient."""
+        """Read frame by frame with the language model's cache, all samples side by side; no gradient.
+
+        The samples with most frames come first, so that those still running are always the first rows.
+        """
         counts = plan.frame_counts
         longest_first = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
         starts = (np.cumsum(counts) - counts)[longest_first]
-        cache, order, tokens, looked = Cache(), [], [], []
-        query, asked, seen_question = self._ask(text_SE, plan, longest_first, cache)
+        cache, order, tokens, attentions = Cache(), [], [], []
+        query, question_R1, in_question = self._ask(text_SE, plan, longest_first, cache)
         for time in range(counts.max()):
             rows = int((counts > time).sum())
             positions = torch.from_numpy(starts[:rows] + time)
-            seen = states.select(plan.on_device(plan.frame_index[positions]))
-            token, attention = self.read(query[:rows], seen, Visits(None, 1), with_attention)
+            frames = states.select(plan.on_device(plan.frame_index[positions]))
+            token, attention = self.read(query[:rows], frames, Visits(None, 1), with_attention)
             order.append(positions)
             tokens.append(token)
-            looked.append(attention)
+            attentions.append(attention)
             cache.keep(rows)
-            mask = None if seen_question is None else F.pad(seen_question[:rows], (0, time + 1), value=True)
-            hidden = self.llm.run_next(token[:, None], asked[:rows] + time, cache, mask)
+            mask = None if in_question is None else F.pad(in_question[:rows], (0, time + 1), value=True)
+            hidden = self.llm.run_next(token[:, None], question_R1[:rows] + time, cache, mask)
             query = self.connector.llm_to_query(hidden[:, 0])
         back = plan.on_device(torch.cat(order).argsort())
         if not with_attention:
             return torch.cat(tokens)[back], None
-        entropy = torch.cat([attention.entropy for attention in looked])[back]
-        return torch.cat(tokens)[back], Attention(entropy, torch.cat([a.patches for a in looked])[back])
+        entropy, patches = zip(*((attention.entropy, attention.patches) for attention in attentions), strict=True)
+        return torch.cat(tokens)[back], Attention(torch.cat(entropy), torch.cat(patches)).select(back)
 
     def _ask(self, text_SE: torch.Tensor, plan: Plan, samples: np.ndarray, cache: Cache):
-        """Put the questions of some samples into the cache, a row each.
+        """Put the questions of some samples into the cache, one row each.
 
-        returns   the queries of their first frames (R, Q); the length of each question (R, 1); and which cells of the
-                  cache hold a question, (R, 1, 1, longest) bool, None if there is none
+        returns   the queries of the first frames (R, Q); the length of each question (R, 1); and the cells of the
+                  cache that hold a question, (R, 1, 1, longest) bool, None if there are no questions
         """
         lengths, starts = plan.question_B[samples], (np.cumsum(plan.text_B) - plan.text_B)[samples]
         count, longest = len(lengths), int(lengths.max())
-        asked = plan.on_device(torch.from_numpy(lengths))[:, None]
+        question_R1 = plan.on_device(torch.from_numpy(lengths))[:, None]
         if not longest:
-            return self.connector.q_init.expand(count, -1), asked, None
+            return self.connector.q_init.expand(count, -1), question_R1, None
         row, place = np.repeat(np.arange(count), lengths), count_up(lengths)
         cells, tokens = (plan.on_device(torch.from_numpy(x)) for x in (row * longest + place, starts[row] + place))
         question = text_SE.new_zeros(count * longest, text_SE.shape[1]).index_copy(0, cells, text_SE[tokens])
-        # a shorter question ends in empty cells, which stand behind its tokens and so are seen by none of them
+        # a shorter question ends in empty cells; its tokens stand before them and do not attend to them
         hidden = self.llm.run_next(question.unflatten(0, (count, longest)), 0, cache)
-        last = hidden[torch.arange(count, device=plan.device), asked[:, 0] - 1]
-        query = self._initial_where(asked[:, 0] == 0, self.connector.llm_to_query(last))
-        return query, asked, (torch.arange(longest, device=plan.device) < asked)[:, None, None]
+        last = hidden[torch.arange(count, device=plan.device), question_R1[:, 0] - 1]
+        query = self._initial_where(question_R1[:, 0] == 0, self.connector.llm_to_query(last))
+        return query, question_R1, (torch.arange(longest, device=plan.device) < question_R1)[:, None, None]
 
     def _score(self, visual_PE: torch.Tensor, text_SE: torch.Tensor, batch: Batch, plan: Plan) -> torch.Tensor:
-        """Summed cross-entropy (B,) of each sample's scored tokens."""
+        """Return the summed cross-entropy (B,) of each sample's scored tokens."""
         hidden = self.hidden(visual_PE, text_SE, plan)
         cells = plan.rows.cells[len(visual_PE) :]
         scored = plan.on_device(plan.scored)
-        # the token before stands in the cell before: a sample's tokens are neighbours
+        # a sample's tokens are neighbours, so the token before is in the cell before
         values = scored_cross_entropy(self.llm, hidden[cells[scored] - 1], batch.token_ids[scored])
         return sum_per_sample(values, plan.on_device(plan.count_B))
 
     def hidden(self, visual_PE: torch.Tensor, text_SE: torch.Tensor, plan: Plan) -> torch.Tensor:
-        """Hidden states of visual and text tokens in the cells of `plan.rows`."""
+        """Return the hidden states of visual and text tokens in the cells of `plan.rows`."""
         return self.llm.run_packed(torch.cat([visual_PE.to(text_SE.dtype), text_SE]), plan.rows)
 
     def parameter_groups(self) -> dict[str, dict[str, nn.Parameter]]:
-        """Parameters by group, connector, dino and llm, under their full names; together all there are."""
+        """Return all parameters by group (connector, dino, llm) and full name."""
         groups = {
             group: {f"{group}.{name}": parameter for name, parameter in getattr(self, group).named_parameters()}
             for group in ("connector", "dino", "llm")
@@ -262,7 +263,7 @@ class VideoLanguageModel(nn.Module):
         return groups
 
     def recompute_layers(self, recompute: bool) -> None:
-        """Activation checkpointing of encoder and language model, on or off; what is computed stays the same."""
+        """Switch activation checkpointing of encoder and language model on or off; results stay the same."""
         self.llm.recompute = recompute
         if isinstance(self.dino, Encoder):  # a blind model has none
             self.dino.recompute = recompute

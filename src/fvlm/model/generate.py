@@ -11,11 +11,11 @@ from fvlm.model.language import Cache
 def generate(
     model: VideoLanguageModel, batch: Batch, end_id: int | None, max_new_tokens: int, mode: str | None = None
 ) -> list[int]:
-    """The most likely next token, again and again, with the language model's cache.
+    """Return the generated tokens: at each step the most likely one, with the language model's cache.
 
-    batch    one sample; its text tokens are the prompt, its loss mask is not read
-    end_id   the token that ends an answer (it is not returned); None: never
-    mode     how the video is seen; None: the architecture's `inference_mode`
+    batch    one sample; its text tokens are the prompt
+    end_id   the token that ends an answer (it is not returned); None: no token does
+    mode     one of the model's modes; None: the architecture's `inference_mode`
     raises   ValueError if the batch has more than one sample
     """
     if len(batch) != 1:
@@ -25,13 +25,13 @@ def generate(
     visual_PE = model.visual_tokens(batch, text_SE, plan, mode)[0]
     question, rest = text_SE.tensor_split([int(plan.question_B[0])])
     next_1SE, cache = torch.cat([question, visual_PE.to(text_SE.dtype), rest])[None], Cache()
-    start, found = 0, []
-    while len(found) < max_new_tokens:
+    start, generated = 0, []
+    while len(generated) < max_new_tokens:
         hidden = model.llm.run_next(next_1SE, start, cache)[:, -1]
         token = model.llm.logits(hidden).argmax(-1)
         if int(token) == end_id:
             break
-        found.append(int(token))
+        generated.append(int(token))
         start += next_1SE.shape[1]
         next_1SE = model.llm.embed(token)[:, None]
-    return found
+    return generated

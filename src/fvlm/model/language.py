@@ -9,8 +9,7 @@ from torch.nn import functional as F
 from transformers import LlamaModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from fvlm.model import recompute
-from fvlm.model.attention import attend, working_dtype
+from fvlm.model.attention import attend, recomputed, working_dtype
 from fvlm.model.packing import Rows
 
 
@@ -21,7 +20,7 @@ class Cache:
         self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def extend(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append the new tokens' keys and values; returns those of all tokens."""
+        """Append the new tokens' keys and values; return those of all tokens."""
         if layer in self.layers:
             before = self.layers[layer]
             key, value = torch.cat([before[0], key], dim=2), torch.cat([before[1], value], dim=2)
@@ -39,18 +38,18 @@ class Language(nn.Module):
     def __init__(self, llama: LlamaModel):
         super().__init__()
         self.llama = llama
-        self.recompute = False  # activation checkpointing of the layers, where there is no cache
-        llama.embed_tokens.padding_idx = None  # a checkpoint's padding token may be one that is trained: <|im_end|>
+        self.recompute = False  # activation checkpointing of the layers, without a cache
+        llama.embed_tokens.padding_idx = None  # else a checkpoint's padding token, such as <|im_end|>, would not train
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         return self.llama.embed_tokens(token_ids)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Over the vocabulary, with the embeddings as output weights."""
+        """Return logits over the vocabulary, with the embeddings as output weights."""
         return F.linear(hidden, self.llama.embed_tokens.weight)
 
     def run_packed(self, tokens_ME: torch.Tensor, rows: Rows) -> torch.Tensor:
-        """Hidden states (R x W, E) of packed tokens (M, E), in the cells of `rows`."""
+        """Return the hidden states (R x W, E) of packed tokens (M, E), in the cells of `rows`."""
         cells = tokens_ME.new_zeros(rows.count * rows.width, tokens_ME.shape[1])
         x_RWE = cells.index_copy(0, rows.cells, tokens_ME).unflatten(0, (rows.count, rows.width))
         return self._walk(x_RWE, rows.positions, rows.mask, rows.mask is None, None).flatten(0, 1)
@@ -58,10 +57,10 @@ class Language(nn.Module):
     def run_next(
         self, x_RWE: torch.Tensor, start: int | torch.Tensor, cache: Cache, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Hidden states of W more tokens of every row, behind those in the cache; W is 1 if there are any.
+        """Return the hidden states of W more tokens of every row, after the cached ones; W is 1 if there are any.
 
-        start   the place of the first of them in its sequence, one number or (R, 1)
-        mask    (R, 1, 1, tokens) bool, which tokens of cache and row are real; None: all
+        start   place of the first new token in its sequence, one number or (R, 1)
+        mask    (R, 1, 1, tokens) bool, True: a real token of cache or row; None: all are real
         """
         width = x_RWE.shape[1]
         if cache.layers and width > 1:
@@ -72,19 +71,18 @@ class Language(nn.Module):
     def _walk(
         self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, causal: bool, cache: Cache | None
     ) -> torch.Tensor:
-        """Tokens x (R, W, E) at `positions` (R or 1, W) through all layers; mask and causal as in `attend`."""
+        """Pass tokens x (R, W, E) at `positions` (R or 1, W) through all layers; mask and causal as in `attend`."""
         llama = self.llama
         x = x.to(llama.norm.weight.dtype)  # the residual stream stays exact under autocast
         cos, sin = llama.rotary_emb(x, positions)
         for number, layer in enumerate(llama.layers):
             place = None if cache is None else (cache, number)
-            again = self.recompute and cache is None
-            x = recompute.call(_layer, layer, x, cos, sin, mask, causal, place, recompute=again)
+            x = recomputed(_layer, layer, x, cos, sin, mask, causal, place, recompute=self.recompute and cache is None)
         return _norm(llama.norm, x)
 
 
 def _layer(layer: nn.Module, x, cos, sin, mask, causal: bool, place: tuple[Cache, int] | None) -> torch.Tensor:
-    """One layer; `place`: where the cache keeps its keys and values."""
+    """One layer; `place`: the cache and the layer's number in it."""
     attention = layer.self_attn
     normed = _norm(layer.input_layernorm, x)
     query, key, value = (

@@ -8,7 +8,7 @@ CHUNK = 2**26  # logits computed at a time; bounds the temporaries of a large vo
 
 
 def scored_cross_entropy(language: nn.Module, hidden_XE: torch.Tensor, targets_X: torch.Tensor) -> torch.Tensor:
-    """Nats of each target (X,), float32 or finer, from the hidden state before it."""
+    """Return the nats (X,) of each target, float32 or finer, from the hidden state before it."""
     size = max(1, CHUNK // language.llama.config.vocab_size)
     pieces = []
     for hidden, targets in zip(hidden_XE.split(size), targets_X.split(size), strict=True):
@@ -19,6 +19,6 @@ def scored_cross_entropy(language: nn.Module, hidden_XE: torch.Tensor, targets_X
 
 
 def sum_per_sample(values_X: torch.Tensor, counts_B: torch.Tensor) -> torch.Tensor:
-    """(X,), sample after sample, -> (B,); the order of addition is fixed, also on GPUs."""
-    # unsafe: does not read the counts back from a GPU only to check that they are none below zero and add up
+    """Sum values (X,), sample after sample, to (B,); the order of addition is fixed, also on GPUs."""
+    # unsafe skips a check of the counts, for which they would be read back from the GPU
     return torch.segment_reduce(values_X, "sum", lengths=counts_B, initial=0, unsafe=True)

@@ -1,4 +1,4 @@
-"""Samples of different length in rows of one width, so that no padding is computed where it can be helped.
+"""Samples of different lengths, packed into rows of one width with little padding.
 
 A sample is [visual tokens, text tokens], or with the question first [question, visual tokens, rest of the text].
 
@@ -17,13 +17,13 @@ from fvlm.model.encoder import Visits
 
 @dataclass
 class Rows:
-    """Where each token of some samples stands; the tokens of a sample are neighbours.
+    """The cell of each token of some samples; the tokens of a sample are neighbours.
 
     count, width   R and W
     cells          (M,) int64 into R x W: first all visual tokens, then all text tokens, sample after sample
     positions      (R, W) int64, the place within the sample; 0 in empty cells
-    mask           (R, 1, W, W) bool, True: may be seen, that is of the same sample and not later;
-                   None if no row holds two samples, since then causal order alone keeps empty cells unseen
+    mask           (R, 1, W, W) bool, True: attended, that is of the same sample and not later; None if no row holds
+                   two samples: causal order is then enough, since empty cells come last
     """
 
     count: int
@@ -34,7 +34,7 @@ class Rows:
 
 
 def first_fit(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """Longest first, each sample into the first row with room; rows are as wide as the longest sample.
+    """Put each sample, longest first, into the first row with room; rows are as wide as the longest sample.
 
     returns   row and column of each sample's first token, number of rows, width
     """
@@ -56,9 +56,9 @@ def count_up(counts: np.ndarray) -> np.ndarray:
 
 
 def pack(visual_B: np.ndarray, text_B: np.ndarray, question_B: np.ndarray, device: torch.device) -> Rows:
-    """Rows for samples of `visual_B` visual and `text_B` text tokens; a sample may have neither.
+    """Return the rows of samples with `visual_B` visual and `text_B` text tokens; a sample may have neither.
 
-    question_B   how many of the text tokens stand before the visual ones
+    question_B   text tokens of each sample that stand before the visual tokens
     """
     lengths = visual_B + text_B
     row, column, count, width = first_fit(lengths)
@@ -83,33 +83,33 @@ def pack(visual_B: np.ndarray, text_B: np.ndarray, question_B: np.ndarray, devic
 
 
 def text_places(visual_B: np.ndarray, text_B: np.ndarray, question_B: np.ndarray) -> np.ndarray:
-    """The place of each text token (S,) within its sample."""
+    """Return the place of each text token (S,) within its sample."""
     number = count_up(text_B)
-    behind = number >= np.repeat(question_B, text_B)
-    return number + behind * np.repeat(visual_B, text_B)
+    after_frames = number >= np.repeat(question_B, text_B)
+    return number + after_frames * np.repeat(visual_B, text_B)
 
 
 def _sent(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A copy on a device that is not waited for."""
+    """Start a copy to a device; the CPU does not wait for it."""
     return torch.from_numpy(values).to(device, non_blocking=True)
 
 
 def _block_causal(owner_RW: torch.Tensor) -> torch.Tensor:
-    """Empty cells see one another, so that no row of the softmax is empty; nobody else sees them."""
+    """Return the mask of `Rows`. Empty cells attend to each other, so that no row of the softmax is empty."""
     width = owner_RW.shape[1]
     earlier = torch.ones(width, width, dtype=torch.bool, device=owner_RW.device).tril()
     return (owner_RW[:, None, :, None] == owner_RW[:, None, None, :]) & earlier
 
 
 class Plan:
-    """Where everything of a batch stands, worked out in host memory.
+    """The layout of a batch, computed in host memory.
 
-    A GPU is never waited for: nothing is read back from it, and a non-blocking copy to it returns at once.
+    The CPU never waits for a GPU: it reads nothing back, and its copies to the GPU are non-blocking.
 
     frame_counts, visual_B, text_B   (B,) frames, visual tokens and text tokens of each sample
-    question_B                       (B,) text tokens before its visual tokens; 0 where it has none of those
+    question_B                       (B,) text tokens before its visual tokens; 0 without visual tokens
     scored                           (X,) int64, the text tokens that the loss is summed over
-    count_B                          (B,) int64, how many each sample has of them
+    count_B                          (B,) int64, scored tokens of each sample
     """
 
     def __init__(self, batch: Batch, visual_tokens: int, device: torch.device):
@@ -133,16 +133,16 @@ class Plan:
 
     @cached_property
     def visual_rows(self) -> Rows:
-        """The visual tokens, with nothing but the questions before them."""
+        """The visual tokens with the questions before them."""
         return pack(self.visual_B, self.question_B, self.question_B, self.device)
 
     @cached_property
     def questions(self) -> torch.Tensor | None:
-        """The text tokens that stand before frames, sample after sample; None if no sample asks first."""
+        """The text tokens that stand before frames, sample after sample; None if there are none."""
         if not self.question_B.any():
             return None
-        asked = count_up(self.text_B) < np.repeat(self.question_B, self.text_B)
-        return self.on_device(torch.from_numpy(np.flatnonzero(asked)))
+        in_question = count_up(self.text_B) < np.repeat(self.question_B, self.text_B)
+        return self.on_device(torch.from_numpy(np.flatnonzero(in_question)))
 
     @cached_property
     def visits(self) -> Visits:
@@ -150,14 +150,14 @@ class Plan:
 
     @cached_property
     def shown(self) -> torch.Tensor | None:
-        """The frame of each position; None if position i shows frame i."""
+        """The frame at each position; None if position i shows frame i."""
         return None if self.visits.cells is None else self.on_device(self.frame_index)
 
     @cached_property
     def initial_P(self) -> torch.Tensor:
-        """True at each frame with nothing before it: the first of a sample that does not ask first."""
-        silent = np.repeat(self.question_B == 0, self.frame_counts)
-        return self.on_device(torch.from_numpy((count_up(self.frame_counts) == 0) & silent))
+        """True at each frame with nothing before it: the first of a sample without a question before its frames."""
+        no_question = np.repeat(self.question_B == 0, self.frame_counts)
+        return self.on_device(torch.from_numpy((count_up(self.frame_counts) == 0) & no_question))
 
     def on_device(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device, non_blocking=True)
