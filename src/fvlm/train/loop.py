@@ -64,7 +64,7 @@ class Trainer:
         ranks.at_first(self._open_logs)
         # the identity in Weights & Biases also names this training: one from the start is another run there
         name = f"{setup.identity[:16]}{self.spent.begun:016x}"
-        self.trackers = Trackers.of_first(ranks, run, setup.study.study, setup.folder, name, self.resume_step)
+        self.trackers = Trackers(run, setup.study.study, setup.folder, name, self.resume_step, ranks)
         self.watch = Watch(run, setup.study, setup.folder)
         self.saved_at = time.monotonic()
 

@@ -63,7 +63,8 @@ def train(run: Run, study: Study, folder: Path, ranks: Ranks | None = None, stop
     ranks   the processes that train it, all of which call this; None: this process alone
     stop    the request of a signal to stop; None: no signal is handled
     """
-    trainer = Trainer(prepare(run, study, folder, ranks or Ranks()), stop or StopRequest())
+    setup = prepare(run, study, folder, ranks or Ranks())
+    trainer = Trainer(setup, stop or StopRequest())
     trainer.train()
     with trainer.averaged():
         trainer.write_weights(folder / "model/final.safetensors")
