@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from fvlm.__main__ import main
 from fvlm.train.loop import Trainer
-from tests.train_cases import records
+from tests.train_cases import records, study_file
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.rank_cases", "fvlm.train.training"])
@@ -80,6 +80,17 @@ def train(ranks: int, study: Path, run: str = "baseline") -> Path:
     team = Team(ranks, study, run)
     assert team.wait() == [0] * ranks, team.output
     return study.parent / "results/runs" / run
+
+
+def with_parent(prepared: Path, folder: Path) -> Path:
+    """Return a copy of `prepared`, by links, in which stage1 is trained, the parent of the preference run."""
+    stage1 = train(1, study_file(prepared, folder / "own", "stage1", {"train.samples": 8}), "stage1")
+    results = folder / "prepared"
+    (results / "runs").mkdir(parents=True)
+    stage1.rename(results / "runs/stage1")
+    for name in ("tokenizer", "index", "shards"):
+        (results / name).symlink_to(prepared / name)
+    return results
 
 
 def close(one: Path, other: Path) -> None:

@@ -23,7 +23,7 @@ from fvlm.train.fsdp import FullySharded, empty_batch, local_part, use_all_weigh
 from fvlm.train.loop import Trainer
 from fvlm.train.objective import TextObjective
 from fvlm.train.ranks import Ranks
-from tests.rank_cases import CONTEXT, TIMEOUT, Team, close, free_port, torchrun_environment, train
+from tests.rank_cases import CONTEXT, TIMEOUT, Team, close, free_port, torchrun_environment, train, with_parent
 from tests.train_cases import records, study_file, study_in
 
 SHORT = {"train.precision": "float32", "train.evaluations": 2, "operation.micro_frames": 6, "optim.ema": 0.7}
@@ -46,16 +46,7 @@ CASES = {  # run, its settings, what several ranks add to them, and how many ran
 
 @pytest.fixture(scope="module")
 def results(prepared, tmp_path_factory) -> Path:
-    """`prepared` with stage1 trained, the parent of the preference run."""
-    folder = tmp_path_factory.mktemp("parent")
-    shared = folder / "prepared"
-    shared.mkdir()
-    for name in ("tokenizer", "index", "shards"):
-        (shared / name).symlink_to(prepared / name)
-    stage1 = train(1, study_file(shared, folder / "own", "stage1", {"train.samples": 8}), "stage1")
-    (shared / "runs").mkdir()
-    stage1.rename(shared / "runs/stage1")
-    return shared
+    return with_parent(prepared, tmp_path_factory.mktemp("parent"))
 
 
 @pytest.mark.parametrize("case", CASES)

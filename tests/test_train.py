@@ -202,7 +202,7 @@ def test_no_video_is_validated_and_evaluated_on(prepared, monkeypatch):
 def test_evaluation_batches_hold_every_sample_once_and_no_video_twice(prepared):
     study = study_in(prepared)
     steps = held_out_samples(study.runs["baseline"], study)
-    for place, index in enumerate(steps.corpus.indices):  # as if three samples asked about each file
+    for place, index in enumerate(steps.corpus.indices):  # as if each file had three questions
         index.group[:] = np.arange(len(index)) // 3 + 1000 * place
     batches = batches_by_source(steps)
     assert sorted(member for members, _ in batches for member in members) == list(range(len(steps.order)))

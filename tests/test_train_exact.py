@@ -19,7 +19,7 @@ from fvlm.device import cpu_has_bfloat16
 from fvlm.train.setup import identity
 from fvlm.train.trackers import Trackers
 from tests.conftest import ROOT
-from tests.rank_cases import Team, signalled, train
+from tests.rank_cases import Team, signalled, train, with_parent
 from tests.train_cases import content_in, records, same, study_file, study_in
 
 STEPS = 16
@@ -28,13 +28,7 @@ LONG = {"train.samples": 2 * STEPS, "optim.batch_size": 2, "train.evaluations": 
 
 @pytest.fixture(scope="module")
 def parent(prepared, tmp_path_factory):
-    """`prepared` with stage1 trained, the parent of the preference run."""
-    if not (prepared / "runs/stage1").exists():
-        study = study_file(prepared, tmp_path_factory.mktemp("parent"), "stage1", {})
-        assert main(["train", "stage1", "--study", str(study)]) == 0
-        (prepared / "runs").mkdir(exist_ok=True)
-        (study.parent / "results/runs/stage1").rename(prepared / "runs/stage1")
-    return prepared
+    return with_parent(prepared, tmp_path_factory.mktemp("parent"))
 
 
 def outcome(folder: Path) -> tuple:
