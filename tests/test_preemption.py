@@ -101,13 +101,6 @@ def test_a_run_resumes_with_another_number_of_ranks(prepared, undisturbed, tmp_p
     close(undisturbed, train(2, study))
 
 
-def test_the_other_ranks_of_a_killed_one_stop(prepared, tmp_path):
-    study = study_file(prepared, tmp_path, "baseline", SETTINGS)
-    team = Team(2, study, "baseline", partial(signalled, ("_update", 2), signal.SIGKILL, 1))
-    remaining, killed = team.wait()
-    assert killed == -signal.SIGKILL and remaining == 2 and "lost the other ranks" in team.output, team.output
-
-
 def test_the_command_starts_its_ranks_and_returns_their_status(prepared, undisturbed, tmp_path):
     """With the real command lines: `fvlm train` and torchrun."""
     study = study_file(prepared, tmp_path, "baseline", {**SETTINGS, "operation.ranks": 2})

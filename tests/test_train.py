@@ -65,17 +65,6 @@ def test_an_index_of_another_kind_is_refused(prepared):
         open_training(run, study.model_copy(update={"sources": changed}))
 
 
-def test_a_checkpoint_of_another_identity_is_not_resumed(prepared, tmp_path):
-    trained(prepared, tmp_path)
-    state = tmp_path / "baseline/state"
-    newest = max(state.glob("step_*.pt"))
-    content = torch.load(newest, weights_only=True)
-    save_checkpoint(state, content["step"], {**content, "identity": "another"}, keep=1)
-    (state / "metrics.jsonl").write_text("")
-    rows, _, _ = trained(prepared, tmp_path)
-    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
-
-
 def test_frozen_parts_do_not_move(prepared, tmp_path):
     study = study_in(prepared)
     start = {key: value.clone() for key, value in build_model(study.runs["F1"].model, 42).state_dict().items()}
@@ -131,15 +120,6 @@ def test_the_counted_length_of_a_cut_question_is_off_by_a_header_at_most(prepare
 
 
 TOO_FAST = {"optim.lr": {"connector": 1e30, "dino": 1e30, "llm": 1e30}, "optim.warmup": 0.0}
-
-
-def test_a_loss_that_is_not_finite_stops_before_it_is_logged(prepared, tmp_path):
-    """The error names the samples of the step, and the checkpoint before is readable."""
-    with pytest.raises(UserError, match=r"loss is nan at step 2, samples (grid|pictures|chat)-"):
-        trained(prepared, tmp_path, baseline={**TOO_FAST, "train.evaluations": 1, "operation.checkpoint_steps": 100})
-    state = tmp_path / "baseline/state"
-    assert [row["step"] for row in records(state / "metrics.jsonl")] == [1]
-    assert torch.load(state / "step_00000000.pt", weights_only=True)["step"] == 0
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(prepared, tmp_path):

@@ -175,22 +175,6 @@ def test_swapping_restores_the_weights_bit_for_bit_also_after_an_error():
     assert parameters == [id(p) for p in model.parameters()], "the optimizer holds these very objects"
 
 
-def test_a_saved_average_resumes(tmp_path):
-    model, average, _ = trained_a_little(4, decay=0.9)
-    torch.save(average.state_dict(), tmp_path / "average.pt")
-    again = Average(model, 0.9)
-    again.load_state_dict(torch.load(tmp_path / "average.pt", weights_only=True))
-    found = []
-    for one in (average, again):
-        one.update()
-        with one.swapped():
-            found.append(weights_of(model))
-    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
-    other = tiny()
-    with pytest.raises(ValueError, match="other parameters"):
-        Average(other, 0.9).load_state_dict(average.state_dict())
-
-
 # --- hardware ---
 
 

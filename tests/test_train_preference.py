@@ -101,18 +101,6 @@ def test_the_loss_and_rewards_are_those_of_the_paper(results, tmp_path):
     assert accuracy == sum(margin > 0 for margin in margins)
 
 
-def test_only_the_answers_are_scored_and_the_chosen_one_comes_first(results):
-    run, study = pairs_run(results)
-    (batch, *_) = steps_of(run, study, batch_size=4)[0]
-    tokenizer = steps_of(run, study).tokenizer
-    ids = batch.token_ids.split(batch.token_counts.tolist())
-    masks = batch.loss_mask.split(batch.token_counts.tolist())
-    for i in range(0, len(batch), 2):
-        answers = [tokenizer.decode(ids[k][masks[k]].tolist()) for k in (i, i + 1)]
-        assert answers[0].startswith("it is ") and answers[1].startswith("no, ")
-        assert batch.keys[i] == batch.keys[i + 1]
-
-
 def test_training_on_pairs_prefers_the_chosen_answers(results, tmp_path):
     run, study = pairs_run(results)
     model = build_model(run.model, 0)
