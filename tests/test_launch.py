@@ -1,4 +1,4 @@
-"""How a training's processes are started, and what becomes of signals and of their exit status."""
+"""Starting the processes of a training: signals reach them, and their exit status is returned."""
 
 import os
 import signal
@@ -21,22 +21,22 @@ from fvlm.train.launch import command_of
 from fvlm.train.signals import REQUEUE, StopRequest
 
 TRAINING = ["-m", "fvlm", "train", "A6"]
-# Two ranks that leave together, as a training does, once any of them has heard a signal.
+# Ranks that stop together, as a training does, once any of them has received a signal.
 RANK = """
     import signal, sys, time, torch, torch.distributed as dist
-    heard = []
+    received = []
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, lambda number, frame: heard.append(number))
+        signal.signal(number, lambda number, frame: received.append(number))
     dist.init_process_group("gloo")
     print("ready", flush=True)
     while True:
-        any_heard = torch.tensor([float(len(heard))])
-        dist.all_reduce(any_heard)
-        if any_heard:
+        total = torch.tensor([float(len(received))])
+        dist.all_reduce(total)
+        if total:
             time.sleep(float(sys.argv[1]) if sys.argv[1:] else 0)
             print("saved", dist.get_rank(), flush=True)
             dist.destroy_process_group()
-            sys.exit(130 if signal.SIGINT in heard else 75)
+            sys.exit(130 if signal.SIGINT in received else 75)
         time.sleep(0.02)
 """
 
@@ -51,9 +51,7 @@ def operation(**changes) -> Operation:
 @pytest.mark.parametrize("changes", [{"gpus": 4}, {"ranks": 4}])
 def test_several_processes_are_started_by_torchrun(changes):
     command = command_of(operation(**changes), TRAINING)
-    assert command == [
-        sys.executable, "-m", "fvlm.train.torchrun", "--nproc-per-node=4", "--standalone", *TRAINING
-    ]  # fmt: skip
+    assert command[1:] == ["-m", "fvlm.train.torchrun", "--nproc-per-node=4", "--standalone", *TRAINING]
 
 
 def test_several_nodes_are_started_by_srun(monkeypatch):
@@ -70,56 +68,43 @@ def test_several_nodes_need_slurm(monkeypatch):
         command_of(operation(nodes=2), TRAINING)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_signal_reaches_the_training_through_shell_and_tee(number, ranks, tmp_path):
-    """The shell line of the rule: everything in it gets the signal, and its status is the training's."""
-    code = textwrap.dedent(RANK)
-    if ranks == 1:
-        code = code.replace("import signal", "import os, signal", 1).replace(
-            'dist.init_process_group("gloo")',
-            'os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")\n'
-            'dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)',
-        )
-    (tmp_path / "rank.py").write_text(code)
-    starter = [sys.executable, "rank.py"]
-    if ranks == 2:
-        starter = [sys.executable, "-m", "fvlm.train.torchrun", "--nproc-per-node=2", "--standalone", "rank.py"]
-    launch = f"import sys; from fvlm.train.launch import run_to_end; sys.exit(run_to_end({starter!r}))"
-    line = f"set -euo pipefail; trap '' TERM USR1; {sys.executable} -c \"{launch}\" 2>&1 | tee -i log"
-    shell = subprocess.Popen(["bash", "-c", line], cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL)
-    log = tmp_path / "log"
-    end = time.monotonic() + 120
-    while not log.exists() or log.read_text().count("ready") < ranks:
-        assert time.monotonic() < end and shell.poll() is None
-        time.sleep(0.05)
-    os.killpg(shell.pid, number)
-    assert shell.wait(60) == REQUEUE
-    assert log.read_text().count("saved") == ranks
-
-
-def starter(folder: Path, seconds_to_save: float, **options) -> subprocess.Popen:
-    """`run_to_end` of two ranks, which say what they do in `folder`/log."""
+def launch(folder: Path, ranks: int, seconds_to_save: float = 0.0) -> str:
+    """Write the rank's program; return a shell command that runs `run_to_end` of `ranks` ranks."""
     (folder / "rank.py").write_text(textwrap.dedent(RANK))
-    command = [sys.executable, "-m", "fvlm.train.torchrun", "--nproc-per-node=2", "--standalone", "rank.py"]
+    command = [sys.executable, "-m", "fvlm.train.torchrun", f"--nproc-per-node={ranks}", "--standalone", "rank.py"]
     command.append(str(seconds_to_save))
-    launch = f"import sys; from fvlm.train.launch import run_to_end; sys.exit(run_to_end({command!r}))"
-    with open(folder / "log", "w") as log:
-        return subprocess.Popen([sys.executable, "-c", launch], cwd=folder, stdout=log, stderr=log, **options)
+    code = f"import sys; from fvlm.train.launch import run_to_end; sys.exit(run_to_end({command!r}))"
+    return f'{sys.executable} -c "{code}"'
 
 
-def wait_until_ready(folder: Path, process: subprocess.Popen) -> None:
-    end = time.monotonic() + 120
-    while (folder / "log").read_text().count("ready") < 2:
+def start(folder: Path, line: str) -> subprocess.Popen:
+    """Run a shell command in a process group of its own, with its output in `folder`/log."""
+    return subprocess.Popen(["bash", "-c", line], cwd=folder, start_new_session=True)
+
+
+def wait_until_ready(folder: Path, process: subprocess.Popen, ranks: int = 2) -> None:
+    log, end = folder / "log", time.monotonic() + 120
+    while not log.exists() or log.read_text().count("ready") < ranks:
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 2)])
+def test_a_signal_reaches_the_training_through_shell_and_tee(number, ranks, tmp_path):
+    """The shell line of the Snakemake rule: all its processes get the signal, and its status is the training's."""
+    line = f"set -euo pipefail; trap '' TERM USR1; {launch(tmp_path, ranks)} 2>&1 | tee -i log"
+    shell = start(tmp_path, f"{line} > /dev/null")
+    wait_until_ready(tmp_path, shell, ranks)
+    os.killpg(shell.pid, number)
+    assert shell.wait(60) == REQUEUE
+    assert (tmp_path / "log").read_text().count("saved") == ranks
+
+
 @pytest.mark.parametrize("seconds", [0.0, 0.5, 1.5])
-def test_a_signal_before_there_are_ranks_asks_for_another_start(tmp_path, seconds):
-    """So long after torchrun has begun to start, which takes it seconds."""
-    process = starter(tmp_path, 0)
-    while not (children := psutil.Process(process.pid).children()) or "torchrun" not in " ".join(children[0].cmdline()):
+def test_a_signal_before_there_are_ranks_requests_another_start(tmp_path, seconds):
+    """The signal comes `seconds` after torchrun has begun to start, which takes seconds."""
+    process = start(tmp_path, f"exec {launch(tmp_path, 2)} > log 2>&1")
+    while not any("torchrun" in " ".join(child.cmdline()) for child in psutil.Process(process.pid).children()):
         time.sleep(0.005)
     time.sleep(seconds)
     process.send_signal(signal.SIGUSR1)
@@ -127,9 +112,9 @@ def test_a_signal_before_there_are_ranks_asks_for_another_start(tmp_path, second
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_many_signals_leave_no_rank_behind(tmp_path):
-    """From the user, the scheduler, srun and the process group, while the ranks save."""
-    process = starter(tmp_path, 2.5)
+def test_several_signals_leave_no_rank_behind(tmp_path):
+    """While the ranks save, signals come from the user, the scheduler, srun and the process group."""
+    process = start(tmp_path, f"exec {launch(tmp_path, 2, 2.5)} > log 2>&1")
     wait_until_ready(tmp_path, process)
     for _ in range(4):
         process.send_signal(signal.SIGTERM)
@@ -138,17 +123,17 @@ def test_many_signals_leave_no_rank_behind(tmp_path):
     assert (tmp_path / "log").read_text().count("saved") == 2
 
 
-def test_ctrl_c_ends_all_without_a_word_of_torchrun_s(tmp_path):
-    process = starter(tmp_path, 0.5, start_new_session=True)
+def test_ctrl_c_ends_all_without_output_of_torchrun(tmp_path):
+    process = start(tmp_path, f"exec {launch(tmp_path, 2, 0.5)} > log 2>&1")
     wait_until_ready(tmp_path, process)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 130
-    said = (tmp_path / "log").read_text()
-    assert said.count("saved") == 2 and "Traceback" not in said and "torch" not in said, said
+    output = (tmp_path / "log").read_text()
+    assert output.count("saved") == 2 and "Traceback" not in output and "torch" not in output, output
 
 
-def test_a_signal_while_something_loads_is_no_mistake_of_what_loads(tmp_path, monkeypatch):
-    """It comes in the middle of a library's code, whose every other exception is told as a file that cannot be read."""
+def test_a_signal_while_a_file_loads_is_not_reported_as_a_damaged_file(tmp_path, monkeypatch):
+    """The signal comes within a library, any other exception of which is reported as an unreadable file."""
 
     def interrupted(*_arguments, **_options):
         os.kill(os.getpid(), signal.SIGTERM)

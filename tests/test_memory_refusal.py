@@ -118,5 +118,5 @@ def test_all_ranks_stop_with_one_message(study):
         pytest.skip("there is a GPU, which is judged by its own memory")
     path = study(2, gpus=2)
     team = Team(2, path, "baseline")
-    assert team.wait() == [2, 2] and team.said.count("card has 2 GB") == 1, team.said
+    assert team.wait() == [2, 2] and team.output.count("card has 2 GB") == 1, team.output
     assert not (path.parent / "results/runs").exists()

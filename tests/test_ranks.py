@@ -1,10 +1,11 @@
-"""Any number of ranks learns what one learns, and none waits for ever for another."""
+"""Any number of ranks trains to the same results as one, and no rank waits for another forever."""
 
 import json
 import os
 import resource
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from fvlm.train.fsdp import FullySharded, empty_batch, local_part, use_all_weigh
 from fvlm.train.loop import Trainer
 from fvlm.train.objective import TextObjective
 from fvlm.train.ranks import Ranks
-from tests.rank_cases import CONTEXT, PATIENCE, Team, close, free_port, train
+from tests.rank_cases import CONTEXT, TIMEOUT, Team, close, free_port, torchrun_environment, train, with_parent
 from tests.train_cases import records, study_file, study_in
 
 SHORT = {"train.precision": "float32", "train.evaluations": 2, "operation.micro_frames": 6, "optim.ema": 0.7}
@@ -45,21 +46,12 @@ CASES = {  # run, its settings, what several ranks add to them, and how many ran
 
 @pytest.fixture(scope="module")
 def results(prepared, tmp_path_factory) -> Path:
-    """`prepared` with stage1 trained, where preferences begin."""
-    folder = tmp_path_factory.mktemp("parent")
-    shared = folder / "prepared"
-    shared.mkdir()
-    for name in ("tokenizer", "index", "shards"):
-        (shared / name).symlink_to(prepared / name)
-    stage1 = train(1, study_file(shared, folder / "own", "stage1", {"train.samples": 8}), "stage1")
-    (shared / "runs").mkdir()
-    stage1.rename(shared / "runs/stage1")
-    return shared
+    return with_parent(prepared, tmp_path_factory.mktemp("parent"))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_several_ranks_learn_what_one_learns(results, tmp_path, case):
-    """Metrics, validations, weights and summary; the order of additions alone may differ."""
+def test_several_ranks_train_to_the_results_of_one(results, tmp_path, case):
+    """Metrics, validations and weights differ by rounding only, and the summary names the ranks."""
     run, settings, changes, counts = CASES[case]
     one = train(1, study_file(results, tmp_path / "one", run, {**SHORT, **settings}), run)
     for ranks in counts:
@@ -74,9 +66,9 @@ def test_several_ranks_learn_what_one_learns(results, tmp_path, case):
 
 @pytest.mark.parametrize("ends", [None, Stopped(75, "saved"), UserError("a mistake")], ids=["well", "stop", "mistake"])
 def test_a_training_leaves_its_process_group(monkeypatch, ends):
-    """Threads of gloo that are at work while Python ends abort it, and its status would be theirs."""
-    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}.items():
-        monkeypatch.setenv(name, str(value))
+    """Otherwise threads of gloo may abort the process, with a wrong exit status."""
+    for name, value in torchrun_environment(rank=0, ranks=1, port=0).items():
+        monkeypatch.setenv(name, value)
     with suppress(Stopped, UserError), Ranks(count=2).joined(torch.device("cpu")):
         assert dist.is_initialized()
         if ends is not None:
@@ -84,12 +76,9 @@ def test_a_training_leaves_its_process_group(monkeypatch, ends):
     assert not dist.is_initialized()
 
 
-# --- ranks with nothing to do ---
-
-
 @pytest.mark.parametrize("texts", [0, 2])
-def test_a_batch_without_frames_is_scored_beside_one_that_weighs_nothing(prepared, texts):
-    """It has the same loss, and gradients of zero where it had none."""
+def test_a_batch_without_frames_uses_all_weights_and_keeps_its_loss(prepared, texts):
+    """The gradients of encoder and connector are zero instead of None."""
     run = study_in(prepared).runs["baseline"]
     model = build_model(run.model, 0).double()
     batch = empty_batch()
@@ -114,7 +103,7 @@ def test_a_batch_without_frames_is_scored_beside_one_that_weighs_nothing(prepare
 # --- ends ---
 
 
-def nan_on_the_second(rank: int) -> None:
+def nan_in_rank_1(rank: int) -> None:
     if rank != 1:
         return
     plain = TextObjective.__call__
@@ -129,56 +118,55 @@ def nan_on_the_second(rank: int) -> None:
     TextObjective.__call__ = spoilt
 
 
-def unreadable_on_the_second(rank: int) -> None:
+def unreadable_in_rank_1(rank: int) -> None:
     if rank == 1:
 
         def fail(self, places):
-            raise UserError("the third tar is torn")
+            raise UserError("the third tar is damaged")
 
         Steps.batch = fail
 
 
-def full_disk_on_the_first(rank: int) -> None:
-    """From the second checkpoint on: no file may be larger than 100 kB."""
+def before_each_step(rank: int, action: Callable[[Trainer], None]) -> None:
     if rank == 0:
-        plain = Trainer._update
+        update = Trainer._update
 
-        def update(self, *arguments):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-            return plain(self, *arguments)
+        def patched(self, *arguments):
+            action(self)
+            return update(self, *arguments)
 
-        Trainer._update = update
+        Trainer._update = patched
 
 
-def full_disk_at_a_step(rank: int) -> None:
-    """For the metrics log of the first rank."""
-    if rank == 0:
-        plain = Trainer._update
+def full_disk_for_checkpoints(rank: int) -> None:
+    """In rank 0, from the second checkpoint on: no file may be larger than 100 kB."""
+    limits = (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    before_each_step(rank, lambda trainer: resource.setrlimit(resource.RLIMIT_FSIZE, limits))
 
-        def update(self, *arguments):
-            self.metrics.file = open("/dev/full", "a")  # noqa: SIM115 - until the process ends
-            return plain(self, *arguments)
 
-        Trainer._update = update
+def full_disk_for_metrics(rank: int) -> None:
+    """In rank 0, from the first step on."""
+    full = open("/dev/full", "a")  # noqa: SIM115 - until the process ends
+    before_each_step(rank, lambda trainer: setattr(trainer.metrics, "file", full))
 
 
 ENDS = {
-    "a loss that is not finite": (nan_on_the_second, "the loss is nan at step 1, samples", 0),
-    "a sample that cannot be read": (unreadable_on_the_second, "fvlm train: the third tar is torn\n", 0),
-    "a full disk": (full_disk_on_the_first, "step_00000002.pt cannot be written", 2),
-    "a full disk after a step": (full_disk_at_a_step, "metrics.jsonl cannot be written", 0),
+    "a loss that is not finite": (nan_in_rank_1, "the loss is nan at step 1, samples", 0),
+    "a sample that cannot be read": (unreadable_in_rank_1, "fvlm train: the third tar is damaged\n", 0),
+    "a full disk": (full_disk_for_checkpoints, "step_00000002.pt cannot be written", 2),
+    "a full disk after a step": (full_disk_for_metrics, "metrics.jsonl cannot be written", 0),
 }
 
 
 @pytest.mark.parametrize("case", ENDS)
-def test_what_ends_one_rank_ends_all_with_one_sentence(prepared, tmp_path, case):
-    """Nothing of the step is logged, and the run goes on from the checkpoint before."""
-    before, sentence, steps = ENDS[case]
+def test_an_error_in_one_rank_stops_all_with_one_message(prepared, tmp_path, case):
+    """The step is not logged, and the run resumes from the checkpoint before."""
+    before, facts, steps = ENDS[case]
     settings = {**SHORT, "train.samples": 12, "optim.batch_size": 3, "operation.checkpoint_steps": 2}
     study = study_file(prepared, tmp_path, "baseline", {**settings, "train.evaluations": 1})
     team = Team(2, study, "baseline", before)
-    assert team.wait() == [2, 2], team.said
-    assert team.said.count(sentence) == 1 and team.said.count("fvlm train: ") == 1, team.said
+    assert team.wait() == [2, 2], team.output
+    assert team.output.count(facts) == 1 and team.output.count("fvlm train: ") == 1, team.output
     state = tmp_path / "results/runs/baseline/state"
     assert len(records(state / "metrics.jsonl")) == steps
     assert not list(state.glob(".*.part"))
@@ -188,24 +176,17 @@ def test_what_ends_one_rank_ends_all_with_one_sentence(prepared, tmp_path, case)
     assert load_file(tmp_path / "results/runs/baseline/model/final.safetensors")
 
 
-MISSING = {
-    "an index": ("index", "index/grid.npz: no index"),
-    "the tokenizer": ("tokenizer", "tokenizer.json: no tokenizer"),
-}
-
-
-@pytest.mark.parametrize("case", MISSING)
-def test_what_is_missing_for_all_ranks_is_said_once(prepared, tmp_path, case):
-    folder, sentence = MISSING[case]
+def test_a_file_that_all_ranks_miss_is_reported_once(prepared, tmp_path):
     study = study_file(prepared, tmp_path, "baseline", SHORT)
-    (tmp_path / "results" / folder).unlink()
+    (tmp_path / "results/index").unlink()
     team = Team(2, study, "baseline")
-    assert team.wait() == [2, 2], team.said
-    assert sentence in team.said and team.said.count("fvlm train: ") == 1 and "Traceback" not in team.said, team.said
+    assert team.wait() == [2, 2], team.output
+    assert "index/grid.npz: no index" in team.output and team.output.count("fvlm train: ") == 1, team.output
+    assert "Traceback" not in team.output, team.output
 
 
 def never_joins(rank: int) -> None:
-    """The second is killed before it does; the first says so when it is about to."""
+    """Rank 1 is killed before it joins; rank 0 prints a line before it joins."""
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     plain = dist.init_process_group
@@ -217,21 +198,20 @@ def never_joins(rank: int) -> None:
     dist.init_process_group = join
 
 
-def test_a_rank_that_waits_for_one_that_died_hears_a_signal(prepared, tmp_path):
-    """C++ waits for half an hour there, and Python's handlers with it."""
+def test_a_signal_ends_a_rank_that_waits_for_a_dead_one(prepared, tmp_path):
+    """C++ would wait there for half an hour, and Python would call no handler."""
     team = Team(2, study_file(prepared, tmp_path, "baseline", SHORT), "baseline", never_joins)
-    while "joins" not in team.said and team.processes[0].is_alive():
+    while "joins" not in team.output and team.processes[0].is_alive():
         time.sleep(0.05)
     time.sleep(0.3)
     os.kill(team.processes[0].pid, signal.SIGTERM)
     team.processes[0].join(20)
-    assert team.wait() == [-signal.SIGTERM, -signal.SIGKILL], team.said
+    assert team.wait() == [-signal.SIGTERM, -signal.SIGKILL], team.output
 
 
 def changed_between_two_passes(rank: int, port: int, folder: Path, run) -> None:
-    """In `folder` the loss of a split model before and after its weights were changed, without a backward pass."""
-    places = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in places.items()})
+    """Write the losses of a split model before and after a change of its weights, without a backward pass."""
+    os.environ.update(torchrun_environment(rank, 2, port))
     dist.init_process_group("gloo")
     model = build_model(run.model, 0)
     FullySharded(model, torch.device("cpu"), Ranks(rank, 2))
@@ -254,8 +234,8 @@ def two_losses(model, run) -> list[float]:
     return losses
 
 
-def test_split_weights_that_change_are_gathered_anew(prepared, tmp_path):
-    """As an average changes them for a validation: what was gathered for that must not be trained on."""
+def test_split_weights_are_gathered_again_after_a_change(prepared, tmp_path):
+    """An average changes the weights for a validation only; the gathered ones must not be trained on."""
     run = study_in(prepared).runs["baseline"]
     team = [
         CONTEXT.Process(target=changed_between_two_passes, args=(rank, port, tmp_path, run))
@@ -265,8 +245,8 @@ def test_split_weights_that_change_are_gathered_anew(prepared, tmp_path):
     for process in team:
         process.start()
     for process in team:
-        process.join(PATIENCE)
-    whole = two_losses(build_model(run.model, 0), run)
-    assert abs(whole[0] - whole[1]) > 1e-3
+        process.join(TIMEOUT)
+    expected = two_losses(build_model(run.model, 0), run)
+    assert abs(expected[0] - expected[1]) > 1e-3
     for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == pytest.approx(whole, rel=1e-4)
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == pytest.approx(expected, rel=1e-4)

@@ -1,7 +1,6 @@
 """The training loop on real shards of real videos, with small real models."""
 
 import json
-import resource
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,42 +9,26 @@ import torch
 from safetensors.torch import save_model
 
 from fvlm.config.resolve import study_from_files
-from fvlm.data.batches.loader import Steps, load_steps, open_held_out, open_training
+from fvlm.data.batches.loader import Steps, open_held_out, open_training
 from fvlm.data.shards.index import load_index
 from fvlm.errors import UserError
 from fvlm.evaluate.losses import batches_by_source, held_out_samples
 from fvlm.model.build import build_model
-from fvlm.records import MetricsLog
 from fvlm.train.order import lengths_of, planned_order, sample_flops
 from fvlm.train.progress import Progress, TimeSpent
 from fvlm.train.state import load_checkpoint, save_checkpoint
 from fvlm.train.training import train
 from tests.conftest import ROOT
-from tests.train_cases import records, same, study_in, trained
-
-
-def test_same_seed_same_run_other_seed_other_run(prepared, tmp_path):
-    one = trained(prepared, tmp_path / "1")
-    two = trained(prepared, tmp_path / "2")
-    other = trained(prepared, tmp_path / "3", baseline={"train.seed": 43})
-    assert one[0] == two[0] and same(one[1], two[1])
-    assert one[0] != other[0]
+from tests.train_cases import records, study_in, trained
 
 
 def test_batch_size_changes_the_step(prepared, tmp_path):
-    """The old loop always used batches of one, whatever the configuration said."""
+    """An earlier loop always used batches of one sample."""
     rows, _, summary = trained(prepared, tmp_path, baseline={"optim.batch_size": 8})
     assert [row["samples"] for row in rows] == [8, 16] and summary["steps"] == 2
 
 
-def test_accumulation_changes_nothing(prepared, tmp_path):
-    """A step is the same in one forward pass or several: every scored token weighs the same."""
-    whole = trained(prepared, tmp_path / "1", baseline={"train.precision": "float32"})
-    split = trained(prepared, tmp_path / "2", baseline={"train.precision": "float32", "operation.micro_frames": 4})
-    assert [r["train_loss"] for r in whole[0]] == pytest.approx([r["train_loss"] for r in split[0]], rel=2e-4)
-
-
-def test_a_truncated_checkpoint_is_passed_over(tmp_path, capsys):
+def test_a_truncated_checkpoint_is_skipped(tmp_path, capsys):
     for step in (1, 2):
         save_checkpoint(tmp_path, step, {"identity": "x", "step": step, "model": {"w": torch.ones(100)}}, keep=2)
     path = tmp_path / "step_00000002.pt"
@@ -55,33 +38,7 @@ def test_a_truncated_checkpoint_is_passed_over(tmp_path, capsys):
     assert load_checkpoint(tmp_path, "y") is None
 
 
-def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path):
-    content = {"identity": "x", "model": {"w": torch.ones(10_000)}}
-    save_checkpoint(tmp_path, 1, {**content, "step": 1}, keep=2)
-    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, allowed[1]))  # of any file: writing fails as on a full disk
-    try:
-        with pytest.raises(UserError, match=r"step_00000002.pt cannot be written .* is the disk full\?"):
-            save_checkpoint(tmp_path, 2, {**content, "step": 2}, keep=2)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
-    assert load_checkpoint(tmp_path, "x")["step"] == 1 and len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_full_disk_is_named_where_a_step_is_logged(tmp_path):
-    log = MetricsLog(tmp_path / "metrics.jsonl", None)
-    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20, allowed[1]))
-    try:
-        log.append({"step": 1})
-        with pytest.raises(UserError, match=r"metrics.jsonl cannot be written .* is the disk full\?"):
-            log.append({"step": 2, "train_loss": 1.0})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
-    assert MetricsLog(tmp_path / "metrics.jsonl", 2).records() == [{"step": 1}]
-
-
-def test_best_weights_are_the_parents_start(prepared, tmp_path):
+def test_a_run_starts_from_its_parents_best_weights(prepared, tmp_path):
     study = study_in(prepared)
     trained(prepared, tmp_path, "baseline")
     child = tmp_path / "child"
@@ -92,12 +49,10 @@ def test_best_weights_are_the_parents_start(prepared, tmp_path):
     assert first["step"] == 0 and first["val_loss"] == pytest.approx(parent["best"]["val_loss"], rel=1e-6)
 
 
-def test_a_run_whose_parent_is_not_trained_says_so(prepared, tmp_path):
+def test_a_run_needs_a_trained_parent(prepared, tmp_path):
     study = study_in(prepared)
     child = study.runs["baseline"].model_copy(update={"name": "child", "parent": "baseline"})
-    with pytest.raises(
-        UserError, match=r"'child' starts from .*best.safetensors, which is not there; train 'baseline'"
-    ):
+    with pytest.raises(UserError, match=r"'child' .*best.safetensors.* train 'baseline'"):
         train(child, study, tmp_path / "child")
 
 
@@ -110,17 +65,6 @@ def test_an_index_of_another_kind_is_refused(prepared):
         open_training(run, study.model_copy(update={"sources": changed}))
 
 
-def test_other_data_or_parent_starts_over(prepared, tmp_path):
-    trained(prepared, tmp_path)
-    state = tmp_path / "baseline/state"
-    newest = max(state.glob("step_*.pt"))
-    content = torch.load(newest, weights_only=True)
-    save_checkpoint(state, content["step"], {**content, "identity": "another"}, keep=1)
-    (state / "metrics.jsonl").write_text("")
-    rows, _, _ = trained(prepared, tmp_path)
-    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
-
-
 def test_frozen_parts_do_not_move(prepared, tmp_path):
     study = study_in(prepared)
     start = {key: value.clone() for key, value in build_model(study.runs["F1"].model, 42).state_dict().items()}
@@ -129,14 +73,19 @@ def test_frozen_parts_do_not_move(prepared, tmp_path):
     assert moved == {"connector"}
 
 
-def test_texts_alone_train_nothing_where_only_the_connector_is_trained(prepared, tmp_path):
+def test_a_micro_batch_of_texts_has_no_gradient_if_only_the_connector_is_trained(prepared, tmp_path):
     rows, _, _ = trained(prepared, tmp_path, "F1", baseline={"operation.micro_tokens": 1})
     assert all(row["train_loss"] > 0 for row in rows)
 
 
-def test_more_samples_than_there_are_is_refused(prepared, tmp_path):
-    with pytest.raises(UserError, match="no sample is trained on twice"):
-        trained(prepared, tmp_path, baseline={"train.samples": 10_000})
+def planned(prepared, name: str, settings: dict):
+    """Return a run with settings, the lengths that its FLOPs are counted from, and its steps."""
+    study = study_in(prepared, **{"ablations" if name == "baseline" else "stages": {name: settings}})
+    run = study.runs[name]
+    corpus = open_training(run, study)
+    order, flops = planned_order(run, corpus)
+    assert (flops > 0).all()
+    return lengths_of(run, corpus, order), Steps(corpus, order, run, study, run.data.loss, 4)
 
 
 @pytest.mark.parametrize(
@@ -148,55 +97,33 @@ def test_more_samples_than_there_are_is_refused(prepared, tmp_path):
         ("dpo", {"data.question_first": 0.5}),
     ],
 )
-def test_flops_are_counted_from_what_the_model_will_be_given(prepared, name, settings):
-    study = study_in(prepared, **{"ablations" if name == "baseline" else "stages": {name: settings}})
-    run = study.runs[name]
-    corpus = open_training(run, study)
-    order, flops = planned_order(run, corpus)
-    steps = Steps(corpus, order, run, study, run.data.loss, 4)
-    positions, distinct, question, texts = lengths_of(run, corpus, order)
-    for i in range(len(order)):
+def test_flops_are_counted_from_the_lengths_of_the_batches(prepared, name, settings):
+    (positions, frames, question, texts), steps = planned(prepared, name, settings)
+    for i in range(len(steps.order)):
         batch = steps.batch([i])
-        assert len(batch.frames) == distinct[i]
+        assert len(batch.frames) == frames[i]
         assert batch.frame_counts.tolist() == [positions[i]] * len(texts)
         assert batch.question_counts.tolist() == [question[i]] * len(texts)
         assert batch.token_counts.tolist() == [text[i] for text, _ in texts]
         masks = batch.loss_mask.split(batch.token_counts.tolist())
         assert [int(mask.sum()) for mask in masks] == [scored[i] for _, scored in texts]
-    assert (flops > 0).all() and ("data.question_first" in settings) == bool(question.any())
+    assert ("data.question_first" in settings) == bool(question.any())
 
 
 @pytest.mark.parametrize("name", ["baseline", "dpo"])
-def test_a_question_that_is_cut_is_counted_but_for_a_header(prepared, name):
-    settings = {"data.question_first": 1.0, "data.max_text_tokens": 40}
-    study = study_in(prepared, **{"ablations" if name == "baseline" else "stages": {name: settings}})
-    run = study.runs[name]
-    corpus = open_training(run, study)
-    order, _ = planned_order(run, corpus)
-    steps = Steps(corpus, order, run, study, run.data.loss, 4)
+def test_the_counted_length_of_a_cut_question_is_off_by_a_header_at_most(prepared, name):
+    lengths, steps = planned(prepared, name, {"data.question_first": 1.0, "data.max_text_tokens": 40})
     header = 1 + len(steps.tokenizer.encode("assistant\n").ids)
-    _, _, counted, texts = lengths_of(run, corpus, order)
-    given = np.array([steps.batch([i]).question_counts.tolist() for i in range(len(order))])
-    assert given.shape == (len(order), len(texts)) and given.any()
-    assert (np.abs(counted[:, None] - given) <= header).all()
+    real = np.array([steps.batch([i]).question_counts.tolist() for i in range(len(steps.order))])
+    assert real.shape == (len(steps.order), len(lengths.texts)) and real.any()
+    assert (np.abs(lengths.question[:, None] - real) <= header).all()
 
 
 TOO_FAST = {"optim.lr": {"connector": 1e30, "dino": 1e30, "llm": 1e30}, "optim.warmup": 0.0}
 
 
-def test_a_loss_that_is_not_finite_stops_before_it_is_logged(prepared, tmp_path):
-    """The step's samples are named, no line says nan, and the checkpoint before can be read."""
-    with pytest.raises(
-        UserError, match=r"the loss is nan at step 2, samples (grid|pictures|chat)-.*checkpoint is intact"
-    ):
-        trained(prepared, tmp_path, baseline={**TOO_FAST, "train.evaluations": 1, "operation.checkpoint_steps": 100})
-    state = tmp_path / "baseline/state"
-    assert [row["step"] for row in records(state / "metrics.jsonl")] == [1]
-    assert torch.load(state / "step_00000000.pt", weights_only=True)["step"] == 0
-
-
-def test_a_gradient_that_is_not_finite_stops_as_well(prepared, tmp_path):
-    """Two layers that undo each other's scale: the loss is finite, the gradient of the first one overflows."""
+def test_a_gradient_that_is_not_finite_stops_the_run(prepared, tmp_path):
+    """The scales of two layers cancel: the loss is finite, but the gradient of the first layer overflows."""
     run = study_in(prepared).runs["baseline"]
     start = build_model(run.model, 42)
     with torch.no_grad():
@@ -206,12 +133,12 @@ def test_a_gradient_that_is_not_finite_stops_as_well(prepared, tmp_path):
     save_model(start, str(tmp_path / "parent/model/best.safetensors"))
     child = run.model_copy(update={"name": "child", "parent": "parent"})
     (tmp_path / "child/state").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"the gradient norm is (nan|inf) at step 1, samples"):
+    with pytest.raises(UserError, match=r"gradient norm is (nan|inf) at step 1, samples"):
         train(child, study_in(prepared), tmp_path / "child")
 
 
 def test_a_validation_that_is_not_finite_stops_before_it_is_logged(prepared, tmp_path):
-    with pytest.raises(UserError, match="the validation loss is nan after step 1"):
+    with pytest.raises(UserError, match="validation loss is nan after step 1"):
         trained(prepared, tmp_path, baseline={**TOO_FAST, "train.evaluations": 4})
     assert [row["step"] for row in records(tmp_path / "baseline/state/validation.jsonl")] == [0]
 
@@ -222,49 +149,7 @@ def test_stage_one_is_scored_on_all_text_later_stages_on_answers(name):
     assert [runs[stage].data.loss for stage in ("stage1", "stage2", "stage3")] == ["all", "answers", "answers"]
 
 
-def test_all_text_and_answers_are_what_is_scored(prepared):
-    study = study_in(prepared)
-    run = study.runs["stage1"]
-    corpus = open_training(run, study)
-    order, _ = planned_order(run, corpus)
-    counts = {}
-    for loss in ("all", "answers"):
-        steps = Steps(corpus, order, run, study, loss, 8)
-        counts[loss] = sum(int(batch.loss_mask.sum()) for batch in steps[0])
-        tokens = sum(len(batch.token_ids) for batch in steps[0])
-    assert counts["all"] == tokens - 8 and 0 < counts["answers"] < counts["all"] / 2
-
-
-@pytest.mark.parametrize("workers", [1, 2, 8])
-def test_steps_are_the_same_with_workers(prepared, workers):
-    study = study_in(prepared)
-    run = study.runs["baseline"]
-    corpus = open_training(run, study)
-    order, _ = planned_order(run, corpus)
-    steps = Steps(corpus, order, run, study, "answers", 4)
-    alone = [batch.keys for batches in load_steps(steps) for batch in batches]
-    helped = [batch.keys for batches in load_steps(steps, 0, workers) for batch in batches]
-    late = [batch.keys for batches in load_steps(steps, 2, workers) for batch in batches]
-    assert alone == helped and sum(len(keys) for keys in alone) == len(order)
-    assert late == alone[len(alone) - len(late) :]
-
-
-@pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_steps_are_the_same_whatever_the_number_of_ranks(prepared, ranks):
-    study = study_in(prepared)
-    run = study.runs["baseline"]
-    corpus = open_training(run, study)
-    order, _ = planned_order(run, corpus)
-    alone = Steps(corpus, order, run, study, "answers", 6)
-    shared = [Steps(corpus, order, run, study, "answers", 6, rank, ranks) for rank in range(ranks)]
-    for step in range(len(alone)):
-        keys = [key for batch in alone[step] for key in batch.keys]
-        parts = [[key for batch in steps[step] for key in batch.keys] for steps in shared]
-        assert sorted(keys) == sorted(key for part in parts for key in part)
-        assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
-def test_every_source_is_held_against_its_own_unseen_samples(prepared):
+def test_every_source_is_validated_on_its_own_held_out_samples(prepared):
     """Validation data unlike the training data once reversed a conclusion."""
     study = study_in(prepared)
     run = study.runs["baseline"]
@@ -297,7 +182,7 @@ def test_no_video_is_validated_and_evaluated_on(prepared, monkeypatch):
 def test_evaluation_batches_hold_every_sample_once_and_no_video_twice(prepared):
     study = study_in(prepared)
     steps = held_out_samples(study.runs["baseline"], study)
-    for place, index in enumerate(steps.corpus.indices):  # as if three samples asked about each file
+    for place, index in enumerate(steps.corpus.indices):  # as if each file had three questions
         index.group[:] = np.arange(len(index)) // 3 + 1000 * place
     batches = batches_by_source(steps)
     assert sorted(member for members, _ in batches for member in members) == list(range(len(steps.order)))
@@ -306,25 +191,14 @@ def test_evaluation_batches_hold_every_sample_once_and_no_video_twice(prepared):
         assert len({int(steps.order.source[member]) for member in members}) == 1
 
 
-def test_flops_of_samples_add_up_to_the_summary(prepared, tmp_path):
-    study = study_in(prepared)
-    run = study.runs["baseline"]
-    corpus = open_training(run, study)
-    order, flops = planned_order(run, corpus)
-    assert flops.sum() == pytest.approx(sample_flops(run, corpus, order).sum())
-    _, _, summary = trained(prepared, tmp_path)
-    assert summary["flops"] == pytest.approx(flops.sum())
-    assert 0 < summary["fill"]["rows"] <= 1 and summary["fill"]["spread"] < 0.1
-
-
-def test_a_model_that_sees_nothing_trains(prepared, tmp_path):
-    """Two of its parameter groups are empty."""
+def test_a_blind_model_trains(prepared, tmp_path):
+    """Its parameter groups dino and connector are empty."""
     rows, _, summary = trained(prepared, tmp_path, ablations={"baseline": {"model.architecture": "blind"}})
     assert rows[-1]["train_loss"] < rows[0]["train_loss"] and rows[0]["grad_norm"] > 0
     assert summary["params_dino"] == summary["params_connector"] == summary["frames"] == 0
 
 
-def test_where_nothing_is_held_out_the_training_loss_says_what_is_best(prepared, tmp_path):
+def test_without_held_out_samples_the_training_loss_selects_the_best_weights(prepared, tmp_path):
     share = {name: {"held_out": 1e-4} for name in ("grid", "pictures", "chat")}  # of so few samples: none
     _, _, summary = trained(prepared, tmp_path, sources=share, baseline={"train.evaluations": 2})
     points = records(tmp_path / "baseline/state/validation.jsonl")[1:]
@@ -335,8 +209,15 @@ def test_where_nothing_is_held_out_the_training_loss_says_what_is_best(prepared,
     assert len(table) == 1 + 1 + 2 and table[0].startswith("step,samples,flops,val_loss,train_loss")
 
 
-def test_the_summary_says_what_it_was_and_what_it_cost(prepared, tmp_path):
+def test_the_summary_of_a_run(prepared, tmp_path):
+    study = study_in(prepared)
+    run = study.runs["baseline"]
+    corpus = open_training(run, study)
+    order, flops = planned_order(run, corpus)
+    assert flops.sum() == pytest.approx(sample_flops(run, corpus, order).sum())
     _, _, summary = trained(prepared, tmp_path)
+    assert summary["flops"] == pytest.approx(flops.sum())
+    assert 0 < summary["fill"]["rows"] <= 1 and summary["fill"]["spread"] < 0.1
     assert summary["best_by"] == "validation loss" and summary["config"]["name"] == "baseline"
     assert set(summary["versions"]) >= {"python", "torch", "transformers", "numpy", "safetensors", "fvlm"}
     assert set(summary["last_loss"]) == {"grid", "pictures", "chat"}

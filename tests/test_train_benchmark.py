@@ -1,4 +1,4 @@
-"""The benchmark of the training step runs, and compares two models that compute the same."""
+"""The benchmark of the training step compares two models that compute the same."""
 
 import json
 import runpy
@@ -12,24 +12,18 @@ SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "train_step.py"
 WAYS = ["obvious, float32", "fvlm, float32"]
 
 
-def run(folder: Path, *arguments: str) -> tuple[dict, str]:
-    command = [sys.executable, SCRIPT, "--quick", "--json", folder / "out.json", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads((folder / "out.json").read_text())["results"][0], done.stdout
-
-
-def test_quick_run(tmp_path):
-    result, printed = run(tmp_path, "--ways", *WAYS)
+def test_both_sides_compute_the_same_loss_and_gradients(tmp_path):
+    command = [sys.executable, SCRIPT, "--quick", "--json", tmp_path / "out.json", "--ways", *WAYS]
+    subprocess.run(command, capture_output=True, check=True)
+    result = json.loads((tmp_path / "out.json").read_text())["results"][0]
+    assert set(result["ways"]) == set(WAYS)
     for case in result["equal"].values():
         assert case["fvlm"] == pytest.approx(case["obvious"], rel=1e-5)
         assert case["gradients"] < 1e-4
-    assert set(result["ways"]) == set(WAYS)
-    assert all(0 < found["seconds"] < 5 and found["peak_mb"] > 0 for found in result["ways"].values())
-    assert "| smoke | fvlm, float32 |" in printed
 
 
 def test_the_parts_of_a_step_change_no_loss():
-    """Each change is refused if its first loss is not that of the unchanged step."""
+    """The script refuses a change whose first loss differs from that of the unchanged step."""
     script = SCRIPT.with_name("step_parts.py")
     names = ["anew", "padded", "all-logits"]
     command = [sys.executable, script, "--quick", "--only", *names]
@@ -37,14 +31,7 @@ def test_the_parts_of_a_step_change_no_loss():
     assert printed.count("\n|") == 2 + len(names) and "keys and values made anew by each reading" in printed
 
 
-def test_throughput_runs_without_a_gpu(tmp_path):
-    result, printed = run(tmp_path, "--throughput", "--ways", *WAYS)
-    assert all(found["samples_per_s"] > 0 for found in result["throughput"].values())
-    assert result["throughput"]["fvlm, float32"]["mfu"] is None  # a CPU's peak is not known
-    assert "| smoke | fvlm, float32 |" in printed
-
-
-def test_a_wrong_side_is_noticed():
+def test_a_side_with_other_weights_is_refused():
     """Text-only samples, repeated images and padding in one batch; then one weight is moved on one side."""
     script = runpy.run_path(str(SCRIPT))
     run, batches, one = script["inputs"](script["ON_GPU"]["smoke"])

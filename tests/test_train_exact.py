@@ -1,14 +1,11 @@
-"""A training killed anywhere ends as if it had never been; every setting does what it says, and no other thing."""
+"""A killed training resumes and ends with the same results; every setting has an effect, and only its own."""
 
 import json
 import os
-import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,26 +19,20 @@ from fvlm.device import cpu_has_bfloat16
 from fvlm.train.setup import identity
 from fvlm.train.trackers import Trackers
 from tests.conftest import ROOT
+from tests.rank_cases import Team, signalled, train, with_parent
 from tests.train_cases import content_in, records, same, study_file, study_in
 
 STEPS = 16
 LONG = {"train.samples": 2 * STEPS, "optim.batch_size": 2, "train.evaluations": 8, "operation.checkpoint_steps": 3}
-Moment = Callable[[Path], bool]
 
 
 @pytest.fixture(scope="module")
 def parent(prepared, tmp_path_factory):
-    """`prepared` with stage1 trained, where preferences begin."""
-    if not (prepared / "runs/stage1").exists():
-        study = study_file(prepared, tmp_path_factory.mktemp("parent"), "stage1", {})
-        assert main(["train", "stage1", "--study", str(study)]) == 0
-        (prepared / "runs").mkdir(exist_ok=True)
-        (study.parent / "results/runs/stage1").rename(prepared / "runs/stage1")
-    return prepared
+    return with_parent(prepared, tmp_path_factory.mktemp("parent"))
 
 
 def outcome(folder: Path) -> tuple:
-    """All that a training leaves, without what depends on the clock."""
+    """Return the results of a training, without times."""
     summary = json.loads((folder / "run_summary.json").read_text())
     return (
         records(folder / "state/metrics.jsonl"),
@@ -59,109 +50,55 @@ def equal(one: tuple, two: tuple) -> bool:
 # --- kills ---
 
 
-def steps_in(log: Path) -> list[int]:
-    lines = log.read_text().splitlines() if log.exists() else []
-    return [json.loads(line)["step"] for line in lines if line.endswith("}")]
+def killed_in_checkpoint(step: int, rank: int) -> None:
+    """Kill the process when it has written a checkpoint to its temporary file."""
+    replace = os.replace
+
+    def patched(part, path) -> None:
+        if Path(path).name == f"step_{step:08d}.pt":
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(part, path)
+
+    os.replace = patched
 
 
-def at_step(step: int) -> Moment:
-    return lambda state: step in steps_in(state / "metrics.jsonl")
+def killed(method: str, step: int) -> Callable[[int], None]:
+    return partial(signalled, (method, step), signal.SIGKILL, 0)
 
 
-def in_a_checkpoint(state: Path) -> bool:
-    """That is not the first one to go on from."""
-    begun = any(path.stat().st_size for path in state.glob(".step_*.part"))
-    return begun and max(state.glob("step_*.pt")).name > "step_00000000.pt"
-
-
-def in_a_validation(state: Path) -> bool:
-    """The last step is one after which is validated, and its validation is not there yet."""
-    steps = steps_in(state / "metrics.jsonl")
-    return bool(steps) and steps[-1] % 2 == 0 and steps[-1] not in steps_in(state / "validation.jsonl")
-
-
-def after(seconds: float) -> Moment:
-    """So long after it began to train."""
-    seen: list[float] = []
-
-    def moment(state: Path) -> bool:
-        seen.append(time.monotonic())
-        return seen[-1] > seen[0] + seconds
-
-    return moment
-
-
-def kill(study: Path, run: str, moment: Moment) -> None:
-    """Start a training and end it with SIGKILL at some moment after it has found its checkpoint and metrics."""
-    state = study.parent / "results/runs" / run / "state"
-    before = _file_number(state / "metrics.jsonl")
-    with open(study.parent / "log", "a") as log:
-        process = subprocess.Popen([sys.executable, "-m", "fvlm", "train", run, "--study", str(study)], cwd=ROOT,
-                                   env={**os.environ, "PYTHONPATH": "src"}, stderr=log)  # fmt: skip
-        while process.poll() is None:
-            if _file_number(state / "metrics.jsonl") != before and _seen(moment, state):
-                break
-            time.sleep(0.0002)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL, (study.parent / "log").read_text()
-
-
-def _file_number(path: Path) -> int | None:
-    return path.stat().st_ino if path.exists() else None
-
-
-def _seen(moment: Moment, state: Path) -> bool:
-    try:
-        return moment(state)
-    except FileNotFoundError:  # renamed between being listed and looked at
-        return False
-
-
-def cut_newest_checkpoint(state: Path) -> None:
-    """As a full disk or a lost write would leave it."""
+def truncate_newest_checkpoint(state: Path) -> None:
+    """As a full disk or a lost write would."""
     newest = max(state.glob("step_*.pt"))
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
 
 
-def check_best_weights_are_there(state: Path) -> None:
-    """Of whichever checkpoint the run goes on from."""
-    for path in state.glob("step_*.pt"):
-        best = torch.load(path, weights_only=True)["best"]
-        assert best is None or (state / f"best_{best['step']:08d}.safetensors").exists(), path.name
-
-
 KILLS = {
-    "averaged": ("baseline", {"optim.ema": 0.7, "operation.micro_frames": 8}, ["cut", "checkpoint"]),
-    "question first": ("baseline", {"data.question_first": 0.5, "operation.loader_workers": 2}, ["validation", "time"]),
-    "preference": ("dpo", {"train.samples": 16}, ["step", "checkpoint"]),
+    "averaged": ("baseline", {"optim.ema": 0.7, "operation.micro_frames": 8},
+                 [killed("_update", 7), partial(killed_in_checkpoint, 9)]),
+    "question first": ("baseline", {"data.question_first": 0.5, "operation.loader_workers": 2},
+                       [killed("_validate", 8), killed("_save", 12)]),
+    "preference": ("dpo", {"train.samples": 16}, [killed("_update", 4), partial(killed_in_checkpoint, 6)]),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", KILLS)
-def test_killed_again_and_again_it_ends_as_if_never_disturbed(parent, tmp_path, case, monkeypatch):
-    """Metrics, validations and weights are those of the undisturbed run, bit for bit; each step stands there once."""
-    monkeypatch.chdir(ROOT)
+def test_a_run_killed_several_times_ends_with_the_same_results(parent, tmp_path, case):
+    """Metrics, validations and weights equal those of the undisturbed run bit for bit; each step is logged once."""
     run, changes, kills = KILLS[case]
-    whole, cut = (study_file(parent, tmp_path / name, run, {**LONG, **changes}) for name in ("whole", "cut"))
-    assert main(["train", run, "--study", str(whole)]) == 0
-    undisturbed = outcome(tmp_path / "whole/results/runs" / run)
-    folder, draw = tmp_path / "cut/results/runs" / run, random.Random(case)
-    reached = 2 * LONG["operation.checkpoint_steps"]
-    last = undisturbed[0][-1]["step"]
-    for how in kills:
-        if how in ("step", "cut"):
-            reached = draw.randint(reached + 1, (reached + last) // 2)
-        moment = {"step": at_step(reached), "cut": at_step(reached), "checkpoint": in_a_checkpoint,
-                  "validation": in_a_validation, "time": after(draw.uniform(0, 0.1))}[how]  # fmt: skip
-        kill(cut, run, moment)
-        check_best_weights_are_there(folder / "state")
-        if how == "cut":
-            cut_newest_checkpoint(folder / "state")
-    assert main(["train", run, "--study", str(cut)]) == 0
-    disturbed = outcome(folder)
-    assert [row["step"] for row in disturbed[0]] == list(range(1, last + 1))
-    assert equal(disturbed, undisturbed)
-    assert not list(folder.rglob(".*.part")), "half-written files of the killed processes"
+    calm, disturbed = (study_file(parent, tmp_path / name, run, {**LONG, **changes}) for name in ("calm", "disturbed"))
+    folder = tmp_path / "disturbed/results/runs" / run
+    for number, kill in enumerate(kills):
+        team = Team(1, disturbed, run, kill)
+        assert team.wait() == [-signal.SIGKILL], team.output
+        for path in (folder / "state").glob("step_*.pt"):
+            best = torch.load(path, weights_only=True)["best"]
+            assert best is None or (folder / f"state/best_{best['step']:08d}.safetensors").exists(), path.name
+        if case == "averaged" and not number:
+            truncate_newest_checkpoint(folder / "state")
+    results = outcome(train(1, disturbed, run))
+    assert [row["step"] for row in results[0]] == list(range(1, len(results[0]) + 1))
+    assert equal(results, outcome(train(1, calm, run)))
+    assert not list(folder.rglob(".*.part")), "temporary files of the killed processes"
 
 
 # --- settings ---
@@ -208,10 +145,10 @@ FIELDS = {  # field: (another value, what else is set in both runs)
 
 @pytest.fixture(scope="module")
 def result_of(parent, tmp_path_factory):
-    """Trains a run with some settings, the same ones once."""
+    """Train a run with some settings; return the results. The same settings are trained once."""
     done: dict[str, tuple] = {}
 
-    def train(run: str, settings: dict) -> tuple:
+    def result(run: str, settings: dict) -> tuple:
         key = json.dumps([run, settings], sort_keys=True)
         if key not in done:
             folder = tmp_path_factory.mktemp("run")
@@ -220,10 +157,10 @@ def result_of(parent, tmp_path_factory):
             done[key] = outcome(folder / "results/runs" / run)
         return done[key]
 
-    return train
+    return result
 
 
-def test_the_walk_knows_every_field():
+def test_every_field_is_tried():
     from fvlm.config.schema import Data, Optim, Train
 
     known = {f"{part}.{name}" for part, kind in (("optim", Optim), ("data", Data), ("train", Train))
@@ -232,8 +169,8 @@ def test_the_walk_knows_every_field():
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_a_field_changes_something_within_three_steps(result_of, field, monkeypatch):
-    """BUG-010: a setting that silently did nothing."""
+def test_every_field_changes_the_results(result_of, field, monkeypatch):
+    """A setting once had no effect at all."""
     monkeypatch.chdir(ROOT)
     value, others = FIELDS[field]
     if field == "train.precision" and not cpu_has_bfloat16():
@@ -245,7 +182,7 @@ def test_a_field_changes_something_within_three_steps(result_of, field, monkeypa
     assert not equal(one, other)
 
 
-def test_how_a_run_is_executed_changes_nothing(result_of, monkeypatch):
+def test_settings_of_the_operation_change_no_results(result_of, monkeypatch):
     monkeypatch.chdir(ROOT)
     one = result_of("baseline", {**SHORT, "train.evaluations": 3})
     other = result_of("baseline", {
@@ -266,7 +203,7 @@ PAIRS = {"train.samples": 4, "optim.batch_size": 2, "train.precision": "float32"
     ("baseline", SHORT, "threads"),
     ("dpo", PAIRS, "micro_tokens"),
 ])  # fmt: skip
-def test_how_a_step_is_cut_changes_no_more_than_rounding(result_of, monkeypatch, run, settings, name):
+def test_micro_batches_and_threads_change_results_by_rounding_only(result_of, monkeypatch, run, settings, name):
     monkeypatch.chdir(ROOT)
     one, other = result_of(run, settings), result_of(run, {**settings, f"operation.{name}": 3})
     assert len(one[0]) > 1
@@ -274,11 +211,11 @@ def test_how_a_step_is_cut_changes_no_more_than_rounding(result_of, monkeypatch,
         assert a.keys() == b.keys()
         for key in a:
             if key == "reward_accuracy" and not a["step"]:
-                continue  # no answer is preferred yet: rounding decides
+                continue  # all rewards are zero: rounding decides
             assert a[key] == (b[key] and pytest.approx(b[key], rel=2e-4, abs=1e-4 if "reward" in key else 0)), key
 
 
-def test_an_average_is_what_is_saved_and_nothing_that_is_learnt_from(prepared, tmp_path, monkeypatch):
+def test_the_average_is_saved_and_does_not_change_the_training(prepared, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     plain, averaged = (
         study_file(prepared, tmp_path / str(decay), "baseline", {**SHORT, "optim.ema": decay}) for decay in (None, 0.5)
@@ -290,12 +227,12 @@ def test_an_average_is_what_is_saved_and_nothing_that_is_learnt_from(prepared, t
     assert one[0] == other[0] and one[1] != other[1]
     saved = torch.load(max((folders[1] / "state").glob("step_*.pt")), weights_only=True)
     for name, own in saved["model"].items():
-        assert np.array_equal(one[2][name], own), "the weights themselves learn as if there were no average"
+        assert np.array_equal(one[2][name], own), "the average has changed the training"
         assert np.array_equal(other[2][name], saved["average"]["weights"].get(name, own))
     assert not same(one[2], other[2])
 
 
-def test_a_checkpoint_is_known_by_all_that_the_result_depends_on(tmp_path):
+def test_the_identity_depends_on_all_that_the_result_depends_on(tmp_path):
     study, folder = study_in(tmp_path), tmp_path / "runs/dpo"
     run = study.runs["dpo"]
     names = ("tokenizer/tokenizer.json", "index/preferences.npz", "index/preferences_held_out.npz",
@@ -311,14 +248,14 @@ def test_a_checkpoint_is_known_by_all_that_the_result_depends_on(tmp_path):
     assert identity(run.model_copy(update={"operation": study.runs["stage1"].operation}), study, folder) == found[-1]
 
 
-def test_a_mirror_is_continued_with_its_training_and_begun_anew_with_another(prepared, tmp_path, monkeypatch):
+def test_trackers_continue_with_their_training_and_start_anew_with_another(prepared, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    made = []
+    opened = []
 
     class Watched(Trackers):
-        def __init__(self, run, study_name, folder, identity, resume_step):
-            made.append((identity, resume_step))
-            super().__init__(run, study_name, folder, identity, resume_step)
+        def __init__(self, run, study_name, folder, identity, resume_step, ranks):
+            opened.append((identity, resume_step))
+            super().__init__(run, study_name, folder, identity, resume_step, ranks)
 
     monkeypatch.setattr("fvlm.train.loop.Trackers", Watched)
     study = study_file(prepared, tmp_path, "baseline", SHORT)
@@ -326,13 +263,13 @@ def test_a_mirror_is_continued_with_its_training_and_begun_anew_with_another(pre
         if anew:
             shutil.rmtree(tmp_path / "results/runs/baseline/state")
         assert main(["train", "baseline", "--study", str(study)]) == 0
-    (first, *begun), (again, *continued), (other, *anew) = made
+    (first, *begun), (again, *continued), (other, *anew) = opened
     assert first == again != other and {len(first), len(other)} == {32}
     assert (begun, continued, anew) == ([None], [3], [None])
 
 
-def test_what_another_configuration_left_is_not_taken_for_this_one_s(prepared, tmp_path, monkeypatch):
-    """Pictures of steps that this training does not stop at, and the word that all is finished."""
+def test_results_of_another_configuration_are_deleted(prepared, tmp_path, monkeypatch):
+    """Attention maps of other steps, and the summary by which the run would count as finished."""
     monkeypatch.chdir(ROOT)
     settings = {**SHORT, "operation.attention_videos": 1, "train.evaluations": 3}
     study = study_file(prepared, tmp_path, "baseline", settings)

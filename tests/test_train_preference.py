@@ -1,9 +1,8 @@
-"""Learning from pairs of answers: the objective, and the parent's log-probabilities that it is held against."""
+"""Preference runs: the objective, and its reference, the parent's log-probabilities."""
 
 import math
 from contextlib import suppress
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,7 +13,7 @@ from fvlm.train import reference as module
 from fvlm.train.fsdp import DataParallel
 from fvlm.train.objective import make_objective
 from fvlm.train.ranks import Ranks
-from fvlm.train.reference import Cache, Reference, prepare_reference
+from fvlm.train.reference import Reference, prepare_reference
 from tests.loader_cases import make_results, preference_run, steps_of
 from tests.model_cases import joined, sample
 
@@ -52,7 +51,7 @@ def moved(model, seed=0):
 
 
 @pytest.mark.parametrize("context", [EXACT, torch.autocast("cpu", dtype=torch.bfloat16)], ids=["float32", "bfloat16"])
-def test_before_the_first_step_the_loss_is_that_of_a_coin(results, tmp_path, context):
+def test_before_the_first_step_the_loss_is_log_2(results, tmp_path, context):
     run, study = pairs_run(results)
     model = build_model(run.model, 0)
     reference = prepared(run, study, tmp_path / "reference.npz", model, context=context)
@@ -102,18 +101,6 @@ def test_the_loss_and_rewards_are_those_of_the_paper(results, tmp_path):
     assert accuracy == sum(margin > 0 for margin in margins)
 
 
-def test_only_the_answers_are_scored_and_the_chosen_one_comes_first(results):
-    run, study = pairs_run(results)
-    (batch, *_) = steps_of(run, study, batch_size=4)[0]
-    tokenizer = steps_of(run, study).tokenizer
-    ids = batch.token_ids.split(batch.token_counts.tolist())
-    masks = batch.loss_mask.split(batch.token_counts.tolist())
-    for i in range(0, len(batch), 2):
-        said = [tokenizer.decode(ids[k][masks[k]].tolist()) for k in (i, i + 1)]
-        assert said[0].startswith("it is ") and said[1].startswith("no, ")
-        assert batch.keys[i] == batch.keys[i + 1]
-
-
 def test_training_on_pairs_prefers_the_chosen_answers(results, tmp_path):
     run, study = pairs_run(results)
     model = build_model(run.model, 0)
@@ -134,7 +121,7 @@ def test_training_on_pairs_prefers_the_chosen_answers(results, tmp_path):
 # --- the cache ---
 
 
-def test_the_cache_is_read_back_without_asking_the_model(results, tmp_path):
+def test_a_finished_cache_replaces_the_scoring(results, tmp_path):
     run, study = pairs_run(results)
     path = tmp_path / "state/reference.npz"
     first = prepared(run, study, path)
@@ -145,7 +132,7 @@ def test_the_cache_is_read_back_without_asking_the_model(results, tmp_path):
     assert len(keys) == sum(len(steps.order) for steps in step_sets(run, study))
 
 
-def test_a_preparation_that_is_killed_goes_on_where_it_was(results, tmp_path, monkeypatch):
+def test_a_killed_preparation_resumes(results, tmp_path, monkeypatch):
     run, study = pairs_run(results)
     monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
     whole = prepared(run, study, tmp_path / "whole.npz")
@@ -154,35 +141,34 @@ def test_a_preparation_that_is_killed_goes_on_where_it_was(results, tmp_path, mo
     assert 2 < training < total
     for kill_at in (1, training, training + 1):
         path = tmp_path / f"killed_{kill_at}.npz"
-        asked = _killed_after(monkeypatch, kill_at, run, study, path)
-        assert len(asked) == kill_at
-        asked = _killed_after(monkeypatch, None, run, study, path)
-        assert len(asked) == total - kill_at
+        assert _steps_scored(monkeypatch, kill_at, run, study, path) == kill_at
+        assert _steps_scored(monkeypatch, None, run, study, path) == total - kill_at
         assert prepared(run, study, path).values == whole.values
 
 
-def _killed_after(monkeypatch, steps, run, study, path) -> list:
-    """Prepare until `steps` steps were asked about; which batches these were."""
+def _steps_scored(monkeypatch, kill_at: int | None, run, study, path) -> int:
+    """Prepare the reference, killed after `kill_at` steps; return the number of steps that were scored."""
 
     class Killed(BaseException):
         pass
 
-    asked, ask = [], module._score
+    scored, load = 0, DataParallel.in_step
 
-    def asking(model, batches, *rest):
-        if len(asked) == steps:
-            raise Killed
-        asked.append(batches)
-        return ask(model, batches, *rest)
+    def in_step(self, steps):
+        nonlocal scored
+        for batches in load(self, steps):
+            if scored == kill_at:
+                raise Killed
+            yield batches
+            scored += 1
 
-    with monkeypatch.context() as patched:
-        patched.setattr(module, "_score", asking)
-        with suppress(Killed):
-            prepared(run, study, path)
-    return asked
+    with monkeypatch.context() as patched, suppress(Killed):
+        patched.setattr(DataParallel, "in_step", in_step)
+        prepared(run, study, path)
+    return scored
 
 
-def test_another_identity_or_a_torn_file_starts_over(results, tmp_path, capsys):
+def test_a_cache_of_another_identity_or_a_truncated_file_is_not_used(results, tmp_path, capsys):
     run, study = pairs_run(results)
     path = tmp_path / "reference.npz"
     first = prepared(run, study, path)
@@ -191,10 +177,10 @@ def test_another_identity_or_a_torn_file_starts_over(results, tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:200])
     capsys.readouterr()
     assert prepared(run, study, path, moved(build_model(run.model, 0)), identity="two").values == other.values
-    assert "reference.npz: unreadable, scoring with the parent again" in capsys.readouterr().err
+    assert "reference.npz: unreadable" in capsys.readouterr().err
 
 
-def test_the_model_is_left_as_it_was_and_progress_is_told(results, tmp_path, capsys):
+def test_preparing_leaves_the_model_as_it_was_and_reports_progress(results, tmp_path, capsys):
     run, study = pairs_run(results)
     model = build_model(run.model, 0).train()
     weights = {name: value.clone() for name, value in model.state_dict().items()}
@@ -205,23 +191,8 @@ def test_the_model_is_left_as_it_was_and_progress_is_told(results, tmp_path, cap
     assert f"step {total}/{total}" in capsys.readouterr().err
 
 
-def test_pairs_of_one_name_in_training_and_validation_are_kept_apart():
+def test_training_and_validation_may_have_pairs_of_the_same_name():
     reference = Reference({(False, "random", "1"): [1.0, 2.0], (True, "random", "1"): [3.0, 4.0]})
     pair = joined([sample(1, 5, seed=1), sample(1, 5, seed=1)])
     assert reference.of(pair, validating=False).tolist() == [1.0, 2.0]
     assert reference.of(pair, validating=True).tolist() == [3.0, 4.0]
-
-
-def test_values_are_exact_in_the_cache(tmp_path):
-    cache = Cache(tmp_path / "reference.npz", "one")
-    cache.rows, cache.steps = [(False, "web", "ü", float(np.float32(-123.4567)), -0.0)], 3
-    cache.save()
-    again = Cache(tmp_path / "reference.npz", "one")
-    again.read()
-    assert again.rows == cache.rows and again.steps == 3
-
-
-def test_pairs_without_a_reference_are_a_mistake_of_the_caller(results):
-    run, _ = pairs_run(results)
-    with pytest.raises(ValueError, match="needs a reference, found None"):
-        make_objective(run, build_model(run.model, 0), None)

@@ -47,7 +47,7 @@ def _train(tiny: Tiny, before=None) -> list[int]:
 def _end(tiny: Tiny, two: Tiny) -> None:
     """The same command goes on."""
     team = _start(tiny)
-    assert team.wait() == [0, 0], team.said
+    assert team.wait() == [0, 0], team.output
     tiny.check_same(two)
 
 
@@ -63,9 +63,9 @@ def killed_rank(world: Tiny, folder: Path, draw: random.Random) -> str:
         if left.exitcode is None:  # where it waits for the other to join; torchrun does the same
             left.terminate()
         left.join(SOON)
-        assert left.exitcode in (0, 2, -signal.SIGTERM), (left.exitcode, team.said)
+        assert left.exitcode in (0, 2, -signal.SIGTERM), (left.exitcode, team.output)
         if left.exitcode == 2:
-            assert "lost the other ranks" in sentence(team.said)
+            assert "lost the other ranks" in sentence(team.output)
         team.wait()
         kills += team.processes[victim].exitcode == -signal.SIGKILL
         tiny.check_nothing_half_written()
@@ -84,8 +84,9 @@ def stopped_ranks(world: Tiny, folder: Path, draw: random.Random) -> str:
                 os.kill(process.pid, signal.SIGTERM)
         statuses = set(team.wait())
         # -SIGTERM: before it listened or had joined; 2: it lost the other, which had stopped before its first step
-        assert statuses <= {0, 75, -signal.SIGTERM, 2}, team.said
-        assert "Traceback" not in team.said and ("lost the other ranks" in team.said) == (2 in statuses), team.said
+        assert statuses <= {0, 75, -signal.SIGTERM, 2}, team.output
+        assert "Traceback" not in team.output, team.output
+        assert ("lost the other ranks" in team.output) == (2 in statuses), team.output
         stops += statuses != {0}
         tiny.check_nothing_half_written()
     _end(tiny, two)
@@ -115,8 +116,8 @@ def _spoil(step: int, rank: int) -> None:
 def not_a_number_on_one(world: Tiny, folder: Path, draw: random.Random) -> str:
     two, tiny, step = _undisturbed(world.folder), world.copy(folder, *BEFORE_TRAINING), draw.randint(1, 12)
     team = _start(tiny, partial(_spoil, step))
-    assert team.wait() == [2, 2], team.said
-    assert f"the loss is nan at step {step}, samples" in sentence(team.said)
+    assert team.wait() == [2, 2], team.output
+    assert f"the loss is nan at step {step}, samples" in sentence(team.output)
     logged = (tiny.results / "runs/stage1/state/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in logged] == list(range(1, step))
     _end(tiny, two)
@@ -134,9 +135,9 @@ def full_disk_of_two(world: Tiny, folder: Path, draw: random.Random) -> str:
         mount(f"size={used + draw.randrange(3000)}k")
         team = _start(tiny)
         statuses = team.wait()
-        assert statuses in ([0, 0], [2, 2]), (statuses, team.said)
+        assert statuses in ([0, 0], [2, 2]), (statuses, team.output)
         if any(statuses):
-            assert "cannot be written" in sentence(team.said)
+            assert "cannot be written" in sentence(team.output)
         tiny.check_nothing_half_written()
         mount("size=200000k")
         _end(tiny, two)

@@ -50,9 +50,6 @@ class Average:
         return {"updates": self.updates, "weights": dict(zip(self.trained, self.weights, strict=True))}
 
     def load_state_dict(self, state: dict) -> None:
-        """Load a saved average; raises ValueError if it is of other parameters."""
-        if list(state["weights"]) != list(self.trained):
-            raise ValueError("the saved average is of other parameters than those that are trained here")
         self.updates = state["updates"]
-        for average, saved in zip(self.weights, state["weights"].values(), strict=True):
-            average.copy_(split_like(saved, average))
+        for name, average in zip(self.trained, self.weights, strict=True):
+            average.copy_(split_like(state["weights"][name], average))

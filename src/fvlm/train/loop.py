@@ -29,7 +29,7 @@ from fvlm.train.progress import Progress
 from fvlm.train.resume import checkpoint_of, restore
 from fvlm.train.setup import Setup
 from fvlm.train.signals import StopRequest
-from fvlm.train.state import clear, continued, save_checkpoint, write_weights
+from fvlm.train.state import clear, load_on_all_ranks, save_checkpoint, write_weights
 from fvlm.train.trackers import Trackers
 from fvlm.train.watch import Watch
 
@@ -57,14 +57,14 @@ class Trainer:
         self.best_by = "train_loss" if setup.validation is None else "val_loss"
         self.step, self.since_evaluation = 0, [0.0, 0]  # sum and count of the objective
         self.best = self.saved_best = self.last_evaluation = None
-        saved = continued(setup.state, setup.identity, ranks)
+        saved = load_on_all_ranks(setup.state, setup.identity, ranks)
         if saved is not None:
             restore(self, saved)
         self.resume_step = None if saved is None else self.step
         ranks.at_first(self._open_logs)
         # the identity in Weights & Biases also names this training: one from the start is another run there
         name = f"{setup.identity[:16]}{self.spent.begun:016x}"
-        self.trackers = Trackers.of_first(ranks, run, setup.study.study, setup.folder, name, self.resume_step)
+        self.trackers = Trackers(run, setup.study.study, setup.folder, name, self.resume_step, ranks)
         self.watch = Watch(run, setup.study, setup.folder)
         self.saved_at = time.monotonic()
 

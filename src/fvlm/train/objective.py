@@ -171,6 +171,4 @@ def make_objective(run: Run, model: VideoLanguageModel, reference: Reference | N
     """Return the objective that `data.loss` names; "preference" needs a reference."""
     if run.data.loss != "preference":
         return TextObjective(run, model)
-    if reference is None:
-        raise ValueError("data.loss is 'preference': the objective needs a reference, found None")
     return PreferenceObjective(run, model, reference)

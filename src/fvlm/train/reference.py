@@ -21,16 +21,39 @@ SAVE_SECONDS = 60
 class Reference:
     """Log-probability in nats, summed over its scored tokens, of each answer in training and validation.
 
-    values   (validating, source, key) of a pair -> [chosen, rejected]
+    values   (validating, source, key) of a pair -> [chosen, rejected], in the order of the steps
+    steps    finished steps of all sets
     """
 
-    def __init__(self, values: dict[tuple[bool, str, str], list[float]]):
-        self.values = values
+    def __init__(self, values: dict[tuple[bool, str, str], list[float]] | None = None):
+        self.values, self.steps = values or {}, 0
 
     def of(self, batch: Batch, validating: bool = False) -> torch.Tensor:
         """Return (B,) float32 in host memory, in the order of the samples: chosen, rejected, chosen, ..."""
         pairs = zip(batch.sources[::2], batch.keys[::2], strict=True)
         return torch.tensor([value for source, key in pairs for value in self.values[validating, source, key]])
+
+    def read(self, path: Path, identity: str) -> None:
+        """Read a cache, if it exists, has this identity and is whole."""
+        try:
+            with open_arrays(path) as content:
+                if str(content["identity"]) == identity:
+                    names, scores = ("validating", "sources", "keys"), ("chosen", "rejected")
+                    pairs = zip(*(content[name].tolist() for name in names), strict=True)
+                    values = zip(*(content[name].tolist() for name in scores), strict=True)
+                    self.values = dict(zip(pairs, map(list, values), strict=True))
+                    self.steps = int(content["steps"])
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            print(f"{path}: unreadable, scoring with the parent again ({error})", file=sys.stderr, flush=True)
+
+    def save(self, path: Path, identity: str) -> None:
+        validating, sources, keys = map(np.array, zip(*self.values, strict=True))
+        chosen, rejected = np.array([*self.values.values()], np.float32).T
+        names = {"validating": validating, "sources": sources, "keys": keys}
+        arrays = {"identity": identity, "steps": self.steps, **names, "chosen": chosen, "rejected": rejected}
+        save_arrays(path, arrays)
 
 
 @torch.no_grad()
@@ -51,69 +74,38 @@ def prepare_reference(
     context     the run's autocast, so that the scores are those that the training starts from
     workers     threads that read ahead
     """
-    model, ranks = parallel.model, parallel.ranks
-    cache = Cache(path, identity)
+    model, ranks, reference = parallel.model, parallel.ranks, Reference()
     if ranks.first:
-        cache.read()
-    cache.steps, cache.rows = ranks.gather((cache.steps, cache.rows))[0]
-    total, first = sum(map(len, step_sets)), cache.steps
+        reference.read(path, identity)
+    reference.steps, reference.values = ranks.gather((reference.steps, reference.values))[0]
+    total, first = sum(map(len, step_sets)), reference.steps
     training, started = model.training, time.monotonic()
     saved = started
     model.eval()
     before = 0  # steps of the sets already scored
     for validating, steps in enumerate(step_sets):
-        skip = min(len(steps), max(0, cache.steps - before))
+        skip = min(len(steps), max(0, reference.steps - before))
         for batches in parallel.in_step(load_steps(steps, skip, workers, device.type == "cuda")):
-            for rows in ranks.gather(_score(model, batches, bool(validating), device, context)):
-                cache.rows += rows
-            cache.steps += 1
-            if ranks.first and (time.monotonic() - saved > SAVE_SECONDS or cache.steps == total):
-                cache.save()
+            for values in ranks.gather(_score(model, batches, bool(validating), device, context)):
+                reference.values |= values
+            reference.steps += 1
+            if ranks.first and (time.monotonic() - saved > SAVE_SECONDS or reference.steps == total):
+                reference.save(path, identity)
                 saved = time.monotonic()
-                left = clock((saved - started) / (cache.steps - first) * (total - cache.steps))
-                line = f"reference: {len(cache.rows):,} pairs, step {cache.steps:,}/{total:,}  {left} left"
+                left = clock((saved - started) / (reference.steps - first) * (total - reference.steps))
+                pairs = len(reference.values)
+                line = f"reference: {pairs:,} pairs, step {reference.steps:,}/{total:,}  {left} left"
                 print(line, file=sys.stderr, flush=True)
         before += len(steps)
     model.train(training)
-    return Reference({(validating, source, key): [*scores] for validating, source, key, *scores in cache.rows})
+    return reference
 
 
-def _score(model, batches: list[Batch], validating: bool, device, context) -> list[tuple]:
+def _score(model, batches: list[Batch], validating: bool, device, context) -> dict[tuple, list[float]]:
     sums = [torch.zeros(0, device=device)]
     for batch in batches:
         with context:
             sums.append(-model(batch.to(device), model.config.training_mode).loss_sum_B.float())
-    chosen, rejected = torch.cat(sums).unflatten(0, (-1, 2)).unbind(1)
+    pairs = torch.cat(sums).unflatten(0, (-1, 2)).tolist()
     names = [name for batch in batches for name in zip(batch.sources[::2], batch.keys[::2], strict=True)]
-    return [(validating, *name, *pair) for name, *pair in zip(names, chosen.tolist(), rejected.tolist(), strict=True)]
-
-
-class Cache:
-    """The pairs scored so far, in the order of the steps.
-
-    steps   finished steps of all sets
-    rows    (validating, source, key, chosen, rejected) of each pair
-    """
-
-    def __init__(self, path: Path, identity: str):
-        self.path, self.identity = path, identity
-        self.steps, self.rows = 0, []
-
-    def read(self) -> None:
-        """Read the file, if it exists, has this identity and is whole."""
-        try:
-            with open_arrays(self.path) as content:
-                if str(content["identity"]) == self.identity:
-                    names = ("validating", "sources", "keys", "chosen", "rejected")
-                    self.rows = list(zip(*(content[name].tolist() for name in names), strict=True))
-                    self.steps = int(content["steps"])
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            print(f"{self.path}: unreadable, scoring with the parent again ({error})", file=sys.stderr, flush=True)
-
-    def save(self) -> None:
-        validating, sources, keys, chosen, rejected = map(np.array, zip(*self.rows, strict=True))
-        scores = {"chosen": chosen.astype(np.float32), "rejected": rejected.astype(np.float32)}
-        names = {"validating": validating, "sources": sources, "keys": keys}
-        save_arrays(self.path, {"identity": self.identity, "steps": self.steps, **names, **scores})
+    return {(validating, *name): pair for name, pair in zip(names, pairs, strict=True)}

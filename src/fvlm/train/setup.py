@@ -78,7 +78,11 @@ def prepare(run: Run, study: Study, folder: Path, ranks: Ranks) -> Setup:
         steps = Steps(corpus, order, run, study, run.data.loss, run.optim.batch_size, **share)
         validation = validation_steps(run, study, **share)
         hash_of_all = identity(run, study, folder)
-    _check_same_on_all_ranks(hash_of_all, run, ranks)
+    if len(set(ranks.gather(hash_of_all))) > 1:
+        raise ranks.common_error(
+            f"run {run.name!r}: its ranks found different configurations, data or parents; let all nodes read the same "
+            "files"
+        )
     model.freeze(run.optim.freeze)
     model.recompute_layers(run.operation.recompute)
     split = run.operation.shard_weights and ranks.count > 1
@@ -108,15 +112,6 @@ def identity(run: Run, study: Study, folder: Path) -> str:
     if run.parent is not None:
         files.append(_parent_weights(run, folder))
     return digest_of(f"{FORMAT} {run.digest}", files)
-
-
-def _check_same_on_all_ranks(hash_of_all: str, run: Run, ranks: Ranks) -> None:
-    """Raise UserError if the ranks have read different configurations, data or parents."""
-    if len(set(ranks.gather(hash_of_all))) > 1:
-        raise ranks.common_error(
-            f"run {run.name!r}: its ranks found different configurations, data or parents; let all nodes read the same "
-            "files"
-        )
 
 
 def _parent_weights(run: Run, folder: Path) -> Path:

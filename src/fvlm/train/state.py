@@ -140,7 +140,7 @@ def _stored(state: Path) -> list[Path]:
     return sorted(path for path in state.glob("step_*.pt") if path.is_file())
 
 
-def continued(state: Path, identity: str, ranks: Ranks) -> dict | None:
+def load_on_all_ranks(state: Path, identity: str, ranks: Ranks) -> dict | None:
     """Return, in all ranks, the checkpoint that `load_checkpoint` returns in the first rank."""
     saved = load_checkpoint(state, identity) if ranks.first else None
     (step, *_) = ranks.gather(None if saved is None else saved["step"])

@@ -8,23 +8,18 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from fvlm.config.schema import Run
 from fvlm.errors import UserError
 from fvlm.train.ranks import Ranks
 
 FINISH_SECONDS = 60.0  # the longest that a lost network delays the end of a run
-
-
-class Tracker(Protocol):
-    def log(self, values: dict[str, float], step: int) -> None: ...
-
-    def close(self) -> None: ...
+ALONE = Ranks()
 
 
 def require_packages(run: Run) -> None:
@@ -41,32 +36,36 @@ def require_packages(run: Run) -> None:
 
 
 class Trackers:
-    """The trackers that `operation.wandb` and `operation.tensorboard` request; by default none.
+    """The trackers that `operation.wandb` and `operation.tensorboard` request, by name; by default none.
 
     study_name    the project in Weights & Biases
     folder        the run's; its wandb/ and tensorboard/ hold the copies
     identity      of this training, 32 characters; a training that resumes continues the copies of its identity
     resume_step   the step from which it resumes; None: from the start
+    ranks         the first one alone has trackers
     raises        UserError if Weights & Biases needs a login
     """
 
-    def __init__(self, run: Run, study_name: str, folder: Path, identity: str, resume_step: int | None):
-        self.run, self.resume_step = run, resume_step
-        self.trackers: dict[str, Tracker] = {}
-        if run.operation.wandb is not None:
-            self._open("Weights & Biases", lambda: _Wandb(run, study_name, folder, identity))
-        if run.operation.tensorboard:
-            self._open("TensorBoard", lambda: _TensorBoard(run, folder, resume_step))
+    def __init__(
+        self,
+        run: Run,
+        study_name: str,
+        folder: Path,
+        identity: str,
+        resume_step: int | None,
+        ranks: Ranks = ALONE,
+    ):
+        self.run, self.resume_step, self.trackers = run, resume_step, {}
 
-    @classmethod
-    def of_first(cls, ranks: Ranks, run: Run, *about) -> "Trackers":
-        """Open the trackers in the first rank; the other ranks have none. All raise UserError if they cannot open."""
-        opened: list[Trackers] = []
-        ranks.at_first(lambda: opened.append(cls(run, *about)))
-        if not opened:
-            off = run.operation.model_copy(update={"wandb": None, "tensorboard": False})
-            opened.append(cls(run.model_copy(update={"operation": off}), *about))
-        return opened[0]
+        def open_all() -> None:
+            if run.operation.wandb is not None:
+                with self._closed_on_error("Weights & Biases") as name:
+                    self.trackers[name] = _Wandb(run, study_name, folder, identity)
+            if run.operation.tensorboard:
+                with self._closed_on_error("TensorBoard") as name:
+                    self.trackers[name] = _TensorBoard(run, folder, resume_step)
+
+        ranks.at_first(open_all)
 
     def log(self, kind: Literal["train", "validation"], record: dict) -> None:
         """Copy the numbers of a record, unless they were copied before the training was interrupted.
@@ -90,14 +89,10 @@ class Trackers:
             with self._closed_on_error(name):
                 self.trackers.pop(name).close()
 
-    def _open(self, name: str, make: Callable[[], Tracker]) -> None:
-        with self._closed_on_error(name):
-            self.trackers[name] = make()
-
     @contextmanager
-    def _closed_on_error(self, name: str) -> Iterator[None]:
+    def _closed_on_error(self, name: str) -> Iterator[str]:
         try:
-            yield
+            yield name
         except UserError:
             raise
         except Exception as error:  # noqa: BLE001 - no error of a tracker may stop the training

@@ -14,7 +14,7 @@ from fvlm.config.changes import STARTED, configuration_of, report_changes
 from fvlm.config.schema import Run, Study
 from fvlm.costs.limits import check_run_memory
 from fvlm.device import device_of, gpu_of
-from fvlm.errors import Stopped, UserError
+from fvlm.errors import Stopped
 from fvlm.files import write_json
 from fvlm.records import write_csv
 from fvlm.train.loop import Trainer
@@ -35,9 +35,8 @@ def train_here(run: Run, study: Study, stop: StopRequest) -> int:
     try:
         device = device_of(run, ranks.local, ranks.count)
         with ranks.joined(device):
-            too_large = [message for message in ranks.gather(_too_large(run, study, device)) if message]
-            if too_large:
-                raise ranks.common_error(too_large[0])
+            with ranks.together():
+                check_run_memory(run, study, gpu_of(device))
             with RunLock(folder / "state", ranks, run.digest):
                 train(run, study, folder, ranks, stop)
     except ReportedElsewhere:
@@ -47,15 +46,6 @@ def train_here(run: Run, study: Study, stop: StopRequest) -> int:
             raise
         return stopped.status
     return 0
-
-
-def _too_large(run: Run, study: Study, device: torch.device) -> str | None:
-    """Return why the run does not fit this GPU, or without one the study's GPU; None if it fits."""
-    try:
-        check_run_memory(run, study, gpu_of(device))
-    except UserError as error:
-        return str(error)
-    return None
 
 
 def train(run: Run, study: Study, folder: Path, ranks: Ranks | None = None, stop: StopRequest | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The copies of the metrics: real event files and real runs of Weights & Biases, offline."""
+"""The trackers: real event files, and real offline runs of Weights & Biases."""
 
 import json
 import os
@@ -26,48 +26,48 @@ import json, os, signal, sys
 from pathlib import Path
 from fvlm.config.schema import Run
 from fvlm.train.trackers import Trackers
-asked = json.loads(sys.argv[1])
-trackers = Trackers(Run.model_validate(asked["run"]), "smoke", Path("run"), asked["identity"], asked["resume"])
-for kind, record in asked["records"]:
+given = json.loads(sys.argv[1])
+trackers = Trackers(Run.model_validate(given["run"]), "smoke", Path("run"), given["identity"], given["resume"])
+for kind, record in given["records"]:
     trackers.log(kind, record)
-exec(asked["then"])
-if asked["kill"]:
+exec(given["then"])
+if given["kill"]:
     os.kill(os.getpid(), signal.SIGKILL)
 trackers.close()
 """
 
 
 def in_process(folder: Path, records, resume=None, kill=False, then="", **changes) -> subprocess.CompletedProcess:
-    """Log records in a process of its own, whose home is `folder`/home and which has no terminal.
+    """Log records in a process of its own, with the home `folder`/home and without a terminal.
 
-    then     what else it does before it closes the mirrors
+    then     code that it runs before it closes the trackers
     changes  of run.operation
     """
     run, _ = run_of(folder, **{f"operation.{name}": value for name, value in changes.items()})
-    asked = {"run": run.model_dump(mode="json"), "identity": IDENTITY, "resume": resume, "records": records,
+    given = {"run": run.model_dump(mode="json"), "identity": IDENTITY, "resume": resume, "records": records,
              "kill": kill, "then": then}  # fmt: skip
     home = folder / "home"
     home.mkdir(exist_ok=True)
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "src"), "HOME": str(home), "TMPDIR": str(home),
                    "WANDB_MODE": "disabled"}  # fmt: skip
     return subprocess.run(
-        [sys.executable, "-c", STARTED, json.dumps(asked)],
+        [sys.executable, "-c", STARTED, json.dumps(given)],
         cwd=folder, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120,
     )  # fmt: skip
 
 
 def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows: tag -> (step, value)."""
+    """Return what TensorBoard shows: tag -> (step, value)."""
     shown = EventAccumulator(str(folder / "run/tensorboard")).Reload()
     return {tag: [(event.step, event.value) for event in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
 
 
 def records_of(path: Path) -> list:
-    """The records of a .wandb file: LevelDB's log format in blocks of 32 KiB behind a header of 7 bytes."""
+    """Return the records of a .wandb file: LevelDB's log format, in blocks of 32 KiB after a header of 7 bytes."""
     content, block = path.read_bytes(), 2**15
     at, found, parts = 7, [], b""
     while at + 7 <= len(content):
-        if block - at % block < 7:  # too little is left of a block for another header
+        if block - at % block < 7:  # no room for another header in this block
             at += block - at % block
             continue
         length, kind = struct.unpack("<HB", content[at + 4 : at + 7])
@@ -80,7 +80,7 @@ def records_of(path: Path) -> list:
 
 
 def offline_runs(folder: Path) -> list[dict]:
-    """Each offline run in order of its start: id, project and history, one dict per step."""
+    """Return each offline run in order of its start: id, project, and history with one dict per step."""
     runs = []
     for path in sorted((folder / "run/wandb").glob("offline-run-*/*.wandb")):
         records = records_of(path)
@@ -95,10 +95,10 @@ def offline_runs(folder: Path) -> list[dict]:
     return runs
 
 
-def test_nothing_is_imported_or_written_unless_asked_for(tmp_path):
+def test_nothing_is_imported_or_written_by_default(tmp_path):
     loaded = "print(sorted({'wandb', 'tensorboard'} & set(sys.modules)))"
-    said = in_process(tmp_path, [("train", TRAIN)], then=loaded)
-    assert (said.returncode, said.stdout, said.stderr) == (0, "[]\n", "")
+    done = in_process(tmp_path, [("train", TRAIN)], then=loaded)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
     assert [path.name for path in tmp_path.rglob("*")] == ["home"]
 
 
@@ -106,8 +106,8 @@ def test_nothing_is_imported_or_written_unless_asked_for(tmp_path):
 
 
 def test_event_files_hold_the_numbers(tmp_path):
-    said = in_process(tmp_path, [("train", TRAIN), ("validation", VALIDATION)], tensorboard=True)
-    assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
+    done = in_process(tmp_path, [("train", TRAIN), ("validation", VALIDATION)], tensorboard=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert events(tmp_path) == {
         "train/samples": [(1, 4.0)],
         "train/train_loss": [(1, 2.5)],
@@ -118,7 +118,7 @@ def test_event_files_hold_the_numbers(tmp_path):
     }
 
 
-def test_a_run_that_was_killed_and_goes_on_has_each_step_once(tmp_path):
+def test_a_run_that_resumes_after_a_kill_has_each_step_once(tmp_path):
     steps = [("train", {"step": step, "train_loss": 10.0 - step}) for step in range(1, 7)]
     assert in_process(tmp_path, steps[:5], kill=True, tensorboard=True).returncode == -signal.SIGKILL
     assert [step for step, _ in events(tmp_path)["train/train_loss"]] == [1, 2, 3, 4, 5], "a kill loses nothing"
@@ -126,7 +126,7 @@ def test_a_run_that_was_killed_and_goes_on_has_each_step_once(tmp_path):
     assert events(tmp_path)["train/train_loss"] == [(step, 10.0 - step) for step in range(1, 7)]
 
 
-def test_a_run_that_starts_over_hides_what_was_there(tmp_path):
+def test_a_run_that_starts_over_hides_its_earlier_events(tmp_path):
     in_process(tmp_path, [("train", {"step": step, "train_loss": 1.0}) for step in (1, 2, 3)], tensorboard=True)
     in_process(tmp_path, [("train", {"step": step, "train_loss": 2.0}) for step in (1, 2)], tensorboard=True)
     assert events(tmp_path)["train/train_loss"] == [(1, 2.0), (2, 2.0)]
@@ -137,8 +137,8 @@ def test_a_run_that_starts_over_hides_what_was_there(tmp_path):
 
 def test_an_offline_run_holds_the_numbers_and_leaves_the_home_alone(tmp_path):
     records = [("train", TRAIN), ("validation", VALIDATION), ("train", {**TRAIN, "step": 2, "train_loss": 2.0})]
-    said = in_process(tmp_path, records, wandb="offline")
-    assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
+    done = in_process(tmp_path, records, wandb="offline")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     (run,) = offline_runs(tmp_path)
     assert (run["id"], run["project"], run["name"]) == (IDENTITY, "smoke", "baseline")
     one, two = run["steps"]
@@ -149,7 +149,7 @@ def test_an_offline_run_holds_the_numbers_and_leaves_the_home_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name not in ("home", "run")] == []
 
 
-def test_an_offline_run_that_goes_on_keeps_its_id_and_sends_no_step_twice(tmp_path):
+def test_an_offline_run_that_resumes_keeps_its_id_and_logs_each_step_once(tmp_path):
     steps = [("train", {"step": step, "train_loss": 10.0 - step}) for step in range(1, 7)]
     in_process(tmp_path, steps[:3], wandb="offline")
     in_process(tmp_path, steps, resume=3, wandb="offline")
@@ -159,41 +159,41 @@ def test_an_offline_run_that_goes_on_keeps_its_id_and_sends_no_step_twice(tmp_pa
     assert second["steps"][0]["train/train_loss"] == 6.0
 
 
-def test_online_without_a_login_stops_before_the_training_and_asks_nothing(tmp_path):
-    said = in_process(tmp_path, [], wandb="online")
-    assert said.returncode == 1
-    assert "operation.wandb is 'online', but Weights & Biases reports: No API key configured" in said.stderr
-    assert "UserError" in said.stderr and "or write operation.wandb: offline" in said.stderr
+def test_online_without_a_login_stops_before_the_training(tmp_path):
+    done = in_process(tmp_path, [], wandb="online")
+    assert done.returncode == 1
+    assert "UserError" in done.stderr and "No API key configured" in done.stderr
+    assert "operation.wandb is 'online'" in done.stderr and "operation.wandb: offline" in done.stderr
 
 
-# --- what goes wrong ---
+# --- errors ---
 
 
 @pytest.mark.parametrize(("package", "changes"), [
     ("wandb", {"operation.wandb": "offline"}), ("tensorboard", {"operation.tensorboard": True}),
 ])  # fmt: skip
-def test_a_package_that_is_missing_stops_before_the_training(tmp_path, monkeypatch, package, changes):
+def test_a_missing_package_stops_before_the_training(tmp_path, monkeypatch, package, changes):
     for name in list(sys.modules):
         if name.split(".")[0] == package:
             monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, package, None)  # as Python itself marks what cannot be imported
+    monkeypatch.setitem(sys.modules, package, None)  # Python's own mark for a module that cannot be imported
     run, study = run_of(tmp_path, **changes)
-    with pytest.raises(UserError, match=rf"needs the package {package}, .* pip install 'fvlm\[{package}\]'"):
+    with pytest.raises(UserError, match=rf"pip install 'fvlm\[{package}\]'"):
         train(run, study, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_copy_that_cannot_be_opened_is_done_without(tmp_path, capsys):
+def test_a_tracker_that_cannot_open_is_left_out(tmp_path, capsys):
     run, study = run_of(tmp_path, **{"operation.tensorboard": True})
     (tmp_path / "run").write_text("a file where the folder should be")
     trackers = Trackers(run, study.study, tmp_path / "run", IDENTITY, None)
     trackers.log("train", TRAIN)
     trackers.close()
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "baseline: TensorBoard failed" in said and "going on without it" in said
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1 and "baseline: TensorBoard failed" in output
 
 
-def test_a_disk_that_is_full_does_not_stop_the_training(tmp_path):
+def test_a_full_disk_does_not_stop_the_training(tmp_path):
     full = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))  # of any file, so that writing fails as on a full disk
@@ -201,15 +201,15 @@ for step in range(2, 20):
     trackers.log("train", {"step": step, "train_loss": 1.0})
 print("trained to the end")
 """
-    said = in_process(tmp_path, [("train", TRAIN)], then=full, tensorboard=True)
-    assert said.returncode == 0 and "trained to the end" in said.stdout
-    assert said.stderr.count("baseline: TensorBoard failed") == 1 and "going on without it" in said.stderr
+    done = in_process(tmp_path, [("train", TRAIN)], then=full, tensorboard=True)
+    assert done.returncode == 0 and "trained to the end" in done.stdout
+    assert done.stderr.count("baseline: TensorBoard failed") == 1
     assert events(tmp_path)["train/train_loss"][0] == (1, 2.5)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the service by /proc")
 def test_a_service_that_dies_does_not_stop_the_training(tmp_path):
-    """Weights & Biases writes through a process of its own; here that is killed between two steps."""
+    """Weights & Biases writes with a process of its own, which is killed here between two steps."""
     killed = """
 import time
 listed = [path.read_text().split() for path in Path("/proc/self/task").glob("*/children")]
@@ -221,12 +221,12 @@ for step in range(2, 20):
     trackers.log("train", {"step": step, "train_loss": 1.0})
 print("trained to the end")
 """
-    said = in_process(tmp_path, [("train", TRAIN)], then=killed, wandb="offline")
-    assert said.returncode == 0 and "trained to the end" in said.stdout
-    assert said.stderr.count("baseline: Weights & Biases failed") == 1 and "going on without it" in said.stderr
+    done = in_process(tmp_path, [("train", TRAIN)], then=killed, wandb="offline")
+    assert done.returncode == 0 and "trained to the end" in done.stdout
+    assert done.stderr.count("baseline: Weights & Biases failed") == 1
 
 
-def test_a_signal_while_a_copy_is_opened_is_no_failure_of_it(tmp_path, monkeypatch):
+def test_a_signal_while_a_tracker_opens_stops_the_run(tmp_path, monkeypatch):
     def stopped(*_: object) -> None:
         raise Stopped(75, "before its first step")
 
