@@ -1,4 +1,4 @@
-"""A results folder with small shards of every kind, made without video files, and runs that read it."""
+"""A results folder with small shards of every kind, and runs that read it."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def frames_of(source: str, number: int) -> dict[str, bytes]:
 
 
 def make_results(results: Path) -> Path:
-    """Tokenizer, shards and indices of the sources in COUNTS and of their held-out partners."""
+    """Write tokenizer, shards and indices of the sources in COUNTS and of their held-out sources."""
     results.mkdir(parents=True, exist_ok=True)
     words = [turn["content"] for turn in TURNS] + [f"a {colour} square, it is" for colour in COLOURS]
     train_tokenizer(words * 3, 300, results / "tokenizer")
@@ -71,13 +71,9 @@ def make_index(results: Path, name: str, kind: str, samples: list[dict]):
 
 
 def study_of(results: Path, **changes) -> Study:
-    """The smoke study on these sources; `changes` are of the baseline."""
-    settings = {
-        "data.sources": ["grid", "pictures", "chat"],
-        "train.samples": 16,
-        "operation.micro_frames": 20,
-        **changes,
-    }
+    """The smoke study with these sources and with `changes` of the baseline."""
+    settings = {"data.sources": ["grid", "pictures", "chat"], "train.samples": 16, "operation.micro_frames": 20}
+    settings |= changes
     content = {"results": str(results), "baseline": settings, "prepare": [], "only": {"ablations": ["baseline"]}}
     return load_study(merged(read_yaml(ROOT / "config/smoke.yaml"), content), ROOT / "config")
 
@@ -88,7 +84,7 @@ def run_of(results: Path, **changes) -> tuple[Run, Study]:
 
 
 def preference_run(results: Path, **changes) -> tuple[Run, Study]:
-    """A run on pairs. It starts from no parent here: loading asks for none."""
+    """A run on pairs, without a parent."""
     run, study = run_of(results, **changes)
     pairs = {"sources": ("preferences",), "share": {"preference": 1.0}, "loss": "preference"}
     return run.model_copy(update={"data": run.data.model_copy(update=pairs)}), study
@@ -100,6 +96,6 @@ def steps_of(run: Run, study: Study, loss: str | None = None, batch_size: int = 
 
 
 def spoken(tokenizer, ids: np.ndarray, mask: np.ndarray) -> list[str]:
-    """The stretches of scored tokens, as text."""
+    """The texts of the scored tokens."""
     edges = np.flatnonzero(np.diff(np.r_[False, mask, False]))
     return [tokenizer.decode(ids[a:b], skip_special_tokens=False) for a, b in zip(edges[::2], edges[1::2], strict=True)]

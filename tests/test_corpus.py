@@ -1,4 +1,4 @@
-"""The demo corpus: the same bytes each time, true sentences, files that decode unless broken on purpose."""
+"""The demo corpus: the same bytes each time, true sentences, files that can be decoded unless broken on purpose."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ def test_clips_are_of_many_kinds():
 
 
 @pytest.mark.parametrize("source", VIDEOS)
-def test_scenes_look_as_their_captions_say(source, tmp_path):
+def test_captions_and_answers_are_true(source, tmp_path):
     make_corpus(source, tmp_path / source, samples=60, seed=5, processes=1)
     checked = set()
     for row in read_rows(tmp_path / source, "samples.jsonl"):
@@ -55,16 +55,16 @@ def test_scenes_look_as_their_captions_say(source, tmp_path):
         if source == "grid":
             assert all(colours_of(frame) == row.text["caption"].split() for frame in frames)
         elif source == "moves":
-            checked |= moves_are_seen(row.text["caption"].split(" then "), frames)
+            checked |= check_moves(row.text["caption"].split(" then "), frames)
         else:
-            checked |= {answer_is_seen(row.text["user"].split(), row.text["assistant"], frames)}
+            checked |= {check_answer(row.text["user"].split(), row.text["assistant"], frames)}
     expected = {"grid": set(), "moves": {"colour", "place", "hidden", "back"}}
     assert checked >= expected.get(source, {"What colour", "Where is", "How many", "When does"})
 
 
-def moves_are_seen(words: list[str], frames: np.ndarray) -> set[str]:
-    """Each event of a caption, in its frame where every second has one; returns the kinds of events."""
-    if len(words) != len(frames):  # long clips rest between their events
+def check_moves(words: list[str], frames: np.ndarray) -> set[str]:
+    """Check each event of a caption in its frame, if every second has one; return the kinds of events."""
+    if len(words) != len(frames):
         assert words[0] in colours_of(frames[0])
         return set()
     colour, hidden, kinds = words[0], False, set()
@@ -79,22 +79,22 @@ def moves_are_seen(words: list[str], frames: np.ndarray) -> set[str]:
     return kinds
 
 
-def answer_is_seen(asked: list[str], answer: str, frames: np.ndarray) -> str:
-    """The answer in the last frame; returns the question's first two words."""
+def check_answer(question: list[str], answer: str, frames: np.ndarray) -> str:
+    """Check the answer to a question in the last frame; return the question's first two words."""
     seen = dict(zip(PLACES, colours_of(frames[-1]), strict=True))
-    place = next((place for place in PLACES if place in " ".join(asked)), None)
-    match asked[:2]:
+    place = next((place for place in PLACES if place in " ".join(question)), None)
+    match question[:2]:
         case ["What", "colour"]:
             assert seen[place] == answer
         case ["Where", "is"]:
-            assert [f"at the {place}" for place, colour in seen.items() if colour == asked[3]] == [answer]
+            assert [f"at the {place}" for place, colour in seen.items() if colour == question[3]] == [answer]
         case ["How", "many"]:
             assert NUMBERS[sum(colour != "grey" for colour in seen.values())] == answer
         case ["When", "does"]:
             second, spot = int(answer.split()[-1]), list(PLACES).index(place)
-            there = [colours_of(frame)[spot] != "grey" for frame in frames]
-            assert there == [number >= second for number in range(len(frames))]
-    return " ".join(asked[:2])
+            visible = [colours_of(frame)[spot] != "grey" for frame in frames]
+            assert visible == [number >= second for number in range(len(frames))]
+    return " ".join(question[:2])
 
 
 def colours_of(frame: np.ndarray) -> list[str]:
@@ -127,10 +127,10 @@ def test_broken_files_cannot_be_decoded(source, decode, tmp_path):
     assert {"empty", "missing", "not_media", "corrupt"} <= reasons
 
 
-def test_impossible_wishes_are_refused(tmp_path):
-    with pytest.raises(UserError, match="choose one of grid"):
+def test_impossible_arguments_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"'gird'.* grid"):
         make_corpus("gird", tmp_path / "x", samples=3, seed=1)
-    with pytest.raises(UserError, match="broken"):
+    with pytest.raises(UserError, match="4 broken"):
         make_corpus("chat", tmp_path / "x", samples=3, seed=1, broken=4)
 
 
@@ -140,9 +140,9 @@ def test_conversations_are_right(tmp_path):
     for line in (tmp_path / "chat" / "samples.jsonl").read_text().splitlines():
         messages = json.loads(line)["messages"]
         assert [message["role"] for message in messages] == ["user", "assistant"] * (len(messages) // 2)
-        for asked, said in zip(messages[::2], messages[1::2], strict=True):
-            words = asked["content"].rstrip("?.").split()
+        for question, answer in zip(messages[::2], messages[1::2], strict=True):
+            words = question["content"].rstrip("?.").split()
             if words[0] == "Count":
-                assert said["content"].split() == [str(i) for i in range(int(words[2]), int(words[4]) + 1)]
+                assert answer["content"].split() == [str(i) for i in range(int(words[2]), int(words[4]) + 1)]
                 counted += 1
     assert counted

@@ -5,7 +5,6 @@ import re
 import socket
 import subprocess
 import time
-import zlib
 from functools import partial
 from pathlib import Path
 
@@ -231,12 +230,7 @@ def test_a_name_is_a_file_and_nothing_else(good, backend):
             server.accept()
 
 
-def test_images_that_claim_too_much(tmp_path):
-    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    content = (tmp_path / "a.png").read_bytes()
-    header = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + content[24:29]
-    (tmp_path / "a.png").write_bytes(content[:12] + header + zlib.crc32(header).to_bytes(4, "big") + content[33:])
-    assert reason_of(decode_image, tmp_path / "a.png") == "too_large"
+def test_odd_images(tmp_path):
     Image.new("L", (60_000, 2)).save(tmp_path / "line.png")
     assert decode_image(tmp_path / "line.png").frames.shape == (1, 224, 224, 3)
     os.mkfifo(tmp_path / "fifo.jpg")

@@ -1,4 +1,4 @@
-"""The index of a source is made shard by shard: it goes on where it was stopped, and knows what it was made with."""
+"""The index of a source is made shard by shard: a stopped one resumes, and changed inputs are indexed again."""
 
 import hashlib
 import os
@@ -43,7 +43,7 @@ def same(a, b) -> bool:
     return all(np.array_equal(getattr(a, field.name), getattr(b, field.name)) for field in fields(a))
 
 
-def test_a_new_shard_is_indexed_alone_and_one_that_is_gone_is_forgotten(root, tmp_path):
+def test_only_new_shards_are_indexed_and_parts_of_removed_ones_deleted(root, tmp_path):
     out = tmp_path / "t.npz"
     shards = [text_shard(tmp_path / f"{name}.tar", f"{name}1", f"{name}2") for name in "abcd"]
     index_texts(root, shards[1:3], out)
@@ -57,7 +57,7 @@ def test_a_new_shard_is_indexed_alone_and_one_that_is_gone_is_forgotten(root, tm
     assert set(parts_of(out)) == {"a"}
 
 
-def test_what_a_part_was_made_with_makes_it_anew(root, tmp_path):
+def test_changed_inputs_and_settings_are_indexed_again(root, tmp_path):
     out = tmp_path / "t.npz"
     shards = [text_shard(tmp_path / f"{name}.tar", name) for name in "ab"]
     first, before = index_texts(root, shards, out), parts_of(out)
@@ -102,12 +102,12 @@ def test_the_number_of_processes_changes_nothing(root, tmp_path):
     for damaged in (3, 1):
         shards[damaged].write_bytes(shards[damaged].read_bytes()[:700])
     for processes in (1, 3):
-        with pytest.raises(UserError, match=r"b\.tar: cut within the member at byte 0"):
+        with pytest.raises(UserError, match=r"b\.tar.* byte 0"):
             write_index(shards, tmp_path / "y.npz", "x", "image", root / "tokenizer", "?", root, processes)
     assert not (tmp_path / "y.npz").exists()
 
 
-def test_a_killed_index_goes_on_with_what_is_left(root, tmp_path):
+def test_a_killed_index_resumes_with_the_remaining_shards(root, tmp_path):
     out = tmp_path / "t.npz"
     shards = [text_shard(tmp_path / f"{i:03d}.tar", *(f"{i}-{j}" for j in range(300))) for i in range(30)]
     code = (
@@ -138,41 +138,41 @@ def test_a_tar_is_compared_with_the_checksum_beside_it(root, tmp_path):
         beside.write_text(line)
         assert len(index_texts(root, [tar], out)) == 1
     content = tar.read_bytes()
-    tar.write_bytes(content.replace(b"it is", b"it IS"))  # a change that a tar's own sums do not see
-    with pytest.raises(UserError, match=rf"a.tar: found SHA-256 \w+, expected {digest} .*make or copy"):
+    tar.write_bytes(content.replace(b"it is", b"it IS"))  # the checksums inside a tar do not cover this
+    with pytest.raises(UserError, match=rf"a.tar: .*{digest}"):
         index_texts(root, [tar], out)
     beside.write_text("nothing\n")
-    with pytest.raises(UserError, match=r"a.tar.sha256: found 'nothing', expected a line of `sha256sum a.tar`"):
+    with pytest.raises(UserError, match=r"a.tar.sha256: .*'nothing'.*`sha256sum a.tar`"):
         index_texts(root, [tar], out)
     beside.unlink()
     assert len(index_texts(root, [tar], out)) == 1
 
 
-def test_an_index_knows_its_tokenizer(root, tmp_path):
+def test_an_index_of_another_tokenizer_is_refused(root, tmp_path):
     index = index_texts(root, [text_shard(tmp_path / "a.tar", "a")], tmp_path / "t.npz")
     check_tokenizer(load_index(tmp_path / "t.npz"), root / "tokenizer")
     train_tokenizer(["other texts"] * 9, 262, tmp_path / "tokenizer")
-    with pytest.raises(UserError, match=r"another tokenizer .*make it again with `fvlm index t`"):
+    with pytest.raises(UserError, match=r"'t'.*another tokenizer .*`fvlm index t`"):
         check_tokenizer(index, tmp_path / "tokenizer")
-    with pytest.raises(UserError, match="no tokenizer"):
+    with pytest.raises(UserError, match=r"tokenizer.json.*`fvlm tokenizer`"):
         check_tokenizer(index, tmp_path)
 
 
-def test_an_index_of_another_version_is_to_be_made_again(root, tmp_path):
+def test_an_index_of_another_version_must_be_made_again(root, tmp_path):
     out, tar = tmp_path / "t.npz", text_shard(tmp_path / "a.tar", "a")
     index_texts(root, [tar], out)
     part = next(out.with_suffix("").glob("*.npz"))
-    for path in (out, part):  # as they were before these columns
+    for path in (out, part):  # an older version without two columns
         with np.load(path) as stored:
             kept = {name: stored[name] for name in stored if name not in ("question_tokens", "rejected_tokens")}
         np.savez(path, **kept | ({"identity": "{}"} if path == part else {}))
-    with pytest.raises(UserError, match=r"t.npz: an index of another version .*; delete it, .* with `fvlm index`"):
+    with pytest.raises(UserError, match=r"t.npz: .*version.*_tokens.*`fvlm index`"):
         load_index(out)
     assert same(index_texts(root, [tar], out), load_index(out))
 
 
 def test_a_source_with_too_many_rejects_has_no_index(root, tmp_path):
-    """Three rows that its shard's ledger rejects and one that the index rejects are four of six."""
+    """The shard's ledger rejects three of six rows, the index a fourth one."""
     tar, out = text_shard(tmp_path / "shards/t/0.tar", "a", "b"), tmp_path / "t.npz"
     with tarfile.open(tar, "a") as more:
         more.addfile(tarfile.TarInfo("c.txt"))

@@ -1,4 +1,4 @@
-"""A finished shard outlives the job that made it: Snakemake deletes the outputs of a group that was cancelled."""
+"""Finished shards are kept when Snakemake deletes the outputs of a cancelled group."""
 
 import json
 import shutil
@@ -27,32 +27,31 @@ def photos(tmp_path) -> Path:
 
 
 def make(photos: Path, *more: str) -> dict[str, tuple[int, int]]:
-    """Make the first shard as the workflow does; which files it consists of, by inode and time."""
+    """Make the first shard like the workflow; return its files with inode and time."""
     out = photos.parent / "shards"
     arguments = ["--kind", "image", "--shard", "0", "--processes", "1", "--out", str(out)]
     assert main(["shard", str(photos), *arguments, *(more or ("--keep",))]) == 0
     files = {path.name: path.stat() for path in out.iterdir() if path.is_file()}
-    return {name: (about.st_ino, about.st_mtime_ns) for name, about in files.items()}
+    return {name: (status.st_ino, status.st_mtime_ns) for name, status in files.items()}
 
 
 def delete(photos: Path) -> None:
-    """As Snakemake deletes outputs."""
+    """Delete the files of the shard like Snakemake."""
     for path in (photos.parent / "shards").iterdir():
         if path.is_file():
             path.unlink()
 
 
-def test_a_deleted_shard_is_brought_back(photos, capsys):
+def test_a_deleted_shard_is_restored_each_time(photos):
     made = make(photos)
     assert set(made) == {"00000.tar", "00000.ledger.jsonl", "00000.tar.sha256"}
-    delete(photos)
-    assert make(photos) == made and "brought back" in capsys.readouterr().err
-    delete(photos)
-    assert make(photos) == made, "as often as it is deleted"
+    for _ in range(2):
+        delete(photos)
+        assert make(photos) == made
 
 
 @pytest.mark.parametrize("change", ["table", "picture", "settings", "half kept", "damaged note"])
-def test_but_not_if_anything_it_depends_on_has_changed(photos, change):
+def test_a_shard_is_not_restored_if_its_inputs_have_changed(photos, change):
     made, more = make(photos), ()
     kept = photos.parent / "shards" / FOLDER
     if change == "table":
@@ -70,11 +69,11 @@ def test_but_not_if_anything_it_depends_on_has_changed(photos, change):
     again = make(photos, *more)
     assert set(again) == set(made) and not set(again.values()) & set(made.values())
     delete(photos)
-    assert make(photos, *more) == again, "what was made then is kept in its place"
+    assert make(photos, *more) == again
 
 
-def test_where_nothing_can_be_kept_a_shard_is_made_all_the_same(photos):
-    """A full disk, or one without hard links: here the hidden folder is a file."""
+def test_a_shard_is_made_even_if_it_cannot_be_kept(photos):
+    """For example on a disk without hard links; here the hidden folder is a file."""
     (photos.parent / "shards").mkdir()
     (photos.parent / "shards" / FOLDER).write_text("")
     made = make(photos)
@@ -83,13 +82,13 @@ def test_where_nothing_can_be_kept_a_shard_is_made_all_the_same(photos):
     assert not set(make(photos).values()) & set(made.values())
 
 
-def test_without_being_told_nothing_is_kept(photos):
+def test_a_shard_is_kept_only_with_keep(photos):
     make(photos, "--samples-per-shard", "10")
     assert not (photos.parent / "shards" / FOLDER).exists()
 
 
-def test_an_index_needs_them_no_longer(prepared, tmp_path):
-    """All jobs have ended well then, and what is made again on purpose must really be made."""
+def test_an_index_removes_the_kept_files(prepared, tmp_path):
+    """All shard jobs have succeeded then, and a shard that is forced must really be made."""
     results = tmp_path / "results"
     shutil.copytree(prepared / "shards/grid", results / "shards/grid")
     shutil.copytree(prepared / "tokenizer", results / "tokenizer")

@@ -1,4 +1,4 @@
-"""What a sample is in a batch: which of its tokens are scored, where its question stands, both halves of a pair."""
+"""Samples in batches: scored tokens, frames, the place of the question, both halves of a pair."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,6 @@ import torch
 
 from fvlm.data.batches.loader import Corpus, Steps, load_steps, open_training, validation_steps
 from fvlm.data.batches.order import in_file_order
-from fvlm.data.shards.index import load_index
 from fvlm.data.shards.samples import decode_frames, sample_text
 from fvlm.data.shards.tar import read_sample
 from fvlm.data.shards.text import END, START
@@ -29,40 +28,41 @@ def results(tmp_path_factory):
 
 def samples_of(batches) -> list[tuple]:
     """Key, ids, mask, question and frames of every sample, batch after batch."""
-    found = []
+    samples = []
     for batch in batches:
         counts = batch.token_counts.tolist()
         frames = batch.frames[batch.frame_index].split(batch.frame_counts.tolist())
         ids, masks = batch.token_ids.split(counts), batch.loss_mask.split(counts)
-        found += zip(batch.keys, ids, masks, batch.question_counts.tolist(), frames, strict=True)
-    return found
+        samples += zip(batch.keys, ids, masks, batch.question_counts.tolist(), frames, strict=True)
+    return samples
 
 
 def every_sample(steps: Steps) -> list[tuple]:
     return [sample for step in range(len(steps)) for sample in samples_of(steps[step])]
 
 
-def answers_of(steps: Steps) -> dict[str, list[str]]:
-    """What the assistant says in each sample, as the shards have it."""
-    said = {}
+def stored_samples(steps: Steps) -> dict[str, tuple]:
+    """Key -> the index, the row and the members of each sample in the shards."""
+    stored = {}
     for index in steps.corpus.indices:
         for row, key in enumerate(index.keys.tolist()):
             place = int(index.offset[row]), int(index.length[row])
-            text = sample_text(read_sample(steps.results / index.shards[index.shard[row]], *place, key), "?")
-            turns = text.get("messages") or [{"role": "assistant", "content": text["assistant"]}]
-            said[key] = [turn["content"] + END for turn in turns if turn["role"] == "assistant"]
-    return said
+            stored[key] = index, row, read_sample(steps.results / index.shards[index.shard[row]], *place, key)
+    return stored
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
-def test_answers_are_scored_and_nothing_else(results, share):
-    """By what the scored ids spell: every answer of a conversation with its end, no prompt and no header."""
+def test_only_answers_are_scored(results, share):
+    """The scored ids are the answers of a conversation with their ends, without prompts and headers."""
     steps = steps_of(*run_of(results, **{"data.question_first": share}), "answers")
-    said, turns = answers_of(steps), 0
+    answers = {}
+    for key, (_, _, members) in stored_samples(steps).items():
+        text = sample_text(members, "?")
+        turns = text.get("messages") or [{"role": "assistant", "content": text["assistant"]}]
+        answers[key] = [turn["content"] + END for turn in turns if turn["role"] == "assistant"]
     for key, ids, mask, _, _ in every_sample(steps):
-        assert spoken(steps.tokenizer, ids.numpy(), mask.numpy()) == said[key]
-        turns = max(turns, len(said[key]))
-    assert turns == 2
+        assert spoken(steps.tokenizer, ids.numpy(), mask.numpy()) == answers[key]
+    assert max(map(len, answers.values())) == 2
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
@@ -77,14 +77,13 @@ def test_every_sample_shows_its_own_frames(results, pairs):
     run, study = (preference_run if pairs else run_of)(results, **{"operation.micro_frames": 100})
     steps = steps_of(run, study, batch_size=8)
     assert len(steps[0]) == 1
-    frames = {}
-    for index in steps.corpus.indices:
-        for row, key in enumerate(index.keys.tolist()):
-            place = int(index.offset[row]), int(index.length[row])
-            own = decode_frames(read_sample(results / index.shards[index.shard[row]], *place, key))
-            frames[key] = own.repeat(run.data.static_frames, 0) if index.kind in ("image", "preference") else own
+    stored = stored_samples(steps)
     for key, _, _, _, shown in every_sample(steps):
-        assert np.array_equal(shown.numpy(), frames[key]), key
+        index, _, members = stored[key]
+        frames = decode_frames(members)
+        if index.kind in ("image", "preference"):
+            frames = frames.repeat(run.data.static_frames, 0)
+        assert np.array_equal(shown.numpy(), frames), key
 
 
 def forms(results, samples: list[dict]) -> Corpus:
@@ -96,7 +95,7 @@ def forms(results, samples: list[dict]) -> Corpus:
 
 
 @pytest.mark.parametrize("most", [512, 24])
-def test_the_question_of_every_form_ends_where_the_index_says(results, most):
+def test_the_question_ends_at_the_place_in_the_index(results, most):
     run, study = run_of(results, **{"data.max_text_tokens": most})
     samples = [{"__key__": name, "json": form} for name, form in FORMS.items()]
     samples.append({"__key__": "tokens", "json": {"token_ids": [5, 6, 7, 8], "loss_mask": [0, 0, 1, 1]}})
@@ -109,22 +108,22 @@ def test_the_question_of_every_form_ends_where_the_index_says(results, most):
         if index.text_tokens[row] <= most:
             assert question == index.question_tokens[row], key
         cut += index.text_tokens[row] > most
-        behind = steps.tokenizer.decode(ids[question:].numpy(), skip_special_tokens=False)
-        assert behind.startswith(HEADER) == (key != "tokens"), key
+        rest = steps.tokenizer.decode(ids[question:].numpy(), skip_special_tokens=False)
+        assert rest.startswith(HEADER) == (key != "tokens"), key
         assert not mask[:question].any() and mask.any()
     assert (cut > 0) == (most == 24)
 
 
-def test_questions_stand_first_where_the_order_says_so(results):
+def test_questions_come_first_as_in_the_order(results):
     run, study = run_of(results, **{"data.question_first": 0.5})
     steps = steps_of(run, study, batch_size=8)
     assert 0.3 < steps.order.question_first[steps.order.positions > 0].mean() < 0.7
-    wanted = {}
+    expected = {}
     for i, (source, row) in enumerate(zip(steps.order.source, steps.order.row, strict=True)):
         index = steps.corpus.indices[source]
-        wanted[str(index.keys[row])] = int(index.question_tokens[row]) * bool(steps.order.question_first[i])
-    found = {key: question for key, _, _, question, _ in every_sample(steps)}
-    assert found == wanted and min(found.values()) == 0 < max(found.values())
+        expected[str(index.keys[row])] = int(index.question_tokens[row]) * bool(steps.order.question_first[i])
+    counts = {key: question for key, _, _, question, _ in every_sample(steps)}
+    assert counts == expected and min(counts.values()) == 0 < max(counts.values())
     video_first = every_sample(steps_of(*run_of(results), batch_size=8))
     assert not any(question for _, _, _, question, _ in video_first)
     for one, other in zip(every_sample(steps), video_first, strict=True):
@@ -132,54 +131,57 @@ def test_questions_stand_first_where_the_order_says_so(results):
 
 
 def test_the_controls_of_evaluation_keep_or_drop_the_question(results):
-    """Another sample's frames stand behind the own question; without frames it has nothing to stand before."""
+    """The question stays before another sample's frames; without frames there is no question before them."""
     steps = steps_of(*run_of(results, **{"data.question_first": 1.0}), batch_size=8)
     batch = steps.batch(np.flatnonzero(steps.order.positions > 0)[:4].tolist())
     assert batch.question_counts.all()
     assert torch.equal(batch.with_frames_of_neighbour().question_counts, batch.question_counts)
     assert not batch.without_frames().question_counts.any()
-    behind = batch.video_first()
-    assert not behind.question_counts.any() and batch.question_counts.all()
-    assert behind.frame_index is batch.frame_index and behind.token_ids is batch.token_ids
+    video_first = batch.video_first()
+    assert not video_first.question_counts.any() and batch.question_counts.all()
+    assert video_first.frame_index is batch.frame_index and video_first.token_ids is batch.token_ids
 
 
-@pytest.mark.parametrize("workers", range(1, 9))
+@pytest.mark.parametrize("workers", [1, 3, 8])
 def test_mixed_orders_are_the_same_with_workers_and_from_any_step(results, workers):
     steps = steps_of(*run_of(results, **{"data.question_first": 0.5}), batch_size=4)
-    alone = [[(sample[0], sample[3]) for sample in samples_of(steps[step])] for step in range(len(steps))]
+
+    def names(batches) -> list[tuple]:
+        return [(key, question) for key, _, _, question, _ in samples_of(batches)]
+
+    expected = [names(steps[step]) for step in range(len(steps))]
     for first in (0, 3):
-        helped = [
-            [(sample[0], sample[3]) for sample in samples_of(batches)] for batches in load_steps(steps, first, workers)
-        ]
-        assert helped == alone[first:]
+        assert [names(batches) for batches in load_steps(steps, first, workers)] == expected[first:]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 @pytest.mark.parametrize("pairs", [False, True])
 def test_ranks_share_mixed_orders_and_whole_pairs(results, ranks, pairs):
     run, study = (preference_run if pairs else run_of)(results, **{"data.question_first": 0.5})
-    alone = steps_of(run, study, batch_size=6)
+    one_rank = steps_of(run, study, batch_size=6)
     shared = [steps_of(run, study, batch_size=6, rank=rank, ranks=ranks) for rank in range(ranks)]
-    for step in range(len(alone)):
+    for step in range(len(one_rank)):
         parts = [samples_of(steps[step]) for steps in shared]
-        whole = [(sample[0], sample[3], sample[1].tolist()) for sample in samples_of(alone[step])]
-        found = [(sample[0], sample[3], sample[1].tolist()) for part in parts for sample in part]
-        assert sorted(found) == sorted(whole)
+        expected = [(key, question, ids.tolist()) for key, ids, _, question, _ in samples_of(one_rank[step])]
+        samples = [(key, question, ids.tolist()) for part in parts for key, ids, _, question, _ in part]
+        assert sorted(samples) == sorted(expected)
         if pairs:
-            assert all(part[0::2][i][0] == part[1::2][i][0] for part in parts for i in range(len(part) // 2))
+            assert all(one[0] == other[0] for part in parts for one, other in zip(part[::2], part[1::2], strict=True))
 
 
-def test_a_blind_run_decodes_nothing(results, tmp_path):
-    """Not even a frame that cannot be decoded stops it, and its texts are those of a run that sees."""
+def test_a_blind_run_decodes_no_frames(results, tmp_path):
+    """A frame that cannot be decoded does not stop it, and its texts are those of other runs."""
     run, study = run_of(results, **BLIND, **{"data.question_first": 0.5})
     steps = steps_of(run, study)
-    seeing = {key: (ids.tolist(), mask.tolist()) for key, ids, mask, _, _ in every_sample(steps_of(*run_of(results)))}
     for step in range(len(steps)):
         for batch in steps[step]:
             assert batch.frames.shape == (0, 224, 224, 3) and not len(batch.frame_index)
             assert not batch.frame_counts.any() and not batch.question_counts.any()
-    found = {key: (ids.tolist(), mask.tolist()) for key, ids, mask, _, _ in every_sample(steps)}
-    assert found == seeing
+    blind, sighted = (
+        {key: (ids.tolist(), mask.tolist()) for key, ids, mask, _, _ in every_sample(each)}
+        for each in (steps, steps_of(*run_of(results)))
+    )
+    assert blind == sighted
     assert fill_of(steps, np.ones(len(steps.order)))["tokens"] > 0
     corpus = forms(results, [{"__key__": "a", "json": FORMS["caption"]}])
     tar = results / "forms.tar"
@@ -188,7 +190,7 @@ def test_a_blind_run_decodes_nothing(results, tmp_path):
     order = in_file_order(corpus.indices, corpus.rows, 8, 512, frames_seen=False)
     assert len(Steps(corpus, order, run, study, "answers", 1)[0][0].frames) == 0
     order = in_file_order(corpus.indices, corpus.rows, 8, 512)
-    with pytest.raises(UserError, match="'a': a frame cannot be decoded"):
+    with pytest.raises(UserError, match=r"forms\.tar: sample 'a'.*decoded"):
         Steps(corpus, order, run, study, "answers", 1)[0]
 
 
@@ -197,7 +199,7 @@ def test_a_pair_is_two_neighbours_that_share_their_frames(results, share, change
     run, study = preference_run(results, **{"data.question_first": share}, **changes)
     steps = steps_of(run, study, batch_size=4)
     index, blind = steps.corpus.indices[0], not run.model.visual_tokens
-    seen = []
+    stored, keys = stored_samples(steps), []
     for step in range(len(steps)):
         for batch in steps[step]:
             samples = samples_of([batch])
@@ -206,18 +208,17 @@ def test_a_pair_is_two_neighbours_that_share_their_frames(results, share, change
             assert batch.sources == ["preferences"] * len(batch)
             for (key, ids, mask, question, frames), other in zip(samples[::2], samples[1::2], strict=True):
                 assert key == other[0] and torch.equal(frames, other[4])
-                row = index.keys.tolist().index(key)
-                text = sample_text(read_sample(results / "preferences.tar", int(index.offset[row]),
-                                               int(index.length[row]), key), "?")  # fmt: skip
+                _, row, members = stored[key]
+                text = sample_text(members, "?")
                 for i, m, answer in ((ids, mask, "chosen"), (other[1], other[2], "rejected")):
-                    (said,) = spoken(steps.tokenizer, i.numpy(), m.numpy())
-                    assert said and (text[answer] + END).startswith(said)
-                    assert len(i) == run.data.max_text_tokens or said == text[answer] + END
+                    (scored,) = spoken(steps.tokenizer, i.numpy(), m.numpy())
+                    assert scored and (text[answer] + END).startswith(scored)
+                    assert len(i) == run.data.max_text_tokens or scored == text[answer] + END
                 if share == 1.0:
                     assert question == other[3] == index.question_tokens[row] > 0
                     assert torch.equal(ids[:question], other[1][:question])
-                seen.append(key)
-    assert sorted(seen) == sorted(index.keys[steps.order.row].tolist()) and len(set(seen)) == len(seen) > 8
+                keys.append(key)
+    assert sorted(keys) == sorted(index.keys[steps.order.row].tolist()) and len(set(keys)) == len(keys) > 8
 
 
 def test_pairs_keep_within_their_budgets_in_one_batch(results):
@@ -225,42 +226,43 @@ def test_pairs_keep_within_their_budgets_in_one_batch(results):
     steps = steps_of(run, study, batch_size=12)
     assert len(steps[0]) > 1
     for step in range(len(steps)):
-        groups = steps.groups(step)
-        for group, batch in zip(groups, steps[step], strict=True):
+        for group, batch in zip(steps.groups_by_rank(step)[0], steps[step], strict=True):
             assert len(batch.frame_index) == steps.order.positions[group].sum()
             assert len(batch.token_ids) == steps.order.text_tokens[group].sum()
             assert len(batch.frame_index) <= run.operation.micro_frames or len(group) == 1
-    alone = steps_of(run, study, batch_size=1)  # each pair takes two rows of its longer half's width
-    halves = np.stack([alone.order.text_tokens - alone.order.rejected_tokens, alone.order.rejected_tokens])
+    single = steps_of(run, study, batch_size=1)  # each pair is two rows with the width of its longer half
+    halves = np.stack([single.order.text_tokens - single.order.rejected_tokens, single.order.rejected_tokens])
     halves += run.data.static_frames
-    fill = fill_of(alone, np.ones(len(alone.order)))
+    fill = fill_of(single, np.ones(len(single.order)))
     assert fill["rows"] == pytest.approx(halves.sum() / (2 * halves.max(0).sum())) and fill["rows"] < 1
     assert fill["frames"] == pytest.approx(2 * run.data.static_frames / run.operation.micro_frames)
 
 
-def test_pairs_of_another_loss_are_their_chosen_answers(results):
+def test_with_another_loss_only_chosen_answers_are_used(results):
     run, study = preference_run(results)
     run = run.model_copy(update={"data": run.data.model_copy(update={"loss": "answers"})})
     steps = steps_of(run, study)
-    said = {key: spoken(steps.tokenizer, ids.numpy(), mask.numpy()) for key, ids, mask, _, _ in every_sample(steps)}
-    assert all("it is" in answer for (answer,) in said.values()) and len(said) == len(steps.order)
+    answers = {key: spoken(steps.tokenizer, ids.numpy(), mask.numpy()) for key, ids, mask, _, _ in every_sample(steps)}
+    assert all("it is" in answer for (answer,) in answers.values()) and len(answers) == len(steps.order)
     with pytest.raises(ValueError, match="pairs=True"):
         Steps(steps.corpus, steps.order, run, study, "preference", 4)
 
 
-def test_a_pair_that_lost_its_rejected_answer_is_named(results):
-    """Its index says that it has one: the shard was exchanged for another of the same keys."""
+def test_a_pair_without_its_rejected_answer_is_named(results):
+    """The shard was replaced after its index was made."""
     run, study = preference_run(results)
     pair = {"__key__": "lost", "jpg": picture(9, "JPEG", (224, 224)), "json": FORMS["pair"]}
     index = make_index(results, "lost", "preference", [pair])
     corpus = Corpus(["lost"], [index], [np.arange(1)], ["?"])
     order = in_file_order([index], corpus.rows, 8, 512, pairs=True)
     write_tar(results / "lost.tar", [{**pair, "json": {**FORMS["pair"], "rejected": ""}}])
-    with pytest.raises(UserError, match=r"lost.tar: sample 'lost' has no rejected answer, its index says it has"):
+    with pytest.raises(
+        UserError, match=r"lost.tar: sample 'lost' has no rejected answer.*delete the index of source 'lost'"
+    ):
         Steps(corpus, order, run, study, "preference", 1)[0]
 
 
-def test_validation_is_as_the_run_trains(results):
+def test_validation_uses_the_settings_of_training(results):
     pairs = validation_steps(*preference_run(results))
     (batch,) = pairs[0][:1]
     assert batch.keys[0] == batch.keys[1] and batch.keys[0].startswith("preferences_held_out")
@@ -284,13 +286,10 @@ def test_the_fixed_videos_are_the_same_for_every_run(results):
     assert len(fixed_videos(run, study, 0)) == 0
 
 
-def test_one_order_for_index_and_loader(results):
-    """The lengths that steps are planned with are those that come."""
+def test_batches_have_the_lengths_of_the_plan(results):
     for run, study in (run_of(results), preference_run(results), run_of(results, **{"data.max_text_tokens": 20})):
         corpus = open_training(run, study)
         order = drawn_order(run, corpus)
-        assert all(len(index) == len(load_index(results / f"index/{name}.npz")) for name, index in
-                   zip(corpus.names, corpus.indices, strict=True))  # fmt: skip
         steps = Steps(corpus, order, run, study, run.data.loss, 1)
         for i in range(len(steps)):
             batches = steps[i]

@@ -1,7 +1,6 @@
-"""Names that a shell would take for something else: spaces, quotes, newlines, `$(...)`, leading dashes, Unicode."""
+"""Names with a meaning for a shell: spaces, quotes, newlines, `$(...)`, leading dashes, Unicode."""
 
 import json
-import shlex
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +44,7 @@ STUDY = {
 
 
 def images(folder: Path) -> None:
-    """One noisy image under each name, with a caption of its own."""
+    """One noisy image under each name."""
     random = np.random.default_rng(len(str(folder)))
     folder.mkdir(parents=True)
     for name in FILES:
@@ -54,7 +53,7 @@ def images(folder: Path) -> None:
 
 @pytest.fixture
 def odd(workflow) -> tuple[Workflow, str]:
-    """A study with one table and one bare folder in places with odd names; and its results folder."""
+    """A study with a table and a bare folder in folders with odd names; and its results folder."""
     table, bare = workflow.folder / f"-in {ODD}" / "table of", workflow.folder / f"-in {ODD}" / "bare"
     images(table)
     rows = [{"file": name, "caption": f"this is {name}"} for name in FILES]
@@ -63,13 +62,9 @@ def odd(workflow) -> tuple[Workflow, str]:
     for name in FILES:
         (bare / name).with_suffix(".txt").write_text(f"that is {name}")
     source = {"kind": "image", "held_out": 0.3, "prompt": '--what\'s $(touch pwned) "this"?\nSay; `it`'}
+    own_table = {"reader": "folder", "path": f"-in {ODD}/table of", "table": "-t a'b\"c $(touch pwned).jsonl"}
     sources = {
-        "table": {
-            **source,
-            "reader": "folder",
-            "path": f"-in {ODD}/table of",
-            "table": "-t a'b\"c $(touch pwned).jsonl",
-        },
+        "table": {**source, **own_table},
         "bare": {**source, "reader": "files", "path": f"-in {ODD}/bare"},
     }
     results = f"out {ODD.replace('*', '')}"
@@ -85,11 +80,11 @@ def test_odd_names_go_through_every_command(odd):
         "plan.txt", "evaluation/stage1.csv", "tables/runs.csv", "tables/validation_curves.csv",
         "figures/training_curves.png",
     ))]  # fmt: skip
-    said = workflow.run(*targets, "--configfile", "config/odd.yaml")
+    output = workflow.run(*targets, "--configfile", "config/odd.yaml")
     made = workflow.folder / results
     entries = [json.loads(line) for line in (made / "ledger.jsonl").read_text().splitlines()]
     kept = {(entry["source"], entry["file"]) for entry in entries if entry["status"] == "kept"}
-    assert kept == {(source, name) for source in ("table", "bare") for name in FILES}, said[-3000:]
+    assert kept == {(source, name) for source in ("table", "bare") for name in FILES}, output[-3000:]
     for name in targets[1:]:
         assert (workflow.folder / name).stat().st_size > 0, name
     assert not list(workflow.folder.rglob("pwned")) and not list(workflow.folder.glob("x*"))
@@ -97,50 +92,42 @@ def test_odd_names_go_through_every_command(odd):
 
 
 @pytest.mark.parametrize("character", ["\n", "{", "}", "*", "?", "\\", "\x1b", "-"])
-def test_a_results_folder_that_snakemake_could_not_take_is_one_sentence(workflow, character):
+def test_a_results_folder_that_snakemake_would_misread_is_refused(workflow, character):
     name = f"{character}out" if character == "-" else f"out{character}s"
-    (workflow.folder / "config/odd.yaml").write_text(
-        yaml.safe_dump({"study": "odd", "based_on": "smoke.yaml", "results": name})
-    )
-    said = workflow.fvlm("plan", "--study", "config/odd.yaml")
-    assert said.returncode == 2 and "Traceback" not in said.stderr
-    assert f"results is {name!r}, but {character!r}" in said.stderr and "rename" in said.stderr
+    assert_refused(workflow, {"results": name}, f"results is {name!r}", repr(character))
 
 
-def test_a_line_break_in_a_source_is_one_sentence(workflow):
+def test_a_line_break_in_a_path_is_refused(workflow):
     source = {"kind": "image", "reader": "files", "path": "my\ndata"}
-    study = {"study": "odd", "based_on": "smoke.yaml", "prepare": ["mine"], "sources": {"mine": source}}
+    assert_refused(workflow, {"prepare": ["mine"], "sources": {"mine": source}}, r"'my\ndata'")
+
+
+def assert_refused(workflow: Workflow, changes: dict, *facts: str) -> None:
+    study = {"study": "odd", "based_on": "smoke.yaml", **changes}
     (workflow.folder / "config/odd.yaml").write_text(yaml.safe_dump(study))
-    said = workflow.fvlm("plan", "--study", "config/odd.yaml")
-    assert said.returncode == 2 and r"'my\ndata' has a line break" in said.stderr and "rename" in said.stderr
+    done = workflow.fvlm("plan", "--study", "config/odd.yaml")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert all(fact in done.stderr for fact in (*facts, "rename"))
 
 
 @pytest.mark.parametrize("section", ["ablations", "stages"])
 @pytest.mark.parametrize("name", ["a; touch pwned", "$(touch pwned)", "../a", "-a", "a b", "a'b", "a\nb", "", 5])
-def test_a_name_of_a_run_that_a_shell_could_misread_is_one_sentence(name, section):
-    """It is a word of the command that trains it, and a folder."""
-    with pytest.raises(UserError, match="cannot be a run's name"):
+def test_a_name_of_a_run_that_a_shell_would_misread_is_refused(name, section):
+    """The name is a word of a command, and a folder."""
+    with pytest.raises(UserError, match="name"):
         study_from_files(["config/config.yaml"], {section: {name: {}}})
+
+
+def test_a_name_of_a_run_may_have_letters_digits_and_dots():
     study_from_files(["config/config.yaml"], {"ablations": {"größer_1.7B-x": {"train.seed": 7}}})
 
 
-def test_every_file_in_a_shell_command_is_quoted():
-    """Of files the shell sees nothing but what Snakemake has quoted."""
-    rules = Path(__file__).resolve().parents[1]
-    for path in [rules / "Snakefile", *sorted((rules / "rules").glob("*.smk"))]:
-        text = path.read_text()
-        for part in (
-            "{output",
-            "{input",
-            "{log",
-            "{params.folder",
-            "{params.results",
-            "{params.prompt",
-            "{params.table",
-            "{params.family",
-        ):
-            for piece in text.split("shell:")[1:]:
-                command = piece.split("\n\n")[0]
-                for found in command.split(part)[1:]:
-                    assert found.split("}")[0].endswith(":q"), f"{path.name}: {part}{found.split('}')[0]}}}"
-    assert shlex.split(shlex.quote(ODD)) == [ODD]
+@pytest.mark.parametrize(
+    "part", ["output", "input", "log", "params.folder", "params.prompt", "params.table", "params.family"]
+)
+def test_every_file_in_a_shell_command_is_quoted(part):
+    root = Path(__file__).resolve().parents[1]
+    for path in [root / "Snakefile", *sorted((root / "rules").glob("*.smk"))]:
+        for piece in path.read_text().split("shell:")[1:]:
+            for field in piece.split("\n\n")[0].split(f"{{{part}")[1:]:
+                assert field.split("}")[0].endswith(":q"), f"{path.name}: {part}{field.split('}')[0]}"

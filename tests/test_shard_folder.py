@@ -1,4 +1,4 @@
-"""Shards of a whole folder by the command that users call: bare folders, resuming, odd names and broken files."""
+"""Shards of a folder with the command that users run: bare folders, resuming, odd names and broken files."""
 
 import io
 import os
@@ -50,9 +50,8 @@ def bare(folder: Path) -> Path:
 def test_a_bare_folder_accounts_for_every_file(tmp_path, capsys):
     folder = bare(tmp_path / "my.videos")
     assert shard(folder, tmp_path / "out") == 0
-    said = capsys.readouterr().out
-    assert "no table: every file below" in said
-    assert re.search(r"kept      3\nrejected  2 \((empty 1, not_media 1|not_media 1, empty 1)\)\nframes    5", said)
+    summary = capsys.readouterr().out
+    assert re.search(r"kept      3\nrejected  2 \((empty 1, not_media 1|not_media 1, empty 1)\)\nframes    5", summary)
     entries = {entry["file"]: entry for entry in ledger_of(tmp_path / "out/ledger.jsonl")}
     assert list(entries) == ["b/two.mp4", "empty.mp4", "notes.txt", "one.mp4", "picture.png"]
     assert {name: entry["reason"] for name, entry in entries.items() if entry["reason"]} == {
@@ -65,10 +64,10 @@ def test_a_bare_folder_accounts_for_every_file(tmp_path, capsys):
     assert keys == ["my_videos-0000000", "my_videos-0000003", "my_videos-0000004"]  # no dots: a key ends at the first
 
 
-def test_shards_in_the_folder_itself_would_be_inputs(tmp_path, capsys):
+def test_shards_in_the_folder_of_the_inputs_are_refused(tmp_path, capsys):
     bare(tmp_path / "in")
     assert shard(tmp_path / "in", tmp_path / "in/out") == 2
-    assert "lies in the folder whose files are the inputs" in capsys.readouterr().err
+    assert f"--out {tmp_path / 'in/out'}" in capsys.readouterr().err
 
 
 def test_a_name_that_is_not_utf8_is_listed(tmp_path):
@@ -88,78 +87,71 @@ def table_of_pictures(folder: Path, count: int) -> Path:
     return folder
 
 
-def test_other_inputs_or_settings_do_not_mix_with_shards_that_are_there(tmp_path, capsys):
+PAIRS = ("--samples-per-shard", "2", "--kind", "image", "--name", "p")
+
+
+def test_other_inputs_or_settings_do_not_mix_with_finished_shards(tmp_path, capsys):
     folder = table_of_pictures(tmp_path / "in", 4)
-    options = ("--samples-per-shard", "2", "--kind", "image", "--name", "p")
-    assert shard(folder, tmp_path / "out", *options) == 0
-    first = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("0*")}
+    assert shard(folder, tmp_path / "out", "--kind", "preference") == 2  # makes no shard, so settings may change
+    assert shard(folder, tmp_path / "out", *PAIRS) == 0
+    first = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (tmp_path / "out").glob("0*")}
     assert len(first) == 6
-    assert shard(folder, tmp_path / "out", *options) == 0
-    assert "2 of them there" in capsys.readouterr().out
-    assert shard(folder, tmp_path / "out", *options, "--squash") == 2
-    assert "holds shards that were made otherwise (squash); take another --out" in capsys.readouterr().err
+    assert shard(folder, tmp_path / "out", *PAIRS) == 0
+    assert shard(folder, tmp_path / "out", *PAIRS, "--squash") == 2
+    assert "(squash); use another --out" in capsys.readouterr().err
     table_of_pictures(folder, 5)
-    assert shard(folder, tmp_path / "out", *options) == 2
-    assert "made otherwise (inputs)" in capsys.readouterr().err
-    assert first == {path.name: path.read_bytes() for path in (tmp_path / "out").glob("0*")}
+    assert shard(folder, tmp_path / "out", *PAIRS) == 2
+    assert "(inputs)" in capsys.readouterr().err
+    assert first == {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (tmp_path / "out").glob("0*")}
+
+
+def test_a_changed_caption_counts_as_another_input(tmp_path, capsys):
+    folder = bare(tmp_path / "in")
+    assert shard(folder, tmp_path / "out") == 0
+    (folder / "one.txt").write_text(LONG[::-1])
+    assert shard(folder, tmp_path / "out") == 2
+    assert "(inputs)" in capsys.readouterr().err
 
 
 def test_a_shard_without_its_checksum_is_made_again(tmp_path):
     folder = table_of_pictures(tmp_path / "in", 4)
-    options = ("--samples-per-shard", "2", "--kind", "image", "--name", "p")
-    assert shard(folder, tmp_path / "out", *options) == 0
+    assert shard(folder, tmp_path / "out", *PAIRS) == 0
     tar = tmp_path / "out/00001.tar"
-    whole, kept = tar.read_bytes(), (tmp_path / "out/00000.tar").stat().st_mtime_ns
+    content, kept = tar.read_bytes(), (tmp_path / "out/00000.tar").stat().st_mtime_ns
     tar.write_bytes(b"half")
     checksum_of(tar).unlink()
-    assert shard(folder, tmp_path / "out", *options) == 0
-    assert tar.read_bytes() == whole and (tmp_path / "out/00000.tar").stat().st_mtime_ns == kept
+    assert shard(folder, tmp_path / "out", *PAIRS) == 0
+    assert tar.read_bytes() == content and (tmp_path / "out/00000.tar").stat().st_mtime_ns == kept
 
 
-def test_too_many_rejects_of_a_folder_are_named_at_the_end(tmp_path, capsys):
-    folder = table_of_pictures(tmp_path / "in", 4)
-    for name in ("1.png", "2.png", "3.png"):
+def test_too_many_rejected_rows_of_a_folder(tmp_path, capsys):
+    folder = table_of_pictures(tmp_path / "in", 5)
+    for name in ("1.png", "2.png", "3.png", "4.png"):
         (folder / name).write_bytes(b"noise")
-    options = ("--samples-per-shard", "2", "--kind", "image", "--name", "p")
-    assert shard(folder, tmp_path / "out", *options, "--max-reject", "0.4") == 2
-    assert "all 2 rows of 00001.tar rejected (not_media 2)" in capsys.readouterr().err  # the second shard keeps nothing
+    assert shard(folder, tmp_path / "out", *PAIRS, "--max-reject", "0.4") == 2
+    assert "2 rows of 00001.tar rejected (not_media 2)" in capsys.readouterr().err
     (folder / "2.png").write_bytes(picture(2))
-    assert shard(folder, tmp_path / "two", *options, "--max-reject", "0.4") == 2
-    said = capsys.readouterr()
-    assert "2 of 4 rows rejected (not_media 2), at most 40% may be; read" in said.err and "rejected  2" in said.out
-    assert len(ledger_of(tmp_path / "two/ledger.jsonl")) == 4
-    assert shard(folder, tmp_path / "two", *options, "--max-reject", "0.5") == 0
+    assert shard(folder, tmp_path / "two", *PAIRS, "--max-reject", "0.4") == 2
+    output = capsys.readouterr()
+    assert "3 of 5 rows rejected (not_media 3)" in output.err and "40%" in output.err and "rejected  3" in output.out
+    assert len(ledger_of(tmp_path / "two/ledger.jsonl")) == 5
+    assert shard(folder, tmp_path / "two", *PAIRS, "--max-reject", "0.6") == 0
+    assert samples_in(tmp_path / "two/00002.tar") == {}  # a last shard that is not full may keep nothing
 
 
-def test_a_last_shard_that_is_not_full_may_keep_nothing(tmp_path):
-    folder = table_of_pictures(tmp_path / "in", 3)
-    (folder / "2.png").write_bytes(b"noise")
-    options = ("--samples-per-shard", "2", "--kind", "image", "--name", "p")
-    assert shard(folder, tmp_path / "out", *options) == 0
-    assert [entry["reason"] for entry in ledger_of(tmp_path / "out/ledger.jsonl")] == [None, None, "not_media"]
-    assert samples_in(tmp_path / "out/00001.tar") == {}
-
-
-def test_after_a_mistake_that_made_no_shard_other_settings_are_taken(tmp_path):
-    folder = table_of_pictures(tmp_path / "in", 2)
-    assert shard(folder, tmp_path / "out", "--kind", "preference") == 2
-    assert shard(folder, tmp_path / "out", "--kind", "image") == 0
-
-
-def test_an_index_leaves_out_files_without_a_caption(tmp_path):
+def test_an_index_rejects_files_without_a_caption(tmp_path):
     assert shard(bare(tmp_path / "in"), tmp_path / "out/shards/in") == 0
     train_tokenizer([LONG], 300, tmp_path / "tokenizer")
     tars = [tmp_path / "out/shards/in/00000.tar"]
     index = write_index(tars, tmp_path / "out/in.npz", "in", "video", tmp_path / "tokenizer", "?", tmp_path / "out")
     assert index.keys.tolist() == ["in-0000003"]
-    left_out = ledger_of(tmp_path / "out/in.ledger.jsonl")
-    assert [(entry["key"], entry["reason"]) for entry in left_out] == [
-        ("in-0000000", "bad_sample"), ("in-0000004", "bad_sample"),
-    ]  # fmt: skip
+    rejected = ledger_of(tmp_path / "out/in.ledger.jsonl")
+    assert [entry["key"] for entry in rejected] == ["in-0000000", "in-0000004"]
+    assert {entry["reason"] for entry in rejected} == {"bad_sample"}
 
 
 def test_squashed_frames_show_the_edges(tmp_path):
-    """A wide picture, red at its left end: cropping takes the end away, squashing keeps it."""
+    """The left end of a wide picture is red: cropping removes it, squashing keeps it."""
     image = Image.new("RGB", (400, 100), "blue")
     image.paste("red", (0, 0, 60, 100))
     (tmp_path / "in").mkdir()
@@ -171,7 +163,7 @@ def test_squashed_frames_show_the_edges(tmp_path):
         assert (red > blue) == (name == "squash")
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
+def test_a_killed_command_resumes_with_the_same_bytes(tmp_path):
     folder = tmp_path / "in"
     for i in range(6):
         add_video(folder / f"{i}.mp4", seconds=3)
@@ -185,17 +177,16 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    there = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*.sha256")}
-    assert len(there) < 3
+    finished = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*.sha256")}
+    assert len(finished) < 3
     assert main(command[3:]) == 0
-    assert not list((tmp_path / "killed").glob(".*"))  # what the killed one had begun
+    assert not list((tmp_path / "killed").glob(".*"))  # no unfinished file is left
     for path in (tmp_path / "whole").iterdir():
         assert (tmp_path / "killed" / path.name).read_bytes() == path.read_bytes()
-    now = {name: (tmp_path / "killed" / name).stat().st_mtime_ns for name in there}
-    assert now == there  # finished ones were kept
+    assert finished == {name: (tmp_path / "killed" / name).stat().st_mtime_ns for name in finished}
 
 
-def test_a_caption_that_cannot_be_read_is_said_and_waits_for_nothing(tmp_path):
+def test_a_caption_that_cannot_be_read(tmp_path):
     folder = tmp_path / "in"
     for name in ("bom", "latin", "long" * 62, "pipe"):
         add_video(folder / f"{name}.mp4")
@@ -204,11 +195,11 @@ def test_a_caption_that_cannot_be_read_is_said_and_waits_for_nothing(tmp_path):
     os.mkfifo(folder / "pipe.txt")
     rows = {row.file: row for row in read_rows(folder, reader="files")}
     assert rows["bom.mp4"].text == {"caption": "A dog."}
-    assert rows["latin.mp4"].problem.startswith("its caption, the .txt beside it, cannot be read as UTF-8")
+    assert "latin.txt" in rows["latin.mp4"].problem and "UTF-8" in rows["latin.mp4"].problem
     assert rows["pipe.mp4"].text == rows[f"{'long' * 62}.mp4"].text == {"caption": ""}
 
 
-def test_a_folder_that_links_lead_to_is_read_once(tmp_path):
+def test_a_folder_with_several_links_to_it_is_read_once(tmp_path):
     add_video(tmp_path / "in/real/one.mp4")
     (tmp_path / "in/zz").symlink_to("real")
     (tmp_path / "in/a").mkdir()
@@ -217,7 +208,7 @@ def test_a_folder_that_links_lead_to_is_read_once(tmp_path):
     assert [row.file for row in read_rows(tmp_path / "in", reader="files")] == ["a/link/one.mp4"]
 
 
-def test_odd_names_give_the_same_ledger_wherever_the_folder_stands(tmp_path, monkeypatch):
+def test_odd_names_give_the_same_ledger_in_every_folder(tmp_path, monkeypatch):
     names = ["-dash.mp4", "a 'b\"c.mp4", "d\ne.mp4", "g/in/h.mp4", "\u00fc.mp4"]
     for folder in (tmp_path / "in", tmp_path / "other 'place/in"):
         (folder / "g/in").mkdir(parents=True)
@@ -229,50 +220,36 @@ def test_odd_names_give_the_same_ledger_wherever_the_folder_stands(tmp_path, mon
     for folder, out in ((Path("in"), "one"), (tmp_path / "other 'place/in", "two")):
         assert shard(folder, tmp_path / out, "--max-reject", "0.9") == 0
     assert (tmp_path / "one/ledger.jsonl").read_bytes() == (tmp_path / "two/ledger.jsonl").read_bytes()
-    said = {entry["file"]: entry["message"] for entry in ledger_of(tmp_path / "one/ledger.jsonl")}
-    assert all(said[name] == f"{name}: Invalid data found when processing input" for name in names)
-    assert said["f.mp4"] == "f.mp4: No such file or directory"
+    messages = {entry["file"]: entry["message"] for entry in ledger_of(tmp_path / "one/ledger.jsonl")}
+    assert all(messages[name].startswith(f"{name}: ") for name in [*names, "f.mp4"])
 
 
 def test_a_file_has_one_name(tmp_path):
-    write_table(
-        tmp_path / "samples.jsonl", [{"file": name, "caption": LONG} for name in ("a.mp4", "./a.mp4", ".//a.mp4")]
-    )
+    names = ("a.mp4", "./a.mp4", ".//a.mp4")
+    write_table(tmp_path / "samples.jsonl", [{"file": name, "caption": LONG} for name in names])
     assert {row.file for row in read_rows(tmp_path)} == {"a.mp4"}
 
 
-def test_a_mended_caption_is_not_passed_over(tmp_path, capsys):
-    folder = tmp_path / "in"
-    add_video(folder / "one.mp4")
-    (folder / "one.txt").write_text("A cat.")
-    assert shard(folder, tmp_path / "out") == 0
-    (folder / "one.txt").write_text("A dog.")
-    assert shard(folder, tmp_path / "out") == 2
-    assert "made otherwise (inputs)" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "facts"),
     [
-        (("--table", "/a/t.csv"), "table '/a/t.csv': name it relative to the folder"),
-        (("--table", "/a/*.csv"), "table '/a/*.csv': name it relative to the folder"),
-        (("--table", "deep.json"), "deep.json: no JSON"),
-        (("--processes", "0"), "--processes 0: expected 1 or more"),
-        (("--deadline", "0"), "--deadline 0: expected more than 0 seconds"),
-        (("--out", "{}/out"), "/out: File exists"),
+        (("--table", "/a/t.csv"), ["'/a/t.csv'", "relative"]),
+        (("--table", "/a/*.csv"), ["'/a/*.csv'", "relative"]),
+        (("--processes", "0"), ["--processes 0", "1 or more"]),
+        (("--deadline", "0"), ["--deadline 0", "more than 0 seconds"]),
+        (("--out", "{}/out"), ["/out: File exists"]),
     ],
 )
-def test_a_mistake_is_one_sentence(tmp_path, capsys, options, message):
+def test_a_wrong_argument_is_one_sentence(tmp_path, capsys, options, facts):
     folder = table_of_pictures(tmp_path / "in", 1)
-    (folder / "deep.json").write_text("[" * 100_000)
     (tmp_path / "out").touch()
     assert shard(folder, tmp_path / "new", *(option.format(tmp_path) for option in options)) == 2
-    said = capsys.readouterr().err
-    assert message in said and "Traceback" not in said
+    message = capsys.readouterr().err
+    assert all(fact in message for fact in facts) and "Traceback" not in message
 
 
 def test_a_parquet_that_lists_other_keys_than_its_tar_holds(tmp_path):
-    """As after a download that was begun twice."""
+    """As after a download that was started twice."""
     tar = write_tar(tmp_path / "in/00000.tar", [(key, {"mp4": video_bytes(), "txt": b"c"}) for key in ("a", "b")])
     write_table(tar.with_suffix(".parquet"), [{"key": key, "status": "success"} for key in ("a", "a", "c")])
     assert shard(tmp_path / "in", tmp_path / "out", "--reader", "video2dataset") == 0
@@ -280,7 +257,7 @@ def test_a_parquet_that_lists_other_keys_than_its_tar_holds(tmp_path):
     assert found == [("00000.tar/a.mp4", None), ("00000.tar/b.mp4", None), ("00000.tar/c", "bad_row")]
 
 
-def test_a_limit_on_memory_that_is_there_already_is_kept(tmp_path):
+def test_a_lower_memory_limit_of_the_user_is_kept(tmp_path):
     folder = table_of_pictures(tmp_path / "in", 1)
     command = [sys.executable, "-m", "fvlm", "shard", str(folder), "--kind", "image", "--out", str(tmp_path / "out")]
     limit = 6 << 30

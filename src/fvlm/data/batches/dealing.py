@@ -1,19 +1,18 @@
-"""Steps of equal cost, and the micro-batches of each: planned from lengths alone, before anything is read."""
+"""Steps of equal cost and their micro-batches, planned from lengths before any sample is read."""
 
 import numpy as np
 
 from fvlm.data.batches.order import Order
 
-BLOCK_STEPS = 64  # samples move at most within so many steps
+BLOCK_STEPS = 64  # samples move only within blocks of this many steps
 
 
 def balanced(order: Order, cost: np.ndarray, batch_size: int) -> np.ndarray:
-    """Places (n,) of an order, rearranged so that all steps of a block cost about the same.
+    """Return the places (n,) of an order, rearranged so that all steps of a block cost about the same.
 
-    cost        (n,) of each sample, in any unit
+    A sample only changes places with samples of its stream and block, so the mixture of every window does not change.
 
-    A place is given to another sample of its own stream, so the mixture of every window stays as it was drawn, and so
-    does the set of samples of every block of BLOCK_STEPS steps.
+    cost        (n,) cost of each sample, in any unit
     """
     places = np.arange(len(order))
     for start in range(0, len(order), BLOCK_STEPS * batch_size):
@@ -24,47 +23,47 @@ def balanced(order: Order, cost: np.ndarray, batch_size: int) -> np.ndarray:
 
 
 def _dealt(stream: np.ndarray, step: np.ndarray, cost: np.ndarray) -> np.ndarray:
-    """Which sample of a block stands in each of its places, (n,).
+    """Return which sample of a block comes to each of its places, (n,).
 
-    Stream by stream, the dearest samples that are left go to the steps that lack most per place they have left, when
-    what later streams will bring is taken at its mean.
+    Stream by stream, the most expensive remaining samples go to the steps with the largest remaining budget per free
+    place. Later streams count with their mean cost.
     """
     result, size = np.empty(len(step), np.int64), np.bincount(step)
-    lack = cost.sum() / len(cost) * size  # what each step may still cost
+    budget = cost.sum() / len(cost) * size  # remaining cost of each step
     means = {}
-    for one in _widest_first(stream, cost):
-        means[one] = cost[stream == one].mean()
-        lack -= means[one] * np.bincount(step[stream == one], minlength=len(size))
-    for one, mean in means.items():
-        mine = np.flatnonzero(stream == one)
-        free = np.bincount(step[mine], minlength=len(size))
-        place = np.searchsorted(step[mine], np.arange(len(size)))
-        lack += mean * free
-        left = mine[np.argsort(-cost[mine], kind="stable")]
-        while len(left):
-            waiting = np.flatnonzero(free)
-            order = np.argsort(-lack[waiting] / free[waiting], kind="stable")
-            chosen = waiting[order[: max(1, len(size) // 8)]]  # several at once, which costs little evenness
-            given, left = left[: len(chosen)], left[len(chosen) :]
-            result[mine[place[chosen]]] = given
-            place[chosen] += 1
+    for name in _widest_first(stream, cost):
+        means[name] = cost[stream == name].mean()
+        budget -= means[name] * np.bincount(step[stream == name], minlength=len(size))
+    for name, mean in means.items():
+        places = np.flatnonzero(stream == name)
+        free = np.bincount(step[places], minlength=len(size))
+        next_place = np.searchsorted(step[places], np.arange(len(size)))
+        budget += mean * free
+        remaining = places[np.argsort(-cost[places], kind="stable")]
+        while len(remaining):
+            steps = np.flatnonzero(free)
+            order = np.argsort(-budget[steps] / free[steps], kind="stable")
+            chosen = steps[order[: max(1, len(size) // 8)]]  # several steps at once, which is faster and nearly as even
+            samples, remaining = remaining[: len(chosen)], remaining[len(chosen) :]
+            result[places[next_place[chosen]]] = samples
+            next_place[chosen] += 1
             free[chosen] -= 1
-            lack[chosen] -= cost[given]
+            budget[chosen] -= cost[samples]
     return result
 
 
 def _widest_first(stream: np.ndarray, cost: np.ndarray) -> list[int]:
-    """Streams by the spread of their costs: what varies little fills the gaps that the others leave."""
+    """Streams by the spread of their costs, since similar costs fill the gaps that the others leave."""
     streams = np.unique(stream)
-    spread = np.array([np.ptp(cost[stream == one]) for one in streams])
+    spread = np.array([np.ptp(cost[stream == name]) for name in streams])
     return streams[np.argsort(-spread, kind="stable")].tolist()
 
 
 def rank_shares(positions: np.ndarray, tokens: np.ndarray, ranks: int) -> list[list[int]]:
-    """A step's samples dealt to `ranks` processes: as many for each, to one, and about as costly.
+    """Deal a step's samples to `ranks` processes: equal numbers, up to one sample, and about equal costs.
 
     positions, tokens   (B,) visual positions and text tokens of each sample
-    returns             numbers of samples; together they are the step, whatever the number of ranks
+    returns             numbers of the samples of each rank
     """
     load, shares = np.zeros(ranks), [[] for _ in range(ranks)]
     cost = positions / max(1, positions.sum()) + tokens / max(1, tokens.sum())
@@ -77,9 +76,9 @@ def rank_shares(positions: np.ndarray, tokens: np.ndarray, ranks: int) -> list[l
 
 
 def micro_batches(positions: np.ndarray, tokens: np.ndarray, most_positions: int, most_tokens: int) -> list[list[int]]:
-    """Samples in groups within a budget of visual positions and text tokens: largest first, each where it first fits.
+    """Group samples within a budget of visual positions and text tokens; the largest sample is placed first.
 
-    A sample that exceeds the budget alone forms a group of its own.
+    Each sample goes to the first group with room. A sample above the budget is a group of its own.
     """
     groups: list[list[int]] = []
     room: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""From a run's order to ready batches: seek in the shards, decode JPEGs, tokenize, lay end to end, unpadded."""
+"""From a run's order to batches: read from the shards, decode JPEGs, tokenize, and pack without padding."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ IMAGE = 224  # pixels; side of a frame
 
 @dataclass
 class Corpus:
-    """The opened indices of some sources, with the rows that each may use."""
+    """The indices of some sources, with the rows to use and the prompt of each."""
 
     names: list[str]
     indices: list[Index]
@@ -33,7 +33,7 @@ class Corpus:
 
 
 def data_files(run: Run, study: Study) -> list[Path]:
-    """The files that say which samples a run has, also those held out: tokenizer and indices."""
+    """Return the tokenizer and all indices of a run, including those of held-out sources."""
     results = Path(study.results)
     partners = [study.sources[name].held_out for name in run.data.sources]
     names = [*run.data.sources, *(name for name in partners if isinstance(name, str))]
@@ -41,7 +41,7 @@ def data_files(run: Run, study: Study) -> list[Path]:
 
 
 def open_training(run: Run, study: Study) -> Corpus:
-    """A run's sources without what is held out."""
+    """Return a run's sources without their held-out samples."""
     sources = [study.sources[name] for name in run.data.sources]
     indices = [_open(source, study) for source in sources]
     rows = []
@@ -52,10 +52,10 @@ def open_training(run: Run, study: Study) -> Corpus:
 
 
 def open_held_out(run: Run, study: Study, part: str, samples: int, kinds: tuple[str, ...] | None = None) -> Corpus:
-    """At most `samples` held-out samples for each of the run's sources, always the same ones.
+    """Return at most `samples` held-out samples of each of the run's sources, always the same ones.
 
-    part    "validation" (while training: the best weights are chosen by it) or "evaluation"; a video is in one of them
-    kinds   only sources of these kinds; None: those the run has a share for
+    part    "validation" (during training, chooses the best weights) or "evaluation"; a video is in only one of them
+    kinds   only sources of these kinds; None: the kinds with a share in the run
     """
     kinds = kinds or tuple(kind for kind, share in run.data.share.items() if share > 0)
     corpus = Corpus([], [], [], [])
@@ -72,7 +72,7 @@ def open_held_out(run: Run, study: Study, part: str, samples: int, kinds: tuple[
             rows, prompt = split_held_out(index, source.held_out)[1], source.prompt
         shuffled, videos = _by_video(index, rows)
         cut = min(run.train.validation_samples, len(rows) // 2)
-        cut = np.searchsorted(videos, videos[cut]) if cut else 0  # where a video begins
+        cut = np.searchsorted(videos, videos[cut]) if cut else 0  # the first row of a video
         chosen = (shuffled[:cut] if part == "validation" else shuffled[cut:])[:samples]
         corpus.names.append(name)
         corpus.indices.append(index)
@@ -82,7 +82,7 @@ def open_held_out(run: Run, study: Study, part: str, samples: int, kinds: tuple[
 
 
 def _by_video(index: Index, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows in a fixed random order in which those of one video follow each other; and the place of each one's video."""
+    """Rows in a fixed random order that keeps the rows of a video together, and the place of each row's video."""
     videos, of_row = np.unique(index.group[rows], return_inverse=True)
     place = np.random.default_rng(0).permutation(len(videos))[of_row]
     order = np.argsort(place, kind="stable")
@@ -93,20 +93,20 @@ def _open(source: Source, study: Study) -> Index:
     index = load_index(Path(study.results) / "index" / f"{source.name}.npz")
     if index.kind != source.kind:
         raise UserError(
-            f"source {source.name!r}: its index says {index.kind}, config/sources.yaml says {source.kind}; make it "
-            f"again with `fvlm index {source.name}`"
+            f"source {source.name!r}: its index has kind {index.kind}, config/sources.yaml has {source.kind}; make the "
+            f"index again with `fvlm index {source.name}`"
         )
     check_tokenizer(index, Path(study.results) / "tokenizer")
     return index
 
 
 class Steps:
-    """Item i is step i of an order: its micro-batches, ready for the model.
+    """The steps of an order; item i is the list of micro-batches of step i.
 
-    loss            which text tokens are scored, as `data.loss` says. With "preference" each sample of the order is two
-                    neighbours in its batch, the chosen answer before the rejected one, which share their frames
-    rank, ranks     which share of every step this process takes, of how many
-    raises          ValueError if the order was not drawn with pairs, but the loss wants them
+    loss            the scored text tokens, as in `data.loss`. With "preference" a sample of the order becomes two
+                    neighbours in its batch, the chosen answer before the rejected one, with the same frames
+    rank, ranks     this process loads the share of data-parallel rank `rank` of `ranks`
+    raises          ValueError if the loss needs pairs, but the order was drawn without them
     """
 
     def __init__(
@@ -136,89 +136,82 @@ class Steps:
         return [self.batch(group) for group in self.groups(step)]
 
     def batch(self, places: list[int]) -> Batch:
-        """The samples at some places of the order, each decoded to where it lies in the batch."""
-        counts = [self._shown(i) for i in places]
-        # NumPy asks for huge pages, torch.empty does not: without them a third of the time goes into page faults.
+        """Return the samples at these places of the order as one batch; frames are decoded to their place in it."""
+        counts = [self._frames(i) for i in places]
+        # From NumPy, which uses huge pages; with torch.empty a third of the time would be page faults.
         frames = np.empty((sum(counts), IMAGE, IMAGE, 3), np.uint8)
         parts = np.split(frames, np.cumsum(counts)[:-1])
         samples = [sample for i, part in zip(places, parts, strict=True) for sample in self.samples(i, part)]
         return pack(samples, frames)
 
-    def _shown(self, i: int) -> int:
-        """Distinct frames of sample i: none for a model that sees nothing."""
-        place, row = int(self.order.source[i]), int(self.order.row[i])
-        return int(self.corpus.indices[place].frames[row]) if self.order.positions[i] else 0
-
-    def groups(self, step: int) -> list[list[int]]:
-        """Places in the order of the samples of each micro-batch of this rank, which may have none."""
-        return self.groups_by_rank(step)[self.rank]
+    def _frames(self, i: int) -> int:
+        """Number of distinct frames of sample i; 0 if the model has no visual tokens."""
+        source, row = int(self.order.source[i]), int(self.order.row[i])
+        return int(self.corpus.indices[source].frames[row]) if self.order.positions[i] else 0
 
     def groups_by_rank(self, step: int) -> list[list[list[int]]]:
+        """For each rank the places in the order of the samples of its micro-batches; a rank may have none."""
         low = step * self.batch_size
-        here = self.order.at(slice(low, low + self.batch_size))
+        samples = self.order.at(slice(low, low + self.batch_size))
         result = []
-        for share in rank_shares(here.positions, here.text_tokens, self.ranks):
-            mine = np.array(share, np.int64)
-            lengths = here.at(mine)
+        for share in rank_shares(samples.positions, samples.text_tokens, self.ranks):
+            places = np.array(share, np.int64)
+            lengths = samples.at(places)
             groups = micro_batches(lengths.positions, lengths.text_tokens, self.most_positions, self.most_tokens)
-            result.append([(low + mine[group]).tolist() for group in groups])
+            result.append([(low + places[group]).tolist() for group in groups])
         return result
 
     def samples(self, i: int, out: np.ndarray) -> list[dict]:
-        """Sample i of the order, or the two halves of a pair, as `pack` takes them.
+        """Return sample i of the order, or the two halves of a pair, in the form of `pack`.
 
-        out     (T, 224, 224, 3) uint8, where to put its distinct frames; T = 0: they are not decoded
+        out     (T, 224, 224, 3) uint8, receives the distinct frames; T = 0: they are not decoded
         """
         place, row = int(self.order.source[i]), int(self.order.row[i])
         index, name = self.corpus.indices[place], self.corpus.names[place]
         file = self.results / index.shards[index.shard[row]]
         key = str(index.keys[row])
         members = read_sample(file, int(index.offset[row]), int(index.length[row]), key)
-        found = len(image_suffixes(members))
-        if found != index.frames[row]:
+        where = f"{file}: sample {key!r}"
+        count = len(image_suffixes(members))
+        if count != index.frames[row]:
             raise UserError(
-                f"{file}: sample {key!r} has {found} images, its index says {index.frames[row]}; delete the index of "
-                f"source {name!r} so that it is made again"
+                f"{where} has {count} images, expected {index.frames[row]} as in its index; delete the index of source "
+                f"{name!r}, and Snakemake makes it again"
             )
         try:
             frames = decode_frames(members, out) if len(out) else out
         except ValueError as error:
+            raise UserError(f"{where}: a frame cannot be decoded ({error}); make the shard again") from error
+        texts = [sample_text(members, self.corpus.prompts[place])]
+        if self.loss == "preference":
+            texts.append(rejected_text(texts[0]))
+        if texts[-1] is None:
             raise UserError(
-                f"{file}: sample {key!r}: a frame cannot be decoded ({error}); make the shard again"
-            ) from error
-        texts = self._texts(sample_text(members, self.corpus.prompts[place]), f"{file}: sample {key!r}", name)
+                f"{where} has no rejected answer, but its index has one; delete the index of source {name!r}, and "
+                "Snakemake makes it again"
+            )
         about = {"positions": int(self.order.positions[i]) // len(texts), "key": key, "source": name}
         first = bool(self.order.question_first[i])
-        shown = (frames, None)  # both halves of a pair show the same
-        return [about | {"frames": shown[k]} | self._encoded(text, first) for k, text in enumerate(texts)]
-
-    def _texts(self, text: dict, where: str, source: str) -> list[dict]:
-        """A sample's text; of a pair with the chosen and with the rejected answer."""
-        if self.loss != "preference":
-            return [text]
-        worse = rejected_text(text)
-        if worse is None:
-            raise UserError(
-                f"{where} has no rejected answer, its index says it has; delete the index of source {source!r} so that "
-                "it is made again"
-            )
-        return [text, worse]
+        # None: the second half of a pair has the frames of the first half
+        return [
+            about | {"frames": None if half else frames} | self._encoded(text, first) for half, text in enumerate(texts)
+        ]
 
     def _encoded(self, text: dict, question_first: bool) -> dict:
-        """Ids and loss mask of a text, and how many of its tokens stand before the frames."""
+        """Ids and loss mask of a text, and the number of its tokens before the frames."""
         ids, answer = encode_chat(self.tokenizer, text, self.max_tokens)
         question = question_length(self.tokenizer, ids, answer) if question_first else 0
         mask = np.ones(len(ids), dtype=bool) if self.loss == "all" else answer.copy()
-        mask[0] = False  # nothing stands before it in a text-only sample, so it is scored in none
+        mask[0] = False  # in a text-only sample nothing precedes the first token, so it is never scored
         return {"ids": ids, "mask": mask, "question": question}
 
 
 def pack(samples: list[dict], frames: np.ndarray | None = None) -> Batch:
-    """One batch of the given samples, end to end. A still image's one frame is named once per position.
+    """Return one batch of samples, end to end, without padding. A still image's frame is repeated by its index.
 
-    samples     frames (T, 224, 224, 3) uint8, or None: those of the sample before; positions; ids and mask (S,); key
-                and source; question, how many ids stand before the frames (without it none)
-    frames      (U, 224, 224, 3), where the samples' frames lie end to end already; None: they are copied together
+    samples     dicts of frames (T, 224, 224, 3) uint8, or None for those of the sample before; positions; ids and mask
+                (S,); key; source; and question, the number of ids before the frames (default 0)
+    frames      (U, 224, 224, 3), the samples' frames if they are end to end already; None: they are copied
     """
     frame_index, start, distinct = [], 0, 0
     for s in samples:
@@ -241,24 +234,24 @@ def pack(samples: list[dict], frames: np.ndarray | None = None) -> Batch:
 
 
 def load_steps(steps: Steps, first: int = 0, workers: int = 0, pin: bool = False) -> Iterator[list[Batch]]:
-    """Steps `first`, `first` + 1, ... in order, read ahead by `workers` threads (0: read when asked for).
+    """Steps `first`, `first` + 1, ... in order.
 
-    Threads rather than processes: reading, decoding and tokenizing let go of Python's lock, and a batch that changes
-    hands between processes costs as much again.
-    pin   in memory that a GPU copies from without waiting
+    workers     number of threads that read ahead. They release Python's lock while they read, decode and tokenize;
+                processes would need as much time again to hand over their batches. 0: no reading ahead
+    pin         True: in pinned memory, from which copies to a GPU are asynchronous
     """
 
     def read(step: int) -> list[Batch]:
         return [batch.pin_memory() for batch in steps[step]] if pin else steps[step]
 
-    rest = range(first, len(steps))
+    remaining = range(first, len(steps))
     if not workers:
-        yield from map(read, rest)
+        yield from map(read, remaining)
         return
     ahead: deque[Future[list[Batch]]] = deque()
     pool = ThreadPoolExecutor(workers)
     try:
-        for step in rest:
+        for step in remaining:
             ahead.append(pool.submit(read, step))
             if len(ahead) > 2 * workers:
                 yield ahead.popleft().result()
@@ -269,9 +262,9 @@ def load_steps(steps: Steps, first: int = 0, workers: int = 0, pin: bool = False
 
 
 def validation_steps(run: Run, study: Study, batch_size: int = 8, **share) -> Steps | None:
-    """The run's validation samples as steps, or None where its sources hold out too few.
+    """Return the run's validation samples as steps, or None if its sources hold out too few.
 
-    share   rank and ranks, as `Steps` takes them
+    share   rank and ranks, as in `Steps`
     """
     corpus = open_held_out(run, study, "validation", run.train.validation_samples)
     if not sum(len(rows) for rows in corpus.rows):

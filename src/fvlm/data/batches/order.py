@@ -1,6 +1,6 @@
-"""Which sample is trained on when: a pure function of (seed, epoch, position), fixed before the run starts.
+"""The order of training samples: a pure function of (seed, epoch, position), fixed before the run starts.
 
-It does not depend on how many processes read or train, so a run can stop anywhere and go on exactly there.
+It does not depend on the number of processes that read or train, so a stopped run resumes with the next sample.
 """
 
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from fvlm.data.shards.index import Index
 from fvlm.errors import UserError
 
 KINDS = ("video", "image", "text", "preference")
-PARTS = 10_000  # shares are kept to a hundredth of a percent
+PARTS = 10_000  # shares are exact to a hundredth of a percent
 
 
 @dataclass(frozen=True)
 class Order:
     """`n` samples in training order; sample i is row `row[i]` of source `source[i]`.
 
-    A preference pair is one sample here; its positions and text tokens are those of both halves together.
+    A preference pair is one sample; its positions and text tokens are the sums of both halves.
 
     source, row     (n,) int64
-    positions       (n,) int64, visual positions of the sample as trained (static frames counted); 0: it shows nothing
+    positions       (n,) int64, visual positions in training, including static frames; 0: no frame is shown
     text_tokens     (n,) int64, after the cut at max_text_tokens
-    rejected_tokens (n,) int64, of these the ones of a pair's rejected half; 0 for a sample that is no pair
-    question_first  (n,) bool, True: its question stands before its frames
-    stream          (n,) int64, which part of the mixture a place belongs to: a kind, or a weighted source of one
+    rejected_tokens (n,) int64, the part of text_tokens in the rejected half of a pair; 0 for other samples
+    question_first  (n,) bool, True: the question comes before the frames
+    stream          (n,) int64, part of the mixture: a kind, or a weighted source of a kind
     """
 
     source: np.ndarray
@@ -40,14 +40,14 @@ class Order:
         return len(self.row)
 
     def at(self, places: np.ndarray | slice) -> "Order":
-        """The samples at some places, in that order."""
+        """Return the samples at these places, in this order."""
         return Order(*(getattr(self, name)[places] for name in self.__dataclass_fields__))
 
     def first(self, n: int) -> "Order":
         return self.at(slice(n))
 
     def sequences(self) -> tuple[np.ndarray, np.ndarray]:
-        """Visual positions and text tokens of each sequence that the language model reads: a pair is two of them."""
+        """Visual positions and text tokens of each sequence of the language model; a pair is two sequences."""
         pair = self.rejected_tokens > 0
         positions, chosen = self.positions // (1 + pair), self.text_tokens - self.rejected_tokens
         return np.append(positions, positions[pair]), np.append(chosen, self.rejected_tokens[pair])
@@ -67,63 +67,60 @@ def draw_order(
     frames_seen: bool = True,
     pairs: bool = False,
 ) -> Order:
-    """The longest order that the mixture allows without showing any sample twice.
+    """Return the longest order with this mixture in which no sample comes twice.
+
+    The mixture holds in every window: if the shares are whole percents, any 100 samples in a row have exactly these.
 
     indices     one per source
     rows        rows of each index that may be trained on
     share       kind -> share of the samples
-    weights     source -> weight among the sources of its kind; a kind without any draws its samples evenly
-    epoch       another one is another order of the same samples
-    question_first  share of the samples with frames whose question stands before them; which ones follows from seed
-                and epoch alone, whatever the mixture
-    frames_seen False: for a model that sees nothing; no sample has a position
+    weights     source -> weight among the sources of its kind; a kind without weights draws its samples evenly
+    epoch       another epoch is another order of the same samples
+    question_first  share of the samples with frames whose question comes before the frames; the choice depends only on
+                seed and epoch, not on the mixture
+    frames_seen False: for a model without visual tokens; no sample has positions
     pairs       every sample is a preference pair
-    raises      UserError if a kind with a share, or a source with a weight, has no sample, or a pair half of one
-
-    Both hold in every window: where the shares are whole percents, any 100 samples in a row have exactly theirs.
+    raises      UserError if a kind with a share has no sample, or a sample is no pair
     """
     kinds = [kind for kind in KINDS if share.get(kind, 0) > 0]
     drawn = [_draw_kind(kind, indices, rows, weights, [seed, epoch]) for kind in kinds]
     for kind, (source, _, _) in zip(kinds, drawn, strict=True):
         if not len(source):
             raise UserError(
-                f"data.share wants {share[kind]:.0%} {kind} samples, but the run's sources hold none; "
-                "check their ledgers"
+                f"data.share has {share[kind]:.0%} {kind} samples, but the run's sources hold none; check their ledgers"
             )
-    of_kind = interleave([share[kind] for kind in kinds], [len(source) for source, _, _ in drawn])
-    source, row, stream = (np.zeros(len(of_kind), np.int64) for _ in range(3))
-    for k, columns in enumerate(drawn):
-        mine = of_kind == k
-        for to, column in zip((source, row, stream), columns, strict=True):
-            to[mine] = column[: np.count_nonzero(mine)]
-    lengths = _lengths(indices, source, row, static_frames, max_tokens, frames_seen, pairs)
-    first = _question_first(indices, source, row, question_first, [seed, epoch]) & (lengths["positions"] > 0)
-    return Order(source, row, **lengths, question_first=first, stream=stream)
+    kind_of = interleave([share[kind] for kind in kinds], [len(source) for source, _, _ in drawn])
+    source, row, stream = columns = np.zeros((3, len(kind_of)), np.int64)
+    for k, drawn_columns in enumerate(drawn):
+        places = np.flatnonzero(kind_of == k)
+        columns[:, places] = [column[: len(places)] for column in drawn_columns]
+    lengths = _lengths(indices, source, row, static_frames, max_tokens, question_first, frames_seen, pairs, seed, epoch)
+    return Order(source, row, *lengths, stream)
 
 
 def interleave(shares: list[float], counts: list[int]) -> np.ndarray:
-    """Which of some queues is next, as evenly as can be, until the first one that is next is empty: (n,) int64.
+    """Return which queue is next, as evenly as possible, until the next queue is empty: (n,) int64.
 
-    counts      items of each queue; of queue k at most counts[k] are taken
+    Item j of a queue with share s belongs at (j + 1/2) / s. After PARTS items, or fewer if the shares have a common
+    divisor, the pattern repeats, so every window of this length has exactly the shares.
 
-    Item j of a queue with share s belongs at (j + 1/2) / s. After PARTS items, or fewer where the shares have a
-    common divisor, the pattern repeats; so every window of that length holds exactly its shares.
+    counts      items of each queue
     """
     parts = _whole_parts(shares)
-    # In the period (0, 1): item j of p lies at (2 j + 1) / 2 p; ties go to the earlier queue.
+    # Item j of p is at (2 j + 1) / 2 p of a period of length 1; of equal places, the earlier queue is first.
     place = np.concatenate([(2 * np.arange(p) + 1) / (2 * p) for p in parts])
     queue = np.repeat(np.arange(len(parts)), parts)
     pattern = queue[np.lexsort((queue, place.round(12)))]
     period, length = len(pattern), None
     for k, (part, count) in enumerate(zip(parts, counts, strict=True)):
-        rounds, rest = divmod(count, part)  # item number `count`, counted from 0, is the first that is missing
+        rounds, rest = divmod(count, part)  # item `count`, counted from 0, does not exist
         end = rounds * period + int(np.flatnonzero(pattern == k)[rest])
         length = end if length is None else min(length, end)
     return np.resize(pattern, length) if length else np.zeros(0, np.int64)
 
 
 def _whole_parts(shares: list[float]) -> np.ndarray:
-    """Shares as whole numbers without a common divisor, at least 1 each; they add up to PARTS before the division."""
+    """Shares as whole numbers of at least 1, with the sum PARTS, divided by their greatest common divisor."""
     exact = np.array(shares) / np.sum(shares) * PARTS
     parts = np.maximum(1, np.floor(exact + 1e-6).astype(np.int64))
     for k in np.argsort(parts - exact, kind="stable")[: max(0, PARTS - parts.sum())]:
@@ -134,7 +131,7 @@ def _whole_parts(shares: list[float]) -> np.ndarray:
 def _draw_kind(
     kind: str, indices: list[Index], rows: list[np.ndarray], weights: dict[str, float], seed: list[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Source, row and stream of a kind's samples in the order in which they are drawn."""
+    """Source, row and stream of a kind's samples, in drawn order."""
     members = [i for i, index in enumerate(indices) if index.kind == kind]
     weighted = [weights[indices[i].source] for i in members if indices[i].source in weights]
     first = KINDS.index(kind)
@@ -146,8 +143,8 @@ def _draw_kind(
     of_source = interleave(weighted, [len(rows[i]) for i in members])
     source, row = np.array(members)[of_source], np.zeros(len(of_source), np.int64)
     for i in members:
-        mine = source == i
-        row[mine] = np.random.default_rng([*seed, first, i]).permutation(rows[i])[: np.count_nonzero(mine)]
+        places = np.flatnonzero(source == i)
+        row[places] = np.random.default_rng([*seed, first, i]).permutation(rows[i])[: len(places)]
     return source, row, len(KINDS) + source
 
 
@@ -161,78 +158,64 @@ def in_file_order(
     frames_seen: bool = True,
     pairs: bool = False,
 ) -> Order:
-    """The given rows, source after source, for evaluation. Arguments as in `draw_order`; its seed is fixed."""
-    nothing = np.zeros(0, np.int64)
-    source = np.concatenate([nothing, *(np.full(len(r), i) for i, r in enumerate(rows))])
-    row = np.concatenate([nothing, *rows]).astype(np.int64)
-    lengths = _lengths(indices, source, row, static_frames, max_tokens, frames_seen, pairs)
-    first = _question_first(indices, source, row, question_first, [0, 0]) & (lengths["positions"] > 0)
-    return Order(source, row, **lengths, question_first=first, stream=source)
+    """Return the given rows, source after source, for evaluation; arguments as in `draw_order`, with a fixed seed."""
+    empty = np.zeros(0, np.int64)
+    source = np.concatenate([empty, *(np.full(len(r), i) for i, r in enumerate(rows))])
+    row = np.concatenate([empty, *rows]).astype(np.int64)
+    lengths = _lengths(indices, source, row, static_frames, max_tokens, question_first, frames_seen, pairs, 0, 0)
+    return Order(source, row, *lengths, source)
 
 
 def _lengths(
-    indices: list[Index],
-    source: np.ndarray,
-    row: np.ndarray,
-    static_frames: int,
-    max_tokens: int,
-    frames_seen: bool,
-    pairs: bool,
-) -> dict[str, np.ndarray]:
+    indices: list[Index], source: np.ndarray, row: np.ndarray, static_frames: int, max_tokens: int,
+    question_first: float, frames_seen: bool, pairs: bool, seed: int, epoch: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """Columns `positions`, `text_tokens`, `rejected_tokens` and `question_first` of an order."""
     positions, tokens, rejected = np.zeros((3, len(row)), np.int64)
+    first = np.zeros(len(row), bool)
     for i, index in enumerate(indices):
-        mine = source == i
-        here = row[mine]
-        frames = index.frames[here]
+        places = np.flatnonzero(source == i)
+        rows = row[places]
+        frames = index.frames[rows]
         still = index.kind in ("image", "preference")
-        positions[mine] = np.where(frames == 1, static_frames, frames) if still else frames
-        tokens[mine] = np.minimum(index.text_tokens[here], max_tokens)
+        positions[places] = np.where(frames == 1, static_frames, frames) if still else frames
+        tokens[places] = np.minimum(index.text_tokens[rows], max_tokens)
         if pairs:
-            rejected[mine] = np.minimum(index.rejected_tokens[here], max_tokens)
-            _check_pairs(index, here)
+            _check_pairs(index, rows)
+            rejected[places] = np.minimum(index.rejected_tokens[rows], max_tokens)
+        # Drawn for all rows of the index, so that the choice for a row does not depend on the others.
+        first[places] = np.random.default_rng([seed, epoch, len(KINDS), i]).random(len(index))[rows] < question_first
     positions *= (2 if pairs else 1) if frames_seen else 0
-    return {"positions": positions, "text_tokens": tokens + rejected, "rejected_tokens": rejected}
+    return positions, tokens + rejected, rejected, first & (positions > 0)
 
 
 def _check_pairs(index: Index, rows: np.ndarray) -> None:
-    alone = rows[index.rejected_tokens[rows] == 0]
-    if len(alone):
+    single = rows[index.rejected_tokens[rows] == 0]
+    if len(single):
         raise UserError(
-            f"source {index.source!r}: {len(alone)} of its samples, first {str(index.keys[alone[0]])!r}, have no "
-            "rejected answer, which data.loss 'preference' needs; take the source out of data.sources or mend its table"
+            f"source {index.source!r}: {len(single)} of its samples, first {str(index.keys[single[0]])!r}, have no "
+            "rejected answer, which data.loss 'preference' needs; remove the source from data.sources, or correct its "
+            "table"
         )
 
 
-def _question_first(
-    indices: list[Index], source: np.ndarray, row: np.ndarray, share: float, seed: list[int]
-) -> np.ndarray:
-    """Drawn for every row of an index, used or not, so that it depends on nothing else."""
-    first = np.zeros(len(row), bool)
-    for i, index in enumerate(indices):
-        mine = source == i
-        drawn = np.random.default_rng([*seed, len(KINDS), i]).random(len(index))  # behind the kinds' own numbers
-        first[mine] = drawn[row[mine]] < share
-    return first
-
-
 def cut_to_samples(order: Order, samples: int, run: str) -> Order:
-    """The first `samples` of an order; UserError if that is more than one epoch."""
+    """Return the first `samples` of an order; raises UserError if that is more than one epoch."""
     if samples > len(order):
         raise UserError(
-            f"run {run!r}: train.samples is {samples:,}, but its sources hold only {len(order):,} samples in the "
-            "wanted shares, and no sample is trained on twice; lower train.samples, change data.share, or add sources"
+            f"run {run!r}: train.samples is {samples:,}, but its sources hold only {len(order):,} samples in these "
+            "shares, and no sample is trained on twice; lower train.samples, change data.share, or add sources"
         )
     return order.first(samples)
 
 
 def cut_to_flops(order: Order, flops_of_each: np.ndarray, budget: float, run: str) -> Order:
-    """The longest start of an order within a budget of training FLOPs; UserError if that exceeds one epoch."""
+    """Return the longest start of an order within a budget of training FLOPs; raises UserError above one epoch."""
     spent = np.cumsum(flops_of_each)
     if spent[-1] < budget:
         raise UserError(
-            f"run {run!r}: its sources hold {len(order):,} samples = {spent[-1]:.3g} training FLOPs, fewer than "
-            "the budget of "
-            f"{budget:.3g}, and no sample is trained on twice; lower the budget or add sources"
+            f"run {run!r}: its sources hold {len(order):,} samples = {spent[-1]:.3g} training FLOPs, less than the "
+            f"budget of {budget:.3g}, and no sample is trained on twice; lower the budget, or add sources"
         )
     count = int(np.searchsorted(spent, budget, side="right"))
     if count == 0:
@@ -244,7 +227,7 @@ def cut_to_flops(order: Order, flops_of_each: np.ndarray, budget: float, run: st
 
 
 def split_held_out(index: Index, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows for training and rows held out: all samples of one original file fall on the same side."""
-    # The group is a hash of the file's name, so its value modulo 10^6 is as good as a drawn number.
+    """Return the rows for training and the held-out rows; all samples of a group are on the same side."""
+    # The group is a hash, so its value modulo 10^6 is as good as a random number.
     held = index.group % 1_000_000 < round(share * 1_000_000)
     return np.flatnonzero(~held), np.flatnonzero(held)

@@ -104,7 +104,7 @@ def _check_same(args: argparse.Namespace) -> None:
         other = [name for name, value in now.items() if before.get(name) != value]
         if other:
             raise UserError(
-                f"{args.out} holds shards with another {', '.join(other)}; use another --out, or delete this one"
+                f"{args.out} holds shards of other settings ({', '.join(other)}); use another --out, or delete it"
             )
     write_json(path, now)
 
