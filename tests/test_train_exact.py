@@ -332,15 +332,15 @@ def test_a_mirror_is_continued_with_its_training_and_begun_anew_with_another(pre
 
 
 def test_what_another_configuration_left_is_not_taken_for_this_one_s(prepared, tmp_path, monkeypatch):
-    """Pictures of steps that this training does not stop at, and the word that all is finished."""
+    """Attention maps of steps that this training does not stop at, and the word that all is finished."""
     monkeypatch.chdir(ROOT)
     settings = {**SHORT, "operation.attention_videos": 1, "train.evaluations": 3}
     study = study_file(prepared, tmp_path, "baseline", settings)
     folder = tmp_path / "results/runs/baseline"
     assert main(["train", "baseline", "--study", str(study)]) == 0
-    assert (folder / "attention/step_00000001.png").exists()
+    assert (folder / "attention/step_00000001.npz").exists()
     changes = {"ablations": {"baseline": {**settings, "train.evaluations": 1, **TOO_FAST}}}
     study.write_text(yaml.safe_dump(content_in(tmp_path / "results", **changes)))
     assert main(["train", "baseline", "--study", str(study)]) == 2
-    assert [path.name for path in folder.glob("attention/*.png")] == ["step_00000000.png"]
+    assert [path.name for path in folder.glob("attention/*")] == ["step_00000000.npz"]
     assert not (folder / "run_summary.json").exists()
