@@ -15,12 +15,12 @@ from tests.reader_cases import picture
 
 VIDEOS, QUESTIONS = 6, 3  # held-out videos, and samples of each
 LENGTHS = (2, 9, 3, 4)  # frames
-PICTURES = 10
+PICTURES, CHATS = 10, 12
 
 
 def make_held_out(results: Path) -> Path:
     """Tokenizer, shards and indices. Held out are videos with several samples each, single images and sets of three
-    images, texts, and preference pairs."""
+    images, chats, of which every second one has an image, and preference pairs."""
     make_results(results)
     videos = [
         sample_of("grid_held_out", i, f"video-{i // QUESTIONS}", moving(i // QUESTIONS))
@@ -33,7 +33,15 @@ def make_held_out(results: Path) -> Path:
         for i in range(PICTURES)
     ]
     make_index(results, "pictures_held_out", "image", pictures)
+    chats = [
+        sample_of("chat_held_out", i, f"chat-{i}", {} if i % 2 else frames_of("pictures", i)) for i in range(CHATS)
+    ]
+    make_index(results, "chat_held_out", "text", chats)
     return results
+
+
+def has_frames(key: str) -> bool:
+    return not key.startswith("chat") or int(key.split("-")[1]) % 2 == 0
 
 
 def moving(number: int) -> dict[str, bytes]:

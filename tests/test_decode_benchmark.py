@@ -1,4 +1,4 @@
-"""The benchmark of the decoders runs, and says what it measured."""
+"""The benchmark of the decoders runs on every way that is installed with the package."""
 
 import json
 import subprocess
@@ -16,5 +16,4 @@ def test_quick_run(tmp_path):
     assert result["problems"] == {}
     assert set(result["seconds"]) == {*ways, "needed packets", "needed + scale + JPEG"}
     assert set(result["frames"].values()) == {2}
-    assert all(0 < seconds < 5 for seconds in result["seconds"].values())
     assert "| H.264 |" in done.stdout

@@ -10,7 +10,7 @@ import torch
 from fvlm.batch import Batch
 from fvlm.data.batches.loader import Steps
 from fvlm.evaluate.losses import batches_by_source, held_out_samples, score
-from tests.evaluate_cases import PICTURES, QUESTIONS, VIDEOS, make_held_out, model_of, run_of
+from tests.evaluate_cases import PICTURES, QUESTIONS, VIDEOS, has_frames, make_held_out, model_of, run_of
 from tests.loader_cases import preference_run, spoken
 
 FOVEATED = ("coarse_only", "coarse_fine", "autoregressive")
@@ -98,7 +98,7 @@ def test_other_frames_are_not_the_own_ones(results):
     own, other = looks["video_first", "coarse_fine", "own"], looks["video_first", "coarse_fine", "other"]
     for key in own:
         differ = own[key]["loss_sum"] != pytest.approx(other[key]["loss_sum"], rel=1e-9)
-        assert differ == (own[key]["kind"] != "text"), key
+        assert differ == has_frames(key), key
 
 
 def test_batches_hold_each_sample_once_and_no_video_twice(results):
@@ -148,5 +148,5 @@ def test_losses_and_entropies_are_in_nats(results):
             parameter.zero_()
     for row in scored(run, study, model)[1]:
         assert row["loss_sum"] == pytest.approx(row["tokens"] * math.log(run.model.language.vocabulary))
-        looked = row["frames"] == "own" and row["kind"] != "text"
+        looked = row["frames"] == "own" and has_frames(row["key"])
         assert row["entropy"] == (pytest.approx(math.log(model.config.encoder.patches + 1)) if looked else None)

@@ -28,7 +28,7 @@ from fvlm.train.ranks import Ranks
 from fvlm.train.watch import Watch
 from tests.conftest import ROOT
 from tests.decode_cases import X264, write
-from tests.evaluate_cases import finished, finished_study, make_held_out, model_of, run_of, sample_of
+from tests.evaluate_cases import finished, finished_study, has_frames, make_held_out, model_of, run_of, sample_of
 from tests.loader_cases import make_index
 from tests.model_cases import language_states, visual_tokens
 
@@ -152,7 +152,7 @@ def test_the_table_has_the_documented_columns(study):
     assert list(rows[0]) == COLUMNS
     for row in rows:
         assert row["run"] == "baseline" and float(row["loss_sum"]) > 0 and int(row["tokens"]) > 0
-        assert (row["entropy"] == "") == (row["frames"] != "own" or row["kind"] == "text")
+        assert (row["entropy"] != "") == (row["frames"] == "own" and has_frames(row["key"]))
 
 
 # --- attention maps ---
