@@ -1,4 +1,4 @@
-"""The clips that benchmarks/decode.py measures: made once by the ffmpeg program, kept in a folder."""
+"""The clips that benchmarks/decode.py measures: the ffmpeg program makes them once, in a folder."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ X264 = {"vcodec": "libx264", "preset": "medium"}
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """One clip. `repeat` puts the encoded piece several times in a row, by stream copy."""
+    """One clip; the encoded piece is there `repeat` times, by stream copy."""
 
     file: str
     about: str
@@ -23,7 +23,7 @@ class ClipSpec:
 
     @property
     def description(self) -> str:
-        """Length, height and what is in it."""
+        """Length, height and format."""
         return f"{self.seconds * self.repeat:g} s {self.size.split('x')[1]}p30 {self.about}"
 
 
@@ -49,7 +49,7 @@ TINY = ClipSpec("tiny.mp4", "H.264", {**X264, "preset": "ultrafast"}, size="320x
 
 
 def make_clip(spec: ClipSpec, folder: Path) -> Path:
-    """The clip's path; it is encoded unless it is there."""
+    """Return the clip's path; if there is no such file, encode it."""
     path = folder / spec.file
     if path.exists():
         return path
@@ -67,7 +67,7 @@ def make_clip(spec: ClipSpec, folder: Path) -> Path:
 
 
 def _moving_scene(size: str, seconds: float):
-    """A zoom into the Mandelbrot set under a moving test picture, with a camera's noise."""
+    """Return a zoom into the Mandelbrot set under a moving test picture, with noise as of a camera."""
     zoom = ffmpeg.input("mandelbrot=size=640x360:rate=30:start_scale=1:end_scale=0.05:end_pts=300", f="lavfi")
     width, height = size.split("x")
     picture = ffmpeg.input(f"testsrc2=size={size}:rate=30:duration={seconds}", f="lavfi")

@@ -1,8 +1,9 @@
-"""What Snakemake costs: planning a study of many shards and runs, and each job beyond its own work.
+"""Overhead of Snakemake: planning a study with many shards and runs, and each job beyond its own work.
 
-A study with the shape of the full-size one (13 ablations and 24 grid cells with three seeds each, everything that
-follows from them) is given so many shards, and no data. It is planned (`snakemake -n`); then its shards are made by a
-stand-in for `python` that writes empty files, so that the time is Snakemake's own. Prints seconds, CPU and memory.
+The study has the shape of the full-size one (13 ablations and 24 grid cells with three seeds each, and all that depends
+on them), many shards, and no data. It is planned (`snakemake -n`). Then a replacement of `python` that writes empty
+files makes the shards, so that the time is that of Snakemake alone. It prints seconds, CPU seconds and memory.
+
     python benchmarks/dag.py --shards 5000 --jobs 1000 --scheduler greedy ilp
     python benchmarks/dag.py --shards 5000 --profile
 """
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("Snakefile", "rules", "config", "workflow", "envs")
 ABLATIONS = ["baseline", "F1", "LR3", "A1", "A6", "A7", "A8a", "A8b", "A9", "B0", "B1", "B3", "D1"]
 SEEDS = [42, 43, 44]
-# What `fvlm shard` declares, without its work: `--shard N ... --out FOLDER`.
+# Writes the outputs of `fvlm shard` without its work: `--shard N ... --out FOLDER`.
 STAND_IN = """#!/bin/sh
 while [ $# -gt 0 ]; do
   case "$1" in --shard) shift; number=$(printf %05d "$1") ;; --out) shift; out="$1" ;; esac
@@ -34,7 +35,7 @@ echo x > "$out/$number.tar"; : > "$out/$number.ledger.jsonl"; : > "$out/$number.
 
 
 def checkout(folder: Path, rules: Path) -> None:
-    """The workflow of `rules` (a checkout), and the stand-in."""
+    """Copy the workflow of the checkout `rules`, and the replacement of python."""
     for part in PARTS:
         copy = shutil.copytree if (rules / part).is_dir() else shutil.copy
         copy(rules / part, folder / part)
@@ -44,7 +45,7 @@ def checkout(folder: Path, rules: Path) -> None:
 
 
 def entry_of(folder: Path, name: str, shards: int, samples: int, reader: str) -> dict:
-    """A source of raw files: a table, many tables that a wildcard finds, or tars (empty ones) that a wildcard finds."""
+    """Return a source of raw files: one table, many tables behind a wildcard, or empty tars behind a wildcard."""
     entry = {"reader": "folder", "path": f"raw/{name}", "samples": samples}
     if reader == "table":
         return entry
@@ -60,7 +61,7 @@ def entry_of(folder: Path, name: str, shards: int, samples: int, reader: str) ->
 
 
 def study(folder: Path, shards: int, reader: str) -> dict[str, int]:
-    """Write config/dag.yaml: the paper's study, its sources made here from raw files; shards of each source."""
+    """Write config/dag.yaml, the paper's study on sources of raw files, and return the shards of each source."""
     known = yaml.safe_load((folder / "config/sources.yaml").read_text())
     trained = [name for name, entry in known.items() if entry["reader"] == "shards" and name != "rlaif_v"]
     total = sum(known[name]["samples"] for name in trained)
@@ -78,18 +79,18 @@ def study(folder: Path, shards: int, reader: str) -> dict[str, int]:
 
 
 def snakemake(folder: Path, rules: Path, *arguments: str, stand_in: bool = False) -> tuple[float, float, float, str]:
-    """Wall and CPU seconds of all processes, peak memory of Snakemake in GB, and what it printed."""
+    """Return wall and CPU seconds of all processes, peak memory of Snakemake in GB, and its output."""
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}" if stand_in else os.environ["PATH"]
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(rules / "src")}
     command = [sys.executable, "-m", "snakemake", *arguments, "--configfile", "config/dag.yaml"]
     command += ["--workflow-profile", "workflow/profiles/default"]
     start = time.monotonic()
-    with tempfile.TemporaryFile("w+") as said:
-        child = subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=subprocess.STDOUT)
+    with tempfile.TemporaryFile("w+") as output:
+        child = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
         _, status, used = os.wait4(child.pid, 0)
         wall = time.monotonic() - start
-        said.seek(0)
-        text = said.read()
+        output.seek(0)
+        text = output.read()
     if status:
         raise SystemExit(text[-3000:])
     return wall, used.ru_utime + used.ru_stime, used.ru_maxrss / (1 << 20), text
@@ -129,12 +130,12 @@ def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shards", type=int, default=5000)
-    parser.add_argument("--jobs", type=int, default=1000, help="shards that are made; 0: plan only")
+    parser.add_argument("--jobs", type=int, default=1000, help="shards to make; 0: plan only")
     parser.add_argument("--scheduler", nargs="+", default=["greedy"], choices=("greedy", "ilp"))
     parser.add_argument("--cores", type=int, default=2)
-    parser.add_argument("--reader", default="table", choices=("table", "tables", "tars"), help="what the sources are")
-    parser.add_argument("--rules", type=Path, default=ROOT, help="another checkout, to compare with")
-    parser.add_argument("--profile", action="store_true", help="where the time of a plan goes")
-    parser.add_argument("--sort", default="cumulative", help="of the profile")
+    parser.add_argument("--reader", default="table", choices=("table", "tables", "tars"), help="kind of the sources")
+    parser.add_argument("--rules", type=Path, default=ROOT, help="checkout to measure (default: this one)")
+    parser.add_argument("--profile", action="store_true", help="print the profile of a plan")
+    parser.add_argument("--sort", default="cumulative", help="order of the profile")
     parser.add_argument("--lines", type=int, default=80)
     main(parser.parse_args())

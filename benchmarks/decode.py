@@ -5,7 +5,7 @@
 
 Each way opens the file, takes one frame a second (64 evenly spaced of a longer video), makes them 224 x 224 and
 compresses them with quality 90. Counted is user + system time of this process with all its threads and of its
-children. The ways take turns, so that a busy machine is the same for all; the median of the turns is printed.
+children. The ways take turns, so that all meet the same busy machine; the medians of the turns are printed.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import gc
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ import simplejpeg
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from clips import CLIPS, TINY, make_clip
+from measure import cpu_seconds, markdown
 
 from fvlm.data.decode import packets as packets_module
 from fvlm.data.decode import pyav
@@ -40,12 +40,6 @@ COMMON = "decord as usual"
 DEFAULT = "fvlm"
 FLOOR = "needed packets"
 FLOOR_SCALED = "needed + scale + JPEG"
-
-
-def cpu_s() -> float:
-    """User and system seconds of this process, its threads and its finished children."""
-    use = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(u.ru_utime + u.ru_stime for u in use)
 
 
 def jpegs(frames) -> list[bytes]:
@@ -59,7 +53,7 @@ def by_fvlm(path: Path) -> int:
 
 
 def by_decord(path: Path) -> int:
-    """VideoReader(width=224, height=224), every int(fps)-th frame, its own choice of threads; squashes the picture."""
+    """VideoReader(width=224, height=224), every int(fps)-th frame, with decord's threads; changes the aspect ratio."""
     import decord
 
     try:
@@ -73,7 +67,7 @@ def by_decord(path: Path) -> int:
 
 
 def by_decord_one_thread(path: Path) -> int:
-    """By time, one thread, as the backend `decord` does it."""
+    """By time, in one thread, as the backend `decord` of this project."""
     from fvlm.data.decode.fallback import decode_with_decord
 
     return len(jpegs(decode_with_decord(path).frames))
@@ -95,7 +89,7 @@ def by_ffmpeg(path: Path) -> int:
 
 
 def by_pyav_all(path: Path) -> int:
-    """PyAV decodes every frame, the wanted ones are converted."""
+    """PyAV decodes every frame and converts the chosen ones."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         step_s = max(1.0, float((stream.duration or 0) * (stream.time_base or 0)) / MAX_FRAMES)
@@ -107,7 +101,7 @@ def by_pyav_all(path: Path) -> int:
 
 
 def by_opencv(path: Path) -> int:
-    """VideoCapture reads every frame, the wanted ones are scaled (INTER_AREA, squashed)."""
+    """VideoCapture reads every frame; the chosen ones are scaled (INTER_AREA; changes the aspect ratio)."""
     import cv2
 
     capture = cv2.VideoCapture(str(path))
@@ -126,9 +120,9 @@ def by_opencv(path: Path) -> int:
 
 
 class Needed:
-    """The floor: the packets that the plan needs, fed to a one-thread decoder; nothing else is counted.
+    """Lower bound: a one-thread decoder decodes the packets that the chosen frames need.
 
-    Not counted: opening, reading the packets, choosing. Where there is no plan, all packets are fed.
+    Opening the file, reading packets and choosing are not measured. If there is no plan, all packets are decoded.
     """
 
     def __init__(self, path: Path, finish: bool) -> None:
@@ -168,7 +162,7 @@ FLOORS = {FLOOR: False, FLOOR_SCALED: True}
 
 @dataclass
 class Result:
-    """seconds and frames by way; `problems` where a way failed."""
+    """CPU seconds and frames of each way, and the errors of those that failed."""
 
     clip: str
     about: str
@@ -177,45 +171,44 @@ class Result:
     problems: dict[str, str]
 
     def ratio(self, way: str, to: str = COMMON) -> float | None:
-        """How many times less CPU `way` takes than `to`."""
+        """Return how many times less CPU time `way` takes than `to`."""
         if way not in self.seconds or to not in self.seconds:
             return None
         return self.seconds[to] / self.seconds[way]
 
 
 def measure(path: Path, about: str, turns: int, ways: list[str]) -> Result:
-    """Every way on one clip, in turn."""
-    took: dict[str, list[float]] = {way: [] for way in [*ways, *FLOORS]}
+    """Measure every way on one clip, by turns."""
+    measured: dict[str, list[float]] = {way: [] for way in [*ways, *FLOORS]}
     result = Result(path.name, about, {}, {}, {})
     for _ in range(turns):
-        for way in took:
+        for way in measured:
             if way in result.problems:
                 continue
             try:
                 work = Needed(path, FLOORS[way]) if way in FLOORS else lambda way=way: WAYS[way](path)
                 gc.collect()
-                start = cpu_s()
+                start = cpu_seconds()
                 result.frames[way] = work()
-                took[way].append(cpu_s() - start)
+                measured[way].append(cpu_seconds() - start)
                 if not result.frames[way]:
-                    raise IndexError("it gave no frame")
+                    raise IndexError("no frame")
             except (MediaError, RuntimeError, av.error.FFmpegError, subprocess.CalledProcessError, IndexError) as error:
-                took[way].clear()
+                measured[way].clear()
                 result.problems[way] = str(error).strip().splitlines()[0][:120]
             if way in FLOORS and way not in result.problems:
                 work.container.close()
-    result.seconds = {way: statistics.median(seconds) for way, seconds in took.items() if seconds}
+    result.seconds = {way: statistics.median(seconds) for way, seconds in measured.items() if seconds}
     return result
 
 
 def table(results: list[Result], ways: list[str]) -> str:
-    """Markdown: CPU milliseconds of the usual way, the ratio of each other way to it, frames."""
+    """Return a Markdown table: CPU milliseconds of the usual way, the ratio of each other way to it, frames."""
     columns = [way for way in ways if way != COMMON] + [FLOOR]
-    lines = ["| clip | " + f"{COMMON}, ms | " + " | ".join(columns) + f" | {DEFAULT} / ({FLOOR_SCALED}) | frames |"]
-    lines.append("| --- |" + " ---: |" * (len(columns) + 3))
+    rows = []
     for result in results:
         base = result.seconds.get(COMMON)
-        cells = ["fails" if base is None else f"{1000 * base:.0f}"]
+        cells = [result.about, "fails" if base is None else f"{1000 * base:.0f}"]
         for way in columns:
             if way in result.problems:
                 cells.append("fails")
@@ -226,13 +219,12 @@ def table(results: list[Result], ways: list[str]) -> str:
                 cells.append(f"**{ratio}**" if way == DEFAULT else ratio)
         over = result.ratio(FLOOR_SCALED, DEFAULT)
         cells.append("" if over is None else f"{over:.2f}")
-        cells.append(f"{result.frames.get(DEFAULT, 0)} / {result.frames.get(COMMON, 0)}")
-        lines.append(f"| {result.about} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([*cells, f"{result.frames.get(DEFAULT, 0)} / {result.frames.get(COMMON, 0)}"])
+    return markdown(["clip", f"{COMMON}, ms", *columns, f"{DEFAULT} / ({FLOOR_SCALED})", "frames"], rows)
 
 
 def machine() -> str:
-    """Processor, cores, versions, date."""
+    """Return date, processor, cores and versions in one line."""
     model = platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
         if line.startswith("model name"):
@@ -247,16 +239,16 @@ def main() -> None:
     parser.add_argument("--clips", type=Path, default=Path("results/clips"), help="folder for the clips made here")
     parser.add_argument("--videos", type=Path, default=os.environ.get("FVLM_TEST_VIDEOS"), help="a folder of videos")
     parser.add_argument("--turns", type=int, default=5, help="times that each way runs")
-    parser.add_argument("--only", nargs="*", default=[], help="names of clips; all if empty")
+    parser.add_argument("--only", nargs="*", default=[], help="names of clips (default: all)")
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS), metavar="WAY")
-    parser.add_argument("--quick", action="store_true", help="one tiny clip, one turn: does it run at all?")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--quick", action="store_true", help="one tiny clip and one turn, for tests")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
     args = parser.parse_args()
     if "OpenCV" in args.ways:
         try:
             import cv2  # noqa: F401
         except ImportError:
-            print("OpenCV is left out; to measure it: pip install opencv-python-headless", file=sys.stderr)
+            print("OpenCV is not installed and not measured; pip install opencv-python-headless", file=sys.stderr)
             args.ways.remove("OpenCV")
     if args.quick:
         work = [(make_clip(TINY, args.clips), TINY.about)]
@@ -265,7 +257,7 @@ def main() -> None:
         found = sorted(path for path in Path(args.videos).rglob("*") if path.is_file()) if args.videos else []
         work += [(path, path.name) for path in found if path.suffix in VIDEO_SUFFIXES and chosen(path.name, args.only)]
     av.logging.set_level(av.logging.PANIC)
-    by_fvlm(work[0][0])  # what is imported late is not part of the first turn
+    by_fvlm(work[0][0])  # late imports are not measured
     results = []
     for path, about in work:
         results.append(measure(path, about, 1 if args.quick else args.turns, args.ways))

@@ -1,22 +1,21 @@
-"""How fast samples become batches, against the usual webdataset pipeline; and whether memory stays flat.
+"""Samples per second from shards to batches, against the usual webdataset pipeline; and memory over many samples.
 
     python benchmarks/loading.py                     both sides, three kinds of shards, a table
-    python benchmarks/loading.py --quick             the same within seconds, for tests
+    python benchmarks/loading.py --quick             the same with few samples, for tests
     python benchmarks/loading.py --workers           with and without threads that read ahead
     python benchmarks/loading.py --leak 20000        memory over so many samples
 
-Shards are made on the spot. Both sides read the same samples of the same tars, decode the same frames to the same
-uint8 pixels and tokenize with the same code; that is checked before anything is timed. The usual side is
+The shards are made first. Both sides read the same samples of the same tars, decode the same frames to the same uint8
+pixels and tokenize with the same code; this is checked before the measurement. The usual side is
 `wds.WebDataset(urls).decode("pil")`, a map to arrays and ids, and a DataLoader that pads frames and ids to the longest
-of the batch. Rates are samples per second of CPU time, in one process with one thread: per core. Sides take turns,
-ratios are medians over the rounds.
+of the batch. Rates are samples per second of CPU time, in one process with one thread, so per core. The sides take
+turns; ratios are medians over the rounds.
 """
 
 import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import sys
 import tempfile
@@ -39,6 +38,10 @@ from fvlm.data.shards.index import Index, write_index
 from fvlm.data.shards.text import encode_chat, load_tokenizer, train_tokenizer
 from fvlm.data.shards.write import open_tar
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from measure import cpu_seconds
+
 ROOT = Path(__file__).resolve().parents[1]
 SIDE, BATCH, MAX_TOKENS = 224, 8, 512
 GPU_RATES = (20, 60)  # samples per second that one GPU trains on
@@ -55,7 +58,7 @@ class Material:
     index: Index
 
     def steps(self, count: int | None = None, batch_size: int = BATCH, seed: int = 0) -> Steps:
-        """Steps over `count` samples (all) in random order, as training reads them; again from the start if needed."""
+        """Return steps over `count` samples (default: all, once) in random order, as training reads them."""
         content = merged(read_yaml(ROOT / "config/smoke.yaml"), {"results": str(self.root)})
         study = load_study(content, ROOT / "config")
         run = study.runs["baseline"]
@@ -74,7 +77,7 @@ class Material:
 
 
 def make_material(root: Path, frames: list[int], seed: int = 0) -> Material:
-    """Samples with so many frames each, of about 15 KB, and texts of about 100 tokens."""
+    """Make samples with these numbers of frames, of about 15 KB each, and texts of about 100 tokens."""
     rng = np.random.default_rng(seed)
     world = natural(rng, 640)
     if not (root / "tokenizer").exists():
@@ -90,7 +93,7 @@ def make_material(root: Path, frames: list[int], seed: int = 0) -> Material:
                 "file": f"{number}.mp4",
             }
             writer.write({"__key__": f"made-{number:07d}", **jpegs, "json": json.dumps(described).encode()})
-    # As text, so that samples of no, one and many frames may lie in one tar.
+    # Kind text, so that one tar may hold samples without, with one and with many frames.
     index = write_index([tar], root / "made.npz", "made", "text", root / "tokenizer", "?", root)
     if index.rejected:
         raise RuntimeError(f"{index.rejected} samples were rejected")
@@ -98,7 +101,7 @@ def make_material(root: Path, frames: list[int], seed: int = 0) -> Material:
 
 
 def natural(rng: np.random.Generator, side: int) -> np.ndarray:
-    """A random image whose amplitudes fall with frequency as photographs' do: its JPEGs are as large as theirs."""
+    """Return a random image with the spectrum of photographs, so that its JPEGs are as large as theirs."""
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
     grey = rng.standard_normal((1, side, side)) + 0.4 * rng.standard_normal((3, side, side))
     waves = np.fft.irfft2(np.fft.rfft2(grey) / np.maximum(frequency, 1 / side) ** 1.5, (side, side))
@@ -107,7 +110,7 @@ def natural(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def clip(rng: np.random.Generator, world: np.ndarray, count: int) -> Iterator[bytes]:
-    """A window that moves over a large picture."""
+    """Return the JPEGs of a window that moves over a large image."""
     start, end = rng.integers(0, world.shape[0] - SIDE, (2, 2))
     for i in range(count):
         y, x = (start + (end - start) * i // max(count, 2)).tolist()
@@ -120,7 +123,7 @@ def text_of(rng: np.random.Generator) -> str:
 
 
 def mixture(count: int, seed: int = 0) -> list[int]:
-    """Frames of each sample: 14 % text, 42 % images, 44 % video; 8 frames on average."""
+    """Return the frames of each sample: 14 % text, 42 % images, 44 % video; 8 frames on average."""
     rng = np.random.default_rng(seed)
     video = np.clip(np.round(np.exp(rng.normal(np.log(14), 0.65, count))), 2, 64).astype(int)
     kind = rng.permutation(np.arange(count) / count)
@@ -172,20 +175,20 @@ def samples_of_batch(batch: Batch) -> Iterator[tuple[str, np.ndarray, list[int]]
 
 
 def check_equal(material: Material) -> int:
-    """Both sides give the same samples, pixels and ids; returns the largest difference of a pixel."""
-    mine = {key: (frames, ids) for batches in load_steps(material.steps()) for batch in batches
+    """Check that both sides give the same samples, pixels and ids, and return the largest difference of a pixel."""
+    ours = {key: (frames, ids) for batches in load_steps(material.steps()) for batch in batches
             for key, frames, ids in samples_of_batch(batch)}  # fmt: skip
     worst = seen = 0
     for batch in usual(material, normalised=False):
         for i, key in enumerate(batch["keys"]):
-            frames, ids = mine[key]
+            frames, ids = ours[key]
             theirs = batch["frames"][i][batch["frames_mask"][i]].numpy()
             if theirs.shape != frames.shape or batch["ids"][i][batch["ids_mask"][i]].tolist() != ids:
                 raise RuntimeError(f"{key}: the two sides differ: frames {frames.shape} and {theirs.shape}")
             worst = max(worst, int(np.abs(theirs.astype(int) - frames).max(initial=0)))
             seen += 1
-    if seen != len(mine) or seen != len(material.index):
-        raise RuntimeError(f"{seen} samples on one side, {len(mine)} on the other, {len(material.index)} there are")
+    if seen != len(ours) or seen != len(material.index):
+        raise RuntimeError(f"{seen} samples on one side, {len(ours)} on the other; the index has {len(material.index)}")
     if worst > 3:
         raise RuntimeError(f"pixels differ by up to {worst} levels")
     return worst
@@ -197,7 +200,7 @@ def per_cpu_second(run: Callable[[], int]) -> float:
 
 
 def compare(material: Material, rounds: int) -> dict[str, list[float]]:
-    """Samples per CPU second of each side and round."""
+    """Return the samples per CPU second of each side and round."""
     steps = material.steps()
     sides = {
         "fvlm": lambda: sum(len(batch) for i in range(len(steps)) for batch in steps[i]),
@@ -206,7 +209,7 @@ def compare(material: Material, rounds: int) -> dict[str, list[float]]:
     }
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for run in sides.values():
-        run()  # caches are warm from here on
+        run()  # warm-up
     for number in range(rounds):
         for name in sorted(sides, reverse=bool(number % 2)):
             rates[name].append(per_cpu_second(sides[name]))
@@ -214,22 +217,18 @@ def compare(material: Material, rounds: int) -> dict[str, list[float]]:
 
 
 def time_workers(material: Material, rounds: int, workers: int = 2) -> dict[str, float]:
-    """CPU milliseconds per sample when read as they are asked for, and by threads that read ahead."""
-    steps, found = material.steps(5 * len(material.index)), {0: [], workers: []}
+    """Return CPU milliseconds per sample without threads, and with threads that read ahead."""
+    steps, measured = material.steps(5 * len(material.index)), {0: [], workers: []}
     for _ in range(rounds):
-        for count in found:
+        for count in measured:
             before = cpu_seconds()
             done = sum(len(batch) for batches in load_steps(steps, workers=count) for batch in batches)
-            found[count].append((cpu_seconds() - before) / done * 1e3)
-    return {str(count): statistics.median(times) for count, times in found.items()}
-
-
-def cpu_seconds() -> float:
-    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+            measured[count].append((cpu_seconds() - before) / done * 1e3)
+    return {str(count): statistics.median(times) for count, times in measured.items()}
 
 
 def resident_mb() -> float:
-    """RSS of this process and its children, MB (2^20 bytes)."""
+    """Return the resident memory of this process and its children, MB (2^20 bytes)."""
     own = os.getpid()
     children = [
         int(pid) for task in Path(f"/proc/{own}/task").iterdir() for pid in (task / "children").read_text().split()
@@ -239,19 +238,19 @@ def resident_mb() -> float:
 
 
 def memory_over(steps: Steps, workers: int, points: int = 20) -> list[float]:
-    """Resident MB at so many evenly spaced places of the way through all steps."""
-    found, every = [], max(1, len(steps) // points)
+    """Return the resident MB at `points` evenly spaced steps."""
+    measured, every = [], max(1, len(steps) // points)
     for number, batches in enumerate(load_steps(steps, workers=workers), 1):
         del batches
         if number % every == 0:
-            found.append(resident_mb())
-    return found
+            measured.append(resident_mb())
+    return measured
 
 
-def growth(found: list[float]) -> float:
-    """Share by which memory grew from after the first fifth, the warm-up, to the end; medians of a fifth each."""
-    fifth = max(1, len(found) // 5)
-    return statistics.median(found[-fifth:]) / statistics.median(found[fifth : 2 * fifth]) - 1
+def growth(memory: list[float]) -> float:
+    """Return the growth of memory from the second fifth to the last (medians); the first fifth is the warm-up."""
+    fifth = max(1, len(memory) // 5)
+    return statistics.median(memory[-fifth:]) / statistics.median(memory[fifth : 2 * fifth]) - 1
 
 
 def print_leak(root: Path, count: int) -> bool:
@@ -309,7 +308,7 @@ def main() -> int:
     parser.add_argument(
         "--leak", type=int, metavar="N", help="measure memory over N samples instead; 1 if it grows by 5 %%"
     )
-    parser.add_argument("--json", type=Path, help="write the figures of the comparison there")
+    parser.add_argument("--json", type=Path, help="write the numbers of the comparison to this file")
     args = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

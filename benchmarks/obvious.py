@@ -1,8 +1,8 @@
-"""The foveated model as one would write it first: transformers' modules as they come, everything padded.
+"""The foveated model written in the obvious way: transformers' modules unchanged, everything padded.
 
 Frames are padded to the longest video of the batch and texts to the longest text; `Dinov2Model` gives the hidden states
-of all layers, and each reading makes keys and values from them anew; logits are taken at every position. The masks are
-right, so that the loss is that of `fvlm.model.VideoLanguageModel` in mode coarse_fine with deep queries.
+of all layers, and each reading computes keys and values from them again; logits are computed at every position. The
+masks are correct, so that the loss is that of `fvlm.model.VideoLanguageModel` in mode coarse_fine with deep queries.
 
 Letters: B samples, T frames of the longest, S text tokens of the longest, E language width, Q query width.
 """
@@ -24,7 +24,7 @@ from fvlm.model.foveated import VideoLanguageModel
 
 @dataclass
 class Padded:
-    """A batch as a collation of padded samples gives it; masks are True where something real stands."""
+    """A batch of padded samples; a mask is True for real frames or tokens."""
 
     frames: torch.Tensor  # (B, T, 3, 224, 224) uint8
     frames_mask: torch.Tensor  # (B, T)
@@ -51,7 +51,7 @@ class Padded:
 
 
 class ObviousModel(nn.Module):
-    """The same model, written the obvious way, with a copy of the weights."""
+    """The same model with a copy of the weights."""
 
     def __init__(self, model: VideoLanguageModel):
         super().__init__()
@@ -66,7 +66,7 @@ class ObviousModel(nn.Module):
         self.dino.embeddings.mask_token.requires_grad_(False)
 
     def forward(self, batch: Padded) -> torch.Tensor:
-        """Summed cross-entropy of the scored text tokens, in nats."""
+        """Return the summed cross-entropy of the scored text tokens, in nats."""
         pixels = (batch.frames.flatten(0, 1).float() / 255 - self.mean) / self.std
         hidden_states = self.dino(pixels, output_hidden_states=True).hidden_states
         shape = batch.frames_mask.shape
@@ -91,7 +91,7 @@ class ObviousModel(nn.Module):
         )
 
     def read(self, query_BTQ: torch.Tensor, hidden_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """A query per frame walks through the layers of DINOv2; (B, T, E) visual tokens."""
+        """Pass one query per frame through the layers of DINOv2; returns the visual tokens (B, T, E)."""
         x = self.connector.query_input_proj(query_BTQ).flatten(0, 1)[:, None]
         for layer, patches in zip(self.dino.encoder.layer, hidden_states[:-1], strict=True):
             attention, normed = layer.attention, layer.norm1(patches)
@@ -107,10 +107,10 @@ class ObviousModel(nn.Module):
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
     def named_as_ours(self) -> dict[str, nn.Parameter]:
-        """Parameters under the names that `VideoLanguageModel` has for them."""
+        """Return the parameters by their names in `VideoLanguageModel`."""
         starts = {"dino.": "dino.dino.", "llm.model.": "llm.llama.", "connector.": "connector."}
-        found = {}
+        result = {}
         for name, parameter in self.named_parameters():
             start = next(start for start in starts if name.startswith(start))
-            found[starts[start] + name.removeprefix(start)] = parameter
-        return found
+            result[starts[start] + name.removeprefix(start)] = parameter
+        return result

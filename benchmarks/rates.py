@@ -5,8 +5,8 @@ iso-FLOP exponent, the coverage of intervals, terms found where there are none.
     python benchmarks/rates.py jumps isoflop      some of it
     python benchmarks/rates.py --quick            the same with few simulations, for tests
 
-It prints the tables of docs/compare.md and docs/fits.md. The draws are seeded: the same numbers come out each time, but
-for the rounding of another machine.
+It prints the tables of docs/compare.md and docs/fits.md. The draws are seeded, so the numbers are the same each time,
+except for the rounding of another machine.
 """
 
 import argparse
@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pandas as pd
 from fits import LAW, points
+from measure import markdown
 from scipy.interpolate import Akima1DInterpolator
 
 from fvlm.analysis.fits.curves import find_jumps
@@ -30,12 +31,6 @@ A_OPT = BETA / (ALPHA + BETA)
 EVERY = 8000  # samples between evaluations
 EXPONENT = 0.346  # of L(D) along a curve
 BUDGETS = np.geomspace(6e18, 3e21, 6)
-
-
-def table(header: list[str], rows: list[list]) -> str:
-    """Markdown."""
-    lines = [header, ["---:"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def curves_of(rng: np.random.Generator, runs: int, n: int, noise: float, jump: float) -> dict:
@@ -57,7 +52,7 @@ def jumps(quick: bool) -> str:
             hit = sum(any(jump.low <= middle < jump.high for jump in one) for one in found)
             rows.append([runs, n, f"{noise:.1%}", f"{false / files:.1%}", f"{hit / files:.0%}"])
     header = ["runs", "evaluations each", "noise", "files with a false jump", "a jump of 3 % found"]
-    return f"{files} files each\n\n{table(header, rows)}"
+    return f"{files} files each\n\n{markdown(header, rows, words=0)}"
 
 
 def isoflop_ways() -> dict[str, Callable]:
@@ -116,7 +111,7 @@ def isoflop(quick: bool) -> str:
         ]
         rows.append([ratio, f"{noise:.2%}", *(f"{error:.4f}" for error in errors)])
     header = ["sizes apart", "noise of L", *isoflop_ways()]
-    return f"root mean square error of a, {grids} grids each\n\n{table(header, rows)}"
+    return f"root mean square error of a, {grids} grids each\n\n{markdown(header, rows, words=0)}"
 
 
 def joint(x: np.ndarray, loss: np.ndarray, draws: int) -> dict[str, Estimate]:
@@ -136,7 +131,7 @@ def coverage(quick: bool) -> str:
         shares = (f"{np.mean(one):.0%}" if one else "-" for one in held.values())
         rows.append([sizes * budgets, f"{noise:.1%}", f"{len(known) / files:.0%}", *shares])
     header = ["points", "noise", "identified", "E", "alpha", "beta", "a"]
-    return f"intervals at 95 % that hold the truth, {files} files each\n\n{table(header, rows)}"
+    return f"intervals at 95 % that hold the truth, {files} files each\n\n{markdown(header, rows, words=0)}"
 
 
 def nothing_there(seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -155,7 +150,7 @@ def vanishing(quick: bool) -> str:
         ]
         rows.append([n, *(f"{share:.1%}" for share in wrong)])
     header = ["points", "without intervals", "with intervals"]
-    return f"loss without N, yet alpha called identified; {files} files each\n\n{table(header, rows)}"
+    return f"loss without N, yet alpha called identified; {files} files each\n\n{markdown(header, rows, words=0)}"
 
 
 def curve_of(seed: int, rho: float) -> tuple[np.ndarray, np.ndarray]:
@@ -179,7 +174,8 @@ def correlated(quick: bool) -> str:
             row += [f"{len(held) / files:.0%}", f"{np.mean(held):.0%}" if held else "-"]
         rows.append(row)
     header = ["correlation", "identified, single points", "held", "identified, blocks", "held"]
-    return f"intervals at 95 % of L(D)'s exponent that hold the truth, {files} files each\n\n{table(header, rows)}"
+    about = f"intervals at 95 % of L(D)'s exponent that hold the truth, {files} files each"
+    return f"{about}\n\n{markdown(header, rows, words=0)}"
 
 
 PARTS = {"jumps": jumps, "isoflop": isoflop, "coverage": coverage, "vanishing": vanishing, "correlated": correlated}

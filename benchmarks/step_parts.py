@@ -1,18 +1,16 @@
-"""What each part of the training step is worth: one thing taken away or added, all else as it is.
+"""Cost of each part of the training step: one part is removed or added, the rest is unchanged.
 
     python benchmarks/step_parts.py --sizes demo --turns 5
     python benchmarks/step_parts.py --sizes 135M --precision bfloat16 --only as-it-is anew
 
-Same weights and samples as in train_step.py. Every change runs in a process of its own, by turns with the others; its
-first loss must be that of the unchanged step. Medians count: CPU and wall seconds of a step, peak memory beside
-weights and optimizer, and the seconds of the first pass over the batches, in which compilers compile.
+Weights and samples are those of train_step.py. Every change runs in a process of its own, by turns with the others; its
+first loss must equal that of the unchanged step. The table has medians: CPU and wall seconds of a step, peak memory
+without weights and optimizer, and the seconds of the first pass over the batches, which includes compilation.
 """
 
 import argparse
 import gc
 import json
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -27,7 +25,8 @@ from torch.utils.checkpoint import checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from train_step import SIZES, Side, Way, inputs, scored_tokens, start_peak, status
+from measure import markdown, medians_by_turns, start_peak, status
+from train_step import SIZES, Side, Way, inputs, scored_tokens
 
 from fvlm.batch import Batch
 from fvlm.model import packing
@@ -39,7 +38,7 @@ AS_IT_IS = "as-it-is"
 
 
 class Anew(Encoder):
-    """Keeps each layer's input, and every reading makes keys and values from it."""
+    """Stores each layer's input; every reading computes keys and values from it again."""
 
     def encode(self, frames, keys, features):
         x, states = self._embed(frames), FrameStates([], [], None)
@@ -137,11 +136,11 @@ class Change:
 
 CHANGES = {
     AS_IT_IS: Change(lambda side: None, "nothing"),
-    "anew": Change(keys_anew, "keys and values made anew by each reading"),
+    "anew": Change(keys_anew, "keys and values computed again by each reading"),
     "padded": Change(no_packing, "each sample in a row of its own"),
     "all-logits": Change(all_logits, "logits at every position"),
-    "repeats": Change(repeats_encoded, "an image that stands still encoded once for each position"),
-    "last-layer": Change(last_layer, "the encoder's last layer computed to its end"),
+    "repeats": Change(repeats_encoded, "a static image encoded once per position"),
+    "last-layer": Change(last_layer, "the encoder's last layer computed completely"),
     "adamw": Change(plain_adamw, "AdamW parameter by parameter, not fused"),
     "checkpointing": Change(checkpointing, "MLPs computed again in the backward pass"),
     "compiled": Change(compiled, "torch.compile of both walks, dynamic shapes"),
@@ -151,7 +150,7 @@ CHANGES = {
 
 
 def turn(size: str, precision: str, name: str) -> dict[str, float]:
-    """One change in this process: seconds and MB of a step, after a first pass over all batches."""
+    """Return seconds and MB of a step with one change, after a first pass over all batches."""
     run, batches, _ = inputs(SIZES[size])
     side = Side(Way(True, precision), run, torch.device("cpu"))
     CHANGES[name].make(side)
@@ -177,39 +176,33 @@ def turn(size: str, precision: str, name: str) -> dict[str, float]:
 
 
 def measure(size: str, names: list[str], args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Medians over the turns.
+    """Return the medians over the turns.
 
-    raises   RuntimeError if a change changes the first loss by more than the precision does
+    raises   RuntimeError if a change alters the first loss by more than rounding
     """
-    took: dict[str, list[dict]] = {name: [] for name in names}
-    command = [sys.executable, __file__, "--precision", args.precision, "--sizes", size, "--one"]
-    for _ in range(args.turns):
-        for name in names:
-            said = subprocess.run([*command, "--only", name], stdout=subprocess.PIPE, text=True, check=True).stdout
-            took[name].append(json.loads(said.splitlines()[-1]))
-            print(f"{size}, {name}: {took[name][-1]}", file=sys.stderr, flush=True)
-    middle = {name: {key: statistics.median(t[key] for t in found) for key in found[0]} for name, found in took.items()}
+
+    def command(name: str) -> list[str]:
+        return [__file__, "--precision", args.precision, "--sizes", size, "--one", "--only", name]
+
+    medians = medians_by_turns(names, args.turns, command, size)
     tolerance = 1e-5 if args.precision == "float32" else 5e-3
-    for name, found in middle.items():
-        if abs(found["loss"] / middle[AS_IT_IS]["loss"] - 1) > tolerance:
-            raise RuntimeError(f"{name} has loss {found['loss']}, the unchanged step {middle[AS_IT_IS]['loss']}")
-    return middle
+    for name, one in medians.items():
+        if abs(one["loss"] / medians[AS_IT_IS]["loss"] - 1) > tolerance:
+            raise RuntimeError(f"{name} has loss {one['loss']}, the unchanged step {medians[AS_IT_IS]['loss']}")
+    return medians
 
 
-def table(size: str, found: dict[str, dict[str, float]]) -> str:
-    """Markdown: each change against the unchanged step."""
-    lines = [f"| {size}: changed | CPU s / step | | wall s / step | | peak MB | | first pass, s |"]
-    lines.append("| --- |" + " ---: |" * 7)
-    base = found[AS_IT_IS]
-    for name, one in found.items():
+def table(size: str, medians: dict[str, dict[str, float]]) -> str:
+    """Return a Markdown table: each change against the unchanged step."""
+    base, rows = medians[AS_IT_IS], []
+    for name, one in medians.items():
         cells = [CHANGES[name].what]
         for key, digits in (("cpu_s", 3), ("wall_s", 3), ("peak_mb", 0)):
-            cells += [
-                f"{one[key]:.{digits}f}",
-                "" if name == AS_IT_IS else f"{100 * (one[key] / base[key] - 1):+.0f} %",
-            ]
-        lines.append("| " + " | ".join([*cells, f"{one['first_s']:.0f}"]) + " |")
-    return "\n".join(lines)
+            change = "" if name == AS_IT_IS else f"{100 * (one[key] / base[key] - 1):+.0f} %"
+            cells += [f"{one[key]:.{digits}f}", change]
+        rows.append([*cells, f"{one['first_s']:.0f}"])
+    header = [f"{size}: changed", "CPU s / step", "", "wall s / step", "", "peak MB", "", "first pass, s"]
+    return markdown(header, rows)
 
 
 def main() -> None:
@@ -218,8 +211,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(CHANGES), choices=list(CHANGES), metavar="CHANGE")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--turns", type=int, default=3, help="times that each change runs")
-    parser.add_argument("--quick", action="store_true", help="a tiny model, one turn, nothing compiled: does it run?")
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # a turn's own process
+    parser.add_argument("--quick", action="store_true", help="a tiny model and one turn without compilation, for tests")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # in the process of a turn
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.one:

@@ -5,17 +5,14 @@
     python benchmarks/train_step.py --device cuda
 
 Both sides have the same random weights and see the same samples; first their losses and gradients are compared. On a
-CPU counted is user + system time of all threads; the ways take turns, each turn in its own process, so that a busy
-machine is the same for all, and the median counts. Memory is what a step needs beside weights and optimizer, at its
-peak. On a GPU samples per second and model FLOPs utilisation are measured over batches of realistic lengths.
+CPU, the measure is user + system time of all threads. The ways take turns, each in its own process, so that all meet
+the same busy machine, and the medians count. Memory is the peak of a step without weights and optimizer. On a GPU
+samples per second and model FLOPs utilisation are measured over batches of realistic lengths.
 """
 
 import argparse
-import ctypes
 import gc
 import json
-import statistics
-import subprocess
 import sys
 import time
 from contextlib import nullcontext
@@ -29,6 +26,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from measure import markdown, medians_by_turns, start_peak, status
 from obvious import ObviousModel, Padded
 
 from fvlm.batch import Batch
@@ -150,7 +148,7 @@ class Side:
             self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=rate, weight_decay=decay)
 
     def prepare(self, batch: Batch) -> Batch | Padded:
-        """What the data loader would hand over; not timed."""
+        """Return the batch as a data loader gives it; not timed."""
         return batch if self.way.ours else Padded.of(batch)
 
     def loss_sum(self, batch: Batch | Padded) -> torch.Tensor:
@@ -160,7 +158,7 @@ class Side:
             return self.model(batch.to(self.device))
 
     def backward(self, batch: Batch | Padded, scored: int) -> torch.Tensor:
-        """The mean loss, its gradients in the parameters."""
+        """Return the mean loss, and set the gradients of the parameters."""
         torch.set_float32_matmul_precision(self.way.matmul)
         loss = self.loss_sum(batch) / scored
         loss.backward()
@@ -183,42 +181,44 @@ class Side:
 
 
 def scored_tokens(batch: Batch) -> int:
-    """What both sides divide by."""
+    """Return the divisor of the loss on both sides."""
     return max(1, int(batch.loss_mask.sum()))
 
 
 def compare(run: schema.Run, batch: Batch, device: torch.device) -> dict[str, float]:
-    """Both sides in float32: their losses, and the largest distance of a gradient relative to its own norm."""
-    found = []
+    """Return both losses in float32, and the largest difference of a gradient relative to its norm."""
+    sides = []
     for way in (COMMON, "fvlm, float32"):  # one model in memory at a time
         side = Side(WAYS[way], run, device)
         loss = float(side.backward(side.prepare(batch), scored_tokens(batch)))
-        found.append((loss, side.gradients()))
-    losses, (theirs, ours) = zip(*found, strict=True)
+        sides.append((loss, side.gradients()))
+    losses, (theirs, ours) = zip(*sides, strict=True)
     if theirs.keys() != ours.keys():
         raise RuntimeError(f"gradients of one side only: {sorted(theirs.keys() ^ ours.keys())}")
     total = torch.stack([gradient.norm() for gradient in ours.values()]).norm()
-    # the gradient of a key's bias is zero but for rounding: such ones are compared with a thousandth of the whole
-    apart = {name: float((theirs[name] - g).norm() / torch.maximum(g.norm(), 1e-3 * total)) for name, g in ours.items()}
-    return {"obvious": losses[0], "fvlm": losses[1], "gradients": max(apart.values())}
+    # The gradient of a key's bias is zero except for rounding: such ones are compared with a thousandth of the total.
+    differences = {
+        name: float((theirs[name] - g).norm() / torch.maximum(g.norm(), 1e-3 * total)) for name, g in ours.items()
+    }
+    return {"obvious": losses[0], "fvlm": losses[1], "gradients": max(differences.values())}
 
 
 def check(run: schema.Run, batches: list[Batch], one: Batch, device: torch.device) -> dict[str, dict[str, float]]:
-    """One sample, where nothing is padded, and a batch, where the masks must be right.
+    """Compare the sides on one sample, which has no padding, and on a batch, which needs the masks.
 
-    raises   RuntimeError if the sides differ by more than float32 may
+    raises   RuntimeError if the sides differ by more than the rounding of float32
     """
-    found = {"one sample": compare(run, one, device), "a batch": compare(run, batches[0], device)}
-    for name, case in found.items():
+    cases = {"one sample": compare(run, one, device), "a batch": compare(run, batches[0], device)}
+    for name, case in cases.items():
         if abs(case["obvious"] / case["fvlm"] - 1) > 1e-5 or case["gradients"] > 1e-4:
             raise RuntimeError(f"{name}: the sides do not compute the same: {case}")
-    return found
+    return cases
 
 
 def turn(run: schema.Run, batches: list[Batch], short: Batch, way: str) -> dict[str, float]:
-    """CPU seconds of a step, all threads; and MB (2^20 bytes) of this process at the peak, above what it held before.
+    """Return the CPU seconds of a step, all threads, and the peak memory above that before the steps, MB (2^20 bytes).
 
-    short   a batch for warming up; then weights, moments and kernels are there
+    short   a batch for the warm-up, after which weights, moments and kernels are in memory
     """
     side = Side(WAYS[way], run, torch.device("cpu"))
     side.step(side.prepare(short), scored_tokens(short))
@@ -232,40 +232,13 @@ def turn(run: schema.Run, batches: list[Batch], short: Batch, way: str) -> dict[
     return {"seconds": seconds, "peak_mb": (status("VmHWM") - before) / 1024}
 
 
-def start_peak() -> None:
-    """Give freed memory back and let the kernel's record of this process's peak start anew. Linux only."""
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def status(field: str) -> int:
-    """KiB."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1])
-
-
 def turns_of(size: str, args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Medians over the turns of each way, each in a process of its own."""
-    took: dict[str, list[dict]] = {way: [] for way in args.ways}
-    for _ in range(args.turns):
-        for way in args.ways:
-            command = [
-                sys.executable,
-                __file__,
-                "--sizes",
-                size,
-                "--ways",
-                way,
-                "--threads",
-                str(args.threads),
-                "--one",
-            ]
-            said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-            took[way].append(json.loads(said))
-            print(f"{size}, {way}: {took[way][-1]}", file=sys.stderr, flush=True)
-    return {
-        way: {key: statistics.median(turn[key] for turn in found) for key in found[0]} for way, found in took.items()
-    }
+    """Return the medians over the turns of each way."""
+
+    def command(way: str) -> list[str]:
+        return [__file__, "--sizes", size, "--ways", way, "--threads", str(args.threads), "--one"]
+
+    return medians_by_turns(args.ways, args.turns, command, size)
 
 
 def throughput(run: schema.Run, size: Size, batches: list[Batch], way: str, device: torch.device) -> dict:
@@ -303,7 +276,7 @@ def inputs(size: Size) -> tuple[schema.Run, list[Batch], Batch]:
 
 
 def measure(name: str, args: argparse.Namespace) -> dict:
-    """Everything about one size."""
+    """Return all measurements of one size."""
     device = torch.device(args.device)
     size = (ON_GPU if args.throughput else SIZES)[name]
     run, batches, one = inputs(size)
@@ -315,41 +288,40 @@ def measure(name: str, args: argparse.Namespace) -> dict:
 
 
 def table(results: list[dict], throughput: bool) -> str:
-    """Markdown: per size and way the cost, and how many times less it is than the obvious way's."""
+    """Return a Markdown table: per size and way the cost, and how many times lower it is than the obvious way's."""
+    rows = []
     if throughput:
-        lines = ["| size | | samples / s | TFLOP/s | utilisation | memory, GB |", "| --- | --- |" + " ---: |" * 4]
         for result in results:
-            for way, found in result["throughput"].items():
-                rest = (f"{found[key]:.3g}" if found[key] is not None else "" for key in ("tflops", "mfu", "memory_gb"))
-                lines.append(f"| {result['size']} | {way} | {found['samples_per_s']:.1f} | " + " | ".join(rest) + " |")
-        return "\n".join(lines)
-    lines = ["| size | | CPU s / step | times less | peak MB | times less |", "| --- | --- |" + " ---: |" * 4]
+            for way, one in result["throughput"].items():
+                rest = (f"{one[key]:.3g}" if one[key] is not None else "" for key in ("tflops", "mfu", "memory_gb"))
+                rows.append([result["size"], way, f"{one['samples_per_s']:.1f}", *rest])
+        return markdown(["size", "", "samples / s", "TFLOP/s", "utilisation", "memory, GB"], rows, words=2)
     for result in results:
         base = result["ways"].get(COMMON)
-        for way, found in result["ways"].items():
-            cells = [f"{found['seconds']:.3f}", "", f"{found['peak_mb']:.0f}", ""]
+        for way, one in result["ways"].items():
+            cells = [f"{one['seconds']:.3f}", "", f"{one['peak_mb']:.0f}", ""]
             if base:
-                cells[1], cells[3] = (f"{base[key] / found[key]:.2f}" for key in ("seconds", "peak_mb"))
-            lines.append(f"| {result['size']} | {way} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+                cells[1], cells[3] = (f"{base[key] / one[key]:.2f}" for key in ("seconds", "peak_mb"))
+            rows.append([result["size"], way, *cells])
+    return markdown(["size", "", "CPU s / step", "times less", "peak MB", "times less"], rows, words=2)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="*", help="135M, demo; on a GPU 135M, 360M")
-    parser.add_argument("--ways", nargs="*", choices=list(WAYS), metavar="WAY", help="all if left out")
+    parser.add_argument("--ways", nargs="*", choices=list(WAYS), metavar="WAY", help="(default: all)")
     parser.add_argument("--turns", type=int, default=5, help="times that each way runs")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument(
-        "--throughput", action="store_true", help="samples per second instead of CPU time; on a GPU always"
+        "--throughput", action="store_true", help="measure samples per second instead of CPU time (always on a GPU)"
     )
-    parser.add_argument("--quick", action="store_true", help="a tiny model, one turn: does it run at all?")
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # a turn's own process
+    parser.add_argument("--quick", action="store_true", help="a tiny model and one turn, for tests")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # in the process of a turn
     args = parser.parse_args()
     args.throughput |= args.device == "cuda"
-    # without TF32 a GPU's float32 is not what anyone trains in
+    # On a GPU nobody trains in float32 without TF32.
     args.ways = args.ways or [w for w in WAYS if args.device == "cpu" or not w.endswith("float32")]
     sizes = ON_GPU if args.throughput else SIZES
     args.sizes = args.sizes or (["smoke"] if args.quick else [name for name in sizes if name != "smoke"])

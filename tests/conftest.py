@@ -1,4 +1,4 @@
-"""A copy of the workflow in a folder of its own, and a finished smoke study shared by the tests that only look."""
+"""Fixtures: a copy of the workflow, the finished smoke study, and shards to train on."""
 
 import os
 import re
@@ -13,9 +13,7 @@ from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("Snakefile", "rules", "config", "workflow", "envs", "src")
-
-
-MOST_WORKERS = 4  # of pytest; each holds a torch and up to 2 GB
+MOST_WORKERS = 4  # of pytest; each needs up to 2 GB
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -23,14 +21,14 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items):
-    """A worker runs a whole file; those that take longest begin."""
+    """Sort the longest files to the front, since a worker runs a whole file."""
     first = ("test_workflow", "test_slurm")
     items.sort(key=lambda item: first.index(item.path.stem) if item.path.stem in first else len(first))
 
 
 @dataclass
 class Workflow:
-    """A checkout in `folder`; its own src/ is what its jobs import."""
+    """A checkout in `folder`; its jobs import the package from its src/."""
 
     folder: Path
 
@@ -47,14 +45,14 @@ class Workflow:
         )
 
     def run(self, *arguments: str, ok: bool = True) -> str:
-        """Run snakemake to its end; returns what it printed."""
+        """Run snakemake to its end; returns its output."""
         process = self.start(*arguments)
-        said, _ = process.communicate()
-        assert (process.returncode == 0) == ok, said[-6000:]
-        return said
+        output, _ = process.communicate()
+        assert (process.returncode == 0) == ok, output[-6000:]
+        return output
 
     def planned(self, *arguments: str) -> dict[str, int]:
-        """What a dry run would do: rule -> jobs, without the targets that only gather."""
+        """Return the jobs of a dry run: rule -> number, without the targets."""
         return jobs(self.run("-n", *arguments))
 
     def fvlm(self, *arguments: str) -> subprocess.CompletedProcess:
@@ -73,13 +71,13 @@ class Workflow:
         path.write_text(text.replace(old, new))
 
 
-def jobs(said: str) -> dict[str, int]:
-    """The table 'Job stats' of Snakemake's output: rule -> number of jobs."""
-    if "Nothing to be done" in said:
+def jobs(output: str) -> dict[str, int]:
+    """Return the table 'Job stats' of Snakemake's output: rule -> number of jobs."""
+    if "Nothing to be done" in output:
         return {}
-    table = said.split("Job stats:")[1].split("\ntotal ")[0]
-    found = dict(re.findall(r"^(\w+) +(\d+)\s*$", table, re.MULTILINE))
-    return {name: int(count) for name, count in found.items() if name != "all"}
+    table = output.split("Job stats:")[1].split("\ntotal ")[0]
+    counts = dict(re.findall(r"^(\w+) +(\d+)\s*$", table, re.MULTILINE))
+    return {name: int(count) for name, count in counts.items() if name != "all"}
 
 
 def copy_of_workflow(folder: Path) -> Workflow:
@@ -101,36 +99,36 @@ def workflow(tmp_path) -> Workflow:
 
 @pytest.fixture(scope="session")
 def finished_smoke(tmp_path_factory) -> Workflow:
-    """The smoke study, finished by the first of pytest's workers that asks for it; `kept/` is for the others."""
+    """The finished smoke study. The first pytest worker that needs it runs it, and copies its results to kept/."""
     shared = tmp_path_factory.getbasetemp()
     shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
-    workflow, said = Workflow(shared / "smoke/checkout"), shared / "smoke/said.txt"
+    workflow, log = Workflow(shared / "smoke/checkout"), shared / "smoke/output.txt"
     with FileLock(shared / "smoke.lock"):
-        if not said.exists():
+        if not log.exists():
             copy_of_workflow(workflow.folder)
-            text = workflow.run("--configfile", "config/smoke.yaml")
+            output = workflow.run("--configfile", "config/smoke.yaml")
             results = workflow.folder / "results/smoke"
             shutil.copytree(results, workflow.folder / "kept", copy_function=os.link)
-            said.write_text(text)
+            log.write_text(output)
     return workflow
 
 
 @pytest.fixture(scope="session")
 def smoke(finished_smoke) -> Workflow:
-    """The smoke study, finished, for the tests of test_workflow.py, which change it."""
-    finished_smoke.said = (finished_smoke.folder.parent / "said.txt").read_text()
+    """The finished smoke study, for the tests of test_workflow.py, which change it; `said` is Snakemake's output."""
+    finished_smoke.said = (finished_smoke.folder.parent / "output.txt").read_text()
     return finished_smoke
 
 
 @pytest.fixture(scope="session")
 def smoke_results(finished_smoke) -> Path:
-    """Results of the smoke study, finished and never changed."""
+    """The results of the smoke study, which no test changes."""
     return finished_smoke.folder / "kept"
 
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory) -> Path:
-    """Results folder with the shards and indices of small sources, to train on."""
+    """A results folder with shards and indices of small sources to train on."""
     from tests.train_cases import prepare
 
     results = tmp_path_factory.mktemp("results")
@@ -139,7 +137,7 @@ def prepared(tmp_path_factory) -> Path:
 
 
 def parse(module: str, arguments: list[str]):
-    """Arguments of a command as its `main` gets them."""
+    """Return the parsed arguments of a command."""
     import argparse
     import importlib
 

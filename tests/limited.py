@@ -1,4 +1,4 @@
-"""Work in a process whose memory is limited."""
+"""Calls in a process with limited memory."""
 
 import multiprocessing
 import resource
@@ -13,33 +13,33 @@ GIB = 1 << 30
 
 
 def within(memory: int, work: Callable, *arguments: object, **options: object) -> str:
-    """What `work` returned or raised in a process that may take so many bytes more than it has.
+    """Return the repr of what `work` returns, or the type and message of its error, in a process with limited memory.
 
-    It is no fork of this one, whose threads may hold locks that nobody would ever open there.
+    memory      bytes that the process may allocate; a fork of this process could inherit locked locks, so it is none
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.limited", "fvlm.data.decode.video", "fvlm.data.readers", "fvlm.model.build"])
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_limited, args=(there, memory, work, arguments, options))
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_limited, args=(sender, memory, work, arguments, options))
     process.start()
-    there.close()
+    sender.close()
     try:
-        assert here.poll(120), "no answer after two minutes"
-        said = here.recv()
+        assert receiver.poll(120), "no answer after two minutes"
+        answer = receiver.recv()
     except EOFError:
-        said = ""
+        answer = ""
     finally:
         process.kill()
         process.join()
-    assert said, f"ended with status {process.exitcode}"
-    return said
+    assert answer, f"ended with status {process.exitcode}"
+    return answer
 
 
-def _limited(answer: Connection, memory: int, work: Callable, arguments: tuple, options: dict) -> None:
-    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (taken + memory, taken + memory))
+def _limited(sender: Connection, memory: int, work: Callable, arguments: tuple, options: dict) -> None:
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
     try:
-        said = repr(work(*arguments, **options))
+        answer = repr(work(*arguments, **options))
     except (MediaError, UserError, MemoryError, OSError, ValueError) as error:
-        said = f"{type(error).__name__} {getattr(error, 'reason', '')} {error}"
-    answer.send(said[:4000])
+        answer = f"{type(error).__name__} {getattr(error, 'reason', '')} {error}"
+    sender.send(answer[:4000])

@@ -1,4 +1,4 @@
-"""The benchmark of the decoders runs and reports its measurements."""
+"""The benchmark of the decoders runs on every way that is installed with the package."""
 
 import json
 import subprocess

@@ -1,135 +1,152 @@
-"""Evaluation: every look is taken over the same samples, and 'another sample's frames' are another video's."""
+"""Scoring: each held-out sample once per mode and kind of frames, with the loss that it has alone."""
 
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
+from fvlm.batch import Batch
 from fvlm.data.batches.loader import Steps
-from fvlm.evaluate.losses import Scored, batches_by_source, held_out_samples, identity, score
-from fvlm.evaluate.maps import fixed_videos, maps_of
-from fvlm.model.build import build_model
-from tests.loader_cases import make_results, preference_run, run_of
+from fvlm.evaluate.losses import batches_by_source, held_out_samples, score
+from tests.evaluate_cases import PICTURES, QUESTIONS, VIDEOS, has_frames, make_held_out, model_of, run_of
+from tests.loader_cases import preference_run, spoken
+
+FOVEATED = ("coarse_only", "coarse_fine", "autoregressive")
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    return make_results(tmp_path_factory.mktemp("evaluate") / "results")
+    return make_held_out(tmp_path_factory.mktemp("evaluate") / "results")
 
 
-def scored(run, study) -> list[dict]:
-    """The rows of a run's evaluation, by a model that has learnt nothing."""
-    model, steps = build_model(run.model, 0).eval(), held_out_samples(run, study)
-    with torch.no_grad():
-        return [
-            row
-            for members, videos in batches_by_source(steps)
-            for row in score(run, model, steps.batch(members), study, videos)
-        ]
+@torch.no_grad()
+def scored(run, study, model=None) -> tuple[Steps, list[dict]]:
+    model, steps = model or model_of(run), held_out_samples(run, study)
+    batches = [score(run, model, steps.batch(places), study, videos) for places, videos in batches_by_source(steps)]
+    return steps, [row for rows in batches for row in rows]
 
 
-def looks_of(rows: list[dict]) -> dict[tuple, dict[str, dict]]:
-    found = defaultdict(dict)
+def by_look(rows: list[dict]) -> dict[tuple, dict[str, dict]]:
+    """(order, mode, frames) -> key -> row; fails if a sample is scored twice."""
+    looks = defaultdict(dict)
     for row in rows:
-        assert found[row["order"], row["mode"], row["frames"]].setdefault(row["key"], row) is row
-    return found
+        look = looks[row["order"], row["mode"], row["frames"]]
+        assert row["key"] not in look
+        look[row["key"]] = row
+    return looks
 
 
-def test_a_run_with_questions_first_is_scored_in_both_orders_over_the_same_samples(results):
-    run, study = run_of(results, **{"data.question_first": 0.5})
-    looks = looks_of(scored(run, study))
-    assert {order for order, _, _ in looks} == {"video_first", "question_first"} and len(looks) == 2 * 5
-    tokens = [{key: row["tokens"] for key, row in rows.items()} for rows in looks.values()]
-    assert all(one == tokens[0] for one in tokens) and len(tokens[0]) > 12
-    for mode, frames in {(mode, frames) for _, mode, frames in looks}:
-        both = [looks[order, mode, frames] for order in ("video_first", "question_first")]
-        for key in both[0]:
-            one, other = (rows[key]["loss_sum"] for rows in both)
-            same = frames == "none" or both[0][key]["kind"] == "text"
-            assert (abs(one - other) <= 1e-5 * one) == same, (mode, frames, key)
+def showing(batch: Batch, other: Batch) -> Batch:
+    """One sample's text with the frames of another sample."""
+    return replace(batch, frames=other.frames, frame_index=other.frame_index, frame_counts=other.frame_counts)
 
 
-def test_a_run_with_the_video_first_is_scored_in_that_order_alone(results):
-    looks = looks_of(scored(*run_of(results)))
-    assert {order for order, _, _ in looks} == {"video_first"} and len(looks) == 5
+@pytest.mark.parametrize(
+    ("make_run", "settings", "modes"),
+    [
+        (run_of, {"data.question_first": 0.3}, FOVEATED),
+        (run_of, {"model.fine_pass": False}, FOVEATED),
+        (run_of, {"model.architecture": "multi_token"}, ("direct",)),
+        (run_of, {"model.architecture": "blind"}, ("direct",)),
+        (preference_run, {}, FOVEATED),
+    ],
+    ids=["question first", "coarse only", "pooled tokens", "no frames", "preferences"],
+)
+@torch.no_grad()
+def test_each_loss_is_that_of_the_sample_alone(results, make_run, settings, modes):
+    """Own frames in every mode, no frames, and the frames of a sample of another video; texts have no frames."""
+    run, study = make_run(results, **settings)
+    model = model_of(run)
+    steps, rows = scored(run, study, model)
+    trained = run.model.training_mode
+    alone = {batch.keys[0]: batch for batch in (steps.batch([i]) for i in range(len(steps.order)))}
+    video = {row["key"]: row["group"] for row in rows}
+    orders = ["video_first", "question_first"] if run.data.question_first else ["video_first"]
+    looks = by_look(rows)
+    assert set(looks) == {
+        *((order, mode, "own") for order in orders for mode in modes),
+        *((order, "blind", "none") for order in orders),
+        *((order, trained, "other") for order in orders),
+    }
+    for (order, mode, frames), samples in looks.items():
+        assert samples.keys() == alone.keys()  # each sample once
+        batches = {k: batch.video_first() if order == "video_first" else batch for k, batch in alone.items()}
+        for i, (key, row) in enumerate(samples.items()):
+            batch = batches[key]
+            assert row["tokens"] == int(batch.loss_mask.sum()) and row["source"] == batch.sources[0]
+            if frames == "none":
+                candidates = [model(batch.without_frames(), trained)]
+            elif frames == "own" or not batch.frame_counts[0]:
+                candidates = [model(batch, mode)]
+            elif i % 3:  # a third of the samples is checked, since each is compared with all samples of other videos
+                continue
+            else:
+                candidates = (
+                    model(showing(batch, other), trained)
+                    for name, other in batches.items()
+                    if other.sources == batch.sources and video[name] != video[key]
+                )
+            losses = (candidate.loss_sum_B.item() for candidate in candidates)
+            assert any(row["loss_sum"] == pytest.approx(loss, rel=1e-9) for loss in losses), (key, mode, frames)
 
 
-def test_the_video_is_first_as_if_there_were_no_other_order(results):
-    """The rows of one order do not depend on whether the other is scored too."""
-    alone = looks_of(scored(*run_of(results)))
-    both = looks_of(scored(*run_of(results, **{"data.question_first": 0.5})))
-    for look, rows in alone.items():
-        for key, row in rows.items():
-            assert row["loss_sum"] == pytest.approx(both[look][key]["loss_sum"], rel=1e-5)
+def test_other_frames_are_not_the_own_ones(results):
+    """A random model's loss with another video's frames differs from the loss with its own; a text's does not."""
+    looks = by_look(scored(*run_of(results))[1])
+    own, other = looks["video_first", "coarse_fine", "own"], looks["video_first", "coarse_fine", "other"]
+    for key in own:
+        differ = own[key]["loss_sum"] != pytest.approx(other[key]["loss_sum"], rel=1e-9)
+        assert differ == has_frames(key), key
 
 
-def test_a_blind_run_says_the_same_whatever_is_shown(results):
-    looks = looks_of(scored(*run_of(results, **{"model.architecture": "blind", "data.question_first": 1.0})))
-    video_first = {look[1:] for look in looks if look[0] == "video_first"}
-    assert video_first == {("direct", "own"), ("blind", "none"), ("direct", "other")}
-    for key in (rows := looks["video_first", "direct", "own"]):
-        for look in looks.values():
-            assert look[key]["loss_sum"] == rows[key]["loss_sum"] and look[key]["entropy"] is None
-
-
-def test_a_preference_run_is_evaluated_on_its_chosen_answers(results):
-    run, study = preference_run(results)
-    steps = held_out_samples(run, study)
-    assert isinstance(steps, Steps) and steps.loss == "answers" and not steps.order.rejected_tokens.any()
-    looks = looks_of(scored(run, study))
-    index = steps.corpus.indices[0]
-    answers = dict(zip(index.keys.tolist(), index.answer_tokens.tolist(), strict=True))
-    assert len(looks) == 5
-    for rows in looks.values():
-        assert len(rows) == len(steps.order) > 4
-        assert all(row["tokens"] == answers[key] and row["kind"] == "preference" for key, row in rows.items())
-
-
-@pytest.mark.parametrize("share", [0.0, 1.0])
-def test_maps_of_the_fixed_videos(results, share):
-    run, study = run_of(results, **{"data.question_first": share})
-    model, side = build_model(run.model, 0).eval(), round(run.model.encoder.patches**0.5)
-    steps = fixed_videos(run, study, 2)
-    for k in range(len(steps)):
-        (batch,) = steps[k]
-        assert bool(batch.question_counts[0]) == bool(share)
-        with torch.no_grad():
-            maps = maps_of(batch, model(batch, "coarse_fine", with_attention=True), side)
-        count = len(batch.frame_index)
-        assert maps["frames"].shape == (count, 224, 224, 3) and maps["entropy_fine"].shape == (count,)
-        for name in ("fine", "coarse"):
-            assert maps[name].shape == (count, side, side) and np.isfinite(maps[name]).all()
-        assert (maps["entropy_fine"] > 0).all()
-    assert len(steps) == 2
-
-
-def test_what_was_scored_is_kept_whole_and_for_the_same_evaluation_alone(tmp_path):
-    path, rows = tmp_path / "scored.jsonl", [[{"loss_sum": 0.1 + 0.2, "entropy": None}], [{"loss_sum": 1 / 3}]]
-    scored = Scored(path, "one")
-    for batch in rows:
-        scored.append(batch)
-    with path.open("a") as file:
-        file.write('{"step": 3, "rows": [{"lo')  # as a kill leaves it
-    again = Scored(path, "one")
-    assert again.batches == rows and again.rows == [*rows[0], *rows[1]]
-    again.append(rows[0])
-    assert len(Scored(path, "one")) == 3
-    assert len(Scored(path, "other")) == 0 and len(Scored(path, "one")) == 0
-
-
-def test_an_evaluation_is_known_by_its_weights_its_samples_and_its_precision(results, tmp_path):
+def test_batches_hold_each_sample_once_and_no_video_twice(results):
     run, study = run_of(results)
     steps = held_out_samples(run, study)
-    (tmp_path / "model").mkdir()
-    for name in ("run.json", "best.safetensors"):
-        (tmp_path / "model" / name).write_text("one")
-    found = [identity(run, study, tmp_path, steps, torch.device("cpu"))]
-    elsewhere = run.model_copy(update={"train": run.train.model_copy(update={"precision": "bfloat16"})})
-    found.append(identity(elsewhere, study, tmp_path, steps, torch.device("cuda")))
-    steps.corpus.rows[0] = steps.corpus.rows[0][1:]
-    found.append(identity(run, study, tmp_path, steps, torch.device("cpu")))
-    (tmp_path / "model/best.safetensors").write_text("other")
-    found.append(identity(run, study, tmp_path, steps, torch.device("cpu")))
-    assert len(set(found)) == 4
-    assert identity(run, study, tmp_path, steps, torch.device("cpu")) == found[-1]
+    batches = batches_by_source(steps)
+    assert Counter(place for places, _ in batches for place in places) == Counter(range(len(steps.order)))
+    for places, videos in batches:
+        assert len(set(videos)) == len(videos) == len(places)
+        assert len(set(steps.order.source[places])) == 1
+    counted = Counter(video for _, videos in batches for video in videos)
+    assert Counter(counted.values())[QUESTIONS] >= VIDEOS // 2  # the case is there: videos with several samples
+    frames = steps.corpus.indices[1].frames[steps.corpus.rows[1]].tolist()
+    assert set(frames) == {1, 3} and len(frames) > PICTURES // 2  # single images and sets of three
+
+
+@torch.no_grad()
+def test_no_pixel_reaches_a_blind_score(results):
+    run, study = run_of(results, **{"data.question_first": 0.3})
+    steps, model = held_out_samples(run, study), model_of(run)
+    places, videos = batches_by_source(steps)[0]
+    batch = steps.batch(places)
+    changed = replace(batch, frames=255 - batch.frames)
+    before, after = (by_look(score(run, model, one, study, videos)) for one in (batch, changed))
+    for look in before:
+        for key in before[look]:
+            same = before[look][key]["loss_sum"] == after[look][key]["loss_sum"]
+            assert same == (look[2] == "none"), look
+
+
+def test_of_a_preference_pair_the_chosen_answer_is_scored(results):
+    run, study = preference_run(results)
+    steps, rows = scored(run, study)
+    assert {row["kind"] for row in rows} == {"preference"} and len(steps.order) > 4
+    for i in range(len(steps.order)):
+        sample = steps.batch([i])
+        (answer,) = spoken(steps.tokenizer, sample.token_ids.numpy(), sample.loss_mask.numpy())
+        assert answer.startswith("it is") and "no," not in answer, answer
+
+
+def test_losses_and_entropies_are_in_nats(results):
+    """Zero weights give equal logits and equal attention: ln V per scored token, and ln of patches and CLS token."""
+    run, study = run_of(results)
+    model = model_of(run)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    for row in scored(run, study, model)[1]:
+        assert row["loss_sum"] == pytest.approx(row["tokens"] * math.log(run.model.language.vocabulary))
+        looked = row["frames"] == "own" and has_frames(row["key"])
+        assert row["entropy"] == (pytest.approx(math.log(model.config.encoder.patches + 1)) if looked else None)

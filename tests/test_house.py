@@ -1,4 +1,4 @@
-"""What surrounds the code: documents, pins, schemas, and habits that hold for every file."""
+"""Documents, pins, schemas, and rules that every file follows."""
 
 import re
 from importlib.metadata import packages_distributions
@@ -20,18 +20,18 @@ ROOT = Path(__file__).resolve().parents[1]
 MADE = {".git", ".venv", ".snakemake", ".pytest_cache", ".ruff_cache", ".hypothesis", "__pycache__"}
 RULES = [ROOT / "Snakefile", *sorted((ROOT / "rules").glob("*.smk"))]
 ENVIRONMENTS = ("decode", "train", "report", "analysis")
-UNUSED = {"report": {"decord", "transformers"}}  # imported in functions that an environment's commands do not call
+UNUSED = {"report": {"decord", "transformers"}}  # imported in functions that its commands do not call
 
 
 def files() -> list[Path]:
-    """Every file of the project; nothing that is made from it."""
-    found = []
+    """Return every file of the project without what is made from them."""
+    result = []
     for path in sorted(ROOT.rglob("*")):
         parts = path.relative_to(ROOT).parts
         made = MADE.intersection(parts) or any(part.endswith(".egg-info") for part in parts)
         if path.is_file() and not made and (parts[0] != "results" or parts[1:] == ("README.md",)):
-            found.append(path)
-    return found
+            result.append(path)
+    return result
 
 
 def texts() -> dict[str, str]:
@@ -41,15 +41,15 @@ def texts() -> dict[str, str]:
 
 def pins() -> dict[str, Requirement]:
     lines = [line.strip() for line in (ROOT / "requirements.lock").read_text().splitlines()]
-    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    return {canonicalize_name(requirement.name): requirement for requirement in found}
+    pinned = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(requirement.name): requirement for requirement in pinned}
 
 
 # --- documents ---
 
 
 def commands(text: str) -> list[str]:
-    """The lines of all code blocks that start with a command."""
+    """Return the lines of all code blocks that start with a command."""
     blocks = re.findall(r"```(?:bash|sh|console)?\n(.*?)```", text, re.DOTALL)
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if re.match(r"(\w+=\S+ )*(make|snakemake|fvlm|python)\b", line)]
@@ -71,7 +71,7 @@ def test_the_commands_of_a_document_exist(document):
 
 
 @pytest.mark.parametrize("document", documents())
-def test_the_links_of_a_document_lead_somewhere(document):
+def test_the_links_of_a_document_exist(document):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", texts()[document]):
         if "://" not in target:
             assert ((ROOT / document).parent / target).exists(), f"{document}: {target}"
@@ -82,7 +82,7 @@ def test_the_readme_gives_the_two_commands():
     assert "make demo" in commands(readme) and "make test" in commands(readme)
 
 
-def test_the_readme_shows_the_tree_that_there_is():
+def test_the_tree_of_the_readme_exists():
     tree = re.search(r"```\n(Snakefile.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert tree, "README.md shows no tree that starts with Snakefile"
     folder = ""
@@ -93,18 +93,13 @@ def test_the_readme_shows_the_tree_that_there_is():
         assert (ROOT / path).exists(), f"README.md names {path}"
 
 
-def test_the_licence_is_the_whole_apache_licence():
-    licence = (ROOT / "LICENSE").read_text()
-    assert "Apache License" in licence and "END OF TERMS AND CONDITIONS" in licence and len(licence) > 11_000
-
-
 def test_the_citation_and_the_package_have_one_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert str(citation["version"]) == fvlm.__version__ and citation["license"] == "Apache-2.0"
 
 
 def test_the_example_of_own_videos_resolves(tmp_path):
-    """The source and the study of docs/your-own-videos.md, as they stand there."""
+    """The source and the study of docs/your-own-videos.md, word for word."""
     page = (ROOT / "docs/your-own-videos.md").read_text()
     entry, study = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[:2]
     for name in ("models", "baseline", "stages", "ablations", "scaling", "config"):
@@ -119,11 +114,10 @@ def test_the_example_of_own_videos_resolves(tmp_path):
 # --- pins ---
 
 
-def test_the_lock_pins_all_that_the_package_needs():
+def test_the_lock_pins_each_dependency_of_the_package():
     project = (ROOT / "pyproject.toml").read_text()
     listed = re.findall(r'^    "([^"]+)",$|^dev = \[(.+)\]$', project, re.MULTILINE)
     wanted = [name for name, _ in listed if name] + re.findall(r'"([^"]+)"', listed[-1][1])
-    assert len(wanted) > 15
     for text in wanted:
         requirement = Requirement(text)
         pin = pins().get(canonicalize_name(requirement.name))
@@ -151,19 +145,19 @@ def test_an_environment_has_the_pins_of_the_lock(name):
 
 
 def commands_in(environment: str) -> set[str]:
-    """The fvlm commands of the rules that run in a conda environment."""
-    found = set()
+    """Return the fvlm commands of the rules that run in a conda environment."""
+    result = set()
     for path in sorted((ROOT / "rules").glob("*.smk")):
         for rule in re.split(r"^(?:use )?rule ", path.read_text(), flags=re.MULTILINE):
             if f"envs/{environment}.yaml" in rule:
-                found |= set(re.findall(r"python -m fvlm ([\w-]+)", rule))
-    return found
+                result |= set(re.findall(r"python -m fvlm ([\w-]+)", rule))
+    return result
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_an_environment_has_all_that_its_commands_import(name):
+def test_an_environment_has_each_package_that_its_commands_import(name):
     reached = layout.reached_from({COMMANDS[command][0] for command in commands_in(name)} | {"fvlm.__main__"})
-    imported = {module for found in reached for module in layout.outside(found)}
+    imported = {library for module in reached for library in layout.outside(module)}
     known = packages_distributions()
     packages = {canonicalize_name(known[module][0]) for module in imported if module in known} - {"fvlm"}
     packages -= UNUSED.get(name, set())
@@ -182,7 +176,7 @@ def test_the_page_of_the_configuration_names_every_key_of_a_source():
     assert missing == []
 
 
-# --- habits ---
+# --- every file ---
 
 
 def test_a_source_file_has_fewer_than_400_lines():
@@ -192,16 +186,16 @@ def test_a_source_file_has_fewer_than_400_lines():
 
 
 def test_no_file_names_a_machine_or_a_package_index():
-    """No absolute path of somebody's machine and no host of an index: they belong to the user's settings."""
+    """Absolute paths of a machine and hosts of an index belong to the user's settings."""
     folders = "|".join(("home", "root", "Users", "workspace", "work", "mnt", "scratch", "opt"))
     hosts = "|".join(("pypi" + r"\.org", "pythonhosted" + r"\.org", "download" + r"\.pytorch", "anaconda" + r"\.org"))
     pattern = re.compile(rf"(?<![\w.~}}/*-])/({folders})/\w+|({hosts})")
     for name, text in texts().items():
-        found = pattern.search(text)
-        assert not found, f"{name}: {found.group()}"
+        match = pattern.search(text)
+        assert not match, f"{name}: {match.group()}"
 
 
-def test_only_one_kind_of_line_end_and_no_trailing_space():
+def test_lines_end_with_a_line_feed_and_without_spaces():
     for name, text in texts().items():
         assert "\r" not in text, name
         assert not re.search(r"[ \t]+$", text, re.MULTILINE), name
@@ -252,7 +246,7 @@ use rule train as train_stage with:
     assert rule_code.code_in(text) == []
 
 
-def test_the_profiles_are_found_and_retrain_nothing_by_accident():
+def test_the_profiles_do_not_retrain_after_a_change_of_code():
     assert (ROOT / "profiles").resolve() == (ROOT / "workflow/profiles").resolve()
     for path in sorted((ROOT / "workflow/profiles").glob("*/config.yaml")):
         profile = yaml.safe_load(path.read_text())

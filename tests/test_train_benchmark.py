@@ -1,4 +1,4 @@
-"""The benchmark of the training step compares two models that compute the same."""
+"""The benchmark of the training step runs, and compares two models that compute the same loss."""
 
 import json
 import runpy
@@ -23,20 +23,18 @@ def test_both_sides_compute_the_same_loss_and_gradients(tmp_path):
 
 
 def test_the_parts_of_a_step_change_no_loss():
-    """The script refuses a change whose first loss differs from that of the unchanged step."""
+    """The benchmark stops if the first loss with a change is not that of the unchanged step."""
     script = SCRIPT.with_name("step_parts.py")
     names = ["anew", "padded", "all-logits"]
     command = [sys.executable, script, "--quick", "--only", *names]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert printed.count("\n|") == 2 + len(names) and "keys and values made anew by each reading" in printed
+    assert printed.count("\n|") == 2 + len(names) and "keys and values computed again by each reading" in printed
 
 
-def test_a_side_with_other_weights_is_refused():
-    """Text-only samples, repeated images and padding in one batch; then one weight is moved on one side."""
+def test_a_wrong_side_is_noticed():
+    """The batch has text-only samples, repeated images and padding; then one weight differs on one side."""
     script = runpy.run_path(str(SCRIPT))
     run, batches, one = script["inputs"](script["ON_GPU"]["smoke"])
-    kinds = {(frames > 0) for batch in batches for frames in batch.frame_counts.tolist()}
-    assert kinds == {True, False}
     device = script["torch"].device("cpu")
     script["check"](run, batches, one, device)
 

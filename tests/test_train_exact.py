@@ -275,9 +275,9 @@ def test_results_of_another_configuration_are_deleted(prepared, tmp_path, monkey
     study = study_file(prepared, tmp_path, "baseline", settings)
     folder = tmp_path / "results/runs/baseline"
     assert main(["train", "baseline", "--study", str(study)]) == 0
-    assert (folder / "attention/step_00000001.png").exists()
+    assert (folder / "attention/step_00000001.npz").exists()
     changes = {"ablations": {"baseline": {**settings, "train.evaluations": 1, **TOO_FAST}}}
     study.write_text(yaml.safe_dump(content_in(tmp_path / "results", **changes)))
     assert main(["train", "baseline", "--study", str(study)]) == 2
-    assert [path.name for path in folder.glob("attention/*.png")] == ["step_00000000.png"]
+    assert [path.name for path in folder.glob("attention/*")] == ["step_00000000.npz"]
     assert not (folder / "run_summary.json").exists()

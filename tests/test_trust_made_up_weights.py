@@ -1,7 +1,8 @@
-"""As `test_trust_made_up.py`, for arrays, tokenizers, weights and checkpoints."""
+"""Made-up arrays, tokenizers, weights and checkpoints are refused without running code or exhausting memory."""
 
 import json
 import os
+import re
 import struct
 import zipfile
 from dataclasses import fields
@@ -52,19 +53,19 @@ def npz(path: Path, about: str, content: bytes = b"", version: bytes = b"\1\0") 
     ],
     ids=["no bytes", "no rows", "negative", "brackets", "signs"],
 )
-def test_a_header_of_an_array_that_makes_no_sense_is_no_index(tmp_path, about):
-    said = within(GIB // 4, load_index, npz(tmp_path / "a.npz", about, bytes(40 if "-1, -5" in about else 0)))
-    assert said.startswith("UserError") and "no index" in said, said
+def test_an_array_with_an_impossible_header_is_refused(tmp_path, about):
+    answer = within(GIB // 4, load_index, npz(tmp_path / "a.npz", about, bytes(40 if "-1, -5" in about else 0)))
+    assert answer.startswith("UserError") and "no index" in answer, answer
 
 
-def test_what_is_no_index_inside_is_none(tmp_path):
+def test_encrypted_or_mixed_archives_and_wrong_arrays_are_no_index(tmp_path):
     whole = npz(tmp_path / "a.npz", "{'descr': '<f8', 'fortran_order': False, 'shape': (1,)}", bytes(8))
     content = bytearray(whole.read_bytes())
-    for mark, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # encrypted, so it says
+    for mark, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # flag: encrypted
         content[content.index(mark) + flags] |= 1
     (tmp_path / "b.npz").write_bytes(content)
     number = b"\x93NUMPY\1\0" + struct.pack("<H", 118) + b"{'descr': '<f8', 'fortran_order': False, 'shape': (10**9,)}"
-    (tmp_path / "c.npz").write_bytes(number + whole.read_bytes())  # an array, with a zip behind it
+    (tmp_path / "c.npz").write_bytes(number + whole.read_bytes())  # an array file with a zip appended
     np.savez(tmp_path / "d.npz", **{field.name: np.zeros(3) for field in fields(Index)})
     for name in ("a", "b", "c", "d"):
         with pytest.raises(UserError, match="no index"):
@@ -74,23 +75,23 @@ def test_what_is_no_index_inside_is_none(tmp_path):
 # --- tokenizers ---
 
 
-def test_a_tokenizer_that_is_none_is_one_sentence(tmp_path, tokenizer):
+def test_a_file_that_is_no_tokenizer_is_refused(tmp_path, tokenizer):
     for content in (b"garbage", b"{}", b"[" * 1_000_000, b""):
         (tmp_path / "tokenizer.json").write_bytes(content)
         for load in (load_tokenizer, lambda folder: copy_tokenizer(folder, tmp_path / "out")):
             with pytest.raises(UserError, match="tokenizer"):
                 load(str(tmp_path))
     os.truncate(tmp_path / "tokenizer.json", 3 * GIB)
-    assert "tokenizer.json: 3072 MiB" in within(GIB // 4, load_tokenizer, tmp_path)
+    assert "tokenizer.json" in within(GIB // 4, load_tokenizer, tmp_path)
 
 
-def test_a_tokenizer_whose_pattern_never_ends_is_one_sentence(tmp_path, tokenizer, capfd):
+def test_a_tokenizer_whose_pattern_never_ends_is_refused(tmp_path, tokenizer, capfd):
     content = json.loads((tokenizer / "tokenizer.json").read_text())
     content["pre_tokenizer"] = {
         "type": "Split", "pattern": {"Regex": "(x+)+$"}, "behavior": "Isolated", "invert": False,
     }  # fmt: skip
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"characters.*another tokenizer"):
+    with pytest.raises(UserError, match="another tokenizer"):
         encode_chat(load_tokenizer(tmp_path), {"user": "x" * 200 + "y", "assistant": "z"})
 
 
@@ -99,7 +100,7 @@ def test_a_tokenizer_whose_pattern_never_ends_is_one_sentence(tmp_path, tokenize
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    """A folder with a small encoder, and the configuration that is wanted of it."""
+    """A folder with a small encoder, and the configuration that it should have."""
     wanted = encoder_config(schema.EncoderSize(name="x", width=16, layers=1, heads=2, mlp_ratio=2, patch=32, image=224))
     folder = tmp_path_factory.mktemp("encoder")
     Dinov2Model(wanted).save_pretrained(folder)
@@ -123,8 +124,8 @@ def loaded(folder: Path, wanted) -> str:
     ],
     ids=lambda more: next(iter(more)),
 )
-def test_of_a_models_config_only_the_architecture_is_read(tmp_path, encoder, more):
-    """`attn_implementation` can name code on a hub, which transformers would fetch and run where it can."""
+def test_only_the_architecture_of_a_model_config_is_read(tmp_path, encoder, more):
+    """`attn_implementation` can name code on a hub, which transformers would fetch and run."""
     folder, wanted = encoder
     content = json.loads((folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(content | more))
@@ -150,7 +151,7 @@ def test_of_a_models_config_only_the_architecture_is_read(tmp_path, encoder, mor
     ],
     ids=lambda broken: str(list(broken.values())[-1][:30]),
 )
-def test_a_model_folder_that_makes_no_sense_is_one_sentence(tmp_path, encoder, broken):
+def test_a_damaged_model_folder_is_refused(tmp_path, encoder, broken):
     folder, wanted = encoder
     for name in ("config.json", "model.safetensors"):
         if name not in broken:
@@ -158,12 +159,12 @@ def test_a_model_folder_that_makes_no_sense_is_one_sentence(tmp_path, encoder, b
     for name, content in broken.items():
         if content is not None:
             (tmp_path / name).write_bytes(content)
-    said = within(GIB // 4, loaded, tmp_path, wanted)
-    assert said.startswith("UserError") and "model.encoder" in said, said
+    answer = within(GIB // 4, loaded, tmp_path, wanted)
+    assert answer.startswith("UserError") and "model.encoder" in answer, answer
 
 
-def test_a_checkpoint_that_is_none_inside_is_passed_over(tmp_path, capsys):
-    """Of the many things that torch builds without running code, only those of a checkpoint are built."""
+def test_a_file_that_is_no_checkpoint_is_skipped(tmp_path, capsys):
+    """torch can build many types without running code; only those of a checkpoint are allowed."""
     save_checkpoint(tmp_path, 1, {"identity": "x", "step": 1, "model": {"a": torch.ones(2)}}, keep=9)
     for step, content in enumerate(([1, 2], None, {"step": 1}, torch.zeros(3), {"identity": "x"}), 2):
         torch.save(content, tmp_path / f"step_{step:08d}.pt")
@@ -176,5 +177,5 @@ def test_a_checkpoint_that_is_none_inside_is_passed_over(tmp_path, capsys):
                 made.writestr(name, pickled if name.endswith("data.pkl") else content)
     (tmp_path / "step_00000099.pt").mkdir()
     assert load_checkpoint(tmp_path, "x")["step"] == 1
-    said = capsys.readouterr().err
-    assert said.count("unreadable checkpoint") == 9 and "it holds __builtin__ bytearray" in said
+    answer = capsys.readouterr().err
+    assert len(re.findall(r"step_000000\d\d\.pt", answer)) >= 9 and "__builtin__ bytearray" in answer

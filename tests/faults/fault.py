@@ -1,4 +1,4 @@
-"""What the faults have in common: their table, the words for what came of them, and a disk of their own."""
+"""Shared by all faults: the list of faults, the names of their outcomes, and a small disk."""
 
 import contextlib
 import random
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tests.faults.tiny import Tiny
 
-SAME = "goes on and ends in the same bytes"
-REFUSED = "one sentence that names the file; mended, it ends in the same bytes"
-UNHARMED = "not met: it had ended before; the same bytes"
+SAME = "resumes and ends with the same bytes"
+REFUSED = "one sentence that names the file; after repair, the same bytes"
+NO_FAULT = "the fault did not occur: the job had already finished (same bytes)"
 BEFORE_TRAINING = ("tokenizer", "shards", "index", "ledger.jsonl", "tables/data.csv")
 
 Case = Callable[[Tiny, Path, random.Random], str]
@@ -18,7 +18,7 @@ CASES: dict[str, tuple[int, Case]] = {}
 
 
 def fault(name: str, share: int = 1) -> Callable[[Case], Case]:
-    """A row of the table; it is done once where others are done `share` times."""
+    """Add a function to the faults of the table; it runs once while others run `share` times."""
 
     def add(case: Case) -> Case:
         CASES[name] = (share, case)
@@ -29,7 +29,7 @@ def fault(name: str, share: int = 1) -> Callable[[Case], Case]:
 
 @contextlib.contextmanager
 def small_disk(path: Path, kilobytes: int) -> Iterator[Callable[[str], None]]:
-    """A file system of its own at `path`; what is yielded mounts it anew with other options."""
+    """Mount a file system at `path`; yields a function that mounts it again with other options."""
     path.mkdir(parents=True)
 
     def mount(*options: str) -> None:
@@ -43,7 +43,7 @@ def small_disk(path: Path, kilobytes: int) -> Iterator[Callable[[str], None]]:
 
 
 def log_elsewhere(tiny: Tiny, *names: str) -> None:
-    """On a disk that can be written."""
+    """Put log files on a disk that can be written."""
     for name in names:
         beside = tiny.folder.parent.with_name(f"{tiny.folder.parent.name}-{name}")
         (tiny.folder / name).symlink_to(beside)

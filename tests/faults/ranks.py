@@ -14,8 +14,8 @@ import torch
 
 from fvlm.train.loop import Trainer
 from fvlm.train.objective import TextObjective
-from tests.faults.fault import BEFORE_TRAINING, SAME, UNHARMED, fault, log_elsewhere, small_disk
-from tests.faults.tiny import Tiny, sentence
+from tests.faults.fault import BEFORE_TRAINING, NO_FAULT, SAME, fault, log_elsewhere, small_disk
+from tests.faults.tiny import Tiny, error_line
 from tests.rank_cases import Team
 
 LOGS = ("rank0.log", "rank1.log")
@@ -65,15 +65,15 @@ def killed_rank(world: Tiny, folder: Path, draw: random.Random) -> str:
         left.join(SOON)
         assert left.exitcode in (0, 2, -signal.SIGTERM), (left.exitcode, team.output)
         if left.exitcode == 2:
-            assert "lost the other ranks" in sentence(team.output)
+            assert "lost the other ranks" in error_line(team.output)
         team.wait()
         kills += team.processes[victim].exitcode == -signal.SIGKILL
         tiny.check_nothing_half_written()
     _end(tiny, two)
-    return f"the other ends at once; the same command {SAME}" if kills else UNHARMED
+    return f"the other ends at once; the same command {SAME}" if kills else NO_FAULT
 
 
-@fault("two ranks told to stop (SIGTERM) at a random point")
+@fault("two ranks stopped (SIGTERM) at a random point")
 def stopped_ranks(world: Tiny, folder: Path, draw: random.Random) -> str:
     two, tiny, stops = _undisturbed(world.folder), world.copy(folder, *BEFORE_TRAINING), 0
     for _ in range(draw.randint(1, 3)):
@@ -90,7 +90,7 @@ def stopped_ranks(world: Tiny, folder: Path, draw: random.Random) -> str:
         stops += statuses != {0}
         tiny.check_nothing_half_written()
     _end(tiny, two)
-    return f"they stop together; the same command {SAME}" if stops else UNHARMED
+    return f"they stop together; the same command {SAME}" if stops else NO_FAULT
 
 
 def _spoil(step: int, rank: int) -> None:
@@ -112,16 +112,17 @@ def _spoil(step: int, rank: int) -> None:
     Trainer._update = at_step
 
 
-@fault("a loss that is no number on one of two ranks")
+@fault("a loss that is not finite on one of two ranks")
 def not_a_number_on_one(world: Tiny, folder: Path, draw: random.Random) -> str:
     two, tiny, step = _undisturbed(world.folder), world.copy(folder, *BEFORE_TRAINING), draw.randint(1, 12)
     team = _start(tiny, partial(_spoil, step))
     assert team.wait() == [2, 2], team.output
-    assert f"the loss is nan at step {step}, samples" in sentence(team.output)
+    line = error_line(team.output)
+    assert "nan" in line and f"step {step}," in line and "samples" in line, line
     logged = (tiny.results / "runs/stage1/state/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in logged] == list(range(1, step))
     _end(tiny, two)
-    return f"one sentence with the step and its samples; neither logged nor saved; mended, it {SAME}"
+    return f"one sentence with the step and its samples; neither logged nor saved; after repair, it {SAME}"
 
 
 @fault("the disk full under two ranks")
@@ -137,8 +138,8 @@ def full_disk_of_two(world: Tiny, folder: Path, draw: random.Random) -> str:
         statuses = team.wait()
         assert statuses in ([0, 0], [2, 2]), (statuses, team.output)
         if any(statuses):
-            assert "cannot be written" in sentence(team.output)
+            assert "cannot be written" in error_line(team.output)
         tiny.check_nothing_half_written()
         mount("size=200000k")
         _end(tiny, two)
-    return f"one sentence; with room again it {SAME}" if any(statuses) else UNHARMED
+    return f"one sentence; once there is room, it {SAME}" if any(statuses) else NO_FAULT

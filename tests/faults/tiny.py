@@ -1,4 +1,4 @@
-"""A tiny study from raw files to tables, done once undisturbed; its commands, in processes that can be killed."""
+"""A tiny study from raw files to tables, and its commands in processes that can be killed."""
 
 import ctypes
 import json
@@ -76,9 +76,9 @@ def raw_files(folder: Path) -> None:
 
 @dataclass
 class Tiny:
-    """A study in `folder`: raw files of the `world`, results of its own.
+    """A study in `folder` with results of its own; `world` is the undisturbed study, which has the raw files.
 
-    seconds     how long each step takes undisturbed
+    seconds     duration of each step
     """
 
     folder: Path
@@ -127,7 +127,7 @@ class Tiny:
         }[what]  # fmt: skip
 
     def run(self, step: str, kill_after: float | None = None) -> tuple[int, str]:
-        """Exit status of a step (negative: the signal that ended it), and what it said."""
+        """Run a step; returns its exit status (negative: the signal that ended it) and its output."""
         log = self.folder / log_of(step)
         process = SERVER.Process(target=_command, args=(self.command(step), str(log)))
         begin = time.monotonic()
@@ -140,13 +140,13 @@ class Tiny:
         return process.exitcode, log.read_text(errors="replace") if log.exists() else ""
 
     def finish(self) -> None:
-        """All steps, one after the other: what is done already has nothing to do."""
+        """Run all steps."""
         for step in STEPS:
-            status, said = self.run(step)
-            assert status == 0, f"{step}: {status}\n{said[-2000:]}"
+            status, output = self.run(step)
+            assert status == 0, f"{step}: {status}\n{output[-2000:]}"
 
     def artefacts(self) -> dict[str, object]:
-        """All that is finished, without what depends on the clock."""
+        """Return the content of all finished files, without times and speeds."""
         found: dict[str, object] = {}
         for pattern in ARTEFACTS:
             for path in sorted(self.results.glob(pattern)):
@@ -161,7 +161,7 @@ class Tiny:
         return found
 
     def copy(self, folder: Path, *parts: str) -> "Tiny":
-        """A study of its own on the same raw files, with some of this one's finished results."""
+        """Return a study on the same raw files, with copies of some of these results."""
         other = Tiny(folder, self)
         other.write_study()
         other.results.mkdir()
@@ -173,26 +173,26 @@ class Tiny:
         return other
 
     def kill_and_repeat(self, step: str, draw: random.Random) -> int:
-        """Kill a step at a random point, until it is faster; returns how often it was killed."""
+        """Kill a step one to three times at random points, then let it finish; returns how often it was killed."""
         kills = 0
         for _ in range(draw.randint(1, 3)):
-            status, said = self.run(step, draw.uniform(0, self.world.seconds[step]))
-            assert status in (0, -9), said
+            status, output = self.run(step, draw.uniform(0, self.world.seconds[step]))
+            assert status in (0, -9), output
             kills += status == -9
             self.check_nothing_half_written()
-        status, said = self.run(step)
-        assert status == 0, said[-2000:]
+        status, output = self.run(step)
+        assert status == 0, output[-2000:]
         return kills
 
     def check_nothing_half_written(self) -> None:
-        """Whatever stands under its final name is what an undisturbed study has there."""
+        """Assert that each file with a final name has the bytes of the undisturbed study."""
         for pattern in ARTEFACTS:
             for path in self.results.glob(pattern):
                 whole = self.world.results / path.relative_to(self.results)
                 assert path.read_bytes() == whole.read_bytes(), path
 
     def check_same(self, undisturbed: "Tiny | None" = None) -> None:
-        """The end is that of the undisturbed study, and nothing unfinished is left."""
+        """Assert that the results are those of the undisturbed study, and that no unfinished file is left."""
         mine, theirs = self.artefacts(), (undisturbed or self.world).artefacts()
         assert mine.keys() == theirs.keys(), set(mine) ^ set(theirs)
         assert not [name for name in mine if mine[name] != theirs[name]]
@@ -208,8 +208,8 @@ def log_of(step: str) -> str:
 
 
 def _command(arguments: list[str], log: str) -> None:
-    losses.BATCH = 1  # or there would be a single one
-    ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG: an interrupted test leaves nothing running
+    losses.BATCH = 1  # with the default there would be one batch
+    ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG: an interrupted test leaves no process
     sys.modules["__main__"] = types.ModuleType("__main__")  # or each decoding process would import the tests
     os.chdir(ROOT)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -218,11 +218,11 @@ def _command(arguments: list[str], log: str) -> None:
     raise SystemExit(main(arguments))
 
 
-def sentence(said: str) -> str:
-    """The one sentence that a command ended with; fails for a traceback."""
-    assert "Traceback" not in said, said[-2000:]
-    lines = [line for line in said.splitlines() if line.startswith("fvlm ")]
-    assert len(lines) == 1, said[-2000:]
+def error_line(output: str) -> str:
+    """Return the one line of error of a command; fails if there is a traceback."""
+    assert "Traceback" not in output, output[-2000:]
+    lines = [line for line in output.splitlines() if line.startswith("fvlm ")]
+    assert len(lines) == 1, output[-2000:]
     return lines[0]
 
 

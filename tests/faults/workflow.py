@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from tests.conftest import copy_of_workflow
-from tests.faults.fault import SAME, UNHARMED, fault, small_disk
+from tests.faults.fault import NO_FAULT, SAME, fault, small_disk
 from tests.faults.tiny import Tiny
 
 MOST_OF_DATA = 1200  # kilobytes of the data part, with logs and Snakemake's own notes
@@ -60,14 +60,14 @@ def two_workflows(world: Tiny, folder: Path, draw: random.Random) -> str:
     first = workflow.start(*target)
     time.sleep(draw.uniform(0, 12))
     second = workflow.start(*target)
-    said = [process.communicate()[0] for process in (first, second)]
+    output = [process.communicate()[0] for process in (first, second)]
     statuses = sorted(process.returncode for process in (first, second))
-    assert statuses in ([0, 0], [0, 1]), said
+    assert statuses in ([0, 0], [0, 1]), output
     if statuses == [0, 1]:
-        assert "cannot be locked" in "".join(said), said
+        assert "cannot be locked" in "".join(output), output
     _check_data(world, workflow.folder / "results")
     assert workflow.planned(*target) == {}
-    return "the second stops, as the folder is locked, or finds nothing left to do; the same bytes"
+    return "the second stops because the folder is locked, or has nothing to do; same bytes"
 
 
 @fault("the clock jumped: files dated years ahead or back", share=4)
@@ -81,7 +81,7 @@ def clock_jump(world: Tiny, folder: Path, draw: random.Random) -> str:
         os.utime(path, (moved, moved))
     workflow.run(*target)
     _check_data(world, results)
-    return "what looks out of date is made again; the same bytes"
+    return "files that look out of date are made again; same bytes"
 
 
 @fault("the disk full under Snakemake", share=4)
@@ -100,4 +100,4 @@ def full_disk_of_a_workflow(world: Tiny, folder: Path, draw: random.Random) -> s
         _check_data(world, results)
         again = [path for path, when in done.items() if path.stat().st_mtime_ns != when]
         assert len(again) <= 2, f"finished shards were made again: {again}"  # those whose end Snakemake could not note
-    return f"Snakemake stops; with room again it {SAME}" if process.returncode else UNHARMED
+    return f"Snakemake stops; once there is room, it {SAME}" if process.returncode else NO_FAULT

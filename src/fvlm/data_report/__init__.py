@@ -1,6 +1,6 @@
-"""The data report: what the sources of a study hold, before anything is trained on them.
+"""The data report: what is in the sources of a study, before any training.
 
-Imported while Snakemake parses the Snakefile, so nothing heavy may be imported here.
+Snakemake imports this file while it parses the Snakefile, so it imports no heavy library.
 """
 
 import hashlib
@@ -19,18 +19,9 @@ FIGURES = {  # file stem -> title
     "near_duplicates": "Near-duplicates of held-out samples",
 }
 TABLES = (
-    "sources",
-    "rejected",
-    "rejected_examples",
-    "mixture",
-    "histograms",
-    "shards",
-    "held_out",
-    "near_duplicates",
-    "near_duplicate_pairs",
-    "contact_sheet",
-    "warnings",
-)
+    "sources", "rejected", "rejected_examples", "mixture", "histograms", "shards", "held_out", "near_duplicates",
+    "near_duplicate_pairs", "contact_sheet", "warnings",
+)  # fmt: skip
 FILES = (
     *(f"{name}.{form}" for name in FIGURES for form in ("png", "pdf")),
     *(f"{name}.csv" for name in TABLES),
@@ -38,12 +29,12 @@ FILES = (
 
 
 def reference_runs(study: Study) -> list[Run]:
-    """The stages, or all runs of a study without stages: an ablation should not change the report."""
+    """Return the stages, or all runs of a study without stages: an ablation should not change the report."""
     return [run for run in study.runs.values() if run.family == "stage"] or list(study.runs.values())
 
 
 def digest(study: Study) -> str:
-    """Changes when something in the configuration changes that the report shows."""
+    """Return a hash of the parts of the configuration that the report shows."""
     runs = [(run.name, run.data.for_digest(), planned_samples(run, study)) for run in reference_runs(study)]
     trained = sorted({name for run in study.runs.values() for name in run.data.sources})
     sources = [study.sources[name].for_digest() for name in study.used_sources]

@@ -1,4 +1,4 @@
-"""Facts about each source: the ledger is read once, line by line; everything else comes from the index's arrays."""
+"""Numbers of each source. The ledger is read once, line by line; the rest comes from the arrays of the index."""
 
 import json
 from array import array
@@ -16,15 +16,15 @@ from fvlm.data.shards.tar import read_sample
 from fvlm.data_report import reference_runs
 from fvlm.errors import UserError
 
-EXAMPLES = 3  # rejected inputs that are named for each reason
-MEASURED = 100  # samples of a source whose JPEGs are measured: their sizes stand in no index
+EXAMPLES = 3  # rejected inputs that are named per reason
+MEASURED = 100  # samples of a source whose JPEG sizes are measured, since the index has none
 
 
 @dataclass
 class Inputs:
-    """What the ledger says about a source.
+    """A source's entries in the ledger.
 
-    frames, duration_s  of each kept sample, in the order of the index; a duration of 0 is not known
+    frames, duration_s  of each kept sample, in the order of the index; a duration of 0 is unknown
     examples            reason -> the first rejected inputs, as (file, message)
     """
 
@@ -36,9 +36,9 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Split:
-    """Which rows of a source the study trains on and which it holds out.
+    """Rows of a source that the study trains on, and rows that it holds out.
 
-    partner_of      sources that are held against this one, of which nothing is trained on then
+    partner_of      sources that name this one as their `held_out`; all its rows are held out then
     """
 
     train: np.ndarray
@@ -50,7 +50,7 @@ class Split:
 class Facts:
     """A source's numbers; arrays have one element per kept sample, in the order of the index.
 
-    max_text_tokens     where the runs that use the source cut its texts; None: there is no run
+    max_text_tokens     length to which the runs that use the source cut its texts; None: there is no run
     shard_bytes         (k,) of each shard
     shard_samples       (k,) usable samples of each shard
     jpeg_bytes          of the images of at most MEASURED samples
@@ -87,32 +87,32 @@ class Facts:
 
     @property
     def hours(self) -> float:
-        """Of the clips, each counted once however many samples show it; those without a duration count nothing."""
-        # A file may be cut into several clips: two samples of a file show the same one if length and images agree.
+        """Total duration of the clips. A clip of several samples counts once, one of unknown duration not at all."""
+        # A file may be cut into several clips: samples of a file with equal length and images show the same clip.
         clip = np.column_stack([self.group.astype(np.uint64), self.duration_s.view(np.uint32), self.hashes])
         first = np.unique(clip, axis=0, return_index=True)[1]
         return float(self.duration_s[first].sum(dtype=np.float64)) / 3600
 
     @property
     def cut(self) -> int:
-        """Samples whose text is longer than a run takes."""
+        """Number of samples whose text is longer than the runs take."""
         limit = self.max_text_tokens
         return 0 if limit is None else int(np.count_nonzero(self.text_tokens > limit))
 
 
 def read_ledger(path: Path) -> dict[str, Inputs]:
-    """Source -> what the merged ledger lists of it.
+    """Return the entries of each source in the merged ledger.
 
-    raises      UserError if there is no ledger, or a line is no entry of one
+    raises      UserError if there is no ledger, or a line is no ledger entry
     """
-    found: dict[str, Inputs] = defaultdict(Inputs)
+    by_source: dict[str, Inputs] = defaultdict(Inputs)
     if not path.is_file():
         raise UserError(f"{path}: no such file; make it with `snakemake --cores all {path}`")
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 entry = json.loads(line)
-                inputs = found[entry["source"]]
+                inputs = by_source[entry["source"]]
                 if entry["status"] == "kept":
                     inputs.frames.append(entry["frames"])
                     inputs.duration_s.append(entry["duration_s"])
@@ -124,11 +124,11 @@ def read_ledger(path: Path) -> dict[str, Inputs]:
                     inputs.examples[reason].append((name, entry["message"] or ""))
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path}: line {number} is no ledger entry ({error}); make it again") from error
-    return found
+    return by_source
 
 
 def token_limit(name: str, study: Study) -> int | None:
-    """The smallest `max_text_tokens` of the runs that use a source or hold it against one of theirs; None: no run."""
+    """Return the smallest `max_text_tokens` of the runs that train or validate on a source; None: there is no run."""
     runs = reference_runs(study)
     using = [run for run in runs if any(name in (s, study.sources[s].held_out) for s in run.data.sources)]
     return min((run.data.max_text_tokens for run in using or runs), default=None)
@@ -145,7 +145,7 @@ def split_of(index: Index, study: Study) -> Split:
 
 
 def facts_of(index: Index, inputs: Inputs, study: Study) -> Facts:
-    """All numbers of a source.
+    """Return all numbers of a source.
 
     raises      UserError if the index and the ledger contradict each other, or a shard is missing
     """
@@ -153,7 +153,7 @@ def facts_of(index: Index, inputs: Inputs, study: Study) -> Facts:
     if not np.array_equal(frames, index.frames):
         raise UserError(
             f"source {index.source!r}: the ledger keeps {len(frames):,} samples with {frames.sum():,} frames, the "
-            f"index has {len(index):,} with {index.frames.sum():,}, or in another order; delete the source's index and "
+            f"index has {len(index):,} with {index.frames.sum():,}, or another order; delete the source's index, and "
             "make it and the ledger again"
         )
     paths = [Path(study.results) / str(shard) for shard in index.shards]
@@ -183,7 +183,7 @@ def _size(path: Path, source: str) -> int:
 
 
 def _jpeg_bytes(index: Index, paths: list[Path]) -> np.ndarray:
-    """Bytes of each image of the samples measured."""
+    """Return the bytes of each image of at most MEASURED samples."""
     sizes: list[int] = []
     for row in drawn(index, MEASURED):
         if index.frames[row]:
@@ -193,6 +193,6 @@ def _jpeg_bytes(index: Index, paths: list[Path]) -> np.ndarray:
 
 
 def drawn(index: Index, count: int) -> np.ndarray:
-    """At most `count` rows, the same in every report."""
+    """Return at most `count` random rows, the same in every report."""
     generator = np.random.default_rng([0, *index.source.encode()])
     return np.sort(generator.choice(len(index), min(count, len(index)), replace=False))

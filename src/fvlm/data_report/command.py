@@ -1,12 +1,10 @@
-"""`fvlm data-report`: the data report of a study, `{results}/data/report.html`, with its figures and tables."""
+"""`fvlm data-report`: write the data report of a study, {results}/data/report.html, with its figures and tables."""
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from fvlm import style
 from fvlm.analysis.files import replacing, write_table
@@ -20,7 +18,7 @@ from fvlm.data_report.page import Pair, Sheet, render
 from fvlm.errors import UserError
 from fvlm.files import write_beside
 
-PAIRS = 12  # near-duplicates that are shown
+PAIRS = 12  # pairs of near-duplicates that are shown
 DPI = 130
 
 
@@ -36,16 +34,16 @@ def main(args: argparse.Namespace) -> None:
 
 
 def make_report(study: Study, out: Path) -> Path:
-    """Write the page, its figures (PNG, PDF) and its tables (CSV) into `out`; returns the page.
+    """Write the page, its figures (PNG, PDF) and its tables (CSV) into the folder `out`, and return the page's path.
 
-    raises      UserError if a source has no index, no ledger or a missing shard
+    raises      UserError if there is no ledger, or a source has no index or lacks a shard
     """
     results = Path(study.results)
     tokenizer = load_tokenizer(results / "tokenizer")
     ledger = read_ledger(results / "ledger.jsonl")
     facts, sheets = [], []
-    for name in study.used_sources:  # one index at a time: the keys of a large one alone take hundreds of MB
-        index = _index(study, name)
+    for name in study.used_sources:  # one index at a time: the keys of a large one take hundreds of MB
+        index = load_index(results / "index" / f"{name}.npz")
         facts.append(facts_of(index, ledger.pop(name, Inputs()), study))
         sheets.append(_sheet(index, facts[-1], results, tokenizer))
     if not facts:
@@ -66,10 +64,6 @@ def make_report(study: Study, out: Path) -> Path:
     return out / "report.html"
 
 
-def _index(study: Study, name: str) -> Index:
-    return load_index(Path(study.results) / "index" / f"{name}.npz")
-
-
 def _tables(facts: list[Facts], study: Study, pairs: pd.DataFrame) -> dict[str, pd.DataFrame]:
     made = {
         "sources": tables.sources(facts),
@@ -80,8 +74,7 @@ def _tables(facts: list[Facts], study: Study, pairs: pd.DataFrame) -> dict[str, 
         "near_duplicates": duplicates.counts(facts, pairs),
     }
     made["rejected"], made["rejected_examples"] = tables.rejected(facts)
-    said = findings.warnings(facts, made["sources"], made["mixture"], made["held_out"], made["near_duplicates"])
-    return made | {"warnings": pd.DataFrame({"warning": said})}
+    return made | {"warnings": pd.DataFrame({"warning": findings.warnings(facts, made)})}
 
 
 def _sheet(index: Index, facts: Facts, results: Path, tokenizer) -> Sheet:
@@ -92,15 +85,15 @@ def _sheet(index: Index, facts: Facts, results: Path, tokenizer) -> Sheet:
 
 
 def _pairs(study: Study, pairs: pd.DataFrame, tokenizer) -> tuple[list[Pair], pd.DataFrame]:
-    """The closest pairs as the page shows them, and all pairs with the names of their samples."""
+    """Return the closest pairs as the page shows them, and a table of all pairs with the keys of their samples."""
     chosen = duplicates.chosen_to_show(pairs, PAIRS)
     sides: dict[tuple[str, int], contact.Shown] = {}
-    keys = {part: pd.Series(index=pairs.index, dtype=str) for part in ("held_out", "training")}
+    named = pairs.drop(columns=["held_out_row", "training_row"]).assign(held_out_key="", training_key="")
     for name in sorted({*pairs["held_out_source"], *pairs["training_source"]}):
-        index = _index(study, name)
-        for part, found in keys.items():
-            mine = pairs.index[pairs[f"{part}_source"] == name]
-            found[mine] = index.keys[pairs.loc[mine, f"{part}_row"].to_numpy(int)]
+        index = load_index(Path(study.results) / "index" / f"{name}.npz")
+        for part in ("held_out", "training"):
+            of_source = pairs[f"{part}_source"] == name
+            named.loc[of_source, f"{part}_key"] = index.keys[pairs.loc[of_source, f"{part}_row"].to_numpy(int)]
             for row in chosen.loc[chosen[f"{part}_source"] == name, f"{part}_row"]:
                 compared = sorted({0, int(index.frames[row]) // 2})
                 prompt = study.sources[name].prompt
@@ -115,25 +108,13 @@ def _pairs(study: Study, pairs: pd.DataFrame, tokenizer) -> tuple[list[Pair], pd
         )
         for row in chosen.itertuples()
     ]
-    named = {f"{part}_key": keys[part] for part in keys}
-    return shown, pairs.drop(columns=["held_out_row", "training_row"]).assign(**named)
-
-
-DRAWN: dict[str, Callable[[dict[str, pd.DataFrame]], Figure]] = {
-    "inputs": lambda made: plots.inputs(made["sources"], made["rejected"]),
-    "mixture": lambda made: plots.mixture(made["mixture"]),
-    "durations": lambda made: plots.durations(made["histograms"]),
-    "frames": lambda made: plots.frames(made["histograms"]),
-    "tokens": lambda made: plots.tokens(made["histograms"], made["sources"]),
-    "storage": lambda made: plots.storage(made["sources"], made["shards"]),
-    "near_duplicates": lambda made: plots.near_duplicates(made["near_duplicates"]),
-}
+    return shown, named
 
 
 def _draw(name: str, made: dict[str, pd.DataFrame], out: Path) -> str:
-    """Write a figure as PNG and PDF; returns it as the source of an <img>. The same tables give the same bytes."""
+    """Write a figure as PNG and PDF, and return it as the `src` of an <img>. The same tables give the same bytes."""
     try:
-        figure = DRAWN[name](made)
+        figure = getattr(plots, name)(made)
     except style.NothingToDraw as reason:
         figure = style.words(FIGURES[name], str(reason))
     for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):

@@ -1,4 +1,4 @@
-"""Held-out samples that a training sample nearly repeats, within their source and across sources."""
+"""Held-out samples that look like a training sample, of the same source or of another one."""
 
 import numpy as np
 import pandas as pd
@@ -7,12 +7,12 @@ from fvlm.data.shards.perceptual import near_duplicates
 from fvlm.data_report.collect import Facts
 from fvlm.data_report.tables import ALL
 
-DISTANCE = 6  # bits of 63 in which the hashes of two look-alikes may differ
+DISTANCE = 6  # bits of 63 in which the hashes of similar images may differ
 PAIR = ["held_out_source", "held_out_row", "training_source", "training_row", "distance_bits"]
 
 
 def closest_pairs(facts: list[Facts]) -> pd.DataFrame:
-    """Each affected held-out sample with its closest look-alike in each training source, the closest pairs first.
+    """Return each affected held-out sample with the most similar sample of each training source, closest pairs first.
 
     A row is a position in the index of its source; `distance_bits` is the larger of the distances of the first and of
     the middle images.
@@ -32,7 +32,7 @@ def closest_pairs(facts: list[Facts]) -> pd.DataFrame:
 
 
 def _gather(facts: list[Facts], part: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Place of the source, row and hashes of all samples that are trained on, or of all held out."""
+    """Return place of the source, row and hashes of all training samples ("train"), or of all held-out ones."""
     rows = [getattr(one.split, part) for one in facts]
     source = np.concatenate([np.full(len(own), place, np.int16) for place, own in enumerate(rows)])
     hashes = [one.hashes[own] for one, own in zip(facts, rows, strict=True)]
@@ -40,7 +40,7 @@ def _gather(facts: list[Facts], part: str) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def _distinct(source: np.ndarray, rows: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first of all samples of a source with the same hashes: a test card may stand there ten thousand times."""
+    """Keep the first of all samples of a source with the same hashes: one test card may be there ten thousand times."""
     order = np.lexsort((hashes[:, 1], hashes[:, 0], source))
     ordered = np.column_stack([source[order].astype(np.uint64), hashes[order]])
     first = np.ones(len(order), bool)
@@ -50,9 +50,9 @@ def _distinct(source: np.ndarray, rows: np.ndarray, hashes: np.ndarray) -> tuple
 
 
 def counts(facts: list[Facts], pairs: pd.DataFrame) -> pd.DataFrame:
-    """Affected samples of each held-out source by training source; `all` counts a sample once.
+    """Return the number of affected samples by held-out source and training source; `all` counts a sample once.
 
-    compared    held-out samples with an image that is not flat: a text has none
+    compared    held-out samples with an image that is not of one colour; texts have no image
     """
     compared = {one.source.name: int(one.hashes[one.split.held_out].any(axis=1).sum()) for one in facts}
     compared = {one.source.name: compared[one.source.name] for one in facts if len(one.split.held_out)}
@@ -70,7 +70,7 @@ def counts(facts: list[Facts], pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def chosen_to_show(pairs: pd.DataFrame, most: int) -> pd.DataFrame:
-    """The closest pairs, at most two of the same two sources before those run out."""
+    """Return the closest pairs, at first at most two of the same two sources."""
     turn = pairs.groupby(["held_out_source", "training_source"], sort=False).cumcount()
     order = np.lexsort((np.arange(len(pairs)), pairs["distance_bits"], turn >= 2))
     return pairs.iloc[order[:most]].sort_values("distance_bits", kind="stable")

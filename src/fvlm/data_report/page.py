@@ -1,4 +1,4 @@
-"""The page: numbers become words here, and page.html puts them in place. Jinja2 escapes whatever a data set says."""
+"""The page of the report: formats the tables and fills page.html. Jinja2 escapes every text of a data set."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,21 +13,20 @@ from fvlm.data_report.collect import MEASURED
 from fvlm.data_report.contact import FRAMES, Shown, shortened
 from fvlm.data_report.duplicates import DISTANCE
 from fvlm.data_report.plots import TARGET
-from fvlm.data_report.tables import ALL
+from fvlm.data_report.tables import ALL, video_shares
 
 UNKNOWN = "unknown"
-MESSAGE = 240  # characters of a file's name or of a message
+MESSAGE = 240  # characters of a file's name or of a message that are shown
 
 
 @dataclass(frozen=True)
 class Table:
-    """Words for each cell. `words`, `long`: columns that hold words, and long ones; `totals`: rows that add up."""
+    """The text of each cell, and the numbers of the columns that hold words and long texts."""
 
     head: list[str]
     rows: list[list[str]]
-    words: tuple[int, ...] = (0,)
-    long: tuple[int, ...] = ()
-    totals: tuple[str, ...] = (ALL,)
+    words: list[int]
+    long: list[int]
 
 
 @dataclass(frozen=True)
@@ -51,33 +50,37 @@ def render(
     pairs: list[Pair],
     sheets: list[Sheet],
 ) -> str:
-    """The whole page, without a reference to anything outside of it.
+    """Return the page as HTML that refers to no other file.
 
-    tables, figures     by the names of the package; a figure as the source of an <img>
+    tables, figures     by their names in `TABLES` and `FIGURES`; a figure as the `src` of an <img>
     """
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
-    sources = tables["sources"].astype(object).where(tables["sources"].notna(), None).to_dict("records")
+    sources, mixture = _records(tables["sources"]), tables["mixture"]
+    alike = tables["near_duplicates"][tables["near_duplicates"]["compared"] > 0]
+    rows = {
+        "sources": [row | {"video": video(row)} for row in sources],
+        "mixture_sources": _records(mixture[mixture["source"] != ALL]),
+        "rejected": _records(tables["rejected"]),
+        "examples": _records(tables["rejected_examples"]),
+        "videos": [row for row in sources if row["kind"] in ("video", "")],
+        "texts": sources,
+        "storage": _with_largest_shard(sources, tables["shards"]),
+        "held_out": [row | {"choice": held_out(row)} for row in _records(tables["held_out"])],
+        "alike": _records(alike.replace({"training_source": {ALL: "any source"}})),
+    }
     return template.render(
+        **{name: _table(rows[name], columns) for name, columns in COLUMNS.items()},
         study=study,
         warnings=tables["warnings"]["warning"].tolist(),
         notes=notes,
-        tiles=_tiles(sources[-1], tables["mixture"], len(sources) - 1),
+        tiles=_tiles(sources[-1], mixture, len(sources) - 1),
         figures=figures,
         titles=FIGURES,
-        sources=_sources(sources),
-        mixture=_mixture(tables["mixture"]),
-        mixture_sources=_mixture_sources(tables["mixture"]),
+        mixture=_mixture(mixture),
         target=f"{100 * TARGET[0]:.0f} to {100 * TARGET[1]:.0f} %",
-        rejected=_rejected(tables["rejected"]),
-        examples=_examples(tables["rejected_examples"]),
-        videos=_videos(sources),
-        texts=_texts(sources),
-        storage=_storage(sources, tables["shards"]),
         measured=MEASURED,
-        held_out=_held_out(tables["held_out"]),
         distance=DISTANCE,
-        alike=_alike(tables["near_duplicates"]),
         pairs=pairs,
         sheets=sheets,
         frames=FRAMES,
@@ -106,8 +109,20 @@ def size(value: float | None) -> str:
     return f"{value:,.1f} GiB"
 
 
-def length(row: dict) -> str:
-    """Of videos; in words where the shards do not say."""
+def words(value: str) -> str:
+    return value
+
+
+def message(value: str) -> str:
+    return shortened(value, MESSAGE)
+
+
+def held_out(row: dict) -> str:
+    return row["partner"] or ("nothing" if row["share"] is None else f"{100 * row['share']:g} % of the files")
+
+
+def video(row: dict) -> str:
+    """Return the total duration of a source's videos, and for how many samples it is unknown."""
     if row["kind"] not in ("video", ""):
         return "–"
     unknown = row["without_duration"]
@@ -118,12 +133,12 @@ def length(row: dict) -> str:
 
 
 def _tiles(total: dict, mixture: pd.DataFrame, sources: int) -> list[tuple[str, str]]:
-    video = mixture[(mixture["where"] == "corpus") & (mixture["kind"] == "video") & (mixture["source"] == ALL)]
+    share = video_shares(mixture)["corpus"]
     unknown = total["without_duration"]
-    known, missing = length(total | {"without_duration": 0}), count(unknown)
+    known, missing = video(total | {"without_duration": 0}), count(unknown)
     return [
         (count(total["samples"]), f"samples of {sources} sources"),
-        (percent(float(video["share"].iloc[0])), "of those to train on are video"),
+        (percent(share), "of the training samples are video"),
         (known, f"of video; {missing} samples unknown" if unknown else "of video"),
         (count(total["frames"]), "frames"),
         (count(total["text_tokens"]), "text tokens"),
@@ -132,77 +147,76 @@ def _tiles(total: dict, mixture: pd.DataFrame, sources: int) -> list[tuple[str, 
     ]
 
 
-def _select(rows: list[dict], columns: list[tuple[str, Callable[[dict], str]]], words: tuple[int, ...] = (0,)) -> Table:
-    """A table of some columns: (heading, what its cell says of a row)."""
-    return Table([name for name, _ in columns], [[say(row) for _, say in columns] for row in rows], words)
+def _quantiles(heading: str, key: str, form: Callable, largest: str) -> list[tuple[str, str, Callable]]:
+    parts = (("median", "median"), ("95 %", "p95"), (largest, "max"))
+    return [(f"{heading}: {part}", f"{key}_{suffix}", form) for part, suffix in parts]
 
 
-def _cell(column: str, form: Callable[[float | None], str]) -> Callable[[dict], str]:
-    return lambda row: form(row[column])
+SOURCE, KIND, WHERE = (("source", "source", words), ("kind", "kind", words), ("where", "where", words))
+# table of page.html -> its columns: heading, key in a row, format
+COLUMNS = {
+    "sources": [
+        SOURCE, KIND, ("reader", "reader", words), ("samples", "samples", count), ("files", "files", count),
+        ("video", "video", str), ("frames", "frames", count), ("text tokens", "text_tokens", count),
+        ("rejected", "rejected", count), ("of inputs", "rejected_share", percent),
+    ],
+    "mixture_sources": [WHERE, KIND, SOURCE, ("samples", "samples", count), ("share", "share", percent)],
+    "rejected": [
+        SOURCE, ("reason", "reason", words), ("inputs", "count", count), ("share", "share_of_inputs", percent),
+        ("meaning", "meaning", message),
+    ],
+    "examples": [SOURCE, ("reason", "reason", words), ("file", "file", message), ("message", "message", message)],
+    "videos": [
+        SOURCE, *_quantiles("duration", "duration_s", seconds, "longest"),
+        *_quantiles("frames", "frames", count, "most"), ("durations unknown", "without_duration", count),
+    ],
+    "texts": [
+        SOURCE, *_quantiles("text", "text_tokens", count, "longest"),
+        *_quantiles("answer", "answer_tokens", count, "longest"), ("cut at", "max_text_tokens", count),
+        ("texts cut", "texts_cut", count), ("share", "texts_cut_share", percent),
+    ],
+    "storage": [
+        SOURCE, ("shards", "shards", count), ("size", "bytes", size), ("largest shard", "largest_bytes", size),
+        ("most samples in one", "largest_samples", count), ("frame: median", "jpeg_bytes_median", size),
+        ("95 %", "jpeg_bytes_p95", size), ("frames measured", "jpegs_measured", count),
+    ],
+    "held_out": [
+        SOURCE, KIND, ("held out", "choice", words), ("to train on", "training_samples", count),
+        ("in files", "training_files", count), ("held-out samples", "held_out_samples", count),
+        ("in files", "held_out_files", count),
+    ],
+    "alike": [
+        ("held out", "held_out_source", words), ("trained on", "training_source", words),
+        ("compared", "compared", count), ("look alike", "affected", count), ("share", "share", percent),
+    ],
+}  # fmt: skip
 
 
-def _name(row: dict) -> str:
-    return row["source"]
+def _records(table: pd.DataFrame) -> list[dict]:
+    """Return the rows of a table, with None in empty cells."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
-def _sources(rows: list[dict]) -> Table:
-    columns = [
-        ("source", _name),
-        ("kind", lambda row: row["kind"]),
-        ("reader", lambda row: row["reader"]),
-        ("samples", _cell("samples", count)),
-        ("files", _cell("files", count)),
-        ("video", length),
-        ("frames", _cell("frames", count)),
-        ("text tokens", _cell("text_tokens", count)),
-        ("rejected", _cell("rejected", count)),
-        ("of inputs", _cell("rejected_share", percent)),
-    ]
-    return _select(rows, columns, (0, 1, 2))
+def _table(rows: list[dict], columns: list[tuple[str, str, Callable]]) -> Table:
+    """Return a table from columns (heading, key in `rows`, format)."""
+    return Table(
+        [heading for heading, _, _ in columns],
+        [[form(row[key]) for _, key, form in columns] for row in rows],
+        [i for i, (_, _, form) in enumerate(columns) if form in (words, message)],
+        [i for i, (_, _, form) in enumerate(columns) if form is message],
+    )
 
 
-def _videos(rows: list[dict]) -> Table:
-    columns = [("source", _name)]
-    for heading, name, form in (("duration", "duration_s", seconds), ("frames", "frames", count)):
-        for part, words in (("median", "median"), ("p95", "95 %"), ("max", "longest" if form is seconds else "most")):
-            columns.append((f"{heading}: {words}", _cell(f"{name}_{part}", form)))
-    columns.append(("durations unknown", _cell("without_duration", count)))
-    return _select([row for row in rows if row["kind"] in ("video", "")], columns)
-
-
-def _texts(rows: list[dict]) -> Table:
-    columns = [("source", _name)]
-    for heading, name in (("text", "text_tokens"), ("answer", "answer_tokens")):
-        for part, words in (("median", "median"), ("p95", "95 %"), ("max", "longest")):
-            columns.append((f"{heading}: {words}", _cell(f"{name}_{part}", count)))
-    columns += [
-        ("cut at", _cell("max_text_tokens", count)),
-        ("texts cut", _cell("texts_cut", count)),
-        ("share", _cell("texts_cut_share", percent)),
-    ]
-    return _select(rows, columns)
-
-
-def _storage(rows: list[dict], shards: pd.DataFrame) -> Table:
-    largest = {**shards.groupby("source")[["bytes", "samples"]].max().to_dict("index")}
+def _with_largest_shard(rows: list[dict], shards: pd.DataFrame) -> list[dict]:
+    largest = shards.groupby("source")[["bytes", "samples"]].max().to_dict("index")
     if len(shards):
         largest[ALL] = shards[["bytes", "samples"]].max().to_dict()
-    empty = {"bytes": None, "samples": None}
-    columns = [
-        ("source", _name),
-        ("shards", _cell("shards", count)),
-        ("size", _cell("bytes", size)),
-        ("largest shard", lambda row: size(largest.get(row["source"], empty)["bytes"])),
-        ("most samples in one", lambda row: count(largest.get(row["source"], empty)["samples"])),
-        ("frame: median", _cell("jpeg_bytes_median", size)),
-        ("95 %", _cell("jpeg_bytes_p95", size)),
-        ("frames measured", _cell("jpegs_measured", count)),
-    ]
-    return _select(rows, columns)
+    unknown = {"bytes": None, "samples": None}
+    return [row | {f"largest_{key}": v for key, v in largest.get(row["source"], unknown).items()} for row in rows]
 
 
 def _mixture(table: pd.DataFrame) -> Table:
-    """One row for each place, one column for each kind."""
+    """Return one row per place and one column per kind."""
     rows = []
     for where, own in table[table["source"] == ALL].groupby("where", sort=False):
         cells = [
@@ -210,51 +224,4 @@ def _mixture(table: pd.DataFrame) -> Table:
             for row in own.to_dict("records")
         ]
         rows.append([where, *cells, count(own["samples"].sum())])
-    return Table(["where", *KINDS, "samples"], rows, totals=())
-
-
-def _mixture_sources(table: pd.DataFrame) -> Table:
-    rows = [
-        [row["where"], row["kind"], row["source"], count(row["samples"]), percent(row["share"])]
-        for row in table[table["source"] != ALL].to_dict("records")
-    ]
-    return Table(["where", "kind", "source", "samples", "share"], rows, (0, 1, 2), totals=())
-
-
-def _rejected(table: pd.DataFrame) -> Table:
-    rows = [
-        [row["source"], row["reason"], count(row["count"]), percent(row["share_of_inputs"]), row["meaning"]]
-        for row in table.to_dict("records")
-    ]
-    return Table(["source", "reason", "inputs", "share", "which means that"], rows, (0, 1, 4), (4,))
-
-
-def _examples(table: pd.DataFrame) -> Table:
-    """A decoder may say the same several times; the CSV has all of it."""
-    rows = [[shortened(cell, MESSAGE) for cell in row] for row in table.astype(str).to_numpy().tolist()]
-    return Table(list(table.columns), rows, tuple(range(len(table.columns))), (2, 3))
-
-
-def _held_out(table: pd.DataFrame) -> Table:
-    head = ["source", "kind", "held out", "to train on", "in files", "held-out samples", "in files"]
-    rows = []
-    for row in table.to_dict("records"):
-        share = f"{100 * row['share']:g} % of the files" if pd.notna(row["share"]) else "nothing"
-        numbers = [row[name] for name in ("training_samples", "training_files", "held_out_samples", "held_out_files")]
-        rows.append([row["source"], row["kind"], row["partner"] or share, *map(count, numbers)])
-    return Table(head, rows, (0, 1, 2))
-
-
-def _alike(table: pd.DataFrame) -> Table:
-    rows = [
-        [
-            row["held_out_source"],
-            "any source" if row["training_source"] == ALL else row["training_source"],
-            count(row["compared"]),
-            count(row["affected"]),
-            percent(row["share"]),
-        ]
-        for row in table.to_dict("records")
-        if row["compared"]
-    ]
-    return Table(["held out", "trained on", "compared", "look alike", "share"], rows, (0, 1))
+    return Table(["where", *KINDS, "samples"], rows, [0], [])

@@ -1,4 +1,7 @@
-"""The figures of the report, each from its table. Video, image, text and preference pairs have one colour each."""
+"""The figures of the report, one function per name in `FIGURES`. Each sample kind has one colour in all of them.
+
+Their argument is the tables of the report by their names in `TABLES`.
+"""
 
 import math
 
@@ -10,30 +13,17 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from fvlm.data.batches.order import KINDS
 from fvlm.data_report.tables import ALL, EDGES
-from fvlm.style import (
-    BLUE,
-    CYCLE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    RED,
-    SKY,
-    WIDTH,
-    NothingToDraw,
-    counts,
-    panels,
-    plt,
-)
+from fvlm.style import BLUE, CYCLE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, WIDTH, NothingToDraw, counts, panels, plt
 
+Tables = dict[str, pd.DataFrame]
 KIND_COLOURS = dict(zip(KINDS, (BLUE, ORANGE, GREEN, PURPLE), strict=True))
-TARGET = (0.40, 0.50)  # video's share of the samples
+TARGET = (0.40, 0.50)  # wanted share of video samples
 ACROSS = 4  # panels side by side
 MIB = 2**20
 
 
 def _rows(names: list[str]) -> float:
-    """Height of a panel with one bar for each name, in inches."""
+    """Return the height of a panel with one bar per name, in inches."""
     return 0.9 + 0.22 * len(names)
 
 
@@ -49,8 +39,9 @@ def _kinds_legend(figure: Figure, kinds: list[str]) -> None:
     figure.legend(handles, kinds, loc="outside upper right", ncols=len(kinds))
 
 
-def inputs(sources: pd.DataFrame, rejected: pd.DataFrame) -> Figure:
-    """Left: samples kept. Right: the share of the inputs that was rejected, by reason."""
+def inputs(tables: Tables) -> Figure:
+    """Left: samples kept. Right: share of the inputs that were rejected, by reason."""
+    sources, rejected = tables["sources"], tables["rejected"]
     own = sources[sources["source"] != ALL]
     names = own["source"].tolist()
     figure, (left, right) = panels(2, height=_rows(names), sharey=True)
@@ -80,8 +71,9 @@ def inputs(sources: pd.DataFrame, rejected: pd.DataFrame) -> Figure:
     return figure
 
 
-def mixture(table: pd.DataFrame) -> Figure:
-    """Shares of the samples by kind, and between which lines video should end."""
+def mixture(tables: Tables) -> Figure:
+    """Shares of the samples by kind; video should end between the dotted lines."""
+    table = tables["mixture"]
     places = list(dict.fromkeys(table["where"]))
     kinds = [kind for kind in KINDS if table[(table["kind"] == kind)]["samples"].sum()]
     figure, (ax,) = panels(1, height=1.0 + 0.32 * len(places))
@@ -99,13 +91,13 @@ def mixture(table: pd.DataFrame) -> Figure:
     ax.set_xlim(0, 1)
     ax.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     _names(ax, places)
-    ax.set_xlabel("share of the samples; between the dotted lines: video's target")
+    ax.set_xlabel("share of the samples; the share of video should end between the dotted lines")
     _kinds_legend(figure, kinds)
     return figure
 
 
 def _grid(names: list[str]) -> tuple[Figure, dict[str, Axes]]:
-    """A small panel for each name; the frame of unused places is left out."""
+    """Return a figure with a small panel per name."""
     across = min(ACROSS, len(names))
     down = math.ceil(len(names) / across)
     size = (max(WIDTH * across / ACROSS, 3.4), 0.35 + 1.35 * down)
@@ -124,7 +116,7 @@ def _grid(names: list[str]) -> tuple[Figure, dict[str, Axes]]:
 
 
 def _histogram(ax: Axes, table: pd.DataFrame, source: str, quantity: str, **options) -> None:
-    """Bars of equal width, whatever they span: an axis of edges rather than of numbers."""
+    """Draw bars of equal width, whatever they span: the axis counts edges."""
     edges = EDGES[quantity]
     own = table[(table["source"] == source) & (table["quantity"] == quantity)]
     heights = own.set_index("low")["count"].reindex(edges).fillna(0).to_numpy()
@@ -135,12 +127,12 @@ def _present(table: pd.DataFrame, quantity: str) -> list[str]:
     names = table[table["quantity"] == quantity]["source"].drop_duplicates().tolist()
     own = [name for name in names if name != ALL]
     if not own:
-        raise NothingToDraw("no sample of these sources says")
+        raise NothingToDraw(f"no sample with {quantity} in these sources")
     return own if len(own) == 1 else [ALL, *own]
 
 
 def _axis(axes: dict[str, Axes], table: pd.DataFrame, quantity: str, ticks: dict[int, str], least: int) -> None:
-    """Named edges on an axis that ends with the last bar of any source, or at `least`."""
+    """Label some edges (edge -> label), on an axis that ends with the last bar of any source, at `least` or later."""
     edges = EDGES[quantity]
     last = max(table[table["quantity"] == quantity]["low"].max(), least)
     for ax in axes.values():
@@ -148,37 +140,40 @@ def _axis(axes: dict[str, Axes], table: pd.DataFrame, quantity: str, ticks: dict
         ax.set_xlim(-0.3, edges.index(last) + 1.3)
 
 
-def durations(histograms: pd.DataFrame) -> Figure:
-    """Durations of the samples' videos by source, as shares; the bars widen to the right."""
-    figure, axes = _grid(_present(histograms, "duration_s"))
+def _filled(histograms: pd.DataFrame, quantity: str, colour: str) -> tuple[Figure, dict[str, Axes]]:
+    """Return a figure with a filled histogram per source, the heights as shares, and one of all sources in grey."""
+    figure, axes = _grid(_present(histograms, quantity))
     for name, ax in axes.items():
-        _histogram(ax, histograms, name, "duration_s", fill=True, color=GREY if name == ALL else BLUE)
+        _histogram(ax, histograms, name, quantity, fill=True, color=GREY if name == ALL else colour)
+    return figure, axes
+
+
+def durations(tables: Tables) -> Figure:
+    """Durations of the samples' videos by source; the bars widen to the right."""
+    figure, axes = _filled(tables["histograms"], "duration_s", BLUE)
+    for ax in axes.values():
         ax.axvline(EDGES["duration_s"].index(64), color=RED, ls=":", lw=1)
     ticks = {0: "0", 3: "3 s", 10: "10 s", 30: "30 s", 120: "2 m", 600: "10 m", 3600: "1 h"}
-    _axis(axes, histograms, "duration_s", ticks, least=64)
-    figure.supxlabel(
-        "duration of a sample's video; dotted: 64 s, from where frames are over a second apart", fontsize=8
-    )
+    _axis(axes, tables["histograms"], "duration_s", ticks, least=64)
+    label = "duration of a sample's video; right of the dotted line (64 s) frames are more than 1 s apart"
+    figure.supxlabel(label, fontsize=8)
     return figure
 
 
-def frames(histograms: pd.DataFrame) -> Figure:
-    """Frames per video sample by source, as shares."""
-    figure, axes = _grid(_present(histograms, "frames"))
-    for name, ax in axes.items():
-        _histogram(ax, histograms, name, "frames", fill=True, color=GREY if name == ALL else BLUE)
-    _axis(axes, histograms, "frames", {1: "1", 8: "8", 16: "16", 32: "32", 48: "48", 64: "64"}, least=16)
+def frames(tables: Tables) -> Figure:
+    """Frames per video sample by source."""
+    figure, axes = _filled(tables["histograms"], "frames", BLUE)
+    _axis(axes, tables["histograms"], "frames", {n: str(n) for n in (1, 8, 16, 32, 48, 64)}, least=16)
     figure.supxlabel("frames of a video sample, one per second, at most 64", fontsize=8)
     return figure
 
 
-def tokens(histograms: pd.DataFrame, sources: pd.DataFrame) -> Figure:
-    """Text tokens per sample by source and those of the answers; the line shows where training cuts the text."""
-    figure, axes = _grid(_present(histograms, "text_tokens"))
-    rows = sources.set_index("source")
+def tokens(tables: Tables) -> Figure:
+    """Text tokens and answer tokens per sample, by source; dotted: where training cuts the text."""
+    histograms, rows = tables["histograms"], tables["sources"].set_index("source")
+    figure, axes = _filled(histograms, "text_tokens", SKY)
     edges = EDGES["text_tokens"]
     for name, ax in axes.items():
-        _histogram(ax, histograms, name, "text_tokens", fill=True, color=GREY if name == ALL else SKY)
         _histogram(ax, histograms, name, "answer_tokens", fill=False, color="#222222", lw=0.9)
         if name == ALL or pd.isna(rows.loc[name, "max_text_tokens"]):
             continue
@@ -189,12 +184,13 @@ def tokens(histograms: pd.DataFrame, sources: pd.DataFrame) -> Figure:
     limit = rows["max_text_tokens"].astype(float).max()
     least = max([edge for edge in edges if edge <= limit], default=0)
     _axis(axes, histograms, "text_tokens", {v: str(v) for v in (0, 8, 32, 128, 512, 2048)}, least)
-    figure.supxlabel("text tokens; filled: of a sample, line: of its answers, dotted: where training cuts", fontsize=8)
+    figure.supxlabel("text tokens; filled: of a sample, line: of its answers, dotted: limit of training", fontsize=8)
     return figure
 
 
-def storage(sources: pd.DataFrame, shards: pd.DataFrame) -> Figure:
-    """Size and samples of each shard, and the size of a stored frame."""
+def storage(tables: Tables) -> Figure:
+    """Size and samples of each shard, and size of a stored frame."""
+    sources, shards = tables["sources"], tables["shards"]
     own = sources[sources["source"] != ALL]
     names = own["source"].tolist()
     figure, (left, middle, right) = panels(3, height=_rows(names), sharey=True)
@@ -214,14 +210,14 @@ def storage(sources: pd.DataFrame, shards: pd.DataFrame) -> Figure:
     return figure
 
 
-def near_duplicates(table: pd.DataFrame) -> Figure:
-    """Share of each source's held-out samples that look like one trained on: of any source, and of each."""
+def near_duplicates(tables: Tables) -> Figure:
+    """Share of each source's held-out samples that look like a training sample: of any source, and of each."""
+    table = tables["near_duplicates"]
     rows = table[(table["held_out_source"] != ALL) & (table["compared"] > 0)]
     names = rows["held_out_source"].drop_duplicates().tolist()
     if not names:
         raise NothingToDraw("no held-out sample has an image")
-    found = rows["training_source"].drop_duplicates().tolist()
-    columns = [ALL, *[name for name in found if name != ALL]]
+    columns = [ALL, *(name for name in rows["training_source"].unique() if name != ALL)]
     shares = rows.pivot(index="held_out_source", columns="training_source", values="share")
     shares = shares.reindex(index=names, columns=columns).fillna(0)
     figure, (ax,) = panels(1, height=1.3 + 0.28 * len(names), width=min(WIDTH, 2.6 + 0.7 * len(columns)))

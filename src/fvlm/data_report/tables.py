@@ -1,4 +1,4 @@
-"""The tables of the report, one CSV each: every number that the page shows. Units stand in the columns' names."""
+"""The tables of the report, one CSV each, with every number of the page. The names of the columns have the units."""
 
 from collections.abc import Callable
 
@@ -34,7 +34,7 @@ QUANTITIES: dict[str, Callable[[Facts], np.ndarray]] = {
 
 
 def sources(facts: list[Facts]) -> pd.DataFrame:
-    """One row per source, and one for all; an empty cell where a number is not known."""
+    """Return one row per source, and one for all; a cell is empty if the number is unknown."""
     rows = [_source_row(one) for one in facts]
     added = ("samples", "rejected", "files", "frames", "hours", "without_duration", "text_tokens", "texts_cut", "bytes")
     total: dict = {"source": ALL, "kind": "", "reader": "", "shards": sum(row["shards"] for row in rows)}
@@ -88,7 +88,7 @@ def _quantiles(name: str, values: np.ndarray) -> dict:
 
 
 def rejected(facts: list[Facts]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rejected inputs by source and reason, and a few of them by name."""
+    """Return the number of rejected inputs by source and reason, and a few of them by name."""
     counts = [
         {
             "source": one.source.name, "reason": reason, "count": count,
@@ -109,7 +109,7 @@ def rejected(facts: list[Facts]) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def histograms(facts: list[Facts]) -> pd.DataFrame:
-    """Counts by source, quantity and bar [low, high), without empty bars; `high` of the last bar is an empty cell."""
+    """Return counts by source, quantity and bar [low, high) without empty bars; `high` of the last bar is empty."""
     rows = []
     for quantity, values in QUANTITIES.items():
         edges = EDGES[quantity]
@@ -141,7 +141,7 @@ def shards(facts: list[Facts]) -> pd.DataFrame:
 
 
 def held_out(facts: list[Facts]) -> pd.DataFrame:
-    """What each source that may be trained on is held against: files of its own, or a partner source."""
+    """Return the held-out data of each training source: some of its own files, or another source, its partner."""
     by_name = {one.source.name: one for one in facts}
     rows = []
     for one in facts:
@@ -161,10 +161,10 @@ def held_out(facts: list[Facts]) -> pd.DataFrame:
 
 
 def mixture(facts: list[Facts], study: Study) -> pd.DataFrame:
-    """Samples by kind and source: of the corpus that may be trained on, of what each stage draws, of all stages.
+    """Return the samples by kind and source: of all training samples (`corpus`), of each stage, and of all stages.
 
-    A stage's samples of one kind come from its sources by their weights, or else by their sizes; numbers are expected
-    ones. Rows with source `all` add up a kind.
+    A stage draws a kind's samples from its sources by their weights, or by their sizes if they have none; the numbers
+    are expectations. Rows with source `all` are the sums of a kind.
     """
     trainable = {one.source.name: len(one.split.train) for one in facts if not one.split.partner_of}
     kinds = {one.source.name: one.source.kind for one in facts}
@@ -195,6 +195,6 @@ def _drawn(run: Run, study: Study, trainable: dict[str, int]) -> dict[str, float
 
 
 def video_shares(table: pd.DataFrame) -> dict[str, float]:
-    """Where -> share of the samples that are videos, of the table of mixtures."""
+    """Return the share of video samples for each `where` of the table of mixtures."""
     chosen = table[(table["kind"] == "video") & (table["source"] == ALL)]
     return dict(zip(chosen["where"], chosen["share"].astype(float), strict=True))

@@ -1,1 +1,1 @@
-"""Held-out losses by mode and source, attention maps, captions of a video."""
+"""Evaluation of finished runs: held-out losses by mode and source, attention maps, captions."""

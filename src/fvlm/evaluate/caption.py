@@ -1,4 +1,4 @@
-"""`fvlm caption VIDEO --run results/runs/stage3`: what a finished run says about a video or an image."""
+"""`fvlm caption FILE --run results/runs/stage3`: caption a video, or answer a question about it."""
 
 from pathlib import Path
 
@@ -21,10 +21,14 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--run", required=True, type=Path, help="folder of a finished run, for example results/runs/stage3"
     )
-    parser.add_argument("--question", default="Say what happens in the video.", help="what to ask")
-    parser.add_argument("--tokens", type=int, default=60, help="longest answer, in tokens")
     parser.add_argument(
-        "--mode", default=None, help="coarse_only, coarse_fine or autoregressive (default: as at inference)"
+        "--question", default="Say what happens in the video.", help="question or instruction (default: %(default)s)"
+    )
+    parser.add_argument("--tokens", type=int, default=60, help="longest answer, in tokens (default: %(default)s)")
+    parser.add_argument(
+        "--mode",
+        default=None,
+        help="coarse_only, coarse_fine or autoregressive (default: autoregressive if the run has it)",
     )
 
 
@@ -33,25 +37,31 @@ def main(args) -> int:
     tokenizer = load_tokenizer(args.run.parent.parent / "tokenizer")
     mode = args.mode or run.model.variant.inference_mode
     if mode not in run.model.modes:
-        raise UserError(f"run {run.name!r} has no mode {mode!r}; it has {', '.join(run.model.modes)}")
+        raise UserError(f"run {run.name!r} has no mode {mode!r}; choose one of {', '.join(run.model.modes)}")
     ids = encode_prompt(tokenizer, args.question)
-    first = run.data.question_first > 0.5  # as most of what the run has seen
-    asked = int(np.flatnonzero(ids == tokenizer.token_to_id(START))[-1]) if first else 0  # all but the answer's header
+    question = 0
+    if run.data.question_first > 0.5:  # as in most of the run's training samples
+        question = int(np.flatnonzero(ids == tokenizer.token_to_id(START))[-1])  # all but the header of the answer
     for file in args.files:
-        batch = prompt_batch(file, ids, run.data.static_frames, asked)
+        batch = prompt_batch(file, ids, run.data.static_frames, question)
         with torch.no_grad(), autocast(run, device):
             answer = generate(model, batch.to(device), tokenizer.token_to_id(END), args.tokens, mode)
         print(f"{file}: {tokenizer.decode(answer).strip()}")
     return 0
 
 
-def prompt_batch(file: Path, ids: np.ndarray, static_frames: int, asked: int) -> Batch:
-    """A batch of one sample: the file's frames and the prompt, whose first `asked` tokens stand before them."""
+def prompt_batch(file: Path, ids: np.ndarray, static_frames: int, question: int) -> Batch:
+    """Return a batch of one sample: the frames of a file, and a prompt.
+
+    ids             (S,) tokens of the prompt, of which the first `question` stand before the frames
+    static_frames   visual positions of an image
+    raises          UserError if the file is no video or image that can be decoded
+    """
     still = file.suffix.lower() in IMAGE_SUFFIXES
     try:
         frames = (decode_image(file) if still else decode_video(file)).frames
     except MediaError as error:
-        raise UserError(f"{file} cannot be shown ({error.reason}: {error}); expected a video or an image") from error
+        raise UserError(f"{file} cannot be decoded ({error.reason}: {error}); expected a video or an image") from error
     positions = static_frames if still else len(frames)
     sample = {"frames": frames, "positions": positions, "ids": ids, "mask": np.zeros(len(ids), dtype=bool)}
-    return pack([{**sample, "question": asked, "key": file.name, "source": "yours"}])
+    return pack([{**sample, "question": question, "key": file.name, "source": "yours"}])

@@ -1,4 +1,4 @@
-"""A finished run as a model ready to be asked: rebuilt from the configuration saved beside its weights."""
+"""A finished run, loaded for inference from the configuration and the weights that it saved."""
 
 import json
 from pathlib import Path
@@ -13,16 +13,16 @@ from fvlm.model.foveated import VideoLanguageModel
 
 
 def load_run(folder: Path | str) -> tuple[Run, VideoLanguageModel, torch.device]:
-    """The run, its best weights in evaluation mode, and the device they are on: the GPU if there is one.
+    """Return the run, a model with its best weights in evaluation mode, and the model's device: a GPU if there is one.
 
     folder  results/runs/NAME
-    raises  UserError if the run is not finished
+    raises  UserError if the run is not finished, is of another version, or its weights are damaged
     """
     folder = Path(folder)
     saved = folder / "model" / "run.json"
     if not saved.is_file():
         raise UserError(
-            f"{folder}: no finished run here ({saved} is missing); train it first: snakemake --cores all "
+            f"{saved}: no such file, so {folder} is no finished run; train it first: snakemake --cores all "
             f"{folder}/run_summary.json"
         )
     try:
@@ -31,11 +31,11 @@ def load_run(folder: Path | str) -> tuple[Run, VideoLanguageModel, torch.device]
         raise UserError(
             f"{saved}: not a run of this version ({' '.join(str(error).split())[:200]}); train it again"
         ) from error
-    # The weights are loaded below, so pretrained ones need not be fetched again.
-    unpretrained = run.model.model_copy(update={
+    # The run's own weights are loaded below, so the pretrained ones are not fetched.
+    without_pretrained = run.model.model_copy(update={
         part: getattr(run.model, part).model_copy(update={"weights": None}) for part in ("encoder", "language")
     })  # fmt: skip
-    model = build_model(unpretrained, run.train.seed)
+    model = build_model(without_pretrained, run.train.seed)
     load_weights(model, folder / "model" / "best.safetensors")
     torch.set_num_threads(run.operation.threads)
     device = device_of(run)

@@ -1,11 +1,11 @@
-"""`fvlm evaluate RUN`: held-out losses of a finished run, sample by sample, in every mode and by what it sees.
+"""`fvlm evaluate RUN`: held-out losses of a finished run, per sample, mode and kind of frames.
 
-Each sample is scored with its own frames in all modes, with no frames (blind), and with another sample's frames. Only
-a model whose own-frames loss is clearly the lowest of the three has learnt to see. Answers alone are scored, also of
-runs that were trained on all text, so that runs can be compared; of preference pairs the chosen one. A run that was
-trained with questions before the frames is scored with all of them there and with none.
+Each sample is scored with its own frames in every mode, without frames (blind), and with the frames of another video.
+A model uses its frames if the loss with its own frames is clearly the lowest of the three. Only answers are scored,
+also of runs that train on all text, so that runs can be compared; of a preference pair, the chosen answer. A run that
+trains with some questions before the frames is scored in both orders: all questions first, and all videos first.
 
-What is scored is kept batch by batch beside the table until that is written: a killed evaluation goes on there.
+A file beside the table keeps the scored batches until the table is written: a killed evaluation resumes from it.
 """
 
 import math
@@ -42,39 +42,41 @@ def main(args) -> int:
     folder = Path(study.results) / "runs" / args.run
     run, model, device = load_run(folder)
     steps = held_out_samples(run, study)
-    samples = batches_by_source(steps)
+    batches = batches_by_source(steps)
     scored = Scored(args.out.with_suffix(".scored.jsonl"), identity(run, study, folder, steps, device))
     if scored:
-        print(f"{run.name}: {len(scored)} of {len(samples)} batches were scored before", file=sys.stderr, flush=True)
+        print(f"{run.name}: {len(scored)} of {len(batches)} batches were scored before", file=sys.stderr, flush=True)
     with torch.no_grad(), autocast(run, device):
-        for members, videos in samples[len(scored) :]:
-            scored.append(score(run, model, steps.batch(members).to(device), study, videos))
-            print(f"{run.name}: batch {len(scored)} of {len(samples)} scored", file=sys.stderr, flush=True)
+        for places, videos in batches[len(scored) :]:
+            scored.append(score(run, model, steps.batch(places).to(device), study, videos))
+            print(f"{run.name}: batch {len(scored)} of {len(batches)} scored", file=sys.stderr, flush=True)
     write_csv(args.out, scored.rows)
-    scored.forget()
+    scored.delete()
     return 0
 
 
 def identity(run: Run, study: Study, folder: Path, steps: Steps, device: torch.device) -> str:
-    """A hash of all that the rows depend on: weights, samples, and how they are computed."""
-    how = (__version__, BATCH, device.type, precision_on(run, device))
+    """Return a hash of everything that the rows depend on: weights, samples, version, device and precision."""
+    computed = (__version__, BATCH, device.type, precision_on(run, device))
     corpus = steps.corpus
     kinds = [study.sources[name].kind for name in corpus.names]
     samples = (study.evaluation.samples, corpus.names, kinds, corpus.prompts, [rows.tolist() for rows in corpus.rows])
     weights = [folder / "model/run.json", folder / "model/best.safetensors"]
-    return digest_of(repr((how, samples)), [*data_files(run, study), *weights])
+    return digest_of(repr((computed, samples)), [*data_files(run, study), *weights])
 
 
 def held_out_samples(run: Run, study: Study) -> Steps:
-    """The run's evaluation samples, source after source; UserError if there is none.
+    """Return the run's evaluation samples, source after source.
 
-    The questions stand before the frames if the run was trained with any there; `Batch.video_first` puts them behind.
+    If the run trains with any question before the frames, all questions stand there; `Batch.video_first` moves them.
+
+    raises  UserError if no sample is held out
     """
     corpus = open_held_out(run, study, "evaluation", study.evaluation.samples)
     if not any(len(rows) for rows in corpus.rows):
         raise UserError(
-            f"run {run.name!r}: its sources ({', '.join(run.data.sources)}) hold out no sample to evaluate on; raise "
-            "their `held_out` in config/sources.yaml"
+            f"run {run.name!r}: no held-out sample in its sources ({', '.join(run.data.sources)}); raise their "
+            "`held_out` in config/sources.yaml"
         )
     order = in_file_order(
         corpus.indices,
@@ -88,29 +90,31 @@ def held_out_samples(run: Run, study: Study) -> Steps:
 
 
 def batches_by_source(steps: Steps) -> list[tuple[list[int], list[int]]]:
-    """Every sample in one batch of about `BATCH`, each batch of one source and of different videos.
+    """Return batches of about `BATCH` samples of one source, each sample in one batch, no two of the same video.
 
-    Several samples may ask about one video, and the frames of 'another sample' must be another video's: with samples
-    sorted by video and dealt to at least as many batches as a video has samples, no batch gets a video twice.
+    The frames of "another sample" must be those of another video, but several samples may show the same video. The
+    samples, sorted by video, are dealt in turn to at least as many batches as any video has samples.
 
-    returns     per batch the places in `steps.order` and the video of each, as a number
+    returns     per batch the samples' places in `steps.order`, and a number per sample that names its video
     """
-    order, result = steps.order, []
-    for place, index in enumerate(steps.corpus.indices):
-        members = np.flatnonzero(order.source == place)
-        videos = index.group[order.row[members]]
+    order, batches = steps.order, []
+    for source, index in enumerate(steps.corpus.indices):
+        places = np.flatnonzero(order.source == source)
+        videos = index.group[order.row[places]]
         by_video = np.argsort(videos, kind="stable")
-        members, videos = members[by_video], videos[by_video]
-        most = int(np.unique(videos, return_counts=True)[1].max(initial=1))
-        count = min(max(1, len(members) // BATCH, most), len(members))
-        result += [(members[k::count].tolist(), videos[k::count].tolist()) for k in range(count)]
-    return result
+        places, videos = places[by_video], videos[by_video]
+        samples_per_video = int(np.unique(videos, return_counts=True)[1].max(initial=1))
+        count = min(max(1, len(places) // BATCH, samples_per_video), len(places))
+        batches += [(places[k::count].tolist(), videos[k::count].tolist()) for k in range(count)]
+    return batches
 
 
 def score(run: Run, model, batch: Batch, study: Study, videos: list[int]) -> list[dict]:
-    """One row per sample, order, mode and kind of frames: summed loss and attention entropy in nats, scored tokens.
+    """Return one row per sample, order, mode and kind of frames.
 
-    videos  which video each sample is of: samples of one video are not independent
+    videos      of each sample a number that names its video: samples of one video are not independent
+    returns     `loss_sum`: nats, summed over the `tokens` scored tokens; `entropy`: nats, attention entropy, mean over
+                the sample's visual positions; None if no query read a frame
     """
     rows = _score(run, model, batch.video_first(), study, videos, "video_first")
     if run.data.question_first > 0:
@@ -119,46 +123,44 @@ def score(run: Run, model, batch: Batch, study: Study, videos: list[int]) -> lis
 
 
 def _score(run: Run, model, batch: Batch, study: Study, videos: list[int], order: str) -> list[dict]:
-    rows = []
-    looks = [(mode, "own", batch) for mode in run.model.modes]
-    looks.append(("blind", "none", batch.without_frames()))
-    # Texts have no frames to exchange; they count as they are, so that every look is taken over the same samples.
+    trained, foveated = run.model.training_mode, run.model.variant.queries
+    # A batch of texts has no frames to exchange. It is scored as it is, so that all kinds of frames have equal samples.
     other = batch.with_frames_of_neighbour() if batch.frame_counts.any() else batch
-    looks.append((run.model.training_mode, "other", other))
-    for mode, frames, seen in looks:
-        if seen is None:
-            continue  # a batch in which a single sample has frames: there is no other's
-        attended = frames == "own" and run.model.variant.queries
-        output = model(seen, run.model.training_mode if mode == "blind" else mode, with_attention=attended)
-        entropies, losses = _entropies(output, seen), output.loss_sum_B.tolist()
-        for i, (key, name) in enumerate(zip(batch.keys, batch.sources, strict=True)):
+    passes = [(mode, "own", mode, batch) for mode in run.model.modes]
+    passes.append(("blind", "none", trained, batch.without_frames()))
+    if other is not None:  # None: only one sample of the batch has frames
+        passes.append((trained, "other", trained, other))
+    rows = []
+    for name, frames, mode, content in passes:
+        output = model(content, mode, with_attention=foveated and frames == "own")
+        entropies, losses = _entropies(output, content), output.loss_sum_B.tolist()
+        for i, (key, source) in enumerate(zip(batch.keys, batch.sources, strict=True)):
             rows.append({
-                "run": run.name, "order": order, "mode": mode, "frames": frames, "source": name,
-                "kind": study.sources[name].kind, "key": key, "group": videos[i],
+                "run": run.name, "order": order, "mode": name, "frames": frames, "source": source,
+                "kind": study.sources[source].kind, "key": key, "group": videos[i],
                 "loss_sum": losses[i], "tokens": int(output.count_B[i]), "entropy": entropies[i],
             })  # fmt: skip
     return rows
 
 
 def _entropies(output: Output, batch: Batch) -> list[float | None]:
-    """Mean attention entropy of each sample; None where nothing looked."""
+    """Return the mean attention entropy of each sample; None for a sample without frames."""
     if output.entropy_P is None:
         return [None] * len(batch)
-    pieces = output.entropy_P.cpu().split(batch.frame_counts.tolist())
-    return [piece.mean().item() if len(piece) else None for piece in pieces]
+    per_sample = output.entropy_P.cpu().split(batch.frame_counts.tolist())
+    return [entropy.mean().item() if len(entropy) else None for entropy in per_sample]
 
 
 class Scored:
-    """The rows of the batches that are scored already, in the order in which they are scored.
+    """The rows of the batches that are scored already, in a file of JSON lines.
 
-    path        JSON lines: the identity, and then the rows of batch after batch
-    identity    of all that they depend on; what another one has left is thrown away
+    identity    hash of everything that the rows depend on; a file with another one is emptied
     """
 
     def __init__(self, path: Path, identity: str):
         self.log = MetricsLog(path, math.inf)
-        begin, *batches = self.log.records() or [None]
-        if begin != {"step": 0, "identity": identity}:
+        first, *batches = self.log.records() or [None]
+        if first != {"step": 0, "identity": identity}:
             batches = []
             self.log = MetricsLog(path, None)
             self.log.append({"step": 0, "identity": identity})
@@ -172,9 +174,9 @@ class Scored:
         return [row for batch in self.batches for row in batch]
 
     def append(self, rows: list[dict]) -> None:
-        """raises   UserError if they cannot be written"""
+        """raises   UserError if the file cannot be written"""
         self.batches.append(rows)
         self.log.append({"step": len(self), "rows": rows})
 
-    def forget(self) -> None:
+    def delete(self) -> None:
         self.log.path.unlink(missing_ok=True)

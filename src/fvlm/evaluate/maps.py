@@ -1,38 +1,28 @@
-"""The few videos whose attention is looked at, and where the queries look in them, as arrays."""
+"""Attention maps of a few fixed held-out videos."""
+
+from pathlib import Path
 
 import numpy as np
+import torch
 
-from fvlm.batch import Batch
 from fvlm.config.schema import Run, Study
 from fvlm.data.batches.loader import Steps, open_held_out
 from fvlm.data.batches.order import in_file_order
-from fvlm.model.foveated import Output
-
-
-def maps_of(batch: Batch, output: Output, side: int) -> dict[str, np.ndarray]:
-    """Where the queries looked in a batch in host memory, from a forward pass with attention.
-
-    side        patches per side of a frame
-    returns     frames (P, 224, 224, 3) uint8; fine and coarse, where there is such a pass, (P, side, side) attention
-                over patches; entropy_fine (P,) nats, of the pass that the loss comes from
-    """
-    arrays = {"frames": batch.frames[batch.frame_index].numpy()}
-    for name, looked in (("fine", output.fine), ("coarse", output.coarse)):
-        if looked is not None:
-            arrays[name] = looked.patches.float().cpu().numpy().reshape(-1, side, side)
-    return arrays | {"entropy_fine": output.entropy_P.float().cpu().numpy()}
+from fvlm.data.shards.samples import sample_text
+from fvlm.data.shards.tar import read_sample
+from fvlm.files import write_beside
+from fvlm.model.foveated import VideoLanguageModel
 
 
 def fixed_videos(run: Run, study: Study, count: int) -> Steps:
-    """The same few held-out videos for every run with these sources: the first of each video source in turn.
+    """Return at most `count` held-out videos, one per step: the same ones for every run with these sources.
 
-    returns     at most `count` steps of one sample each; none where no video is held out. The questions stand where
-                most of the run's do
+    The video sources share them evenly, and no two samples show the same video. The question stands before the frames
+    if it does so in most samples of the run.
     """
     corpus = open_held_out(run, study, "evaluation", study.evaluation.samples, kinds=("video",))
     for i, (index, rows) in enumerate(zip(corpus.indices, corpus.rows, strict=True)):
         moving = rows[index.frames[rows] > 1]
-        # One sample per video: rows of the same group ask about the same frames.
         _, first = np.unique(index.group[moving], return_index=True)
         share = count // len(corpus.rows) + (i < count % len(corpus.rows))
         corpus.rows[i] = moving[np.sort(first)][:share]
@@ -44,3 +34,52 @@ def fixed_videos(run: Run, study: Study, count: int) -> Steps:
         question_first=float(run.data.question_first > 0.5),
     )
     return Steps(corpus, order, run, study, "answers", batch_size=1)
+
+
+@torch.no_grad()
+def attention_maps(
+    run: Run, model: VideoLanguageModel, videos: Steps, device: torch.device, context
+) -> dict[str, np.ndarray]:
+    """Return the attention maps of some videos in the run's training mode.
+
+    videos      one sample per step; for video k (counted from 0) the result has
+    frames_k    (T, 224, 224, 3) uint8
+    fine_k, coarse_k    (T, side, side) attention of each query over the patches; absent if the run has no such pass
+    entropy_fine_k      (T,) nats, attention entropy of the pass that the loss comes from
+    keys, sources, captions     one text per video; a caption is the sample's text
+    context     the run's autocast
+    """
+    arrays, keys, sources, captions = {}, [], [], []
+    side = round(run.model.encoder.patches**0.5)
+    for k in range(len(videos)):
+        (batch,) = videos[k]
+        with context:
+            output = model(batch.to(device), run.model.training_mode, with_attention=True)
+        arrays[f"frames_{k}"] = batch.frames[batch.frame_index].numpy()
+        for name, attention in (("fine", output.fine), ("coarse", output.coarse)):
+            if attention is not None:
+                arrays[f"{name}_{k}"] = attention.patches.float().cpu().numpy().reshape(-1, side, side)
+        arrays[f"entropy_fine_{k}"] = output.entropy_P.float().cpu().numpy()
+        keys.append(batch.keys[0])
+        sources.append(batch.sources[0])
+        captions.append(_text_of(videos, k))
+    return arrays | {"keys": np.array(keys), "sources": np.array(sources), "captions": np.array(captions)}
+
+
+def _text_of(steps: Steps, i: int) -> str:
+    """Return question and answer of sample i, in one line."""
+    place, row = int(steps.order.source[i]), int(steps.order.row[i])
+    index = steps.corpus.indices[place]
+    shard = steps.results / index.shards[index.shard[row]]
+    text = sample_text(read_sample(shard, int(index.offset[row]), int(index.length[row])), steps.corpus.prompts[place])
+    if "messages" in text:
+        return " ".join(message["content"] for message in text["messages"])
+    return f"{text['user']} {text['assistant']}"
+
+
+def write_maps(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    def write(beside: Path) -> None:
+        with beside.open("wb") as file:  # with a path, NumPy would change the suffix
+            np.savez_compressed(file, **arrays)
+
+    write_beside(path, write)

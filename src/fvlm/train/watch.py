@@ -7,51 +7,41 @@ import torch
 
 from fvlm.config.schema import Run, Study
 from fvlm.data.batches.loader import Steps
-from fvlm.evaluate.maps import fixed_videos, maps_of
-from fvlm.evaluate.overlay import Row, overlay
-from fvlm.files import write_beside
+from fvlm.evaluate.maps import attention_maps, fixed_videos, write_maps
 from fvlm.model.foveated import VideoLanguageModel
 from fvlm.train.ranks import Ranks
 
+FRAMES = 8  # at most, of each video: as many as the figure shows
+
 
 class Watch:
-    """Saves `attention/step_XXXXXXXX.npz` and `.png` in the run's folder whenever it is called.
+    """Writes `attention/step_XXXXXXXX.npz` in the run's folder at each call.
 
-    It draws no random number and leaves the model as it was, so it does not change the training. It does nothing for a
-    model without queries, if `operation.attention_videos` is 0, or if no video is held out.
+    It draws no random number and leaves the model unchanged. It does nothing for a model without queries, if
+    `operation.attention_videos` is 0, or if no video is held out.
     """
 
     def __init__(self, run: Run, study: Study, folder: Path):
         self.run, self.folder = run, folder / "attention"
         self.videos = _videos(run, study)
 
-    @torch.no_grad()
     def __call__(self, model: VideoLanguageModel, step: int, device: torch.device, context, ranks: Ranks) -> None:
-        """Save the maps after `step` steps, in the autocast `context`. All ranks call this; the first one writes."""
+        """Write the maps after `step` steps, in the autocast `context`. All ranks call this; the first one writes."""
         if self.videos is None:
             return
         training = model.training
         model.eval()
-        side = round(self.run.model.encoder.patches**0.5)
-        rows, arrays = [], {}
-        for k in range(len(self.videos)):
-            (batch,) = self.videos[k]
-            with context:
-                output = model(batch.to(device), self.run.model.training_mode, with_attention=True)
-            maps = maps_of(batch, output, side)
-            attention = maps.get("fine", maps.get("coarse"))
-            arrays |= {f"{name}_{k}": maps[name] for name in ("fine", "coarse", "entropy_fine") if name in maps}
-            entropy = float(maps["entropy_fine"].mean())
-            rows.append(Row(maps["frames"], attention, f"{batch.sources[0]}   {batch.keys[0]}   {entropy:.2f} nats"))
-            arrays |= {f"key_{k}": np.array(batch.keys[0]), f"source_{k}": np.array(batch.sources[0])}
+        maps = attention_maps(self.run, model, self.videos, device, context)
         model.train(training)
-        ranks.at_first(lambda: self._write(step, rows, arrays))
+        # The frames are those of every step, so few and small ones are stored; the attention of all frames is.
+        frames = {name: _few_and_small(array) for name, array in maps.items() if name.startswith("frames_")}
+        ranks.at_first(lambda: write_maps(self.folder / f"step_{step:08d}.npz", maps | frames))
 
-    def _write(self, step: int, rows: list[Row], arrays: dict[str, np.ndarray]) -> None:
-        picture = overlay(rows, f"{self.run.name}, step {step:,}: where the query looks")
-        name = f"step_{step:08d}"
-        write_beside(self.folder / f"{name}.npz", lambda part: _save(part, arrays))
-        write_beside(self.folder / f"{name}.png", lambda part: picture.save(part, format="PNG", compress_level=1))
+
+def _few_and_small(frames: np.ndarray) -> np.ndarray:
+    """Return at most FRAMES evenly spaced frames (T, 224, 224, 3), with every second pixel of each."""
+    chosen = np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(int)
+    return frames[chosen, ::2, ::2]
 
 
 def _videos(run: Run, study: Study) -> Steps | None:
@@ -59,8 +49,3 @@ def _videos(run: Run, study: Study) -> Steps | None:
         return None
     videos = fixed_videos(run, study, run.operation.attention_videos)
     return videos if len(videos) else None
-
-
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with open(path, "wb") as file:
-        np.savez_compressed(file, **arrays)

@@ -18,17 +18,20 @@ VIDEOS, FRAMES = 3, 8  # at most, in the whole figure and in a row
 
 @dataclass(frozen=True)
 class Looked:
-    """One video as one run looked at it: frames (T, H, W, 3); fine, coarse (T, side, side) sum to 1;
-    entropy (T,) nats."""
+    """One video and a run's attention in it: frames (T, H, W, 3); passes "fine" and "coarse", if the run has them,
+    (T, side, side) each, of which the first gives the loss; entropy (T,) nats of that pass."""
 
     run: str
     key: str
     source: str
     caption: str
     frames: np.ndarray
-    fine: np.ndarray
-    coarse: np.ndarray
+    passes: dict[str, np.ndarray]
     entropy: np.ndarray
+
+    @property
+    def final(self) -> np.ndarray:
+        return next(iter(self.passes.values()))
 
 
 def read_maps(path: Path, most: int) -> list[Looked]:
@@ -46,16 +49,23 @@ def read_maps(path: Path, most: int) -> list[Looked]:
 
 
 def _looked(run: str, content, k: int) -> Looked:
-    frames = content[f"frames_{k}"]
-    chosen = np.unique(np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(int))
+    passes = {name: content[f"{name}_{k}"] for name in ("fine", "coarse") if f"{name}_{k}" in content}
+    frames, entropy = content[f"frames_{k}"], content[f"entropy_fine_{k}"]
+    chosen = _spread(len(entropy))
     return Looked(
         run,
         str(content["keys"][k]),
         str(content["sources"][k]),
         str(content["captions"][k]),
-        frames[chosen],
-        *(content[f"{name}_{k}"][chosen] for name in ("fine", "coarse", "entropy_fine")),
+        frames[_spread(len(frames))],  # a file written while the run trains holds only the frames of the figure
+        {name: maps[chosen] for name, maps in passes.items()},
+        entropy[chosen],
     )
+
+
+def _spread(count: int) -> np.ndarray:
+    """At most FRAMES of the numbers below `count`, evenly spaced."""
+    return np.linspace(0, count - 1, min(FRAMES, count)).round().astype(int)
 
 
 def heatmaps(attention: list[Path]) -> tuple[Figure, pd.DataFrame]:
@@ -68,8 +78,7 @@ def heatmaps(attention: list[Path]) -> tuple[Figure, pd.DataFrame]:
     columns = max(len(video.frames) for video in videos)
     figure = plt.figure(figsize=(WIDTH, len(videos) * (0.6 + 3 * (WIDTH - 1.2) / max(columns, 5))))
     blocks = figure.subfigures(len(videos), 1, squeeze=False)[:, 0]
-    patches = [video.fine[0].size for video in videos]
-    top = max(float(np.quantile(video.fine * n, 0.995)) for video, n in zip(videos, patches, strict=True))
+    top = max(float(np.quantile(video.final * video.final[0].size, 0.995)) for video in videos)
     for block, video in zip(blocks, videos, strict=True):
         bar = block.colorbar(_draw_video(block, video, columns, top), ax=block.axes, pad=0.01, aspect=25)
         bar.set_label("attention / uniform", fontsize=7)
@@ -79,7 +88,7 @@ def heatmaps(attention: list[Path]) -> tuple[Figure, pd.DataFrame]:
 
 
 def _draw_video(block, video: Looked, columns: int, top: float):
-    axes = block.subplots(3, columns, squeeze=False)
+    axes = block.subplots(1 + len(video.passes), columns, squeeze=False)
     heading = f"{video.run}, {video.source}: {' '.join(video.caption.split())}"
     block.suptitle("\n".join(textwrap.wrap(heading, 105)[:2]), fontsize=8, x=0.01, ha="left")
     height, width = video.frames.shape[1:3]
@@ -92,20 +101,21 @@ def _draw_video(block, video: Looked, columns: int, top: float):
         axes[1, column].set_title(
             f"{video.entropy[column]:.2f} nats", fontsize=6.5, loc="center", fontweight="normal", pad=2
         )
-        for ax, maps in zip(axes[1:, column], (video.fine, video.coarse), strict=True):
+        for ax, maps in zip(axes[1:, column], video.passes.values(), strict=True):
             ax.imshow(frame.mean(axis=2), cmap="gray", vmin=0, vmax=255)
             look = {"cmap": "inferno", "vmin": 0, "vmax": top, "alpha": 0.6, "interpolation": "nearest"}
             extent = (-0.5, width - 0.5, height - 0.5, -0.5)
             picture = ax.imshow(maps[column] * maps[column].size, extent=extent, **look)
-    for ax, name in zip(axes[:, 0], ("frame", "fine", "coarse"), strict=True):
+    for ax, name in zip(axes[:, 0], ("frame", *video.passes), strict=True):
         ax.set_ylabel(name, fontsize=8)
     return picture
 
 
 def _numbers(video: Looked) -> list[dict]:
     rows = []
-    for t, (fine, coarse, entropy) in enumerate(zip(video.fine, video.coarse, video.entropy, strict=True)):
-        peak = np.unravel_index(int(np.argmax(fine)), fine.shape)
+    coarse = video.passes.get("coarse", video.final)
+    for t, (final, first, entropy) in enumerate(zip(video.final, coarse, video.entropy, strict=True)):
+        peak = np.unravel_index(int(np.argmax(final)), final.shape)
         rows.append(
             {
                 "run": video.run,
@@ -115,8 +125,8 @@ def _numbers(video: Looked) -> list[dict]:
                 "entropy_fine": float(entropy),
                 "peak_row": int(peak[0]),
                 "peak_column": int(peak[1]),
-                "peak_over_uniform": float(fine.max() * fine.size),
-                "coarse_peak_over_uniform": float(coarse.max() * coarse.size),
+                "peak_over_uniform": float(final.max() * final.size),
+                "coarse_peak_over_uniform": float(first.max() * first.size),
             }
         )
     return rows

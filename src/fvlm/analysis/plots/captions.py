@@ -160,7 +160,8 @@ def _three_modes(table: pd.DataFrame) -> list[str]:
 def _heatmaps(table: pd.DataFrame) -> list[str]:
     entropy, fine, coarse = (span(table[x]) for x in ("entropy_fine", "peak_over_uniform", "coarse_peak_over_uniform"))
     peaks = f"{fine} times uniform, the coarse query's {coarse}"
-    return [f"{table['key'].nunique()} samples; entropy of the fine query {entropy} nats, its peak {peaks} times."]
+    samples = table["key"].nunique()
+    return [f"{samples} samples; attention entropy of the last pass {entropy} nats, its peak {peaks} times."]
 
 
 def _preference(table: pd.DataFrame) -> list[str]:
