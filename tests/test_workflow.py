@@ -249,20 +249,16 @@ def test_the_paper_study_expands_without_its_data(workflow):
     assert "1.7B-C4-B" in output and "training FLOPs" in output
 
 
-OWN_SOURCE = "sources: {mine: {kind: video, reader: folder, path: nowhere, table: t.csv}}"
-
-
 @pytest.mark.workflow
 @pytest.mark.parametrize(
     ("file", "old", "new", "facts"),
     [
-        ("config", "train.evaluations: 3", "train.evaluatons: 3", ["train.evaluatons", "train.evaluations"]),
         ("ablations", "A6: {model.fine_pass:", "A6: {model.fine_pas:", ["ablations.yaml", "A6", "model.fine_pass"]),
-        ("config", "train.samples: 1400", "train.samples: 240000", ["stage3", "twice"]),
-        ("config", "prepare: []", f"{OWN_SOURCE}\nprepare: [mine]", ["mine", "nowhere", "path"]),
+        ("config", "prepare: []", "sources: {mine: {kind: video, reader: folder, path: nowhere}}\nprepare: [mine]",
+         ["mine", "nowhere", "path"]),
     ],
-    ids=["config key", "ablation field", "second epoch", "missing folder"],
-)
+    ids=["ablation field", "missing folder"],
+)  # fmt: skip
 def test_a_mistake_stops_the_dry_run_with_one_sentence(workflow, file, old, new, facts):
     workflow.edit(f"config/{file}.yaml", old, new)
     output = workflow.run("-n", ok=False)
