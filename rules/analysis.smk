@@ -13,6 +13,11 @@ CAPTIONS = {
 }
 
 
+def comparisons_of(entry):
+    """Changes when a comparison or a question changes, for tables and figures that are made of them."""
+    return STUDY.comparisons.digest if entry.comparisons else ""
+
+
 localrules:
     figures,
     headline,
@@ -60,6 +65,7 @@ rule table:
     params:
         folder=lambda wildcards, output: str(Path(output[0]).parent),
         caption=lambda wildcards: CAPTIONS[f"{wildcards.table}_table"],
+        comparisons=lambda wildcards: comparisons_of(catalog.TABLES[wildcards.table]),
     shell:
         "python -m fvlm table {wildcards.table} --tables {params.folder:q} --out {output:q} 2> {log:q}"
 
@@ -164,6 +170,7 @@ rule figure:
         tables=lambda wildcards, output: str(Path(output.png).parents[1] / "tables"),
         folder=lambda wildcards, output: str(Path(output.png).parent),
         caption=lambda wildcards: CAPTIONS[wildcards.figure],
+        comparisons=lambda wildcards: comparisons_of(catalog.FIGURES[wildcards.figure]),
     shell:
         "python -m fvlm figure {wildcards.figure} --tables {params.tables:q} --attention {input.attention:q}"
         " --out-dir {params.folder:q} 2> {log:q}"

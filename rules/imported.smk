@@ -12,5 +12,8 @@ rule import_results:
         "../envs/analysis.yaml"
     params:
         folder=f"{R}/tables",
+        architectures={
+            name: one.architecture for name, one in STUDY.comparisons.ablations.items()
+        },
     shell:
         "python -m fvlm import --out-dir {params.folder:q} -- {input:q} 2> {log:q}"

@@ -12,6 +12,9 @@ import pandas as pd
 
 from fvlm.__main__ import main
 from fvlm.analysis.catalog import TABLES
+from tests.config_cases import CONFIG, load
+
+COMPARISONS = load(CONFIG).comparisons
 
 LAW = {"E": 0.9, "A": 400.0, "a": 0.35, "B": 30.0, "b": 0.38}
 PENALTY = {"F": 1.02, "B": 1.0}  # the foveated loss is 2 % worse at equal N and D

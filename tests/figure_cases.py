@@ -10,7 +10,7 @@ from fvlm.analysis.compare.gap import gap
 from fvlm.analysis.files import write_table
 from fvlm.analysis.fits.isoflop import isoflop
 from fvlm.analysis.fits.scaling import scaling_fits
-from tests.analysis_cases import law, summary
+from tests.analysis_cases import COMPARISONS, law, summary
 
 SIZES = {"20M": 2e7, "50M": 5e7, "135M": 1.4e8, "360M": 3.8e8, "1B": 1e9, "1.7B": 1.8e9, "7B": 7e9}
 BUDGETS = {"C1": 1e17, "C2": 3e17, "C3": 1e18, "C4": 3e18, "C5": 1e19}  # the largest size is the best at the last
@@ -57,7 +57,7 @@ def grid_tables(sizes=SIZES, budgets=BUDGETS, noise=0.001, letters="FB", seed=0)
     return found | {
         "isoflop": isoflop(runs),
         "scaling_fits": scaling_fits(runs),
-        "gap": gap(runs, evaluation, bootstrap),
+        "gap": gap(runs, evaluation, bootstrap, COMPARISONS),
     }
 
 

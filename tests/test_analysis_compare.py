@@ -1,5 +1,7 @@
 """Comparisons: ranking, factorial, gap, modes. Numbers that can be worked out by hand."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,15 +9,18 @@ import pytest
 from fvlm.analysis.collect import collect_evaluation, flatten
 from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.compare.bootstrap import OVER_SEEDS, OVER_VIDEOS, Cell, t_interval
-from fvlm.analysis.compare.factorial import CELLS, EFFECTS, contrast, factorial
+from fvlm.analysis.compare.factorial import EFFECTS, contrast, factorial
 from fvlm.analysis.compare.gap import corrected, gap, read_off
 from fvlm.analysis.compare.modes import modes, token_efficiency
 from fvlm.analysis.compare.order import GAIN, question_order
 from fvlm.analysis.compare.ranking import ablations
 from fvlm.analysis.compare.runs import ComparedRuns
-from tests.analysis_cases import study_summaries, summary
+from tests.analysis_cases import COMPARISONS, study_summaries, summary
 from tests.test_analysis_fits import REFERENCE
 
+ablations, factorial, gap, token_efficiency = (
+    partial(table, comparisons=COMPARISONS) for table in (ablations, factorial, gap, token_efficiency)
+)
 NOTHING = pd.DataFrame(columns=COLUMNS["evaluation"]), pd.DataFrame(columns=COLUMNS["bootstrap"])
 
 
@@ -55,7 +60,7 @@ def test_factorial_of_the_reference_runs():
 
 
 def test_factorial_interval_is_paired_over_samples(tmp_path):
-    found = [one for one in study_summaries() if one["run"] in CELLS.values()]
+    found = [one for one in study_summaries() if one["run"] in ("baseline", "A1", "A6", "A7")]
     mode = {"A6": "coarse_only", "A7": "coarse_only"}
     level = {"baseline": 1.30, "A1": 1.28, "A6": 1.36, "A7": 1.40}
     tables = evaluation_of(tmp_path, {(run, mode.get(run, "coarse_fine"), "own"): loss for run, loss in level.items()})

@@ -15,7 +15,7 @@ from fvlm.analysis.catalog import ANALYSES, COLLECTED, FIGURES, HEADLINE, TABLES
 from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.files import read_tables
 from fvlm.analysis.tables import load
-from tests.analysis_cases import BUDGETS, LAW, SIZES, collect, derive, study_summaries, write_study
+from tests.analysis_cases import BUDGETS, COMPARISONS, LAW, SIZES, collect, derive, study_summaries, write_study
 
 REPORT = Path(__file__).parents[1] / "workflow" / "report"
 CONVENTION = "two FLOPs per multiply-add; matrix products and attention, forward and backward"
@@ -177,7 +177,8 @@ def written(study):
     words = {}
     for name, entry in FIGURES.items():
         if not entry.attention:
-            figure, _ = load(entry.function)(**read_tables(study / "tables", entry.needs))
+            compared = {"comparisons": COMPARISONS} if entry.comparisons else {}
+            figure, _ = load(entry.function)(**read_tables(study / "tables", entry.needs), **compared)
             figure.draw_without_rendering()
             words[name] = [text.get_text() for text in figure.findobj(Text)]
             style.plt.close(figure)

@@ -16,32 +16,32 @@ MISTAKES = {
     ),
     "unknown field of an ablation": (
         "ablations.yaml",
-        "A6: {model.fine_pass:",
-        "A6: {model.fine_pas:",
+        "model.fine_pass:",
+        "model.fine_pas:",
         ("config/ablations.yaml", "A6", "'model.fine_pas'", "'model.fine_pass'"),
     ),
     "a run called like a seed of another": (
         "ablations.yaml",
-        "A7: {model.deep_query: false,",
-        "A6-s43: {model.deep_query: false,",
+        "A7: {",
+        "A6-s43: {",
         ("config/ablations.yaml: A6-s43", "called like a further seed", "`seeds:`"),
     ),
     "a share of questions above 1": (
         "ablations.yaml",
-        "Q1: {data.question_first: 0.5}",
-        "Q1: {data.question_first: 1.5}",
+        "data.question_first: 0.5}",
+        "data.question_first: 1.5}",
         ("config/ablations.yaml: Q1", "'data.question_first'", "less than or equal to 1", "found 1.5"),
     ),
     "nothing to train": (
         "ablations.yaml",
-        "F1: {optim.freeze: [llm, dino]}",
-        "F1: {optim.freeze: [llm, dino, connector]}",
+        "optim.freeze: [llm, dino]}",
+        "optim.freeze: [llm, dino, connector]}",
         ("F1", "optim.freeze", "nothing to train", "foveated"),
     ),
     "nothing to train in a blind model": (
         "ablations.yaml",
-        "B0: {model.architecture: blind}",
-        "B0: {model.architecture: blind, optim.freeze: [llm]}",
+        "model.architecture: blind}",
+        "model.architecture: blind, optim.freeze: [llm]}",
         ("B0", "optim.freeze", "nothing to train", "blind"),
     ),
     "preferences with a coarse loss": (
@@ -64,8 +64,8 @@ MISTAKES = {
     ),
     "more processes than GPUs": (
         "ablations.yaml",
-        "Q1: {data.question_first: 0.5}",
-        "Q1: {operation.gpus: 2, operation.ranks: 4}",
+        "data.question_first: 0.5}",
+        "operation.gpus: 2, operation.ranks: 4}",
         ("Q1", "operation.ranks is 4", "operation.gpus 2", "operation.ranks: null"),
     ),
     "unknown field of a stage": (
@@ -166,20 +166,20 @@ MISTAKES = {
     ),
     "shares do not add up": (
         "ablations.yaml",
-        "D1: {data.share: {video: 0.55,",
-        "D1: {data.share: {video: 0.65,",
+        "data.share: {video: 0.55,",
+        "data.share: {video: 0.65,",
         ("config/ablations.yaml", "D1", "data.share", "1.1", "add up to 1"),
     ),
     "weight of a source that the run has not": (
         "ablations.yaml",
-        "A6: {model.fine_pass: false}",
-        "A6: {data.weights: {gird: 1.0}}",
+        "model.fine_pass: false}",
+        "data.weights: {gird: 1.0}}",
         ("'A6'", "data.weights", "'gird'", "'grid'"),
     ),
     "weights for a part of a kind": (
         "ablations.yaml",
-        "A6: {model.fine_pass: false}",
-        "A6: {data.weights: {grid: 1.0}}",
+        "model.fine_pass: false}",
+        "data.weights: {grid: 1.0}}",
         ("'A6'", "data.weights", "video", "'moves'", "give it one too"),
     ),
     "no parent": (
@@ -196,8 +196,8 @@ MISTAKES = {
     ),
     "two lengths": (
         "ablations.yaml",
-        "A6: {model.fine_pass: false}",
-        "A6: {train.flops: 1.0e+9}",
+        "model.fine_pass: false}",
+        "train.flops: 1.0e+9}",
         ("config/ablations.yaml", "A6", "train.samples", "train.flops", "null"),
     ),
     "no number": (
@@ -208,14 +208,14 @@ MISTAKES = {
     ),
     "a rate that ends nowhere": (
         "ablations.yaml",
-        "A6: {model.fine_pass: false}",
-        "A6: {optim.schedule: converging}",
+        "model.fine_pass: false}",
+        "optim.schedule: converging}",
         ("config/ablations.yaml", "A6", "optim.final_lr", "'converging'"),
     ),
     "tokens that are no square": (
         "ablations.yaml",
-        "B1: {model.architecture: multi_token}",
-        "B1: {model.architecture: multi_token, model.tokens_per_frame: 12}",
+        "model.architecture: multi_token}",
+        "model.architecture: multi_token, model.tokens_per_frame: 12}",
         ("config/ablations.yaml", "B1", "model.tokens_per_frame", "12", "square"),
     ),
     "tokens that are not 49": (
@@ -263,7 +263,31 @@ MISTAKES = {
         "tokenizer: {vocabulary: 1024}",
         ("'stage1'", "1024", "512", "tokenizer.vocabulary"),
     ),
-    "broken YAML": ("ablations.yaml", "baseline: {}", "baseline: {", ("ablations.yaml", "not valid YAML")),
+    "a comparison of no run": (
+        "comparisons.yaml",
+        "runs: {A9: a third look}",
+        "runs: {A99: a third look}",
+        ("config/comparisons.yaml", "sweeps: third look", "'A99'", "did you mean 'A9'?"),
+    ),
+    "an unknown key of a sweep": (
+        "comparisons.yaml",
+        "against: two looks",
+        "againts: two looks",
+        ("config/comparisons.yaml", "sweeps: third look", "'againts'", "did you mean 'against'?"),
+    ),
+    "an unknown cell of the factorial": (
+        "comparisons.yaml",
+        "{deep_fine: baseline",
+        "{deep_fin: baseline",
+        ("config/comparisons.yaml", "'factorial.cells.deep_fin'", "did you mean 'deep_fine'?"),
+    ),
+    "a question that is no sentence": (
+        "ablations.yaml",
+        'question: "What does looking twice buy?"',
+        "question: 2",
+        ("config/ablations.yaml: A6", "question is 2", "in quotes"),
+    ),
+    "broken YAML": ("ablations.yaml", "baseline: {", "baseline: {[", ("ablations.yaml", "not valid YAML")),
 }
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -9,16 +10,19 @@ import pytest
 
 from fvlm import style
 from fvlm.__main__ import main
+from fvlm.analysis import finished, imported
 from fvlm.analysis.catalog import COLLECTED, FIGURES, TABLES
 from fvlm.analysis.columns import COLUMNS, RUN
 from fvlm.analysis.files import read_table, read_tables, write_table
-from fvlm.analysis.finished import check_finished, place_of, short_names
-from fvlm.analysis.imported import read_results
 from fvlm.analysis.tables import load
 from fvlm.errors import UserError
-from tests.analysis_cases import BUDGETS, SIZES, collect, law, study_summaries, write_study
+from tests.analysis_cases import BUDGETS, COMPARISONS, SIZES, collect, law, study_summaries, write_study
 from tests.test_analysis_fits import REFERENCE
 
+read_results, check_finished, place_of, short_names = (
+    partial(function, known=COMPARISONS.ablations)
+    for function in (imported.read_results, finished.check_finished, finished.place_of, finished.short_names)
+)
 reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="no reference data (FVLM_TEST_REFERENCE)")
 
 

@@ -129,7 +129,7 @@ def test_touched_sources_and_edited_comments_rerun_nothing(smoke):
         os.utime(path)
     smoke.edit("rules/train.smk", "# Every training", "# Any training")
     smoke.edit("src/fvlm/train/loop.py", '"""The training loop', '"""A training loop')
-    smoke.edit("config/ablations.yaml", "# what does looking twice buy?", "# is the second look worth it?")
+    smoke.edit("config/ablations.yaml", "# One entry per ablation", "# An entry for each ablation")
     assert smoke.planned(*SMOKE) == {}
 
 

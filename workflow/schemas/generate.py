@@ -47,7 +47,8 @@ def study_schema() -> dict:
     """What a study file may say: settings of the study, and overrides of the other files by dotted path."""
     study, parts = definitions(Study)
     source, _ = definitions(Source)
-    settings = {name: field for name, field in study["properties"].items() if name not in ("runs", "sources")}
+    resolved = ("runs", "sources", "comparisons")
+    settings = {name: field for name, field in study["properties"].items() if name not in resolved}
     change = without_name(source)
     del change["required"]  # it changes an entry of sources.yaml, or adds one
     settings["seeds"]["additionalProperties"]["type"] = ["array", "null"]  # null takes back what it is based on
@@ -72,6 +73,7 @@ def study_schema() -> dict:
             "baseline": {"$ref": "#/$defs/overrides"},
             "stages": named,
             "ablations": named,
+            "comparisons": {"type": "object", "description": "changes to comparisons.yaml, or further entries"},
             "scaling": {"type": "object", "properties": scaling, "additionalProperties": False},
             "sources": {"type": "object", "additionalProperties": change},
         },
@@ -84,7 +86,7 @@ def study_schema() -> dict:
 def overrides(parts: dict) -> dict:
     """Fields of a run by dotted path (`optim.lr.connector`) and whole branches (`optim.lr`), all optional."""
     run = parts["Run"]["properties"]
-    fields = {"parent": run["parent"]}
+    fields = {"parent": run["parent"], "question": {"type": "string", "description": "of an ablation"}}
     for section in ("model", "data", "optim", "train", "operation"):
         for name, field in parts[section.capitalize()]["properties"].items():
             fields[f"{section}.{name}"] = field

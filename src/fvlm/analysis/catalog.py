@@ -10,25 +10,25 @@ FIRST = "1. Decisions"  # Snakemake sorts the categories of a report
 
 @dataclass(frozen=True)
 class Table:
-    """A derived table: `function` ("module:name" in this package) maps the tables in `needs` to it.
-
-    It may need derived tables that stand before it.
-    """
+    """A derived table: `function` ("module:name" in this package) makes it of the tables in `needs`, which may be
+    derived tables above it, and of the study's comparisons if `comparisons`."""
 
     title: str
     category: str
     needs: tuple[str, ...]
     function: str
+    comparisons: bool = False
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure: `function` draws it from the tables in `needs`, and from attention maps if `attention`."""
+    """A figure: `function` draws it from the tables in `needs`, and from the study's comparisons or attention maps."""
 
     title: str
     category: str
     needs: tuple[str, ...]
     function: str
+    comparisons: bool = False
     attention: bool = False
 
 
@@ -46,10 +46,18 @@ COLLECTED = ("runs", "validation_curves", "training_curves", "evaluation", "boot
 
 TABLES = {
     "ablations": Table(
-        "Ablations, ranked", "Ablations", ("runs", "evaluation", "bootstrap"), "compare.ranking:ablations"
+        "Ablations, ranked",
+        "Ablations",
+        ("runs", "evaluation", "bootstrap"),
+        "compare.ranking:ablations",
+        comparisons=True,
     ),
     "factorial": Table(
-        "Query depth x fine pass", "Ablations", ("runs", "evaluation", "bootstrap"), "compare.factorial:factorial"
+        "Query depth x fine pass",
+        "Ablations",
+        ("runs", "evaluation", "bootstrap"),
+        "compare.factorial:factorial",
+        comparisons=True,
     ),
     "modes": Table(
         "Losses by evaluation mode", "Evaluation", ("runs", "evaluation", "bootstrap"), "compare.modes:modes"
@@ -59,6 +67,7 @@ TABLES = {
         "Baselines",
         ("runs", "evaluation", "bootstrap"),
         "compare.modes:token_efficiency",
+        comparisons=True,
     ),
     "question_order": Table(
         "Question first or video first",
@@ -71,24 +80,30 @@ TABLES = {
     "curves": Table("Validation curves, with sizes", "Training", ("runs", "validation_curves"), "fits.grid:curves"),
     "scaling_fits": Table("Scaling fits", "Scaling", ("runs",), "fits.scaling:scaling_fits"),
     "isoflop": Table("Iso-FLOP minima", "Scaling", ("runs",), "fits.isoflop:isoflop"),
-    "gap": Table("Parameter-corrected gap", "Scaling", ("runs", "evaluation", "bootstrap"), "compare.gap:gap"),
+    "gap": Table(
+        "Parameter-corrected gap", "Scaling", ("runs", "evaluation", "bootstrap"), "compare.gap:gap", comparisons=True
+    ),
     "decisions": Table(
         "What the sweeps decide",
         FIRST,
         ("runs", "evaluation", "bootstrap", "scaling_fits", "isoflop"),
         "decisions.table:decisions",
+        comparisons=True,
     ),
 }
 
 FIGURES = {
     "ablation_ranking": Figure("Ablations against the baseline", "Ablations", ("ablations",), "plots.ablation:ranking"),
     "factorial": Figure("Query depth x fine pass", "Ablations", ("factorial",), "plots.ablation:factorial"),
-    "freezing": Figure("What must be trained", "Ablations", ("runs", "validation_curves"), "plots.training:freezing"),
+    "freezing": Figure(
+        "What must be trained", "Ablations", ("runs", "validation_curves"), "plots.training:freezing", comparisons=True
+    ),
     "foveated_vs_alternatives": Figure(
         "Foveated reading against its alternatives",
         "Baselines",
         ("runs", "evaluation", "bootstrap"),
         "plots.evaluation:alternatives",
+        comparisons=True,
     ),
     "token_efficiency": Figure(
         "Loss against visual tokens and FLOPs",
@@ -96,7 +111,9 @@ FIGURES = {
         ("token_efficiency",),
         "plots.evaluation:token_efficiency",
     ),
-    "seeing": Figure("Does it see?", "Evaluation", ("runs", "evaluation", "bootstrap"), "plots.seeing:seeing"),
+    "seeing": Figure(
+        "Does it see?", "Evaluation", ("runs", "evaluation", "bootstrap"), "plots.seeing:seeing", comparisons=True
+    ),
     "question_order": Figure(
         "Question first or video first", "Evaluation", ("question_order",), "plots.seeing:question_order"
     ),
@@ -107,24 +124,28 @@ FIGURES = {
         "Attention",
         ("runs", "validation_curves"),
         "plots.training:attention_entropy",
+        comparisons=True,
     ),
     "training_curves": Figure(
         "Training curves",
         "Training",
         ("runs", "validation_curves", "training_curves"),
         "plots.training:training_curves",
+        comparisons=True,
     ),
     "fine_coarse_ratio": Figure(
         "Loss of the fine pass over the coarse pass",
         "Training",
         ("runs", "validation_curves"),
         "plots.training:fine_coarse_ratio",
+        comparisons=True,
     ),
     "preference": Figure(
         "Preferring the better answer",
         "Training",
         ("runs", "validation_curves", "training_curves"),
         "plots.training:preference",
+        comparisons=True,
     ),
     "loss_vs_flops": Figure(
         "Loss against training FLOPs",
@@ -194,19 +215,6 @@ ANALYSES = {  # files of results/analysis
         "Scaling",
         ("points_by_run",),
         "gap {points_by_run} --columns group=budget,pair=size --foveated foveated --baseline multi_token",
-    ),
-    "factorial.json": Analysis(
-        "Query depth x fine pass",
-        "Ablations",
-        ("curves",),
-        "factorial {curves} --columns val_loss=L,samples=D --keep family=ablation"
-        " --cells deep_fine=baseline,shallow_fine=A1,deep_coarse=A6,shallow_coarse=A7",
-    ),
-    "rank.csv": Analysis(
-        "Ablations by their curves",
-        "Ablations",
-        ("curves",),
-        "rank {curves} --columns val_loss=L,samples=D --keep family=ablation --baseline baseline",
     ),
     "check_curves.json": Analysis(
         "Jumps that runs share", "Training", ("curves",), "check-curves {curves} --columns val_loss=L,samples=D"

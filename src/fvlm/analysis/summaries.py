@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from fvlm.analysis.columns import RUN, SCHEDULE
-from fvlm.analysis.finished import BEST, FINAL, RUN_NAMES, place_of, short_names
+from fvlm.analysis.finished import BEST, FINAL, RUN_NAMES, Ablations, place_of, short_names
 from fvlm.analysis.fits.points import header_of, read_points
 from fvlm.errors import UserError
 
@@ -25,7 +25,7 @@ LETTERS = {"foveated": "F", "multi_token": "B"}
 TOKENS = "visual_tokens_per_frame"
 
 
-def runs_of(path: Path) -> pd.DataFrame:
+def runs_of(path: Path, known: Ablations) -> pd.DataFrame:
     """Rows of the table of runs.
 
     A table that says of each run its architecture and its `pair` (or `config`) compares the two architectures at equal
@@ -42,15 +42,15 @@ def runs_of(path: Path) -> pd.DataFrame:
     twice = rows.loc[rows[name].duplicated(), name]
     if len(twice):
         raise UserError(f"{path}: run {twice.iloc[0]} is there twice; give each run one row")
-    called = short_names(list(rows[name]))
-    found = [_run(path, row, called[row[name]]) for row in rows.to_dict("records")]
+    called = short_names(list(rows[name]), known)
+    found = [_run(path, row, called[row[name]], known) for row in rows.to_dict("records")]
     table = pd.DataFrame(found)
     return table.reindex(columns=[*RUN, *(column for column in table if column == SCHEDULE)])
 
 
-def _run(path: Path, row: dict, run: str) -> dict:
+def _run(path: Path, row: dict, run: str, known: Ablations) -> dict:
     said = {what: next((row[name] for name in names if row.get(name)), "") for what, names in WORDS.items()}
-    place = place_of(run)
+    place = place_of(run, known)
     architecture = said["architecture"]
     if architecture and architecture not in ARCHITECTURES:
         raise UserError(

@@ -9,6 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fvlm.config.comparisons import Comparisons
+
 Kind = Literal["video", "image", "text", "preference"]
 Reader = Literal[
     "folder", "files", "shards", "demo", "video2dataset",
@@ -253,6 +255,7 @@ class Study(Strict):
     evaluation: Evaluation
     sources: dict[str, Source]
     runs: dict[str, Run]
+    comparisons: Comparisons
     gpu: Gpu | None = None  # null: memory is not checked
     only: dict[Literal["stages", "ablations"], list[str]] = {}
     seeds: dict[str, list[int]] = {}  # of a run, a budget or all `ablations` or `grid` runs; the first keeps its name

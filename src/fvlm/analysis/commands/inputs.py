@@ -167,7 +167,7 @@ def read_curves(path: Path | str, columns: str, keep: list[str], along: tuple[st
     """Evaluation curves: run, seed, val_loss, the columns `along` (step, samples), and where the file has them
     samples, lr_schedule, model_size; every curve ascends in along[0].
 
-    A file without a column `seed` has a run per name, and `A6-s43` is a further seed of `A6`, as in this project.
+    A file without a column `seed` has a run per name, and `NAME-s43` is a further seed of `NAME`, as in this project.
 
     raises  UserError as `read`, and for two evaluations of a run at one point
     """

@@ -9,9 +9,10 @@ from scipy.special import stdtrit
 from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.compare.bootstrap import LEVEL, OVER_SEEDS, OVERALL, Estimate, pooled
 from fvlm.analysis.compare.runs import ComparedRuns
+from fvlm.config.comparisons import Cells, Comparisons
 
-CELLS = {"deep_fine": "baseline", "shallow_fine": "A1", "deep_coarse": "A6", "shallow_coarse": "A7"}
-EFFECTS = {  # weights of the cells, in their order; negative: the first level is better
+CELLS = tuple(Cells.model_fields)
+EFFECTS = {  # weights of the cells in the order of CELLS; negative: the first level is better
     "query depth (deep - shallow)": (0.5, -0.5, 0.5, -0.5),
     "fine pass (with - without)": (0.5, 0.5, -0.5, -0.5),
     "interaction (depth effect with - without fine pass)": (1.0, -1.0, -1.0, 1.0),
@@ -49,7 +50,9 @@ def welch(cells: list[np.ndarray], weights: tuple[float, ...]) -> Estimate:
     return Estimate(value, value - half, value + half, OVER_SEEDS, fewest)
 
 
-def factorial(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -> pd.DataFrame:
+def factorial(
+    runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame, comparisons: Comparisons
+) -> pd.DataFrame:
     """Three effects at the best and the final validation and in the evaluation; no row if one of the cells
     is missing.
 
@@ -57,7 +60,8 @@ def factorial(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFr
     evaluation has an interval, and it covers the noise of the evaluation videos, not that of the seed.
     """
     study = ComparedRuns(runs, evaluation, bootstrap)
-    matched = study.matched(list(CELLS.values()))
+    cells_of = comparisons.factorial.runs if comparisons.factorial else {}
+    matched = study.matched(list(cells_of.values())) if cells_of else []
     if not matched:
         return pd.DataFrame(columns=COLUMNS["factorial"])
     rows = []
@@ -65,7 +69,7 @@ def factorial(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFr
         cells = np.array([study.runs.loc[names, f"{measure}.val_loss"] for names in matched], float).T  # (4, seeds)
         rows += [_row(measure, name, effect, cells) for name, effect in effects(cells).items()]
     cells = np.array([[study.loss(run) for run in names] for names in matched]).T
-    terms = [(base, OVERALL) for base in CELLS.values()]
+    terms = [(base, OVERALL) for base in cells_of.values()]
     for name, weights in EFFECTS.items():
         rows.append(_row("evaluation", name, study.estimate(terms, partial(contrast, weights=weights)), cells))
     return pd.DataFrame(rows, columns=COLUMNS["factorial"]).dropna(subset="estimate").reset_index(drop=True)

@@ -14,6 +14,7 @@ from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.compare.bootstrap import Estimate, pooled
 from fvlm.analysis.compare.runs import ComparedRuns
 from fvlm.analysis.fits.grid import PAIRED, grid_points
+from fvlm.config.comparisons import Comparisons
 
 RISES = "rises with N from one size to the next"
 
@@ -70,9 +71,11 @@ def corrected(
     }
 
 
-def gap(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -> pd.DataFrame:
-    """One row per pair and measure: every size of the grid at each budget, imported pairs, and the ablation B1
-    against the baseline.
+def gap(
+    runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame, comparisons: Comparisons
+) -> pd.DataFrame:
+    """One row per pair and measure: every size of the grid at each budget, imported pairs, and the pair of ablations
+    that the comparisons name.
 
     measure "validation" is the final validation loss, "evaluation" the held-out loss. The interval is over
     the seeds that all runs of a budget have; with one seed the evaluation has a paired bootstrap over
@@ -84,8 +87,8 @@ def gap(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -
         by_budget = grid_points(runs, family).sort_values("C", kind="stable").groupby("budget", sort=False)
         for budget, points in by_budget:
             rows += _rows_at_budget(study, family, budget, points)
-    pair = ("baseline", "B1")
-    if all(study.seeds(base) for base in pair):
+    pair = (comparisons.gap.foveated, comparisons.gap.pooled) if comparisons.gap else ()
+    if pair and all(study.seeds(base) for base in pair):
         n = [study.runs.loc[study.runs["base"] == base, "params_total"].mean() for base in pair]
         rows += _rows(study, "ablation", "", [", ".join(pair)], [np.array([value]) for value in n], pair)
     return pd.DataFrame(rows, columns=COLUMNS["gap"])

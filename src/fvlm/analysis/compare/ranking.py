@@ -1,54 +1,61 @@
 """The ablations ranked: how far each run is from the one it is to be compared with, and how sure that is."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 
 from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.compare.bootstrap import NO_INTERVAL, Cell, Estimate, pooled
-from fvlm.analysis.compare.runs import ComparedRuns
-
-BASELINE = "baseline"
-MAIN, STATIC, IMAGES = "against the baseline", "static frames", "images only"
+from fvlm.analysis.compare.runs import ComparedRuns, question_of
+from fvlm.config.comparisons import Comparisons
 
 
-def compared(base: str) -> tuple[str, str, str]:
-    """(group, run compared with, kind of evaluation samples) of an ablation."""
-    if base.startswith("A8"):
-        return STATIC, "A8a", "all"  # trained on images: comparable with each other only
-    if base == "B2":
-        return IMAGES, BASELINE, "image"  # trained on images: compared on the held-out images only
-    return MAIN, BASELINE, "all"
+class Place(NamedTuple):
+    """Where an ablation stands in the ranking, and what it is compared with."""
+
+    group: str
+    reference: str
+    kind: str  # of the held-out samples
+    note: str = ""
 
 
-NOTES = {
-    STATIC: "compares only within its group",
-    IMAGES: "trained on images: compared on held-out images only, on other training data",
-}
+def place_of(base: str, comparisons: Comparisons) -> Place:
+    name, sweep = comparisons.sweep_of(base) or ("", None)
+    if sweep and sweep.reference != comparisons.reference:
+        group = f"{name}, compared with {sweep.reference}"
+        return Place(group, sweep.reference, sweep.samples, f"compared with {sweep.reference} only")
+    if sweep and sweep.samples != "all":
+        kind = sweep.samples
+        group = f"{kind}s only, compared with {sweep.reference}"
+        return Place(group, sweep.reference, kind, f"compared on held-out {kind}s only")
+    return Place(f"compared with {comparisons.reference}", comparisons.reference, "all")
 
 
-def ablations(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -> pd.DataFrame:
+def ablations(
+    runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame, comparisons: Comparisons
+) -> pd.DataFrame:
     """One row per ablation (seeds pooled), ranked within its group by the mean best validation loss."""
     study = ComparedRuns(runs, evaluation, bootstrap)
-    bases = study.of_family("ablation")["base"].drop_duplicates()
-    table = pd.DataFrame([_row(study, base) for base in bases], columns=COLUMNS["ablations"])
-    order = {MAIN: 0, STATIC: 1, IMAGES: 2}
-    table = table.assign(order=table["group"].map(order)).sort_values(
-        ["order", "best_val_loss", "run"], ignore_index=True
-    )
-    return table.drop(columns="order")
+    places = {base: place_of(base, comparisons) for base in study.of_family("ablation")["base"].drop_duplicates()}
+    groups = [place_of(base, comparisons).group for base in (comparisons.reference, *comparisons.named)]
+    rows = [_row(study, base, place, comparisons) for base, place in places.items()]
+    table = pd.DataFrame(rows, columns=COLUMNS["ablations"])
+    table = table.assign(order=table["group"].map(groups.index))
+    return table.sort_values(["order", "best_val_loss", "run"], ignore_index=True).drop(columns="order")
 
 
-def _row(study: ComparedRuns, base: str) -> dict:
-    group, reference, kind = compared(base)
+def _row(study: ComparedRuns, base: str, place: Place, comparisons: Comparisons) -> dict:
+    reference, kind = place.reference, place.kind
     members = list(study.seeds(base).values())
     own = study.runs.loc[members]
     others = list(study.seeds(reference).values())
     row = {
-        "group": group,
+        "group": place.group,
         "run": base,
-        "question": own.iloc[0].get("config.question", ""),
+        "question": question_of(own.iloc[0], comparisons),
         "compared_with": reference,
-        "note": NOTES.get(group, ""),
+        "note": place.note,
         "n_seeds": len(members),
         "samples": own["samples"].mean(),
         "best_val_loss": own["best.val_loss"].mean(),

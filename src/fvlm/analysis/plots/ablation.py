@@ -48,7 +48,7 @@ def ranking(ablations: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         ax.text(
             0.005,
             own["y"].min() - 0.62,
-            f"{group} (0 = {own['compared_with'].iloc[0]})",
+            group,
             transform=ax.get_yaxis_transform(),
             fontsize=7.5,
             style="italic",
@@ -108,7 +108,7 @@ def _spread_scale(ax: Axes, shown: pd.DataFrame) -> None:
 def factorial(factorial: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Interaction plot of the four cells, and the three effects with their intervals."""
     if factorial.empty:
-        raise NothingToDraw("the four cells baseline, A1, A6 and A7 are not all in this study")
+        raise NothingToDraw("the four cells of query depth x fine pass are not all in this study")
     for column, known in (("measure", MEASURES), ("effect", EFFECTS)):
         if unknown := set(factorial[column].astype(str)) - set(known):
             raise UserError(
