@@ -3,14 +3,15 @@
 
 from pathlib import Path
 
+import yaml
+
 from fvlm.analysis import catalog
 
 # A caption's path may hold no wildcard, so caption.rst shows the text that a job carries among its parameters.
 # figure.rst adds the sentences that a figure's job wrote about its own numbers.
-CAPTIONS = {
-    name: Path(workflow.source_path(f"../workflow/report/{name}.rst")).read_text()
-    for name in [*catalog.FIGURES, *(f"{table}_table" for table in catalog.TABLES)]
-}
+CAPTIONS = yaml.safe_load(
+    Path(workflow.source_path("../workflow/report/captions.yaml")).read_text()
+)
 
 
 def comparisons_of(entry):
@@ -20,21 +21,15 @@ def comparisons_of(entry):
 
 localrules:
     figures,
-    headline,
 
 
-# All tables and figures; with `results_from` of finished results, without training anything.
+# All tables and the standard figures; with `results_from` of finished results, without training anything.
 rule figures:
     input:
         DECISIONS,
         TABLES,
         ANALYSES,
         FIGURES,
-
-
-rule headline:
-    input:
-        [f"{R}/figures/{name}.png" for name in catalog.HEADLINE],
 
 
 rule table:
@@ -64,7 +59,9 @@ rule table:
         group_slots=1,
     params:
         folder=lambda wildcards, output: str(Path(output[0]).parent),
-        caption=lambda wildcards: CAPTIONS[f"{wildcards.table}_table"],
+        caption=lambda wildcards: CAPTIONS["tables"].get(
+            wildcards.table, catalog.TABLES[wildcards.table].title
+        ),
         comparisons=lambda wildcards: comparisons_of(catalog.TABLES[wildcards.table]),
     shell:
         "python -m fvlm table {wildcards.table} --tables {params.folder:q} --out {output:q} 2> {log:q}"
@@ -169,7 +166,9 @@ rule figure:
     params:
         tables=lambda wildcards, output: str(Path(output.png).parents[1] / "tables"),
         folder=lambda wildcards, output: str(Path(output.png).parent),
-        caption=lambda wildcards: CAPTIONS[wildcards.figure],
+        caption=lambda wildcards: CAPTIONS["figures"].get(
+            wildcards.figure, catalog.FIGURES[wildcards.figure].title
+        ),
         comparisons=lambda wildcards: comparisons_of(catalog.FIGURES[wildcards.figure]),
     shell:
         "python -m fvlm figure {wildcards.figure} --tables {params.tables:q} --attention {input.attention:q}"

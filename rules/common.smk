@@ -62,7 +62,7 @@ ATTENTION_RUN = [
 TABLES = [f"{R}/tables/{name}.csv" for name in (*catalog.COLLECTED, *catalog.TABLES)]
 FIGURES = [
     f"{R}/figures/{name}.{kind}"
-    for name in catalog.FIGURES
+    for name in catalog.STANDARD
     for kind in ("png", "pdf", "rst")
 ]
 

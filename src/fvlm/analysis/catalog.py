@@ -30,6 +30,7 @@ class Figure:
     function: str
     comparisons: bool = False
     attention: bool = False
+    on_request: str = ""  # why it is not in the report: `snakemake results/figures/NAME.png` makes it
 
 
 @dataclass(frozen=True)
@@ -44,131 +45,114 @@ class Analysis:
 
 COLLECTED = ("runs", "validation_curves", "training_curves", "evaluation", "bootstrap")
 
+COMPARED = ("runs", "evaluation", "bootstrap")
+CURVES = ("runs", "validation_curves", "training_curves")
+
 TABLES = {
-    "ablations": Table(
-        "Ablations, ranked",
-        "Ablations",
-        ("runs", "evaluation", "bootstrap"),
-        "compare.ranking:ablations",
-        comparisons=True,
-    ),
+    "ablations": Table("Ablations, ranked", "Ablations", COMPARED, "compare.ranking:ablations", comparisons=True),
     "factorial": Table(
-        "Query depth x fine pass",
-        "Ablations",
-        ("runs", "evaluation", "bootstrap"),
-        "compare.factorial:factorial",
-        comparisons=True,
+        "Query depth x fine pass", "Ablations", COMPARED, "compare.factorial:factorial", comparisons=True
     ),
-    "modes": Table(
-        "Losses by evaluation mode", "Evaluation", ("runs", "evaluation", "bootstrap"), "compare.modes:modes"
-    ),
+    "modes": Table("Losses by evaluation mode", "Evaluation", COMPARED, "compare.modes:modes"),
     "token_efficiency": Table(
-        "Loss against visual tokens per frame",
-        "Baselines",
-        ("runs", "evaluation", "bootstrap"),
-        "compare.modes:token_efficiency",
+        "Loss against visual tokens per frame", "Baselines", COMPARED, "compare.modes:token_efficiency",
         comparisons=True,
     ),
     "question_order": Table(
-        "Question first or video first",
-        "Evaluation",
-        ("runs", "evaluation", "bootstrap"),
-        "compare.order:question_order",
+        "Question first or video first", "Evaluation", COMPARED, "compare.order:question_order"
     ),
     "points": Table("Points of the grid", "Scaling", ("runs",), "fits.grid:points"),
     "points_by_run": Table("Points of the grid, by run", "Scaling", ("runs",), "fits.grid:points_by_run"),
     "curves": Table("Validation curves, with sizes", "Training", ("runs", "validation_curves"), "fits.grid:curves"),
     "scaling_fits": Table("Scaling fits", "Scaling", ("runs",), "fits.scaling:scaling_fits"),
     "isoflop": Table("Iso-FLOP minima", "Scaling", ("runs",), "fits.isoflop:isoflop"),
-    "gap": Table(
-        "Parameter-corrected gap", "Scaling", ("runs", "evaluation", "bootstrap"), "compare.gap:gap", comparisons=True
-    ),
+    "gap": Table("Gap to pooled tokens", "Scaling", COMPARED, "compare.gap:gap", comparisons=True),
     "decisions": Table(
-        "What the sweeps decide",
-        FIRST,
-        ("runs", "evaluation", "bootstrap", "scaling_fits", "isoflop"),
-        "decisions.table:decisions",
-        comparisons=True,
+        "Decisions", FIRST, (*COMPARED, "scaling_fits", "isoflop"), "decisions.table:decisions", comparisons=True
     ),
-}
+}  # fmt: skip
 
 FIGURES = {
-    "ablation_ranking": Figure("Ablations against the baseline", "Ablations", ("ablations",), "plots.ablation:ranking"),
-    "factorial": Figure("Query depth x fine pass", "Ablations", ("factorial",), "plots.ablation:factorial"),
-    "freezing": Figure(
-        "What must be trained", "Ablations", ("runs", "validation_curves"), "plots.training:freezing", comparisons=True
+    # the standard set: what a reader needs to decide what to do next
+    "seeing": Figure(
+        "Does the model use its frames?", "Evaluation", COMPARED, "plots.seeing:seeing", comparisons=True
     ),
+    "three_modes": Figure("Evaluation modes", "Evaluation", ("modes",), "plots.evaluation:three_modes"),
     "foveated_vs_alternatives": Figure(
-        "Foveated reading against its alternatives",
-        "Baselines",
-        ("runs", "evaluation", "bootstrap"),
-        "plots.evaluation:alternatives",
+        "Foveated model against its alternatives", "Baselines", COMPARED, "plots.evaluation:alternatives",
         comparisons=True,
     ),
     "token_efficiency": Figure(
-        "Loss against visual tokens and FLOPs",
-        "Baselines",
-        ("token_efficiency",),
-        "plots.evaluation:token_efficiency",
+        "Loss against visual tokens and FLOPs", "Baselines", ("token_efficiency",), "plots.evaluation:token_efficiency"
     ),
-    "seeing": Figure(
-        "Does it see?", "Evaluation", ("runs", "evaluation", "bootstrap"), "plots.seeing:seeing", comparisons=True
-    ),
-    "question_order": Figure(
-        "Question first or video first", "Evaluation", ("question_order",), "plots.seeing:question_order"
-    ),
-    "three_modes": Figure("The three evaluation modes", "Evaluation", ("modes",), "plots.evaluation:three_modes"),
+    "ablation_ranking": Figure("Ablations, ranked", "Ablations", ("ablations",), "plots.ablation:ranking"),
+    "factorial": Figure("Query depth x fine pass", "Ablations", ("factorial",), "plots.ablation:factorial"),
     "attention_heatmaps": Figure("Where the model looks", "Attention", (), "plots.attention:heatmaps", attention=True),
-    "attention_entropy": Figure(
-        "Attention entropy over training",
-        "Attention",
-        ("runs", "validation_curves"),
-        "plots.training:attention_entropy",
-        comparisons=True,
-    ),
     "training_curves": Figure(
-        "Training curves",
-        "Training",
-        ("runs", "validation_curves", "training_curves"),
-        "plots.training:training_curves",
-        comparisons=True,
-    ),
-    "fine_coarse_ratio": Figure(
-        "Loss of the fine pass over the coarse pass",
-        "Training",
-        ("runs", "validation_curves"),
-        "plots.training:fine_coarse_ratio",
-        comparisons=True,
-    ),
-    "preference": Figure(
-        "Preferring the better answer",
-        "Training",
-        ("runs", "validation_curves", "training_curves"),
-        "plots.training:preference",
-        comparisons=True,
+        "Training curves", "Training", CURVES, "plots.training:training_curves", comparisons=True
     ),
     "loss_vs_flops": Figure(
-        "Loss against training FLOPs",
-        "Scaling",
-        ("runs", "validation_curves", "scaling_fits"),
+        "Loss against training FLOPs", "Scaling", ("runs", "validation_curves", "scaling_fits"),
         "plots.scaling:loss_vs_flops",
     ),
     "isoflop": Figure("Iso-FLOP curves", "Scaling", ("runs", "isoflop"), "plots.scaling:isoflop"),
-    "model_size_scaling": Figure("Loss against model size", "Scaling", ("runs",), "plots.scaling:model_size"),
-    "chinchilla_ratio": Figure("Data per parameter", "Scaling", ("runs",), "plots.scaling:chinchilla_ratio"),
-    "gap": Figure("Gap to the 16-token baseline", "Scaling", ("gap",), "plots.scaling:gap"),
-    "gap_arrows": Figure("The gap on its curves", "Scaling", ("gap",), "plots.gap:gap_arrows"),
     "isoflop_optimum": Figure(
         "Best size at each budget", "Scaling", ("isoflop", "scaling_fits"), "plots.fits:isoflop_optimum"
     ),
-    "envelope": Figure("Envelope of training curves", "Scaling", ("runs", "validation_curves"), "plots.fits:envelope"),
-    "contours": Figure("Fitted loss over N and D", "Scaling", ("runs",), "plots.joint:contours"),
-    "residuals": Figure("Residuals of the joint fit", "Scaling", ("runs",), "plots.joint:residuals"),
-    "bootstrap_pairs": Figure("Bootstrap of the joint fit", "Scaling", ("runs",), "plots.joint:bootstrap_pairs"),
-    "exponents": Figure(
-        "Exponents under each choice", "Scaling", ("runs", "validation_curves"), "plots.fits:exponents"
+    "model_size_scaling": Figure("Loss against model size", "Scaling", ("runs",), "plots.scaling:model_size"),
+    "gap": Figure("Gap to pooled tokens", "Scaling", ("gap",), "plots.scaling:gap"),
+    # on request, with the reason
+    "freezing": Figure(
+        "What must be trained", "Ablations", ("runs", "validation_curves"), "plots.training:freezing",
+        comparisons=True, on_request="its runs are in the ranking and among the training curves",
     ),
-}
+    "question_order": Figure(
+        "Question first or video first", "Evaluation", ("question_order",), "plots.seeing:question_order",
+        on_request="of one run; the decision page answers its question, the table has its numbers",
+    ),
+    "attention_entropy": Figure(
+        "Attention entropy over training", "Attention", ("runs", "validation_curves"),
+        "plots.training:attention_entropy", comparisons=True,
+        on_request="a check of the optimisation: a query that stays uniform has not learnt to look",
+    ),
+    "fine_coarse_ratio": Figure(
+        "Loss of the fine pass over the coarse pass", "Training", ("runs", "validation_curves"),
+        "plots.training:fine_coarse_ratio", comparisons=True,
+        on_request="the evaluation modes compare the passes on held-out samples",
+    ),
+    "preference": Figure(
+        "Preferring the better answer", "Training", CURVES, "plots.training:preference", comparisons=True,
+        on_request="of one optional stage",
+    ),
+    "chinchilla_ratio": Figure(
+        "Tokens per parameter", "Scaling", ("runs",), "plots.scaling:chinchilla_ratio",
+        on_request="the table of fits has the ratio and marks runs with too few tokens",
+    ),
+    "gap_arrows": Figure(
+        "The gap on its curves", "Scaling", ("gap",), "plots.gap:gap_arrows",
+        on_request="explains how the gap at equal parameters is read off; the numbers are those of `gap`",
+    ),
+    "envelope": Figure(
+        "Envelope of training curves", "Scaling", ("runs", "validation_curves"), "plots.fits:envelope",
+        on_request="a second estimate of the best size, beside the iso-FLOP minima",
+    ),
+    "contours": Figure(
+        "Fitted loss over N and D", "Scaling", ("runs",), "plots.joint:contours", on_request="a check of the joint fit"
+    ),
+    "residuals": Figure(
+        "Residuals of the joint fit", "Scaling", ("runs",), "plots.joint:residuals",
+        on_request="a check of the joint fit",
+    ),
+    "bootstrap_pairs": Figure(
+        "Bootstrap of the joint fit", "Scaling", ("runs",), "plots.joint:bootstrap_pairs",
+        on_request="a check of the joint fit",
+    ),
+    "exponents": Figure(
+        "Exponents under each choice", "Scaling", ("runs", "validation_curves"), "plots.fits:exponents",
+        on_request="a check that the exponents do not depend on the analysis",
+    ),
+}  # fmt: skip
+STANDARD = tuple(name for name, figure in FIGURES.items() if not figure.on_request)
 ONE = "--keep architecture="
 CONSTANT = "--keep lr_schedule=constant"  # along a curve whose rate decays there is no power law
 BOTH = {"foveated": "foveated", "multi_token": "sixteen pooled tokens"}

@@ -1,5 +1,5 @@
 """Draw one figure: `fvlm figure NAME --tables DIR --out-dir DIR` writes NAME.png, NAME.pdf, NAME.csv
-(the numbers drawn) and NAME.rst (what the report says about them)."""
+(the numbers drawn) and NAME.rst (sentences for the report)."""
 
 from pathlib import Path
 

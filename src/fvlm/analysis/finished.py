@@ -1,5 +1,5 @@
-"""What the files and names of finished runs say of them, read without pandas: the Snakefile checks `results_from` by it
-while it is parsed, so that a broken summary or a run that is given twice fails a dry run and no job."""
+"""Files and names of finished runs, read without pandas: the Snakefile checks `results_from` while it is parsed.
+A broken summary, or a run that is given twice, then fails a dry run instead of a job."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ RUN_NAMES = ("run_id", "run")  # of a table with one row per run: its name, and 
 FINAL = ("final_val_loss", "val_loss", "loss_train")  # the last is also the validation's: in the mode of training
 BEST = ("best_val_loss",)
 RESULT = ("model_type", "step", "loss_mean")  # fields of a result in a list
-SUMMARIES = "run_summaries.csv"  # beside evaluation points: what these do not say
+SUMMARIES = "run_summaries.csv"  # beside evaluation points, with further columns
 SUMMARY = "run_summary.json"  # of a run of this project
 GRID = re.compile(r"(?P<size>[\w.]+)-(?P<budget>C\d+)-(?P<letter>[FB])(?P<seed>-s\d+)?")
 SHORT = r"[A-Z]{1,2}\d+[a-z]?"  # names that are taken for ablations though the study has none of that name
@@ -75,8 +75,8 @@ def place_of(run: str, known: Ablations) -> dict:
 
 
 def check_finished(paths: list[Path], known: Ablations) -> None:
-    """Every file or folder can be what it should, and no run is given twice. What stands in the cells of a table is
-    checked when it is read as a whole.
+    """Check that each file or folder has a known form, and that no run is given twice. The cells of a table are checked
+    when it is imported.
 
     raises  UserError
     """
@@ -84,7 +84,7 @@ def check_finished(paths: list[Path], known: Ablations) -> None:
 
 
 def with_runs(paths: list[Path]) -> list[Path]:
-    """Those that are read for themselves: not the summaries beside evaluation points that are named as well."""
+    """Return the paths to import, without summaries that stand beside evaluation points that are also given."""
     points = {path.parent for path in paths if path.suffix == ".csv" and path.name != SUMMARIES}
     return [path for path in paths if path.name != SUMMARIES or path.parent not in points]
 
@@ -96,7 +96,7 @@ def refuse_twice(runs: list[str]) -> None:
 
 
 def runs_in(path: Path, known: Ablations) -> list[str]:
-    """The names of the runs of a file or folder, as they are after importing."""
+    """Return the names of the runs of a file or folder, as they are after importing."""
     kind = kind_of(path)
     if kind == "folder":
         return [_named(summary) for summary in summaries_in(path)]
@@ -148,13 +148,13 @@ def _named(summary: Path) -> str:
 
 
 def check_folder(summary: Path, run: str) -> None:
-    """Refuse a summary in a folder that is not called as its run."""
+    """Raise UserError if a summary's folder does not have the name of its run."""
     if summary.parent.name != run:
         raise UserError(f"{summary}: the summary of run {run} is in a folder of another name; rename the folder")
 
 
 def results_in(path: Path) -> dict | list[dict]:
-    """What a JSON file holds: the summary of a run, or results with all fields of RESULT; raises UserError."""
+    """Return the content of a JSON file: the summary of a run, or results with all fields of RESULT."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -202,7 +202,7 @@ def _run_ids(path: Path) -> list[str]:
 
 
 def check_results(study: Study) -> None:
-    """The finished results that a study names (`results_from`) exist, each once, and no run is there twice."""
+    """Check that the results in `results_from` of a study exist, each once, and that no run is given twice."""
     for name in study.results_from:
         if not Path(name).exists():
             raise UserError(

@@ -2,8 +2,8 @@
 
 Four kinds are read: evaluation points (CSV: run_id, step, samples_seen, val_loss, ...; a run_summaries.csv beside it
 may add total_params), a table with one row per run (CSV: run_id, best_val_loss, ...), a list of results (JSON:
-model_type, step, loss_mean, ...), and folders with runs as this project leaves them. What a file does not say stays
-empty; nothing is guessed but what `finished.place_of` says.
+model_type, step, loss_mean, ...), and folders with runs as this project leaves them. What a file does not hold stays
+empty; only `finished.place_of` infers something, from a run's name.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A table of finished runs from elsewhere, one row for each: what they were and the loss they came to."""
+"""Import a table of finished runs, one row per run, with their losses."""
 
 from pathlib import Path
 
@@ -28,8 +28,8 @@ TOKENS = "visual_tokens_per_frame"
 def runs_of(path: Path, known: Ablations) -> pd.DataFrame:
     """Rows of the table of runs.
 
-    A table that says of each run its architecture and its `pair` (or `config`) compares the two architectures at equal
-    samples: these runs are of the family `pairs`, and their budget is what the columns `group` or `frames` say.
+    A table with the columns architecture and `pair` (or `config`) compares two architectures at equal samples. Its runs
+    are of the family `pairs`; their budget is in the column `group` or `frames`.
 
     raises  UserError as `read_points`, and for a run that is there twice
     """
@@ -49,17 +49,17 @@ def runs_of(path: Path, known: Ablations) -> pd.DataFrame:
 
 
 def _run(path: Path, row: dict, run: str, known: Ablations) -> dict:
-    said = {what: next((row[name] for name in names if row.get(name)), "") for what, names in WORDS.items()}
+    words = {what: next((row[name] for name in names if row.get(name)), "") for what, names in WORDS.items()}
     place = place_of(run, known)
-    architecture = said["architecture"]
+    architecture = words["architecture"]
     if architecture and architecture not in ARCHITECTURES:
         raise UserError(
             f"{path}: run {run} has architecture {architecture!r}; expected one of {', '.join(ARCHITECTURES)}"
         )
     place |= {"architecture": ARCHITECTURES[architecture]} if architecture else {}
-    if said["pair"] and architecture and place["architecture"] in LETTERS:
-        group = f"{said['group']} frames" if "frames" in row and said["group"] else said["group"]
-        place |= {"family": "pairs", "size": said["pair"], "budget": group, "letter": LETTERS[place["architecture"]]}
+    if words["pair"] and architecture and place["architecture"] in LETTERS:
+        group = f"{words['group']} frames" if "frames" in row and words["group"] else words["group"]
+        place |= {"family": "pairs", "size": words["pair"], "budget": group, "letter": LETTERS[place["architecture"]]}
     elif place["family"] == "grid":
         place |= {"family": "stage"}  # a point of the grid is N, D, C and loss, and C is seldom counted alike
     found = dict.fromkeys(RUN, np.nan) | dict.fromkeys(("size", "budget", "letter"), "") | place

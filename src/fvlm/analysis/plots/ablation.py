@@ -34,7 +34,7 @@ def ranking(ablations: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Forest plot: each ablation's difference to the run it is compared with, group by group."""
     shown = ablations[ablations["difference"].notna()]
     if shown.empty:
-        raise NothingToDraw("no ablation here has a run to be compared with")
+        raise NothingToDraw("no ablation has a run to be compared with")
     groups = list(shown["group"].drop_duplicates())
     shown = shown.assign(order=shown["group"].map(groups.index)).sort_values(["order", "difference"], ignore_index=True)
     shown["y"] = np.arange(len(shown)) + shown.pop("order") * 0.9
@@ -60,14 +60,14 @@ def ranking(ablations: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     _spread_scale(ax, shown)
     kinds = [kind for kind in EXPLAINED if (shown["interval"] == kind).any()]
     kinds = ", ".join((f"{SHAPE_WORDS[SHAPES[kind]]} " if len(kinds) > 1 else "") + EXPLAINED[kind] for kind in kinds)
-    marked = "; † saw other data" if (shown["data_differs"] != "").any() else ""
+    marked = "; † different data" if (shown["data_differs"] != "").any() else ""
     ax.set_xlabel(
         f"difference of loss (nats per token; left: better){marked}\n"
         f"bars: 95 %, {kinds or 'none available'}; grey: includes 0",
         x=1.0,
         ha="right",
     )
-    heading(figure, f"Ablations: difference to the run each is compared with ({seed_words(shown['n_seeds'])})")
+    heading(figure, f"Ablations: difference to the reference run ({seed_words(shown['n_seeds'])})")
     return figure, shown.drop(columns="y")
 
 

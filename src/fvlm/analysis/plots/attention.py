@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from fvlm.errors import UserError
 from fvlm.style import WIDTH, NothingToDraw
 
-VIDEOS, FRAMES = 3, 8  # at most, in the whole figure and in a row
+VIDEOS, FRAMES = 3, 8  # at most, in the figure and in a row
 
 
 @dataclass(frozen=True)
 class Looked:
-    """One video as one run looked at it: frames (T, H, W, 3); fine, coarse (T, side, side) sum to 1;
-    entropy (T,) nats."""
+    """The attention of one run in one video: frames (T, H, W, 3); fine, coarse (T, side, side), sums 1; entropy (T,) in
+    nats."""
 
     run: str
     key: str
@@ -106,17 +106,9 @@ def _numbers(video: Looked) -> list[dict]:
     rows = []
     for t, (fine, coarse, entropy) in enumerate(zip(video.fine, video.coarse, video.entropy, strict=True)):
         peak = np.unravel_index(int(np.argmax(fine)), fine.shape)
-        rows.append(
-            {
-                "run": video.run,
-                "key": video.key,
-                "source": video.source,
-                "column": t,
-                "entropy_fine": float(entropy),
-                "peak_row": int(peak[0]),
-                "peak_column": int(peak[1]),
-                "peak_over_uniform": float(fine.max() * fine.size),
-                "coarse_peak_over_uniform": float(coarse.max() * coarse.size),
-            }
-        )
+        rows.append({
+            "run": video.run, "key": video.key, "source": video.source, "column": t, "entropy_fine": float(entropy),
+            "peak_row": int(peak[0]), "peak_column": int(peak[1]), "peak_over_uniform": float(fine.max() * fine.size),
+            "coarse_peak_over_uniform": float(coarse.max() * coarse.size),
+        })  # fmt: skip
     return rows

@@ -45,7 +45,7 @@ def alternatives(
     style.bands((left, right), ["all sources", *sources[1:]])
     left.set_xlabel(f"held-out {style.LOSS}")
     right.set_xlabel(f"difference to {reference} (left: better)")
-    heading(figure, "Foveated reading against its alternatives")
+    heading(figure, "Foveated model against its alternatives")
     style.legend_below(figure, left, bars_words(own["interval"], style.LEFT_RIGHT))
     return figure, own
 
@@ -71,7 +71,7 @@ def token_efficiency(token_efficiency: pd.DataFrame) -> tuple[Figure, pd.DataFra
     table = token_efficiency
     if table.empty:
         raise NothingToDraw("no ablation of this study differs in how a frame is read")
-    counted = bool(np.isfinite(table["flops_per_sample"]).any())  # results from elsewhere may not say their FLOPs
+    counted = bool(np.isfinite(table["flops_per_sample"]).any())  # imported results may have no FLOPs
     figure, axes = panels(1 + counted, height=3.6, sharey=True)
     left = axes[0]
     beside = table.groupby("tokens_per_frame").cumcount()  # runs with equally many tokens stand side by side
@@ -98,7 +98,7 @@ def token_efficiency(token_efficiency: pd.DataFrame) -> tuple[Figure, pd.DataFra
         right.margins(x=0.15)
         style.counts(right)
         right.set_xlabel("training FLOPs per sample (two per multiply-add)")
-    hollow = "; hollow: trained on other data" if (table["data_differs"] != "").any() else ""
+    hollow = "; hollow: trained on different data" if (table["data_differs"] != "").any() else ""
     heading(figure, f"Loss against visual tokens{' and compute' * counted}{hollow}")
     sure = bars_words(table["interval"], " of the difference to the foveated model,")
     style.legend_below(figure, left, sure)

@@ -1,4 +1,4 @@
-"""Figures of what the frames are for: does the model see, and does it look for what it was asked?"""
+"""Figures of the use of frames: own frames against other ones, and question first against video first."""
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ SIGHTS = {  # frames shown: label, colour, marker
     "other": ("another sample's frames", ORANGE, "s"),
     "none": ("no frames", PURPLE, "^"),
 }
-BLIND = "no frames, trained without any", GREY, "D"  # of the run of architecture `blind`
+BLIND = "no frames, model trained without frames", GREY, "D"  # of the run of architecture `blind`
 ORDERS = {VIDEO_FIRST: ("video first", BLUE, "o"), QUESTION_FIRST: ("question first", ORANGE, "s")}
 NAMES = {**style.MODE_NAMES, GAIN: "interaction\n(fine − coarse)"}
 
@@ -47,7 +47,7 @@ def seeing(
         left.set_title(style.seeded(name, part["n_seeds"].iloc[0]))
     axes[-1, 0].set_xlabel(f"held-out {style.LOSS}")
     axes[-1, 1].set_xlabel("above the own frames (nats per token)")
-    heading(figure, "Does it see? Loss with a sample's own frames, another's, and none")
+    heading(figure, "Does the model use its frames? Loss with its own, another sample's, and none")
     looks = SIGHTS | {name: (f"{BLIND[0]} ({name})", *BLIND[1:]) for name in blind}
     for text, colour, marker in (looks[name] for name in looks if (table["shown"] == name).any()):
         axes[0, 0].plot([], [], color=colour, marker=marker, ls="", label=text)

@@ -41,12 +41,7 @@ def colours_of(runs: pd.DataFrame, reference: str) -> dict[str, str]:
 
 
 def _draw(
-    ax: Axes,
-    curves: pd.DataFrame,
-    column: str,
-    colours: dict[str, str],
-    reference: str,
-    width: float = 1.4,
+    ax: Axes, curves: pd.DataFrame, column: str, colours: dict[str, str], reference: str, width: float = 1.4
 ) -> list:
     """One line per run, the reference's thicker, those of further seeds thinner; return the ends of the first seeds for
     their labels."""
@@ -57,21 +52,15 @@ def _draw(
     for run, curve in own.groupby("run", sort=False):
         base = base_name(run)
         wide = 2.2 if base == reference else width
-        ax.plot(
-            curve["samples"],
-            curve[column],
-            color=colours[run],
-            lw=wide if base not in ends else 0.5 * wide,
-            marker="o" if len(curve) == 1 else None,
-            zorder=3 if base == reference else 2,
-        )
+        look = {"lw": 0.5 * wide if base in ends else wide, "zorder": 3 if base == reference else 2}
+        ax.plot(curve["samples"], curve[column], color=colours[run], marker="o" if len(curve) == 1 else None, **look)
         end = (curve["samples"].iloc[-1], curve[column].iloc[-1], style.seeded(base, seeds[base]), colours[run])
         ends.setdefault(base, end)
     return list(ends.values())
 
 
 def _without_start(curves: pd.DataFrame) -> pd.DataFrame:
-    """Without the validation before the first step, which would set the scale of the whole axis."""
+    """The curves without the validation before the first step, which would set the scale of the axis."""
     return curves[curves["step"] > 0]
 
 
@@ -163,81 +152,65 @@ def freezing(
     return figure, own[["run", "step", "samples", "val_loss"]]
 
 
-def attention_entropy(
-    runs: pd.DataFrame, validation_curves: pd.DataFrame, comparisons: Comparisons
-) -> tuple[Figure, pd.DataFrame]:
-    """Entropy of the query's attention over training; the dotted line is uniform attention over all
-    patches and CLS."""
-    own = validation_curves[validation_curves["attention_entropy"].notna()]
-    figure_runs = runs[runs["run"].isin(own["run"]) & (runs["family"] != "grid")]
-    own = own[own["run"].isin(figure_runs["run"])]
-    if own.empty:
-        raise NothingToDraw("no foveated run has recorded its attention entropy")
-    present = [family for family in FAMILIES if (figure_runs["family"] == family).any()]
-    figure, axes = panels(len(present), height=3.4, sharey=True)
-    colours = colours_of(runs, comparisons.reference)
-    ends = []
-    for ax, family in zip(axes, present, strict=True):
-        names = figure_runs[figure_runs["family"] == family]
-        shown = own[own["run"].isin(names["run"])]
-        ends.append(_draw(ax, shown, "attention_entropy", colours, comparisons.reference))
-        for value in sorted({_uniform(row) for row in names.to_dict("records")} - {None}):
-            ax.axhline(value, color=GREY, ls=":", lw=1)
-            ax.annotate(
-                f"uniform {value:.2f}",
-                (0.99, value),
-                xycoords=("axes fraction", "data"),
-                xytext=(0, 2),
-                ha="right",
-                textcoords="offset points",
-                fontsize=7,
-                color=GREY,
-            )
-        style.counts(ax)
-        ax.set_title(FAMILIES[family])
-        ax.set_xlabel("samples seen")
-    for ax, drawn in zip(axes, ends, strict=True):  # once the common axis has its limits
-        label_ends(ax, drawn, gap=0.05)
-    axes[0].set_ylabel("attention entropy (nats)")
-    return figure, own[["run", "step", "samples", "attention_entropy"]]
-
-
-def _uniform(run: dict) -> float | None:
-    """ln(patches + 1) of the run's encoder, where its configuration says so."""
-    image, patch = (
-        run.get("config.model.encoder.image", np.nan),
-        run.get("config.model.encoder.patch", np.nan),
-    )
-    if pd.isna(image) or pd.isna(patch):
-        return None
-    return round(float(np.log((image // patch) ** 2 + 1)), 4)
-
-
-def fine_coarse_ratio(
-    runs: pd.DataFrame, validation_curves: pd.DataFrame, comparisons: Comparisons
-) -> tuple[Figure, pd.DataFrame]:
-    """Validation loss of the fine pass over that of the coarse pass; below 1 looking twice pays."""
-    own = validation_curves[validation_curves["loss_fine"].notna() & validation_curves["loss_coarse"].notna()]
-    own = _without_start(own[own["run"].isin(runs["run"])])
-    own = own.assign(ratio=own["loss_fine"] / own["loss_coarse"])
-    if own.empty:
-        raise NothingToDraw("no run here has both a fine and a coarse pass")
+def _families(
+    runs: pd.DataFrame, curves: pd.DataFrame, column: str, reference: str, width: float
+) -> tuple[Figure, list[Axes], list[str]]:
+    """One panel per family of runs, each curve named at its end; return the figure, its panels and their families."""
     families = runs.set_index("run")["family"]
-    present = [family for family in FAMILIES if (own["run"].map(families) == family).any()]
-    figure, axes = panels(len(present), height=3.4, width=2.6 * len(present) + 1.0, sharey=True)
-    colours = colours_of(runs, comparisons.reference)
-    ends = []
+    own = curves["run"].map(families)
+    present = [family for family in FAMILIES if (own == family).any()]
+    figure, axes = panels(len(present), height=3.4, width=width * len(present) + 1.0, sharey=True)
+    colours, ends = colours_of(runs, reference), []
     for ax, family in zip(axes, present, strict=True):
-        drawn = _draw(ax, own[own["run"].map(families) == family], "ratio", colours, comparisons.reference)
+        drawn = _draw(ax, curves[own == family], column, colours, reference)
         ends.append([] if family == "grid" else drawn)
-        ax.axhline(1, color=GREY, ls=":", lw=1)
         if family == "grid":
             ax.set_xscale("log")
         style.counts(ax)
         ax.set_title(FAMILIES[family])
         ax.set_xlabel("samples seen")
     for ax, drawn in zip(axes, ends, strict=True):  # once the common axis has its limits
-        label_ends(ax, drawn, gap=0.045)
+        label_ends(ax, drawn)
+    return figure, axes, present
+
+
+def attention_entropy(
+    runs: pd.DataFrame, validation_curves: pd.DataFrame, comparisons: Comparisons
+) -> tuple[Figure, pd.DataFrame]:
+    """Entropy of the query's attention over training; the dotted line is uniform attention over all patches and CLS."""
+    own = validation_curves[validation_curves["attention_entropy"].notna()]
+    own = own[own["run"].isin(runs.loc[runs["family"] != "grid", "run"])]
+    if own.empty:
+        raise NothingToDraw("no foveated run has recorded its attention entropy")
+    figure, axes, present = _families(runs, own, "attention_entropy", comparisons.reference, width=3.1)
+    for ax, family in zip(axes, present, strict=True):
+        names = runs[(runs["family"] == family) & runs["run"].isin(own["run"])]
+        for value in sorted({_uniform(row) for row in names.to_dict("records")} - {None}):
+            ax.axhline(value, color=GREY, ls=":", lw=1)
+            place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "xytext": (0, 2)}
+            ax.annotate(f"uniform {value:.2f}", (0.99, value), **place, ha="right", fontsize=7, color=GREY)
+    axes[0].set_ylabel("attention entropy (nats)")
+    return figure, own[["run", "step", "samples", "attention_entropy"]]
+
+
+def _uniform(run: dict) -> float | None:
+    """ln(patches + 1) of the run's encoder, if its configuration has them."""
+    image, patch = (run.get(f"config.model.encoder.{name}", np.nan) for name in ("image", "patch"))
+    return None if pd.isna(image) or pd.isna(patch) else round(float(np.log((image // patch) ** 2 + 1)), 4)
+
+
+def fine_coarse_ratio(
+    runs: pd.DataFrame, validation_curves: pd.DataFrame, comparisons: Comparisons
+) -> tuple[Figure, pd.DataFrame]:
+    """Validation loss of the fine pass over that of the coarse pass; below 1 a second look pays."""
+    own = validation_curves[validation_curves["loss_fine"].notna() & validation_curves["loss_coarse"].notna()]
+    own = _without_start(own[own["run"].isin(runs["run"])])
+    own = own.assign(ratio=own["loss_fine"] / own["loss_coarse"])
+    if own.empty:
+        raise NothingToDraw("no run has both a fine and a coarse pass")
+    figure, axes, _ = _families(runs, own, "ratio", comparisons.reference, width=2.6)
+    for ax in axes:
+        ax.axhline(1, color=GREY, ls=":", lw=1)
     axes[0].set_ylabel("fine loss / coarse loss (validation)")
     return figure, own[["run", "step", "samples", "loss_fine", "loss_coarse", "ratio"]]
 
