@@ -91,10 +91,6 @@ def test_points_become_runs_and_curves(tmp_path):
     assert len(curve) == 60 and (curve["attention_entropy"] == 3.4).all() and curve["loss_fine"].isna().all()
     assert tables["training_curves"]["train_loss"].to_numpy() == pytest.approx(curve["val_loss"] - 0.1)
     assert tables["evaluation"].empty and tables["bootstrap"].empty
-
-
-def test_the_tables_are_read_as_collected_ones(tmp_path):
-    tables = read_results([save(tmp_path / "points.csv", [evaluations("baseline")])])
     for name, table in tables.items():
         write_table(table, tmp_path / "tables" / f"{name}.csv")
         assert len(read_table(tmp_path / "tables", name)) == len(table)
@@ -155,7 +151,7 @@ def test_a_size_is_that_of_the_runs_with_the_same_name_of_it(tmp_path):
     assert runs["params_total"].fillna(0).tolist() == [157.6e6, 157.6e6, 0]
 
 
-def test_names_say_what_a_run_is():
+def test_names_imply_what_a_run_is():
     ids = ["A8_static_1frame", "A8_static_4frames", "A8_static_4frames-s43", "LR2", "A6_coarse-s43", "A6_coarse", "x"]
     expected = [*ids[:3], "LR2", "A6-s43", "A6", "x"]
     assert list(short_names(ids).values()) == expected
@@ -256,7 +252,7 @@ def test_what_is_missing_is_named(tmp_path, name):
         read_results([path])
 
 
-def test_nothing_named_is_refused():
+def test_an_import_of_nothing_is_refused():
     with pytest.raises(UserError, match="no results are named"):
         read_results([])
 
