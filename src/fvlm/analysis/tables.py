@@ -5,8 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fvlm.analysis.catalog import TABLES
-from fvlm.analysis.commands import check_out
-from fvlm.analysis.files import read_tables, write_table
+from fvlm.analysis.files import check_out, read_tables, write_table
 
 
 def add_arguments(parser) -> None:
