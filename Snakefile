@@ -34,7 +34,6 @@ rule all:
         ),
         DECISIONS,
         TABLES,
-        ANALYSES,
         FIGURES,
 
 

@@ -1,5 +1,4 @@
-# Tables made of the collected ones, what the commands of the analysis say of them, and figures. All of it is listed in
-# fvlm.analysis.catalog.
+# Tables made of the collected ones, and figures. All of them are listed in fvlm.analysis.catalog.
 
 from pathlib import Path
 
@@ -28,7 +27,6 @@ rule figures:
     input:
         DECISIONS,
         TABLES,
-        ANALYSES,
         FIGURES,
 
 
@@ -65,40 +63,6 @@ rule table:
         comparisons=lambda wildcards: comparisons_of(catalog.TABLES[wildcards.table]),
     shell:
         "python -m fvlm table {wildcards.table} --tables {params.folder:q} --out {output:q} 2> {log:q}"
-
-
-# fit, powerlaw, isoflop, envelope, gap, factorial, rank and check-curves on the study's own tables.
-rule analysis:
-    input:
-        lambda wildcards: [
-            f"{R}/tables/{name}.csv"
-            for name in catalog.ANALYSES[wildcards.analysis].needs
-        ],
-    output:
-        report(
-            f"{R}/analysis/{{analysis}}",
-            caption="../workflow/report/analysis.rst",
-            category=lambda wildcards: catalog.ANALYSES[wildcards.analysis].category,
-            labels=lambda wildcards: {
-                "what": catalog.ANALYSES[wildcards.analysis].title,
-                "form": "numbers",
-            },
-        ),
-    log:
-        f"{R}/logs/analysis_{{analysis}}.log",
-    wildcard_constraints:
-        analysis="|".join(re.escape(name) for name in catalog.ANALYSES),
-    group:
-        "analysis"
-    conda:
-        "../envs/analysis.yaml"
-    resources:
-        group_slots=1,
-    params:
-        folder=lambda wildcards, input: str(Path(input[0]).parent),
-        command=lambda wildcards: catalog.ANALYSES[wildcards.analysis].command,
-    shell:
-        "python -m fvlm analysis {wildcards.analysis} --tables {params.folder:q} --out {output:q} > {log:q} 2>&1"
 
 
 # What the report opens with. Its words are read back when the report is made.

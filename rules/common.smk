@@ -66,7 +66,6 @@ FIGURES = [
     for kind in ("png", "pdf", "rst")
 ]
 
-ANALYSES = [f"{R}/analysis/{name}" for name in catalog.ANALYSES]
 DECISIONS = [f"{R}/decisions.html", f"{R}/decisions.rst"]
 # For the report's first page, which knows nothing but the configuration; of no use to the study, which is resolved.
 config["decisions"] = (
@@ -192,7 +191,7 @@ def announce(stream):
 def make_report():
     """The self-contained report, and where to look first. A report newer than all figures is kept."""
     page = Path(R) / "report.html"
-    wanted = [*TABLES, *FIGURES, *ANALYSES, *DECISIONS]
+    wanted = [*TABLES, *FIGURES, *DECISIONS]
     made = [Path(path) for path in wanted if Path(path).exists()]
     if len(made) < len(wanted):
         return  # a part of the study was asked for

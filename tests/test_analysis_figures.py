@@ -11,7 +11,7 @@ from fvlm.__main__ import main
 from fvlm.analysis.catalog import FIGURES
 from fvlm.analysis.files import read_tables
 from fvlm.analysis.fits.exponents import METHODS, exponents, grid_curves
-from fvlm.analysis.fits.scaling import log_band
+from fvlm.analysis.fits.slopes import log_band
 from fvlm.analysis.plots.captions import SENTENCES, as_rst, caption, number, span, spread
 from fvlm.analysis.plots.joint import frontier, joint_fits
 from fvlm.analysis.tables import load

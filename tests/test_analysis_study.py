@@ -1,6 +1,7 @@
 """Everything that is made of a study: all tables, all figures."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -12,13 +13,14 @@ from matplotlib.text import Text
 
 from fvlm import style
 from fvlm.__main__ import main
-from fvlm.analysis.catalog import ANALYSES, COLLECTED, FIGURES, HEADLINE, STANDARD, TABLES
+from fvlm.analysis.catalog import COLLECTED, FIGURES, HEADLINE, STANDARD, TABLES
 from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.files import read_tables
 from fvlm.analysis.tables import load
 from tests.analysis_cases import BUDGETS, COMPARISONS, LAW, SIZES, collect, derive, study_summaries, write_study
 
 REPORT = Path(__file__).parents[1] / "workflow" / "report"
+DOCS = Path(__file__).parents[1] / "docs"
 CONVENTION = "two FLOPs per multiply-add; matrix products and attention, forward and backward"
 
 
@@ -65,29 +67,29 @@ def test_every_figure_is_drawn_in_three_forms(study, name):
     assert "n = " in sentences and "nan" not in sentences
 
 
-def analyse(root: Path, name: str) -> int:
-    return main(["analysis", name, "--tables", str(root / "tables"), "--out", str(root / "analysis" / name)])
+LINES = [
+    line
+    for page in ("fits", "compare")
+    for block in re.findall(r"^```sh\n(.*?)^```", (DOCS / f"{page}.md").read_text(), re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("fvlm")
+]
 
 
-@pytest.mark.parametrize("name", ANALYSES)
-def test_every_command_speaks_of_the_study(study, name, capsys):
-    assert analyse(study, name) == 0
-    said = (study / "analysis" / name).read_text()
-    if name in ("powerlaw_runs.json", "fit_runs.json"):
-        assert "refused" in said and "no row is left whose lr_schedule is constant" in said
+@pytest.mark.parametrize("line", LINES)
+def test_the_commands_of_the_pages_read_the_tables_of_a_study(study, tmp_path, line, capsys):
+    words = [word.replace("results/", f"{study}/") for word in shlex.split(line)[1:]]
+    words = words if "--out" in words else [*words, "--out", "out.json"]
+    words[-1] = str(tmp_path / "out.json")
+    status = main(words)
+    if "lr_schedule=constant" in words:  # no run of this study has a constant rate
+        assert status == 2 and "no row is left whose lr_schedule is constant" in capsys.readouterr().err
         return
-    assert "refused" not in said
-    again = shlex.split(capsys.readouterr().err.splitlines()[0])  # the line that it prints makes the same file
-    assert again[0] == "fvlm" and main([*again[1:-1], str(study / "again")]) == 0
-    assert (study / "again").read_text() == said
-
-
-def test_the_study_is_fitted_as_its_law_says(study):
-    for letter, name in (("F", "foveated"), ("B", "multi_token")):
-        analyse(study, f"fit_{name}.json")
-        found = json.loads((study / "analysis" / f"fit_{name}.json").read_text())
-        low, high = found["ci"]["beta"]
-        assert found["identified"] and low < LAW["b"] < high and found["n"] == len(SIZES) * len(BUDGETS), letter
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert status == 0 and result["n"] > 0
+    if words[0] == "fit":
+        low, high = result["ci"]["beta"]
+        assert result["identified"] and low < LAW["b"] < high and result["n"] == len(SIZES) * len(BUDGETS)
 
 
 def test_a_figure_is_the_same_bytes_twice(study):
@@ -139,9 +141,6 @@ def test_a_study_of_one_run_makes_everything_too(tmp_path):
     for name in FIGURES:
         assert draw(tmp_path, name) == 0
     assert "scaling grid" in pd.read_csv(tmp_path / "figures" / "isoflop.csv")["reason"][0]
-    for name in ANALYSES:
-        assert analyse(tmp_path, name) == 0
-        assert ("refused" in (tmp_path / "analysis" / name).read_text()) == (name != "check_curves.json"), name
 
 
 def test_a_table_without_its_columns_is_refused(study, tmp_path, capsys):
@@ -155,7 +154,7 @@ def test_a_table_without_its_columns_is_refused(study, tmp_path, capsys):
 def test_the_catalog_names_what_exists():
     made = {*COLLECTED, *TABLES}
     assert set(HEADLINE) <= set(STANDARD) < set(FIGURES)
-    assert all(set(entry.needs) <= made for entry in [*FIGURES.values(), *ANALYSES.values()])
+    assert all(set(entry.needs) <= made for entry in FIGURES.values())
     before = set(COLLECTED)
     for name, entry in TABLES.items():
         assert set(entry.needs) <= before, name

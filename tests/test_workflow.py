@@ -17,7 +17,7 @@ from fvlm.analysis import catalog
 
 TIMING = ("samples_per_s", "mfu", "tflops", "memory_gb", "data_wait_s")
 SMOKE = ("--configfile", "config/smoke.yaml")
-COLLECTING = {"collect_runs", "collect_curves", "collect_evaluation", "table", "analysis", "decisions", "figure",
+COLLECTING = {"collect_runs", "collect_curves", "collect_evaluation", "table", "decisions", "figure",
               "plan_files", "ledger"}  # fmt: skip
 
 

@@ -33,16 +33,6 @@ class Figure:
     on_request: str = ""  # why it is not in the report: `snakemake results/figures/NAME.png` makes it
 
 
-@dataclass(frozen=True)
-class Analysis:
-    """What a command of `fvlm` says of the study's tables: `command` is its line, with {table} for a table's file."""
-
-    title: str
-    category: str
-    needs: tuple[str, ...]
-    command: str
-
-
 COLLECTED = ("runs", "validation_curves", "training_curves", "evaluation", "bootstrap")
 
 COMPARED = ("runs", "evaluation", "bootstrap")
@@ -59,7 +49,7 @@ TABLES = {
         comparisons=True,
     ),
     "question_order": Table(
-        "Question first or video first", "Evaluation", COMPARED, "compare.order:question_order"
+        "Question first or video first", "Evaluation", COMPARED, "compare.modes:question_order"
     ),
     "points": Table("Points of the grid", "Scaling", ("runs",), "fits.grid:points"),
     "points_by_run": Table("Points of the grid, by run", "Scaling", ("runs",), "fits.grid:points_by_run"),
@@ -153,57 +143,6 @@ FIGURES = {
     ),
 }  # fmt: skip
 STANDARD = tuple(name for name, figure in FIGURES.items() if not figure.on_request)
-ONE = "--keep architecture="
-CONSTANT = "--keep lr_schedule=constant"  # along a curve whose rate decays there is no power law
-BOTH = {"foveated": "foveated", "multi_token": "sixteen pooled tokens"}
-ANALYSES = {  # files of results/analysis
-    **{
-        f"fit_{name}.json": Analysis(
-            f"L(N, D): {words}", "Scaling", ("points",), f"fit {{points}} {ONE}{name} --flops-per-nd C --bootstrap 1000"
-        )
-        for name, words in BOTH.items()
-    },
-    **{
-        f"isoflop_{name}.json": Analysis(
-            f"Iso-FLOP minima: {words}", "Scaling", ("points",), f"isoflop {{points}} {ONE}{name}"
-        )
-        for name, words in BOTH.items()
-    },
-    **{
-        f"envelope_{name}.json": Analysis(
-            f"Envelope: {words}", "Scaling", ("curves",), f"envelope {{curves}} --keep family=grid {ONE}{name}"
-        )
-        for name, words in BOTH.items()
-    },
-    "powerlaw.json": Analysis("L(C)", "Scaling", ("points",), "powerlaw {points} --lowest"),
-    "powerlaw_runs.json": Analysis(
-        "L(D) along each run at a constant rate",
-        "Scaling",
-        ("curves",),
-        f"powerlaw {{curves}} --by run --x D --loss squares {CONSTANT}",
-    ),
-    "fit_runs.json": Analysis(
-        "L(N, D) along the runs at a constant rate",
-        "Scaling",
-        ("curves",),
-        f"fit {{curves}} {CONSTANT} --bootstrap 1000",
-    ),
-    "powerlaw_pooled.json": Analysis(
-        "L(D) of all foveated curves of a size, pooled",
-        "Scaling",
-        ("curves",),
-        f"powerlaw {{curves}} --by size --x D --loss squares {ONE}foveated",
-    ),
-    "gap.json": Analysis(
-        "Gap at equal parameters",
-        "Scaling",
-        ("points_by_run",),
-        "gap {points_by_run} --columns group=budget,pair=size --foveated foveated --baseline multi_token",
-    ),
-    "check_curves.json": Analysis(
-        "Jumps that runs share", "Training", ("curves",), "check-curves {curves} --columns val_loss=L,samples=D"
-    ),
-}
 HEADLINE = (
     "seeing",
     "foveated_vs_alternatives",

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fvlm.analysis.catalog import TABLES, Figure, Table
-from fvlm.analysis.commands import check_out
-from fvlm.analysis.files import read_tables, write_table
+from fvlm.analysis.files import check_out, read_tables, write_table
 from fvlm.config.resolve import add_study_arguments, study_of
 
 

@@ -12,11 +12,10 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.commands import check_out
 from fvlm.analysis.compare.bootstrap import LEVEL, OVER_SEEDS, Estimate
 from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, NOT_RUN, OPEN
 from fvlm.analysis.decisions.wording import EXPONENT, NATS, PERCENT, SHORT, number
-from fvlm.analysis.files import read_table, replacing
+from fvlm.analysis.files import check_out, read_table, replacing
 from fvlm.errors import UserError
 
 WORDS = (DECIDED, LIKELY, OPEN, NOT_RUN)

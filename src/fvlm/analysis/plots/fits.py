@@ -15,7 +15,7 @@ from fvlm import style
 from fvlm.analysis.fits.envelope import warnings_of
 from fvlm.analysis.fits.exponents import N_OPT, OF_LOSS, crossings, frontier, grid_curves
 from fvlm.analysis.fits.exponents import exponents as exponents_table
-from fvlm.analysis.fits.scaling import log_band
+from fvlm.analysis.fits.slopes import log_band
 from fvlm.style import BEYOND, GREY, LOSS, NothingToDraw, counts, dots, heading, panels
 
 FLOPS = "training FLOPs C (two per multiply-add)"

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from fvlm import style
 from fvlm.analysis.compare.bootstrap import QUESTION_FIRST, VIDEO_FIRST, VISUAL, Cell, Estimate, bars_words
-from fvlm.analysis.compare.order import GAIN, PASSES
+from fvlm.analysis.compare.modes import GAIN, PASSES
 from fvlm.analysis.compare.runs import ComparedRuns, difference, trained_mode
 from fvlm.config.comparisons import Comparisons
 from fvlm.style import BLUE, GREY, ORANGE, PURPLE, NothingToDraw, dots, heading
