@@ -52,7 +52,6 @@ rule all:
         STUDY.prepared,
         STUDY.decisions,
         STUDY.tables,
-        STUDY.analyses,
         STUDY.figures,
 
 

@@ -1,5 +1,4 @@
-# Tables made of the collected ones, what the commands of the analysis say of them, and figures. All of it is listed in
-# fvlm.analysis.catalog.
+# Tables made of the collected ones, and figures. All of them are listed in fvlm.analysis.catalog.
 
 # A caption's path may hold no wildcard, so caption.rst shows the text in a job's parameters; figure.rst adds the
 # sentences that the job wrote about its numbers. source_path is relative to the file that calls it, hence the lambda.
@@ -11,12 +10,11 @@ localrules:
     headline,
 
 
-# All tables and figures; with `results_from` of finished results, without training anything.
+# All tables and the standard figures; with `results_from` of finished results, without training anything.
 rule figures:
     input:
         STUDY.decisions,
         STUDY.tables,
-        STUDY.analyses,
         STUDY.figures,
 
 
@@ -48,36 +46,9 @@ rule table:
     params:
         folder=subpath(output[0], parent=True),
         caption=lambda wildcards: CAPTIONS[f"{wildcards.table}_table"],
+        comparisons=STUDY.table_comparisons,
     shell:
         "python -m fvlm table {wildcards.table} --tables {params.folder:q} --out {output:q} 2> {log:q}"
-
-
-# fit, powerlaw, isoflop, envelope, gap, factorial, rank and check-curves on the study's own tables.
-rule analysis:
-    input:
-        STUDY.analysis_inputs,
-    output:
-        report(
-            f"{R}/analysis/{{analysis}}",
-            caption="../workflow/report/analysis.rst",
-            category=lambda wildcards: catalog.ANALYSES[wildcards.analysis].category,
-            labels=STUDY.analysis_labels,
-        ),
-    log:
-        f"{R}/logs/analysis_{{analysis}}.log",
-    wildcard_constraints:
-        analysis="|".join(catalog.ANALYSES),
-    group:
-        "analysis"
-    conda:
-        "../envs/analysis.yaml"
-    resources:
-        group_slots=1,
-    params:
-        folder=subpath(input[0], parent=True),
-        command=lambda wildcards: catalog.ANALYSES[wildcards.analysis].command,
-    shell:
-        "python -m fvlm analysis {wildcards.analysis} --tables {params.folder:q} --out {output:q} > {log:q} 2>&1"
 
 
 # What the report opens with. Its words are read back when the report is made.
@@ -136,6 +107,7 @@ rule figure:
         results=subpath(output.png, ancestor=2),
         folder=subpath(output.png, parent=True),
         caption=lambda wildcards: CAPTIONS[wildcards.figure],
+        comparisons=STUDY.figure_comparisons,
     shell:
         "python -m fvlm figure {wildcards.figure} --tables {params.results:q}/tables --attention {input.attention:q}"
         " --out-dir {params.folder:q} 2> {log:q}"

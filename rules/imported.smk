@@ -12,5 +12,6 @@ rule import_results:
         "../envs/analysis.yaml"
     params:
         folder=f"{R}/tables",
+        architectures=STUDY.imported_architectures,
     shell:
         "python -m fvlm import --out-dir {params.folder:q} -- {input:q} 2> {log:q}"

@@ -12,32 +12,19 @@ import pandas as pd
 
 from fvlm.__main__ import main
 from fvlm.analysis.catalog import TABLES
+from tests.config_cases import CONFIG, load
+
+COMPARISONS = load(CONFIG).comparisons
 
 LAW = {"E": 0.9, "A": 400.0, "a": 0.35, "B": 30.0, "b": 0.38}
 PENALTY = {"F": 1.02, "B": 1.0}  # the foveated loss is 2 % worse at equal N and D
 SIZES = {"135M": (1.57e8, 1.70e8), "360M": (3.8e8, 4.1e8), "1.7B": (1.75e9, 1.85e9)}  # N foveated, baseline
 BUDGETS = {"C1": 1.6e16, "C2": 5.6e16, "C3": 1.6e17, "C4": 3.1e17}
 OFFSETS = {
-    "baseline": 0.0,
-    "F1": 0.64,
-    "F2": 0.58,
-    "LR2": -0.028,
-    "LR3": -0.009,
-    "LR4": -0.006,
-    "A1": -0.011,
-    "A6": 0.008,
-    "A7": 0.013,
-    "A8a": 1.5,
-    "A8b": 1.52,
-    "B1": -0.03,
-    "B2": 0.2,
-    "D1": -0.05,
-    "A9": -0.004,
-    "B0": 0.25,
-    "B3": 0.02,
-    "B4": -0.012,
-    "Q1": 0.001,
-}
+    "baseline": 0.0, "F1": 0.64, "F2": 0.58, "LR2": -0.028, "LR3": -0.009, "LR4": -0.006, "A1": -0.011, "A6": 0.008,
+    "A7": 0.013, "A8a": 1.5, "A8b": 1.52, "B1": -0.03, "B2": 0.2, "D1": -0.05, "A9": -0.004, "B0": 0.25, "B3": 0.02,
+    "B4": -0.012, "Q1": 0.001,
+}  # fmt: skip
 TOKENS = {"B0": 0, "B1": 16, "B2": 49, "B3": 1, "B4": 4}
 FLOPS = {"B0": 1e16, "B1": 6e16, "B2": 9e16, "B3": 3.4e16, "B4": 4e16, "A6": 3.5e16, "A9": 6.4e16}
 KINDS = {"B0": "blind", "B1": "multi_token", "B2": "pixel_shuffle", "B3": "multi_token", "B4": "multi_token"}
@@ -45,11 +32,8 @@ QUESTION_FIRST = {"coarse_only": -0.005, "coarse_fine": -0.03, "autoregressive":
 STATIC_FRAMES = {"A8a": 1, "A8b": 16, "B2": 1}
 CONNECTOR = {"LR2": 1e-3, "LR3": 3e-5, "LR4": 1e-5}
 FROZEN = {"F1": ["llm", "dino"], "F2": ["llm"]}
-QUESTIONS = {
-    "F1": "is the connector alone enough?",
-    "A6": "what does looking twice buy?",
-    "B1": "one against sixteen?",
-}
+IMAGES, MORE_IMAGES = {"image": 0.86, "text": 0.14}, {"video": 0.55, "image": 0.3, "text": 0.15}
+SHARES = {"A8a": IMAGES, "A8b": IMAGES, "B2": IMAGES, "D1": MORE_IMAGES}
 SOURCES = {"webvid": "video", "vript_long": "video", "cauldron": "image", "smoltalk": "text"}
 
 
@@ -58,86 +42,55 @@ def law(n, d, letter="B"):
 
 
 def summary(
-    run,
-    family,
-    loss,
-    *,
-    samples=300_000.0,
-    flops=5e16,
-    architecture="foveated",
-    deep=True,
-    fine=True,
-    n=1.57e8,
-    tokens=1,
-    seed=42,
-    size="",
-    budget="",
-    letter="",
-    share=None,
-    question="",
-    scored="all",
-    question_first=0.0,
-):
+    run, family, loss, *, samples=300_000.0, flops=5e16, architecture="foveated", deep=True, fine=True, n=1.57e8,
+    tokens=1, seed=42, size="", budget="", letter="", share=None, question="", scored="all", question_first=0.0,
+):  # fmt: skip
+    base = run.split("-")[0]
     best = {
-        "step": 9000,
-        "samples": samples * 0.9,
-        "flops": flops * 0.9,
-        "val_loss": loss,
-        "train_loss": loss - 0.1,
-    }
+        "step": 9000, "samples": samples * 0.9, "flops": flops * 0.9, "val_loss": loss, "train_loss": loss - 0.1
+    }  # fmt: skip
+    model = {
+        "architecture": architecture, "deep_query": deep, "fine_pass": fine, "fine_passes": 2 if base == "A9" else 1
+    }  # fmt: skip
     return {
-        "run": run,
-        "family": family,
-        "digest": "0" * 16,
-        "seed": seed,
-        "parent": None,
-        "architecture": architecture,
-        "deep_query": deep,
-        "fine_pass": fine,
-        "fine_passes": 2 if run.startswith("A9") else 1,
-        "question_first": question_first,
-        "visual_tokens": tokens,
-        "encoder": "dinov2-small",
-        "language": f"SmolLM2-{size or '135M'}",
-        "size": size,
-        "budget": budget,
-        "letter": letter,
-        "frozen": [],
-        "params_total": n,
-        "samples": samples,
-        "steps": 9370,
-        "flops": flops,
-        "flops_budget": BUDGETS.get(budget),
-        "text_tokens": samples * 90,
-        "frames": samples * 8,
-        "final": best | {"step": 9370, "val_loss": loss + 0.004},
-        "best": best,
-        "wall_s": 6000.0,
-        "versions": {"torch": "2.13"},
+        "run": run, "family": family, "digest": "0" * 16, "seed": seed, "parent": None, **model,
+        "question_first": question_first, "visual_tokens": tokens, "encoder": "dinov2-small",
+        "language": f"SmolLM2-{size or '135M'}", "size": size, "budget": budget, "letter": letter, "frozen": [],
+        "params_total": n, "samples": samples, "steps": 9370, "flops": flops, "flops_budget": BUDGETS.get(budget),
+        "text_tokens": samples * 90, "frames": samples * 8,
+        "final": best | {"step": 9370, "val_loss": loss + 0.004}, "best": best,
+        "wall_s": 6000.0, "versions": {"torch": "2.13"},
         "config": {
             "question": question,
-            "model": {
-                "architecture": architecture,
-                "deep_query": deep,
-                "fine_pass": fine,
-                "fine_passes": 2 if run.startswith("A9") else 1,
+            "model": model | {
                 "tokens_per_frame": tokens if architecture in ("multi_token", "pixel_shuffle") else 16,
                 "encoder": {"image": 224, "patch": 14},
             },
             "data": {
-                "sources": list(SOURCES),
-                "share": share or {"video": 0.6, "image": 0.26, "text": 0.14},
-                "static_frames": STATIC_FRAMES.get(run.split("-")[0], 8),
-                "question_first": question_first,
-                "loss": scored,
+                "sources": list(SOURCES), "share": share or {"video": 0.6, "image": 0.26, "text": 0.14},
+                "static_frames": STATIC_FRAMES.get(base, 8), "question_first": question_first, "loss": scored,
             },
             "optim": {
-                "schedule": "cosine",
-                "lr": {"connector": CONNECTOR.get(run.split("-")[0], 1e-4), "dino": 1e-5, "llm": 1e-5},
-                "freeze": FROZEN.get(run.split("-")[0], []),
+                "schedule": "cosine", "lr": {"connector": CONNECTOR.get(base, 1e-4), "dino": 1e-5, "llm": 1e-5},
+                "freeze": FROZEN.get(base, []),
             },
         },
-    }
+    }  # fmt: skip
+
+
+def grid_summary(size, budget, letter, loss, **more):
+    kind = {"architecture": "foveated", "tokens": 1} if letter == "F" else {"architecture": "multi_token", "tokens": 16}
+    name = f"{size}-{budget}-{letter}"
+    return summary(name, "grid", loss, size=size, budget=budget, letter=letter, **kind, **more)
+
+
+def ablation(name, loss, seed=42, share=None, **more):
+    """The summary of an ablation, with what its name stands for; further seeds have a suffix."""
+    return summary(
+        name if seed == 42 else f"{name}-s{seed}", "ablation", loss, seed=seed,
+        architecture=KINDS.get(name, "foveated"), deep=name not in ("A1", "A7"), fine=name not in ("A6", "A7"),
+        tokens=TOKENS.get(name, 1), share=share, **more,
+    )  # fmt: skip
 
 
 def study_summaries(seeds=(42,), noise=0.0005, seeded=tuple(OFFSETS)):
@@ -148,48 +101,17 @@ def study_summaries(seeds=(42,), noise=0.0005, seeded=tuple(OFFSETS)):
         for i, loss in ((1, 1.35), (2, 0.9), (3, 0.8))
     ]
     found.append(summary("dpo", "stage", 0.55, samples=8e4, flops=1e16, scored="preference"))
-    images = {"image": 0.86, "text": 0.14}
     for name, offset in OFFSETS.items():
+        more = {"flops": FLOPS.get(name, 5e16), "question_first": 0.5 * (name == "Q1"), "share": SHARES.get(name)}
         for seed in seeds if name in seeded else seeds[:1]:
-            found.append(
-                summary(
-                    name if seed == 42 else f"{name}-s{seed}",
-                    "ablation",
-                    1.36 + offset + 0.003 * rng.normal() * (len(seeds) > 1),
-                    architecture=KINDS.get(name, "foveated"),
-                    deep=name not in ("A1", "A7"),
-                    fine=name not in ("A6", "A7"),
-                    seed=seed,
-                    tokens=TOKENS.get(name, 1),
-                    flops=FLOPS.get(name, 5e16),
-                    question_first=0.5 * (name == "Q1"),
-                    question=QUESTIONS.get(name, ""),
-                    share=images
-                    if name in ("A8a", "A8b", "B2")
-                    else {"video": 0.55, "image": 0.3, "text": 0.15}
-                    if name == "D1"
-                    else None,
-                )
-            )
+            loss = 1.36 + offset + 0.003 * rng.normal() * (len(seeds) > 1)
+            found.append(ablation(name, loss, seed, **more))
     for size, counts in SIZES.items():
         for budget, flops in BUDGETS.items():
             for letter, n in zip("FB", counts, strict=True):
                 d = flops / (n * (1500 if letter == "F" else 2200))
                 loss = law(n, d, letter) * float(np.exp(noise * rng.normal()))
-                row = summary(
-                    f"{size}-{budget}-{letter}",
-                    "grid",
-                    loss - 0.004,
-                    samples=d,
-                    flops=flops,
-                    n=n,
-                    size=size,
-                    budget=budget,
-                    letter=letter,
-                    architecture="foveated" if letter == "F" else "multi_token",
-                    tokens=1 if letter == "F" else 16,
-                )
-                found.append(row)
+                found.append(grid_summary(size, budget, letter, loss - 0.004, samples=d, flops=flops, n=n))
     return found
 
 
@@ -331,53 +253,18 @@ def collect(root: Path, found: list[dict]) -> None:
     """The collecting commands, as the rules call them."""
     tables, names = str(root / "tables"), [one["run"] for one in found]
     runs = [str(root / "runs" / name) for name in names]
-    assert main(["collect", "runs", *[f"{run}/run_summary.json" for run in runs], "--out", f"{tables}/runs.csv"]) == 0
-    for kind, file, points in (("validation", "validation", "0"), ("training", "metrics", "400")):
-        assert (
-            main(
-                [
-                    "collect",
-                    "curves",
-                    *[f"{run}/{file}.csv" for run in runs],
-                    "--points",
-                    points,
-                    "--out",
-                    f"{tables}/{kind}_curves.csv",
-                ]
-            )
-            == 0
-        )
-    evaluations = [str(root / "evaluation" / f"{name}.csv") for name in names]
-    assert (
-        main(
-            [
-                "collect",
-                "evaluation",
-                *evaluations,
-                "--replicates",
-                "200",
-                "--out",
-                f"{tables}/evaluation.csv",
-                "--bootstrap",
-                f"{tables}/bootstrap.csv",
-            ]
-        )
-        == 0
-    )
+    evaluated = [str(root / "evaluation" / f"{name}.csv") for name in names]
+    draws = ["--replicates", "200", "--bootstrap", f"{tables}/bootstrap.csv"]
+    for what, table, files, options in (
+        ("runs", "runs", [f"{run}/run_summary.json" for run in runs], []),
+        ("curves", "validation_curves", [f"{run}/validation.csv" for run in runs], []),
+        ("curves", "training_curves", [f"{run}/metrics.csv" for run in runs], ["--points", "400"]),
+        ("evaluation", "evaluation", evaluated, draws),
+    ):
+        assert main(["collect", what, *files, *options, "--out", f"{tables}/{table}.csv"]) == 0
 
 
 def derive(root: Path) -> None:
+    tables = root / "tables"
     for name in TABLES:
-        assert (
-            main(
-                [
-                    "table",
-                    name,
-                    "--tables",
-                    str(root / "tables"),
-                    "--out",
-                    str(root / "tables" / f"{name}.csv"),
-                ]
-            )
-            == 0
-        )
+        assert main(["table", name, "--tables", str(tables), "--out", str(tables / f"{name}.csv")]) == 0

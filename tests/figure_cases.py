@@ -10,7 +10,7 @@ from fvlm.analysis.compare.gap import gap
 from fvlm.analysis.files import write_table
 from fvlm.analysis.fits.isoflop import isoflop
 from fvlm.analysis.fits.scaling import scaling_fits
-from tests.analysis_cases import law, summary
+from tests.analysis_cases import COMPARISONS, grid_summary, law
 
 SIZES = {"20M": 2e7, "50M": 5e7, "135M": 1.4e8, "360M": 3.8e8, "1B": 1e9, "1.7B": 1.8e9, "7B": 7e9}
 BUDGETS = {"C1": 1e17, "C2": 3e17, "C3": 1e18, "C4": 3e18, "C5": 1e19}  # the largest size is the best at the last
@@ -29,35 +29,19 @@ def grid_tables(sizes=SIZES, budgets=BUDGETS, noise=0.001, letters="FB", seed=0)
                 samples = flops / (own * FLOPS[letter])
                 share = np.geomspace(0.02, 1, 25)
                 loss = law(own, share * samples, letter) * np.exp(noise * rng.normal(size=25))
-                row = summary(
-                    f"{size}-{budget}-{letter}",
-                    "grid",
-                    float(loss.min()),
-                    samples=samples,
-                    flops=flops,
-                    n=own,
-                    size=size,
-                    budget=budget,
-                    letter=letter,
-                    architecture="foveated" if letter == "F" else "multi_token",
-                    tokens=1 if letter == "F" else 16,
-                )
+                place = {"samples": samples, "flops": flops, "n": own}
+                row = grid_summary(size, budget, letter, float(loss.min()), **place)
                 row["final"]["val_loss"], row["flops_budget"] = float(loss[-1]), flops
                 rows.append(row)
-                columns = {
-                    "samples": share * samples,
-                    "flops": share * flops,
-                    "val_loss": loss,
-                    "step": 1 + np.arange(25),
-                }
-                curves.append(pd.DataFrame(columns).assign(run=row["run"]))
+                curve = {"samples": share * samples, "flops": share * flops, "val_loss": loss, "run": row["run"]}
+                curves.append(pd.DataFrame(curve).assign(step=1 + np.arange(25)))
     runs = pd.json_normalize(rows).reindex(columns=list(COLUMNS["runs"]))
     evaluation, bootstrap = (pd.DataFrame(columns=list(COLUMNS[name])) for name in ("evaluation", "bootstrap"))
     found = {"runs": runs, "validation_curves": pd.concat(curves).reindex(columns=list(COLUMNS["validation_curves"]))}
     return found | {
         "isoflop": isoflop(runs),
         "scaling_fits": scaling_fits(runs),
-        "gap": gap(runs, evaluation, bootstrap),
+        "gap": gap(runs, evaluation, bootstrap, COMPARISONS),
     }
 
 

@@ -64,7 +64,7 @@ def test_a_broken_summary_is_named(tmp_path, content):
 
 def test_a_run_given_twice_is_refused(tmp_path):
     (path,) = summaries(tmp_path, {"run": "one"})
-    with pytest.raises(UserError, match="one were given twice"):
+    with pytest.raises(UserError, match="runs one are in several"):
         collect_runs([path, path])
 
 

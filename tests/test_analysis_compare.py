@@ -1,5 +1,7 @@
 """Comparisons: ranking, factorial, gap, modes. Numbers that can be worked out by hand."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,15 +9,16 @@ import pytest
 from fvlm.analysis.collect import collect_evaluation, flatten
 from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.compare.bootstrap import OVER_SEEDS, OVER_VIDEOS, Cell, t_interval
-from fvlm.analysis.compare.factorial import CELLS, EFFECTS, contrast, factorial
-from fvlm.analysis.compare.gap import corrected, gap, read_off
-from fvlm.analysis.compare.modes import modes, token_efficiency
-from fvlm.analysis.compare.order import GAIN, question_order
+from fvlm.analysis.compare.factorial import factorial
+from fvlm.analysis.compare.gap import gap, read_off
+from fvlm.analysis.compare.modes import GAIN, modes, question_order, token_efficiency
 from fvlm.analysis.compare.ranking import ablations
 from fvlm.analysis.compare.runs import ComparedRuns
-from tests.analysis_cases import study_summaries, summary
-from tests.test_analysis_fits import REFERENCE
+from tests.analysis_cases import COMPARISONS, study_summaries, summary
 
+ablations, factorial, gap, token_efficiency = (
+    partial(table, comparisons=COMPARISONS) for table in (ablations, factorial, gap, token_efficiency)
+)
 NOTHING = pd.DataFrame(columns=COLUMNS["evaluation"]), pd.DataFrame(columns=COLUMNS["bootstrap"])
 
 
@@ -38,24 +41,8 @@ def evaluation_of(tmp_path, losses):
     return collect_evaluation([path], replicates=300)
 
 
-def test_factorial_arithmetic():
-    """The reported cells: deep+fine, shallow+fine, deep+coarse, shallow+coarse at the best validation."""
-    cells = np.array([1.3605, 1.3491, 1.3686, 1.3732])
-    depth, fine, interaction = (contrast(cells, weights) for weights in EFFECTS.values())
-    assert (depth, fine, interaction) == pytest.approx((0.0034, -0.0161, 0.0160), abs=1e-9)
-
-
-@pytest.mark.skipif(not REFERENCE.is_dir(), reason="no reference data (FVLM_TEST_REFERENCE)")
-def test_factorial_of_the_reference_runs():
-    table = pd.read_csv(REFERENCE / "derived" / "runs_table.csv").set_index("run_id")
-    names = ["baseline", "A1_deep_query_off", "A6_coarse_only", "A7_shallow_coarse_only"]
-    interaction = list(EFFECTS.values())[2]
-    assert contrast(table.loc[names, "best_val_loss"].to_numpy(), interaction) == pytest.approx(0.0160, abs=5e-5)
-    assert contrast(table.loc[names, "last_val_loss"].to_numpy(), interaction) == pytest.approx(0.0176, abs=5e-5)
-
-
 def test_factorial_interval_is_paired_over_samples(tmp_path):
-    found = [one for one in study_summaries() if one["run"] in CELLS.values()]
+    found = [one for one in study_summaries() if one["run"] in ("baseline", "A1", "A6", "A7")]
     mode = {"A6": "coarse_only", "A7": "coarse_only"}
     level = {"baseline": 1.30, "A1": 1.28, "A6": 1.36, "A7": 1.40}
     tables = evaluation_of(tmp_path, {(run, mode.get(run, "coarse_fine"), "own"): loss for run, loss in level.items()})
@@ -109,7 +96,7 @@ def test_evaluated_seeds_are_paired_and_one_alone_is_drawn_over_videos(tmp_path)
     assert list(table.index).count("baseline") == 1 and not table.index.str.contains("-s").any()
 
 
-def test_the_seeds_that_are_told_are_those_of_the_interval(tmp_path):
+def test_the_number_of_seeds_is_that_of_the_interval(tmp_path):
     tables = seeds_of(tmp_path, baseline=[1.30], A6=[1.32, 1.34])
     for table in (token_efficiency(*tables), ablations(*tables)):
         row = table.set_index("run").loc["A6"]
@@ -188,40 +175,11 @@ def test_a_validation_of_other_tokens_is_not_compared():
     assert np.isnan(row["difference"]) and row["data_differs"] == "scored tokens"
 
 
-def test_read_off_is_linear_in_log_n_and_says_where_it_extrapolates():
+def test_read_off_is_linear_in_log_n_and_marks_where_it_extrapolates():
     n, loss = np.array([1e8, 1e9]), np.array([3.0, 2.0])
     assert read_off(n, loss, np.sqrt(1e17)) == (pytest.approx(2.5), 0)
     assert read_off(n, loss, 1e10) == (pytest.approx(1.0), 1)
     assert read_off(n, loss, 1e7) == (pytest.approx(4.0), -1)
-
-
-def test_parallel_curves_have_the_same_gap_in_both_directions():
-    """Lines in log N, the foveated one 2 % above; with fewer parameters, its raw gap is larger."""
-    one, two = np.array([1e8, 3e8, 1e9]), np.array([1.2e8, 3.3e8, 1.1e9])
-
-    def line(n):
-        return 5 - 0.15 * np.log(n)
-
-    found = [corrected(one, 1.02 * line(one), two, line(two), pair) for pair in range(3)]
-    for gaps in found:
-        assert gaps["at_foveated"] == pytest.approx(2) and gaps["at_baseline"] == pytest.approx(2)
-        assert gaps["raw"] > 2
-    assert [gaps["at_foveated_extrapolates"] for gaps in found] == [-1, 0, 0]
-    assert [gaps["at_baseline_extrapolates"] for gaps in found] == [0, 0, 1]
-
-
-@pytest.mark.skipif(not REFERENCE.is_dir(), reason="no reference data (FVLM_TEST_REFERENCE)")
-@pytest.mark.parametrize(
-    ("frames", "expected"), [(8, [[2.24, 1.86], [2.21, 1.83]]), (64, [[2.33, 3.38], [2.42, 3.46]])]
-)
-def test_gap_of_the_reference_pairs(frames, expected):
-    table = pd.read_csv(REFERENCE / "derived" / "comprehensive_scaling.csv")
-    table = table[(table["frames"] == frames) & table["config"].isin(["S-S", "M-S"])].sort_values("params_M")
-    sides = [table[table["arch"] == arch] for arch in ("fov", "bas")]
-    values = [side[name].to_numpy(float) for side in sides for name in ("params_M", "loss_train")]
-    gaps = [corrected(*values, pair) for pair in range(2)]
-    found = [[gap[name] for gap in gaps] for name in ("at_foveated", "at_baseline")]
-    assert np.sort(found, axis=0) == pytest.approx(np.sort(expected, axis=0), abs=0.006)
 
 
 def test_gap_table_has_a_raw_row_for_the_ablation_pair():

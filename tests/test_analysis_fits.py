@@ -1,9 +1,8 @@
-"""Fits find the constants that made the data, and refuse what the data cannot say."""
+"""The optimizer of the fits finds the lowest minimum, and the bootstrap draws what it promises."""
 
 import itertools
 import os
 import tracemalloc
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,7 @@ from scipy.optimize import least_squares, minimize
 from scipy.stats import norm, t
 
 from fvlm.analysis.collect import flatten
-from fvlm.analysis.fits import descent
-from fvlm.analysis.fits.descent import Objective, starts
-from fvlm.analysis.fits.isoflop import isoflop
+from fvlm.analysis.fits.descent import Objective, descend, starts
 from fvlm.analysis.fits.scaling import scaling_fits
 from fvlm.analysis.fits.sums import SQUARES, block_length, bootstrap, estimates, fit_power_laws, resampled
 from tests.analysis_cases import BUDGETS, LAW, SIZES, law, study_summaries
@@ -31,43 +28,6 @@ def grid(sizes, noise=0.0, seed=0):
     rng = np.random.default_rng(seed)
     x = np.array([(n, flops / (1500 * n)) for n in sizes for flops in BUDGETS.values()])
     return x, law(x[:, 0], x[:, 1]) * np.exp(noise * rng.normal(size=len(x)))
-
-
-@pytest.mark.parametrize("floor", [0.0, 1.1])
-def test_one_variable_without_noise_is_exact(floor):
-    x = np.geomspace(1e4, 1e6, 9)
-    fit = fit_power_laws(x, floor + 14 * x**-0.35, floor=floor > 0)
-    assert fit.exponents[0] == pytest.approx(0.35, rel=1e-5)
-    assert fit.coefficients[0] == pytest.approx(14, rel=1e-4)
-    assert fit.limit == pytest.approx(floor, abs=1e-5)
-
-
-def test_chinchilla_without_noise_is_exact():
-    x, loss = grid([n for n, _ in SIZES.values()])
-    fit = fit_power_laws(x, loss)
-    assert fit.exponents == pytest.approx([LAW["a"], LAW["b"]], rel=1e-4)
-    assert fit.coefficients == pytest.approx([LAW["A"], LAW["B"]], rel=1e-2)
-    assert fit.limit == pytest.approx(LAW["E"], abs=1e-4)
-    assert fit.predict(x) == pytest.approx(loss, rel=1e-6)
-
-
-def test_chinchilla_with_noise_covers_the_constants():
-    x, loss = grid([n for n, _ in SIZES.values()], noise=0.001)
-    _, found = estimates(x, loss, ("N", "D"))
-    truth = {
-        "E": LAW["E"],
-        "A_N": LAW["A"],
-        "exponent_N": LAW["a"],
-        "A_D": LAW["B"],
-        "exponent_D": LAW["b"],
-        "N_opt_exponent": LAW["b"] / (LAW["a"] + LAW["b"]),
-        "D_opt_exponent": LAW["a"] / (LAW["a"] + LAW["b"]),
-    }
-    assert {one.name for one in found} == set(truth)
-    for one in found:
-        assert not one.reason
-        width = one.high - one.low
-        assert one.low - 0.5 * width < truth[one.name] < one.high + 0.5 * width
 
 
 def test_one_outlier_hardly_moves_the_fit():
@@ -110,7 +70,7 @@ def random_problem(seed):
     return x, loss * np.exp(10 ** rng.uniform(-4, -1) * rng.standard_t(rng.choice([2, 50]), size=n))
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(4))
 def test_no_start_of_a_library_optimizer_ends_lower(seed):
     """L-BFGS-B with finite differences from a part of the grid of Hoffmann et al. (2022), within the same bounds."""
     x, loss = random_problem(seed)
@@ -139,7 +99,7 @@ def test_no_other_start_of_ours_ends_lower(seed):
     fit = fit_power_laws(x, loss)
     rng = np.random.default_rng(seed)
     theta = np.column_stack([np.exp(rng.uniform(-5, 1, (300, 3))), np.exp(rng.uniform(-4, 1, (300, 2)))])
-    found, cost = descent.descend(fit.objective(x), theta, np.log(loss)[None])
+    found, cost = descend(fit.objective(x), theta, np.log(loss)[None])
     assert found.shape == (300, 5) and fit.cost <= cost.min() * (1 + 1e-9)
 
 
@@ -175,15 +135,28 @@ def test_an_optimum_that_is_one_is_not_refused(count):
         assert found[1].low < found[1].value < found[1].high, found[1].reason
 
 
-@pytest.mark.parametrize("sizes", [2, 5])
-def test_resamples_end_as_low_as_from_the_fit_itself(sizes):
-    """They begin where the linearised problem leads; two sizes hardly determine it."""
-    x, loss = grid(np.geomspace(1e8, 1.6e9, sizes), noise=0.01)
+def test_a_held_parameter_keeps_its_value_and_the_rest_descends():
+    x, loss = grid([n for n, _ in SIZES.values()], noise=0.01)
     fit = fit_power_laws(x, loss)
-    objective, targets = fit.objective(x), resampled(fit, x, 300)
-    _, costs = descent.descend(objective, fit.theta[None], targets, 1e-9)
-    _, others = descent.descend(objective, np.repeat(fit.theta[None], 300, axis=0), targets, 1e-9)
-    assert costs == pytest.approx(others, rel=1e-6)
+    objective, target = fit.objective(x), np.log(loss)[None]
+    theta, cost = descend(objective, fit.theta[None] * [1, 1, 1, 1.3, 1], target, held=3)
+    assert theta[0, 3] == fit.theta[3] * 1.3 and cost[0] > fit.cost
+    for place in (0, 1, 2, 4):
+        for step in (-1e-5, 1e-5):
+            other = theta * (1 + step * (np.arange(5) == place))
+            assert objective.cost(objective.predict(other) - target)[0] >= cost[0]
+
+
+def test_the_grid_of_starts_takes_little_memory():
+    """Predictions of all grid points for 20,000 points would take 64 MB, and their powers twice as much."""
+    rng = np.random.default_rng(0)
+    z = rng.uniform((-3, -3), (3, 3), size=(20_000, 2))
+    loss = (1 + 0.3 * np.exp(-0.3 * z).sum(axis=1)) * np.exp(0.005 * rng.normal(size=len(z)))
+    tracemalloc.start()
+    found = starts(Objective(z, True, 1e-3), loss)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60e6 and found.shape[1] == 5
 
 
 @pytest.mark.parametrize(("block", "degrees"), [(1, 37), (4, 9), (20, 1)])
@@ -195,35 +168,6 @@ def test_few_blocks_give_wide_intervals(block, degrees):
     drawn = np.abs(resampled(fit, x, 400, block) - np.log(fit.predict(x))).max()
     widened = np.sqrt(40 / 37) * t.ppf(0.975, degrees) / norm.ppf(0.975)
     assert drawn == pytest.approx(widened * np.abs(fit.residuals).max())
-
-
-def test_what_is_held_stays_and_the_rest_descends():
-    x, loss = grid([n for n, _ in SIZES.values()], noise=0.01)
-    fit = fit_power_laws(x, loss)
-    objective = replace(fit.objective(x), held=(False, False, False, True, False))
-    theta, cost = descent.descend(objective, fit.theta[None] * [1, 1, 1, 1.3, 1], np.log(loss)[None])
-    assert theta[0, 3] == fit.theta[3] * 1.3 and cost[0] > fit.cost
-    for place in (0, 1, 2, 4):
-        for step in (-1e-5, 1e-5):
-            other = theta * (1 + step * (np.arange(5) == place))
-            assert objective.cost(objective.predict(other) - np.log(loss))[0] >= cost[0]
-
-
-def test_many_points_take_memory_for_themselves_and_no_more(monkeypatch):
-    """The grid of starts is 441 times the points; it is gone through in parts, which are those of the whole."""
-    rng = np.random.default_rng(0)
-    x = np.exp(rng.uniform((17, 20), (23, 27), size=(20_000, 2)))
-    loss = law(x[:, 0], x[:, 1]) * np.exp(0.005 * rng.normal(size=len(x)))
-    objective = Objective(np.log(x / np.exp(np.log(x).mean(axis=0))), True, 1e-3)
-    tracemalloc.start()
-    found = starts(objective, loss)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 60e6  # 42 columns of 20,000 numbers are 7 MB; all predictions at once would be 71 MB, and powers 141
-    few = Objective(objective.z[:900], True, 1e-3)
-    in_parts = starts(few, loss[:900])
-    monkeypatch.setattr(descent, "TOGETHER", 10**9)
-    assert np.array_equal(starts(few, loss[:900]), in_parts) and in_parts.shape == found.shape
 
 
 @pytest.mark.parametrize("log", [True, False])
@@ -238,15 +182,6 @@ def test_the_optimum_is_stationary(log, delta):
         costs = objective.cost(objective.predict(np.stack([fit.theta - step, fit.theta, fit.theta + step])) - target)
         assert costs[1] < min(costs[0], costs[2])
         assert abs(costs[2] - costs[0]) < 0.5 * (costs[0] + costs[2] - 2 * costs[1])
-
-
-@pytest.mark.parametrize("scales", [(1e-9, 1e9), (1e9, 1e-9), (1e9, 1e9), (1e-9, 1e-9)])
-def test_the_fit_does_not_depend_on_units(scales):
-    x, loss = grid([n for n, _ in SIZES.values()], noise=0.005, seed=2)
-    fit, other = fit_power_laws(x, loss), fit_power_laws(x * np.array(scales), loss)
-    assert other.theta == pytest.approx(fit.theta, rel=1e-6)
-    assert other.cost == pytest.approx(fit.cost, rel=1e-9)
-    assert other.coefficients == pytest.approx(fit.coefficients * np.array(scales) ** fit.exponents, rel=1e-5)
 
 
 def test_a_resample_has_residuals_of_their_sign():
@@ -279,27 +214,6 @@ def test_blocks_are_as_long_as_the_correlation_asks():
     assert block_length(correlated(20, 0.95, 1.0, 0)) <= 5  # a quarter of the rows
 
 
-def test_two_model_sizes_are_refused():
-    x, loss = grid([1.6e8, 3.9e8], noise=0.001)
-    _, found = estimates(x, loss, ("N", "D"))
-    found = {one.name: one for one in found}
-    for name in ("E", "A_N", "exponent_N", "N_opt_exponent", "D_opt_exponent"):
-        assert "2 values of N" in found[name].reason
-        assert np.isnan([found[name].value, found[name].low, found[name].high]).all()
-
-
-def test_a_vanishing_term_is_refused():
-    x, _ = grid([n for n, _ in SIZES.values()])
-    flat = 1.3 + LAW["B"] * x[:, 1] ** -LAW["b"]
-    _, found = estimates(x, flat * np.exp(0.002 * np.random.default_rng(0).normal(size=len(x))), ("N", "D"))
-    assert {one.name: bool(one.reason) for one in found}["exponent_N"]
-
-
-def test_too_few_points_are_refused():
-    fit, found = estimates(np.array([1e3, 1e4, 1e5]), np.array([3.0, 2.0, 1.5]), ("D",))
-    assert fit is None and all("3 points cannot carry 3 parameters" in one.reason for one in found)
-
-
 def runs_table(noise=0.0005):
     return pd.DataFrame([flatten(one) for one in study_summaries(noise=noise)])
 
@@ -311,65 +225,3 @@ def test_the_table_says_why_and_shows_starved_data():
     assert table["data_starved"].all() and (table["tokens_per_parameter"] < 20).all()
     joint = table[(table["architecture"] == "multi_token") & (table["parameter"] == "exponent_N")]
     assert joint["value"].item() == pytest.approx(LAW["a"], rel=0.1)
-
-
-def test_isoflop_minima_lie_on_the_law_and_edges_are_left_out():
-    """Many sizes: the minimum of the law at fixed C = k N D is known."""
-    rows = []
-    for budget, flops in BUDGETS.items():
-        for i, n in enumerate(np.geomspace(5e7, 4e9, 9)):
-            loss = law(n, flops / (1500 * n))
-            rows.append(
-                {
-                    "family": "grid",
-                    "architecture": "foveated",
-                    "size": str(i),
-                    "budget": budget,
-                    "params_total": n,
-                    "samples": flops / (1500 * n),
-                    "flops": flops,
-                    "flops_budget": flops,
-                    "final.val_loss": loss,
-                    "text_tokens": 1.0,
-                    "frames": 1.0,
-                    "visual_tokens": 1,
-                }
-            )
-    found = isoflop(pd.DataFrame(rows)).set_index("budget")
-    dense = np.geomspace(5e7, 4e9, 4001)
-    for budget, flops in BUDGETS.items():
-        assert found.loc[budget, "used"]
-        best = dense[np.argmin(law(dense, flops / (1500 * dense)))]
-        assert np.log(found.loc[budget, "n_opt"] / best) == pytest.approx(0, abs=0.1)
-    small = isoflop(pd.DataFrame([row for row in rows if row["params_total"] < 1.6e8]))
-    assert not small["used"].any() and small["reason"].str.contains("largest size is best").all()
-
-
-@pytest.mark.skipif(not REFERENCE.is_dir(), reason="no reference data (FVLM_TEST_REFERENCE)")
-class TestReference:
-    """The first study's evaluation points: L = a D^-b + E, D in samples."""
-
-    points = staticmethod(lambda: pd.read_csv(REFERENCE / "release_scaling_data" / "all_eval_points.csv"))
-
-    def test_the_constant_rate_run_of_135m(self):
-        own = self.points().query("run_id == '135M-scaling'")
-        x, loss = own["samples_seen"].to_numpy(float), own["val_loss"].to_numpy()
-        squares = fit_power_laws(x, loss, delta=1.0)
-        assert squares.coefficients[0] == pytest.approx(13.73, rel=0.1)
-        assert squares.exponents[0] == pytest.approx(0.346, abs=0.01)
-        assert squares.limit == pytest.approx(1.057, abs=0.01)
-        _, found = estimates(x, loss, ("D",), block=10)
-        found = {one.name: one for one in found}
-        for name, value in (("A_D", 13.73), ("exponent_D", 0.346), ("E", 1.057)):
-            assert found[name].low < value < found[name].high
-
-    def test_360m_is_not_identified(self):
-        own = self.points().query("run_id == '360M-scaling'")
-        _, found = estimates(own["samples_seen"].to_numpy(float), own["val_loss"].to_numpy(), ("D",), block=10)
-        assert all("too wide" in one.reason for one in found)
-
-    def test_two_sizes_cannot_give_the_joint_fit(self):
-        own = self.points().query("run_id in ['135M-scaling', '360M-scaling']")
-        x = np.column_stack([own["model_size"].map({"135M": 157.6e6, "360M": 382.6e6}), own["samples_seen"]])
-        _, found = estimates(x, own["val_loss"].to_numpy(), ("N", "D"), block=10)
-        assert all(one.reason for one in found if one.name not in ("A_D", "exponent_D"))

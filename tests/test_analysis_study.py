@@ -5,24 +5,23 @@ import re
 import shlex
 from pathlib import Path
 
+import docutils.core
 import pandas as pd
 import pytest
+import yaml
 from matplotlib.text import Text
 
 from fvlm import style
 from fvlm.__main__ import main
-from fvlm.analysis.catalog import ANALYSES, COLLECTED, FIGURES, HEADLINE, TABLES
+from fvlm.analysis.catalog import COLLECTED, FIGURES, HEADLINE, STANDARD, TABLES
 from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.files import read_tables
 from fvlm.analysis.tables import load
-from tests.analysis_cases import BUDGETS, LAW, SIZES, collect, derive, study_summaries, write_study
+from tests.analysis_cases import BUDGETS, COMPARISONS, LAW, SIZES, collect, derive, study_summaries, write_study
 
 REPORT = Path(__file__).parents[1] / "workflow" / "report"
+DOCS = Path(__file__).parents[1] / "docs"
 CONVENTION = "two FLOPs per multiply-add; matrix products and attention, forward and backward"
-
-
-def caption(name: str) -> str:
-    return " ".join((REPORT / f"{name}.rst").read_text().split())
 
 
 @pytest.fixture(scope="module")
@@ -64,37 +63,33 @@ def test_every_figure_is_drawn_in_three_forms(study, name):
         assert (study / "figures" / f"{name}{suffix}").stat().st_size > 50
     numbers = pd.read_csv(study / "figures" / f"{name}.csv")
     assert "reason" not in numbers.columns[:1]
-    says = (study / "figures" / f"{name}.rst").read_text()
-    assert "n = " in says and "nan" not in says
-    if {"D", "samples"} & set(numbers.columns):
-        assert "D counts training samples." in says
-    if {"low", "high"} <= set(numbers.columns):
-        assert re.search("95 %|No intervals", says)
+    sentences = (study / "figures" / f"{name}.rst").read_text()
+    assert "n = " in sentences and "nan" not in sentences
 
 
-def analyse(root: Path, name: str) -> int:
-    return main(["analysis", name, "--tables", str(root / "tables"), "--out", str(root / "analysis" / name)])
+LINES = [
+    line
+    for page in ("fits", "compare")
+    for block in re.findall(r"^```sh\n(.*?)^```", (DOCS / f"{page}.md").read_text(), re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("fvlm")
+]
 
 
-@pytest.mark.parametrize("name", ANALYSES)
-def test_every_command_speaks_of_the_study(study, name, capsys):
-    assert analyse(study, name) == 0
-    said = (study / "analysis" / name).read_text()
-    if name in ("powerlaw_runs.json", "fit_runs.json"):
-        assert "refused" in said and "no row is left whose lr_schedule is constant" in said
+@pytest.mark.parametrize("line", LINES)
+def test_the_commands_of_the_pages_read_the_tables_of_a_study(study, tmp_path, line, capsys):
+    words = [word.replace("results/", f"{study}/") for word in shlex.split(line)[1:]]
+    words = words if "--out" in words else [*words, "--out", "out.json"]
+    words[-1] = str(tmp_path / "out.json")
+    status = main(words)
+    if "lr_schedule=constant" in words:  # no run of this study has a constant rate
+        assert status == 2 and "no row is left whose lr_schedule is constant" in capsys.readouterr().err
         return
-    assert "refused" not in said
-    again = shlex.split(capsys.readouterr().err.splitlines()[0])  # the line that it prints makes the same file
-    assert again[0] == "fvlm" and main([*again[1:-1], str(study / "again")]) == 0
-    assert (study / "again").read_text() == said
-
-
-def test_the_study_is_fitted_as_its_law_says(study):
-    for letter, name in (("F", "foveated"), ("B", "multi_token")):
-        analyse(study, f"fit_{name}.json")
-        found = json.loads((study / "analysis" / f"fit_{name}.json").read_text())
-        low, high = found["ci"]["beta"]
-        assert found["identified"] and low < LAW["b"] < high and found["n"] == len(SIZES) * len(BUDGETS), letter
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert status == 0 and result["n"] > 0
+    if words[0] == "fit":
+        low, high = result["ci"]["beta"]
+        assert result["identified"] and low < LAW["b"] < high and result["n"] == len(SIZES) * len(BUDGETS)
 
 
 def test_a_figure_is_the_same_bytes_twice(study):
@@ -146,9 +141,6 @@ def test_a_study_of_one_run_makes_everything_too(tmp_path):
     for name in FIGURES:
         assert draw(tmp_path, name) == 0
     assert "scaling grid" in pd.read_csv(tmp_path / "figures" / "isoflop.csv")["reason"][0]
-    for name in ANALYSES:
-        assert analyse(tmp_path, name) == 0
-        assert ("refused" in (tmp_path / "analysis" / name).read_text()) == (name != "check_curves.json"), name
 
 
 def test_a_table_without_its_columns_is_refused(study, tmp_path, capsys):
@@ -161,8 +153,8 @@ def test_a_table_without_its_columns_is_refused(study, tmp_path, capsys):
 
 def test_the_catalog_names_what_exists():
     made = {*COLLECTED, *TABLES}
-    assert set(HEADLINE) <= set(FIGURES) and len(HEADLINE) == 5
-    assert all(set(entry.needs) <= made for entry in [*FIGURES.values(), *ANALYSES.values()])
+    assert set(HEADLINE) <= set(STANDARD) < set(FIGURES)
+    assert all(set(entry.needs) <= made for entry in FIGURES.values())
     before = set(COLLECTED)
     for name, entry in TABLES.items():
         assert set(entry.needs) <= before, name
@@ -177,7 +169,8 @@ def written(study):
     words = {}
     for name, entry in FIGURES.items():
         if not entry.attention:
-            figure, _ = load(entry.function)(**read_tables(study / "tables", entry.needs))
+            compared = {"comparisons": COMPARISONS} if entry.comparisons else {}
+            figure, _ = load(entry.function)(**read_tables(study / "tables", entry.needs), **compared)
             figure.draw_without_rendering()
             words[name] = [text.get_text() for text in figure.findobj(Text)]
             style.plt.close(figure)
@@ -223,15 +216,16 @@ def test_seeing_compares_frames_by_source(study):
     assert (shown.loc["baseline"].query("shown != 'own'")["above_own"] > 0.1).all()
 
 
-def test_captions_with_flops_name_their_convention(written):
-    named = {path.stem for path in REPORT.glob("*.rst") if "FLOP" in path.read_text()}
-    assert all(CONVENTION in caption(name) for name in named), [n for n in named if CONVENTION not in caption(n)]
-    shows = {name for name, words in written.items() if any("FLOP" in word for word in words)}
-    assert shows and shows <= named
+def test_flops_are_shown_with_their_convention(written):
+    shows = {name: " ".join(words) for name, words in written.items() if any("FLOP" in word for word in words)}
+    assert {"loss_vs_flops", "isoflop", "token_efficiency"} <= set(shows)
+    assert [name for name, words in shows.items() if "two per multiply-add" not in words] == []
+    assert CONVENTION in " ".join((REPORT / "workflow.rst").read_text().split())
 
 
-def test_every_result_has_its_caption():
-    captions = {path.stem for path in REPORT.glob("*.rst")}
-    expected = {"runs", "evaluation", *FIGURES, *(f"{name}_table" for name in TABLES)}
-    assert expected <= captions
-    assert captions - expected <= {"workflow", "data", "data_report", "caption", "figure", "decisions", "analysis"}
+def test_captions_are_of_figures_and_tables_that_exist():
+    captions = yaml.safe_load((REPORT / "captions.yaml").read_text())
+    assert set(captions["figures"]) <= set(FIGURES) and set(captions["tables"]) <= set(TABLES)
+    for text in [text for part in captions.values() for text in part.values()]:
+        html = docutils.core.publish_parts(text, writer="html", settings_overrides={"report_level": 1})["html_body"]
+        assert "system-message" not in html, text

@@ -358,4 +358,4 @@ def test_a_loss_that_only_rises_is_reported(tmp_path, capsys):
     pd.concat([RUNS, rising]).to_csv(path, index=False)
     assert call("check-curves", path, out) == 0
     assert json.loads(out.read_text())["never_falls"] == ["up"]
-    assert "never again so low, where no power law in D can be fitted: up\n" in capsys.readouterr().out
+    assert "never again as low as at the first evaluation: up\n" in capsys.readouterr().out

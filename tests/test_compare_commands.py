@@ -3,8 +3,6 @@
 import itertools
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,6 @@ from tests.compare_cases import curve, ending, made, points, run, samples_of, sa
 from tests.test_analysis_fits import REFERENCE
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMED = ["--columns", "architecture=arch,N=params_M,L=loss_train,group=frames,pair=config"]
 CELLS = "deep_fine=baseline,shallow_fine=A1,deep_coarse=A6,shallow_coarse=A7"
 reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="no reference data (FVLM_TEST_REFERENCE)")
 
@@ -159,7 +156,7 @@ def test_tolerance_joins_what_lies_apart(tmp_path):
     assert counts == [0, 1]
 
 
-def test_short_curves_and_decaying_rates_are_told(tmp_path, capsys):
+def test_short_curves_and_decaying_rates_are_reported(tmp_path, capsys):
     rng = np.random.default_rng(0)
     frames = [
         curve("long", smooth(40, rng), lr_schedule="constant"),
@@ -278,15 +275,3 @@ def test_samples_that_cannot_be_paired_are_refused(tmp_path, capsys, name):
     samples = save(tmp_path / "samples.csv", change(samples_of(frame, n=20)))
     assert main(["gap", path, "--samples", samples, "--out", str(tmp_path / "gap.json")]) == 2
     assert expected in capsys.readouterr().err and not (tmp_path / "gap.json").exists()
-
-
-def test_no_command_imports_torch(tmp_path):
-    save(tmp_path / "points.csv", POINTS), save(tmp_path / "curves.csv", CURVES)
-    cells = "deep_fine=run0,shallow_fine=run1,deep_coarse=run2,shallow_coarse=other"
-    code = (
-        "import sys; from fvlm.__main__ import main; "
-        "assert [main(['gap', 'points.csv']), main(['check-curves', 'curves.csv']), "
-        f"main(['rank', 'curves.csv', '--baseline', 'run0']), main(['factorial', 'curves.csv', '--cells', '{cells}'])] "
-        "== [0] * 4; assert not {'torch', 'matplotlib'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)

@@ -97,6 +97,14 @@ MISTAKES = {  # mistake: (file, old text, new text, *facts that the message hold
         "tokenizer", "either `weights` or `vocabulary`"),
     "more words than the model has": ("config.yaml", "tokenizer: {vocabulary: 512}", "tokenizer: {vocabulary: 1024}",
         "'stage1'", "1024", "512", "tokenizer.vocabulary"),
+    "a comparison of no run": ("comparisons.yaml", "runs: {A9: a third look}", "runs: {A99: a third look}",
+        "config/comparisons.yaml", "sweeps: third look", "'A99'", "did you mean 'A9'?"),
+    "an unknown key of a sweep": ("comparisons.yaml", "against: two looks", "againts: two looks",
+        "config/comparisons.yaml", "sweeps: third look", "'againts'", "did you mean 'against'?"),
+    "an unknown cell of the factorial": ("comparisons.yaml", "{deep_fine: baseline", "{deep_fin: baseline",
+        "config/comparisons.yaml", "'factorial.cells.deep_fin'", "did you mean 'deep_fine'?"),
+    "a question that is no sentence": ("ablations.yaml", 'question: "What does looking twice buy?"', "question: 2",
+        "config/ablations.yaml: A6", "question is 2", "in quotes"),
     "broken YAML": ("ablations.yaml", "baseline: {", "baseline: {[", "ablations.yaml", "not valid YAML"),
 }  # fmt: skip
 

@@ -102,7 +102,7 @@ def test_the_example_of_own_videos_resolves(tmp_path):
     """The source and the study of docs/your-own-videos.md, word for word."""
     page = (ROOT / "docs/your-own-videos.md").read_text()
     entry, study = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[:2]
-    for name in ("models", "baseline", "stages", "ablations", "scaling", "config"):
+    for name in ("models", "baseline", "stages", "ablations", "comparisons", "scaling", "config"):
         (tmp_path / f"{name}.yaml").write_text((ROOT / f"config/{name}.yaml").read_text())
     (tmp_path / "sources.yaml").write_text((ROOT / "config/sources.yaml").read_text() + entry)
     (tmp_path / "mine.yaml").write_text(study)

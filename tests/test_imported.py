@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -9,16 +10,19 @@ import pytest
 
 from fvlm import style
 from fvlm.__main__ import main
+from fvlm.analysis import finished, imported
 from fvlm.analysis.catalog import COLLECTED, FIGURES, TABLES
 from fvlm.analysis.columns import COLUMNS, RUN
 from fvlm.analysis.files import read_table, read_tables, write_table
-from fvlm.analysis.finished import check_finished, place_of, short_names
-from fvlm.analysis.imported import read_results
 from fvlm.analysis.tables import load
 from fvlm.errors import UserError
-from tests.analysis_cases import BUDGETS, SIZES, collect, law, study_summaries, write_study
+from tests.analysis_cases import BUDGETS, COMPARISONS, SIZES, collect, law, study_summaries, write_study
 from tests.test_analysis_fits import REFERENCE
 
+read_results, check_finished, place_of, short_names = (
+    partial(function, known=COMPARISONS.ablations)
+    for function in (imported.read_results, finished.check_finished, finished.place_of, finished.short_names)
+)
 reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="no reference data (FVLM_TEST_REFERENCE)")
 
 
@@ -87,10 +91,6 @@ def test_points_become_runs_and_curves(tmp_path):
     assert len(curve) == 60 and (curve["attention_entropy"] == 3.4).all() and curve["loss_fine"].isna().all()
     assert tables["training_curves"]["train_loss"].to_numpy() == pytest.approx(curve["val_loss"] - 0.1)
     assert tables["evaluation"].empty and tables["bootstrap"].empty
-
-
-def test_the_tables_are_read_as_collected_ones(tmp_path):
-    tables = read_results([save(tmp_path / "points.csv", [evaluations("baseline")])])
     for name, table in tables.items():
         write_table(table, tmp_path / "tables" / f"{name}.csv")
         assert len(read_table(tmp_path / "tables", name)) == len(table)
@@ -151,7 +151,7 @@ def test_a_size_is_that_of_the_runs_with_the_same_name_of_it(tmp_path):
     assert runs["params_total"].fillna(0).tolist() == [157.6e6, 157.6e6, 0]
 
 
-def test_names_say_what_a_run_is():
+def test_names_imply_what_a_run_is():
     ids = ["A8_static_1frame", "A8_static_4frames", "A8_static_4frames-s43", "LR2", "A6_coarse-s43", "A6_coarse", "x"]
     expected = [*ids[:3], "LR2", "A6-s43", "A6", "x"]
     assert list(short_names(ids).values()) == expected
@@ -252,7 +252,7 @@ def test_what_is_missing_is_named(tmp_path, name):
         read_results([path])
 
 
-def test_nothing_named_is_refused():
+def test_an_import_of_nothing_is_refused():
     with pytest.raises(UserError, match="no results are named"):
         read_results([])
 
@@ -282,39 +282,45 @@ def test_what_a_file_says_of_the_learning_rate_is_kept(tmp_path, capsys):
     assert said.to_dict() == {"baseline": "cosine", "A1": "constant", "A6": "constant and cosine"}
     for name, table in tables.items():
         write_table(table, tmp_path / "tables" / f"{name}.csv")
-    assert spoken("check_curves.json", tmp_path)["decaying_rate"] == ["baseline", "A6"]
-    assert list(spoken("powerlaw_runs.json", tmp_path)["fits"]) == ["A1"]
+    assert spoken(CHECK, tmp_path)["decaying_rate"] == ["baseline", "A6"]
+    assert list(spoken(RUNS, tmp_path)["fits"]) == ["A1"]
     capsys.readouterr()
     unsaid = read_results([save(tmp_path / "other.csv", [evaluations("baseline"), evaluations("A1")])])
     for name, table in unsaid.items():
         write_table(table, tmp_path / "tables" / f"{name}.csv")
-    assert spoken("check_curves.json", tmp_path)["decaying_rate"] == []
+    assert spoken(CHECK, tmp_path)["decaying_rate"] == []
 
 
-def spoken(name, folder) -> dict:
-    """What a command of the analysis says of a folder's tables."""
-    where = ["--tables", str(folder / "tables")]
-    assert main(["table", "curves", *where, "--out", str(folder / "tables" / "curves.csv")]) == 0
-    assert main(["analysis", name, *where, "--out", str(folder / name)]) == 0
-    return json.loads((folder / name).read_text())
+RUNS = ("powerlaw", "--by", "run", "--x", "D", "--loss", "squares", "--keep", "lr_schedule=constant")
+POOLED = ("powerlaw", "--by", "size", "--x", "D", "--loss", "squares", "--keep", "architecture=foveated")
+JOINT = ("fit", "--keep", "lr_schedule=constant", "--bootstrap", "1000")
+CHECK = ("check-curves", "--columns", "val_loss=L,samples=D")
+
+
+def spoken(words, folder, table="curves") -> dict:
+    """The JSON that a command writes of a folder's table."""
+    path, out = folder / "tables" / f"{table}.csv", folder / "out.json"
+    assert main(["table", table, "--tables", str(path.parent), "--out", str(path)]) == 0
+    assert main([words[0], str(path), *words[1:], "--out", str(out)]) == 0
+    return json.loads(out.read_text())
 
 
 @reference
 def test_the_fits_of_the_reference_come_out_of_an_import(tmp_path):
     for name, table in read_results([REFERENCE / "release_scaling_data" / "all_eval_points.csv"]).items():
         write_table(table, tmp_path / "tables" / f"{name}.csv")
-    runs = spoken("powerlaw_runs.json", tmp_path)["fits"]
+    runs = spoken(RUNS, tmp_path)["fits"]
     assert list(runs) == ["135M-scaling", "360M-scaling"]
     found = [runs["135M-scaling"][name] for name in ("A", "alpha", "L_inf")]
     assert found == pytest.approx([13.73, 0.346, 1.057], abs=0.003)
     assert runs["360M-scaling"]["alpha"] is None and "too wide" in runs["360M-scaling"]["reason"]
-    pooled = spoken("powerlaw_pooled.json", tmp_path)["fits"]
+    pooled = spoken(POOLED, tmp_path)["fits"]
     assert list(pooled) == ["135M"] and pooled["135M"]["n"] == 82
     best = [pooled["135M"]["optimum"][name] for name in ("A", "alpha", "L_inf")]
     assert best == pytest.approx([3321.8, 0.9261, 1.279], rel=1e-4)
     assert pooled["135M"]["alpha"] is None and "4 runs whose learning rate decays" in pooled["135M"]["reason"]
-    assert "2 values of N" in spoken("fit_runs.json", tmp_path)["reason"]
-    assert len(spoken("check_curves.json", tmp_path)["decaying_rate"]) == 23
+    assert "2 values of N" in spoken(JOINT, tmp_path)["reason"]
+    assert len(spoken(CHECK, tmp_path)["decaying_rate"]) == 23
 
 
 def pairs(**columns):
@@ -345,10 +351,8 @@ def test_a_table_of_runs_at_equal_samples_gives_their_gaps(tmp_path):
     assert "no scaling grid" in found["isoflop"] and "no scaling grid" in found["loss_vs_flops"]  # at equal samples
     decided = read_table(tmp_path / "tables", "decisions").set_index("sweep")["verdict"]
     assert decided["equal compute"] == "not run"
-    assert (
-        main(["analysis", "gap.json", "--tables", str(tmp_path / "tables"), "--out", str(tmp_path / "gap.json")]) == 0
-    )
-    assert len(json.loads((tmp_path / "gap.json").read_text())["groups"]) == 2
+    columns = ("--columns", "group=budget,pair=size", "--baseline", "multi_token")
+    assert len(spoken(("gap", *columns), tmp_path, "points_by_run")["groups"]) == 2
 
 
 def test_a_curve_that_rises_is_told_beside_its_gap(tmp_path):

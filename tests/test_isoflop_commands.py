@@ -1,16 +1,10 @@
 """`fvlm isoflop` and `fvlm envelope` on files of a user's own."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from tests.fit_cases import A_OPT, grid, law, refuse, run, training_curves
-
-ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("fit", "powerlaw", "isoflop", "envelope")
-REFUSED = ("alpha", "a", "b", "N_opt")
 
 # --- isoflop ---
 
@@ -42,12 +36,13 @@ def test_minima_at_the_edge_are_marked_and_left_out(tmp_path):
     assert edges == [True, True, False, False, False, False]
     assert all("smallest size is best" in row["reason"] for row in found["budgets"][:2])
     assert found["a"] == pytest.approx(A_OPT, abs=0.01)
+    assert "largest size is best" in run("isoflop", grid(high=1.6e8), tmp_path)["budgets"][-1]["reason"]
     few = run("isoflop", grid(low=1.2e9), tmp_path)
     assert few["a"] is None and few["ci"]["a"] is None and few["identified"] is False
     assert "2 of 6 minima lie inside the sizes" in few["reason"]
 
 
-def test_spent_budgets_are_told_apart_by_their_gaps(tmp_path):
+def test_budgets_are_separated_by_their_gaps(tmp_path):
     table = grid()
     rng = np.random.default_rng(0)
     spent = table.assign(C=table["C"] * np.exp(rng.uniform(-0.01, 0.01, len(table))))
@@ -58,6 +53,17 @@ def test_spent_budgets_are_told_apart_by_their_gaps(tmp_path):
 def test_budgets_without_gaps_are_refused(tmp_path, capsys):
     table = grid().iloc[:26].assign(C=np.geomspace(1e18, 3e18, 26))
     assert "no gap of 5 % between the budgets" in refuse("isoflop", table, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("lowest", [2, 5, 8])
+def test_a_minimum_is_that_of_a_parabola_through_five_points(tmp_path, lowest):
+    n = np.geomspace(1e7, 1e10, 11)
+    log_n = np.log(n / n[lowest])
+    table = pd.DataFrame({"C": 1e18, "N": n, "L": 2 + 0.02 * log_n**2 + 0.004 * np.abs(log_n) ** 3 + 0.003 * log_n})
+    (budget,) = run("isoflop", table, tmp_path)["budgets"]
+    near = slice(lowest - 2, lowest + 3)
+    curvature, slope, _ = np.polyfit(log_n[near], table["L"][near], 2)
+    assert budget["N_opt"] == pytest.approx(n[lowest] * np.exp(-slope / (2 * curvature)), rel=1e-9)
 
 
 # --- envelope ---
@@ -97,7 +103,7 @@ def test_envelope_of_three_sizes_gives_no_exponent(tmp_path):
     assert "mixed" in run("envelope", mixed, tmp_path)["reason"]
 
 
-def test_envelope_of_sparse_curves_is_told(tmp_path):
+def test_an_envelope_of_sparse_curves_has_a_warning(tmp_path):
     assert not run("envelope", training_curves(), tmp_path)["warnings"]
     found = run("envelope", training_curves(points=5), tmp_path)
     assert "13 of 13 curves (r0, ...) have neighbouring points more than 2 times apart" in found["warnings"][0]
@@ -123,5 +129,5 @@ def test_a_moving_mean_takes_the_noise_out_of_an_envelope(tmp_path):
         (lambda t: t.assign(L=t["L"].where(t["run"] != "r2", t["L"].to_numpy()[::-1])), "rises with C in run r2"),
     ],
 )
-def test_envelope_refuses_curves_that_are_none(tmp_path, capsys, change, words):
+def test_envelope_refuses_broken_curves(tmp_path, capsys, change, words):
     assert words in refuse("envelope", change(training_curves()), tmp_path, capsys)

@@ -1,4 +1,4 @@
-"""One look for all figures: the same colour for an architecture everywhere, and what lines and markers mean.
+"""One look for all figures: colours of architectures, lines and markers.
 
 Solid line: fitted, or measured. Dashed line: extrapolated. Hollow marker: excluded. Bars: 95 % intervals.
 """
@@ -21,35 +21,18 @@ from scipy.optimize import isotonic_regression
 from fvlm.config.architectures import ARCHITECTURES
 
 # Okabe and Ito's palette, which stays apart for colour-blind readers
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#56B4E9",
-    "#B8A500",
-    "#666666",
-)
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, YELLOW, GREY = "#CC79A7", "#56B4E9", "#B8A500", "#666666"
 BROWN = "#8C510A"
 ARCHITECTURE = dict(zip(ARCHITECTURES, cycle((BLUE, RED, GREEN, GREY, PURPLE, ORANGE, BROWN, YELLOW)), strict=False))
 NAMES = {name: architecture.title for name, architecture in ARCHITECTURES.items()}
 MODES = {
-    "coarse_fine": BLUE,
-    "autoregressive": PURPLE,
-    "coarse_only": SKY,
-    "direct": RED,
-    "other": ORANGE,
-    "blind": GREY,
-}
+    "coarse_fine": BLUE, "autoregressive": PURPLE, "coarse_only": SKY, "direct": RED, "other": ORANGE, "blind": GREY
+}  # fmt: skip
 MODE_NAMES = {
-    "coarse_fine": "coarse + fine",
-    "autoregressive": "autoregressive",
-    "coarse_only": "coarse only",
-    "direct": "direct",
-    "other": "another sample's frames",
-    "blind": "no frames",
-}
+    "coarse_fine": "coarse + fine", "autoregressive": "autoregressive", "coarse_only": "coarse only",
+    "direct": "direct", "other": "another sample's frames", "blind": "no frames",
+}  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 CYCLE = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, YELLOW, GREY)
 WIDTH = 7.2  # inches, of a report column
@@ -58,7 +41,7 @@ BEYOND = 10.0  # how many times the largest value a fit is prolonged, dashed
 
 
 class NothingToDraw(Exception):
-    """The study has no run for this figure; the message says which is missing."""
+    """The study lacks the runs of a figure; the message names them."""
 
 
 def apply() -> None:
@@ -97,7 +80,7 @@ def panels(count: int, height: float = 3.0, width: float = WIDTH, **options) -> 
 
 
 def words(title: str, message: str) -> Figure:
-    """A figure that says why there is nothing to see."""
+    """Return a figure with the reason why there is nothing to draw."""
     figure, (ax,) = panels(1, height=1.6)
     ax.axis("off")
     ax.set_title(title)
@@ -127,32 +110,13 @@ def seeded(name: str, n_seeds: int) -> str:
 
 
 def dots(
-    ax: Axes,
-    value,
-    where,
-    low,
-    high,
-    colour: str,
-    marker: str = "o",
-    *,
-    label: str | None = None,
-    up: bool = False,
-    hollow: bool = False,
-) -> None:
+    ax: Axes, value, where, low, high, colour: str, marker: str = "o", *,
+    label: str | None = None, up: bool = False, hollow: bool = False,
+) -> None:  # fmt: skip
     """Values with their intervals, along x (or y if `up`); hollow: excluded or extrapolated."""
     x, y = (where, value) if up else (value, where)
-    ax.errorbar(
-        x,
-        y,
-        **{"yerr" if up else "xerr": bars(low, value, high)},
-        fmt=marker,
-        ms=4.5,
-        color=colour,
-        capsize=2,
-        lw=1.2,
-        mfc="white" if hollow else colour,
-        label=label,
-    )
+    look = {"ms": 4.5, "color": colour, "capsize": 2, "lw": 1.2, "mfc": "white" if hollow else colour}
+    ax.errorbar(x, y, **{"yerr" if up else "xerr": bars(low, value, high)}, fmt=marker, label=label, **look)
 
 
 def bands(axes: Sequence[Axes], labels: Sequence[str]) -> None:
@@ -185,26 +149,11 @@ def label_ends(ax: Axes, ends: list[tuple[float, float, str, str]], gap: float =
         np.clip(isotonic_regression(np.array(places) - steps).x, 0, max(0, 1 - steps[-1])) + steps if places else []
     )
     for (x, y, text, colour), place in zip(ordered, places, strict=True):
+        line = {"arrowstyle": "-", "relpos": (0, 0.5), "lw": 0.4, "alpha": 0.6, "shrinkA": 0, "shrinkB": 1}
         ax.annotate(
-            text,
-            xy=(x, y),
-            xycoords="data",
-            xytext=(1.02, place),
-            textcoords="axes fraction",
-            va="center",
-            fontsize=7,
-            color=colour,
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "relpos": (0, 0.5),
-                "color": colour,
-                "lw": 0.4,
-                "alpha": 0.6,
-                "shrinkA": 0,
-                "shrinkB": 1,
-            },
-        )
+            text, (x, y), xytext=(1.02, place), textcoords="axes fraction", va="center", fontsize=7, color=colour,
+            annotation_clip=False, arrowprops={**line, "color": colour},
+        )  # fmt: skip
 
 
 def counts(ax: Axes, axis: str = "x") -> None:

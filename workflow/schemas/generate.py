@@ -39,7 +39,8 @@ def source_entry() -> dict:
 def study_schema() -> dict:
     """Return the schema of a study file: settings of the study, and changes to the other files by dotted path."""
     study = Study.model_json_schema()
-    settings = {name: field for name, field in study["properties"].items() if name not in ("runs", "sources")}
+    resolved = ("runs", "sources", "comparisons")
+    settings = {name: field for name, field in study["properties"].items() if name not in resolved}
     settings["seeds"]["additionalProperties"]["type"] = ["array", "null"]  # null removes an inherited entry
     source = source_entry()
     del source["required"]  # a study may change one key of a source
@@ -61,6 +62,7 @@ def study_schema() -> dict:
             "baseline": OVERRIDES,
             "stages": named,
             "ablations": named,
+            "comparisons": {"type": "object", "description": "changes to comparisons.yaml, or further entries"},
             "scaling": {"type": "object", "properties": scaling, "additionalProperties": False},
             "sources": {"type": "object", "additionalProperties": source},
         },
@@ -74,7 +76,8 @@ def study_schema() -> dict:
 
 def overrides(parts: dict) -> dict:
     """Return the schema of overrides: fields of a run (`optim.lr.connector`) and whole branches (`optim.lr`)."""
-    fields = {"parent": parts["Run"]["properties"]["parent"]}
+    parent = parts["Run"]["properties"]["parent"]
+    fields = {"parent": parent, "question": {"type": "string", "description": "of an ablation"}}
     for section in ("model", "data", "optim", "train", "operation"):
         for name, field in parts[section.capitalize()]["properties"].items():
             fields[f"{section}.{name}"] = field

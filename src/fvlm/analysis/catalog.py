@@ -10,208 +10,139 @@ FIRST = "1. Decisions"  # Snakemake sorts the categories of a report
 
 @dataclass(frozen=True)
 class Table:
-    """A derived table: `function` ("module:name" in this package) maps the tables in `needs` to it.
-
-    It may need derived tables that stand before it.
-    """
+    """A derived table: `function` ("module:name" in this package) makes it of the tables in `needs`, which may be
+    derived tables above it, and of the study's comparisons if `comparisons`."""
 
     title: str
     category: str
     needs: tuple[str, ...]
     function: str
+    comparisons: bool = False
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure: `function` draws it from the tables in `needs`, and from attention maps if `attention`."""
+    """A figure: `function` draws it from the tables in `needs`, and from the study's comparisons or attention maps."""
 
     title: str
     category: str
     needs: tuple[str, ...]
     function: str
+    comparisons: bool = False
     attention: bool = False
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """What a command of `fvlm` says of the study's tables: `command` is its line, with {table} for a table's file."""
-
-    title: str
-    category: str
-    needs: tuple[str, ...]
-    command: str
+    on_request: str = ""  # why it is not in the report: `snakemake results/figures/NAME.png` makes it
 
 
 COLLECTED = ("runs", "validation_curves", "training_curves", "evaluation", "bootstrap")
 
+COMPARED = ("runs", "evaluation", "bootstrap")
+CURVES = ("runs", "validation_curves", "training_curves")
+
 TABLES = {
-    "ablations": Table(
-        "Ablations, ranked", "Ablations", ("runs", "evaluation", "bootstrap"), "compare.ranking:ablations"
-    ),
+    "ablations": Table("Ablations, ranked", "Ablations", COMPARED, "compare.ranking:ablations", comparisons=True),
     "factorial": Table(
-        "Query depth x fine pass", "Ablations", ("runs", "evaluation", "bootstrap"), "compare.factorial:factorial"
+        "Query depth x fine pass", "Ablations", COMPARED, "compare.factorial:factorial", comparisons=True
     ),
-    "modes": Table(
-        "Losses by evaluation mode", "Evaluation", ("runs", "evaluation", "bootstrap"), "compare.modes:modes"
-    ),
+    "modes": Table("Losses by evaluation mode", "Evaluation", COMPARED, "compare.modes:modes"),
     "token_efficiency": Table(
-        "Loss against visual tokens per frame",
-        "Baselines",
-        ("runs", "evaluation", "bootstrap"),
-        "compare.modes:token_efficiency",
+        "Loss against visual tokens per frame", "Baselines", COMPARED, "compare.modes:token_efficiency",
+        comparisons=True,
     ),
     "question_order": Table(
-        "Question first or video first",
-        "Evaluation",
-        ("runs", "evaluation", "bootstrap"),
-        "compare.order:question_order",
+        "Question first or video first", "Evaluation", COMPARED, "compare.modes:question_order"
     ),
     "points": Table("Points of the grid", "Scaling", ("runs",), "fits.grid:points"),
     "points_by_run": Table("Points of the grid, by run", "Scaling", ("runs",), "fits.grid:points_by_run"),
     "curves": Table("Validation curves, with sizes", "Training", ("runs", "validation_curves"), "fits.grid:curves"),
     "scaling_fits": Table("Scaling fits", "Scaling", ("runs",), "fits.scaling:scaling_fits"),
     "isoflop": Table("Iso-FLOP minima", "Scaling", ("runs",), "fits.isoflop:isoflop"),
-    "gap": Table("Parameter-corrected gap", "Scaling", ("runs", "evaluation", "bootstrap"), "compare.gap:gap"),
+    "gap": Table("Gap to pooled tokens", "Scaling", COMPARED, "compare.gap:gap", comparisons=True),
     "decisions": Table(
-        "What the sweeps decide",
-        FIRST,
-        ("runs", "evaluation", "bootstrap", "scaling_fits", "isoflop"),
-        "decisions.table:decisions",
+        "Decisions", FIRST, (*COMPARED, "scaling_fits", "isoflop"), "decisions.table:decisions", comparisons=True
     ),
-}
+}  # fmt: skip
 
 FIGURES = {
-    "ablation_ranking": Figure("Ablations against the baseline", "Ablations", ("ablations",), "plots.ablation:ranking"),
-    "factorial": Figure("Query depth x fine pass", "Ablations", ("factorial",), "plots.ablation:factorial"),
-    "freezing": Figure("What must be trained", "Ablations", ("runs", "validation_curves"), "plots.training:freezing"),
+    # the standard set: what a reader needs to decide what to do next
+    "seeing": Figure(
+        "Does the model use its frames?", "Evaluation", COMPARED, "plots.seeing:seeing", comparisons=True
+    ),
+    "three_modes": Figure("Evaluation modes", "Evaluation", ("modes",), "plots.evaluation:three_modes"),
     "foveated_vs_alternatives": Figure(
-        "Foveated reading against its alternatives",
-        "Baselines",
-        ("runs", "evaluation", "bootstrap"),
-        "plots.evaluation:alternatives",
+        "Foveated model against its alternatives", "Baselines", COMPARED, "plots.evaluation:alternatives",
+        comparisons=True,
     ),
     "token_efficiency": Figure(
-        "Loss against visual tokens and FLOPs",
-        "Baselines",
-        ("token_efficiency",),
-        "plots.evaluation:token_efficiency",
+        "Loss against visual tokens and FLOPs", "Baselines", ("token_efficiency",), "plots.evaluation:token_efficiency"
     ),
-    "seeing": Figure("Does it see?", "Evaluation", ("runs", "evaluation", "bootstrap"), "plots.seeing:seeing"),
-    "question_order": Figure(
-        "Question first or video first", "Evaluation", ("question_order",), "plots.seeing:question_order"
-    ),
-    "three_modes": Figure("The three evaluation modes", "Evaluation", ("modes",), "plots.evaluation:three_modes"),
+    "ablation_ranking": Figure("Ablations, ranked", "Ablations", ("ablations",), "plots.ablation:ranking"),
+    "factorial": Figure("Query depth x fine pass", "Ablations", ("factorial",), "plots.ablation:factorial"),
     "attention_heatmaps": Figure("Where the model looks", "Attention", (), "plots.attention:heatmaps", attention=True),
-    "attention_entropy": Figure(
-        "Attention entropy over training",
-        "Attention",
-        ("runs", "validation_curves"),
-        "plots.training:attention_entropy",
-    ),
     "training_curves": Figure(
-        "Training curves",
-        "Training",
-        ("runs", "validation_curves", "training_curves"),
-        "plots.training:training_curves",
-    ),
-    "fine_coarse_ratio": Figure(
-        "Loss of the fine pass over the coarse pass",
-        "Training",
-        ("runs", "validation_curves"),
-        "plots.training:fine_coarse_ratio",
-    ),
-    "preference": Figure(
-        "Preferring the better answer",
-        "Training",
-        ("runs", "validation_curves", "training_curves"),
-        "plots.training:preference",
+        "Training curves", "Training", CURVES, "plots.training:training_curves", comparisons=True
     ),
     "loss_vs_flops": Figure(
-        "Loss against training FLOPs",
-        "Scaling",
-        ("runs", "validation_curves", "scaling_fits"),
+        "Loss against training FLOPs", "Scaling", ("runs", "validation_curves", "scaling_fits"),
         "plots.scaling:loss_vs_flops",
     ),
     "isoflop": Figure("Iso-FLOP curves", "Scaling", ("runs", "isoflop"), "plots.scaling:isoflop"),
-    "model_size_scaling": Figure("Loss against model size", "Scaling", ("runs",), "plots.scaling:model_size"),
-    "chinchilla_ratio": Figure("Data per parameter", "Scaling", ("runs",), "plots.scaling:chinchilla_ratio"),
-    "gap": Figure("Gap to the 16-token baseline", "Scaling", ("gap",), "plots.scaling:gap"),
-    "gap_arrows": Figure("The gap on its curves", "Scaling", ("gap",), "plots.gap:gap_arrows"),
     "isoflop_optimum": Figure(
         "Best size at each budget", "Scaling", ("isoflop", "scaling_fits"), "plots.fits:isoflop_optimum"
     ),
-    "envelope": Figure("Envelope of training curves", "Scaling", ("runs", "validation_curves"), "plots.fits:envelope"),
-    "contours": Figure("Fitted loss over N and D", "Scaling", ("runs",), "plots.joint:contours"),
-    "residuals": Figure("Residuals of the joint fit", "Scaling", ("runs",), "plots.joint:residuals"),
-    "bootstrap_pairs": Figure("Bootstrap of the joint fit", "Scaling", ("runs",), "plots.joint:bootstrap_pairs"),
+    "model_size_scaling": Figure("Loss against model size", "Scaling", ("runs",), "plots.scaling:model_size"),
+    "gap": Figure("Gap to pooled tokens", "Scaling", ("gap",), "plots.scaling:gap"),
+    # on request, with the reason
+    "freezing": Figure(
+        "What must be trained", "Ablations", ("runs", "validation_curves"), "plots.training:freezing",
+        comparisons=True, on_request="its runs are in the ranking and among the training curves",
+    ),
+    "question_order": Figure(
+        "Question first or video first", "Evaluation", ("question_order",), "plots.seeing:question_order",
+        on_request="of one run; the decision page answers its question, the table has its numbers",
+    ),
+    "attention_entropy": Figure(
+        "Attention entropy over training", "Attention", ("runs", "validation_curves"),
+        "plots.training:attention_entropy", comparisons=True,
+        on_request="a check of the optimisation: a query that stays uniform has not learnt to look",
+    ),
+    "fine_coarse_ratio": Figure(
+        "Loss of the fine pass over the coarse pass", "Training", ("runs", "validation_curves"),
+        "plots.training:fine_coarse_ratio", comparisons=True,
+        on_request="the evaluation modes compare the passes on held-out samples",
+    ),
+    "preference": Figure(
+        "Preferring the better answer", "Training", CURVES, "plots.training:preference", comparisons=True,
+        on_request="of one optional stage",
+    ),
+    "chinchilla_ratio": Figure(
+        "Tokens per parameter", "Scaling", ("runs",), "plots.scaling:chinchilla_ratio",
+        on_request="the table of fits has the ratio and marks runs with too few tokens",
+    ),
+    "gap_arrows": Figure(
+        "The gap on its curves", "Scaling", ("gap",), "plots.gap:gap_arrows",
+        on_request="explains how the gap at equal parameters is read off; the numbers are those of `gap`",
+    ),
+    "envelope": Figure(
+        "Envelope of training curves", "Scaling", ("runs", "validation_curves"), "plots.fits:envelope",
+        on_request="a second estimate of the best size, beside the iso-FLOP minima",
+    ),
+    "contours": Figure(
+        "Fitted loss over N and D", "Scaling", ("runs",), "plots.joint:contours", on_request="a check of the joint fit"
+    ),
+    "residuals": Figure(
+        "Residuals of the joint fit", "Scaling", ("runs",), "plots.joint:residuals",
+        on_request="a check of the joint fit",
+    ),
+    "bootstrap_pairs": Figure(
+        "Bootstrap of the joint fit", "Scaling", ("runs",), "plots.joint:bootstrap_pairs",
+        on_request="a check of the joint fit",
+    ),
     "exponents": Figure(
-        "Exponents under each choice", "Scaling", ("runs", "validation_curves"), "plots.fits:exponents"
+        "Exponents under each choice", "Scaling", ("runs", "validation_curves"), "plots.fits:exponents",
+        on_request="a check that the exponents do not depend on the analysis",
     ),
-}
-ONE = "--keep architecture="
-CONSTANT = "--keep lr_schedule=constant"  # along a curve whose rate decays there is no power law
-BOTH = {"foveated": "foveated", "multi_token": "sixteen pooled tokens"}
-ANALYSES = {  # files of results/analysis
-    **{
-        f"fit_{name}.json": Analysis(
-            f"L(N, D): {words}", "Scaling", ("points",), f"fit {{points}} {ONE}{name} --flops-per-nd C --bootstrap 1000"
-        )
-        for name, words in BOTH.items()
-    },
-    **{
-        f"isoflop_{name}.json": Analysis(
-            f"Iso-FLOP minima: {words}", "Scaling", ("points",), f"isoflop {{points}} {ONE}{name}"
-        )
-        for name, words in BOTH.items()
-    },
-    **{
-        f"envelope_{name}.json": Analysis(
-            f"Envelope: {words}", "Scaling", ("curves",), f"envelope {{curves}} --keep family=grid {ONE}{name}"
-        )
-        for name, words in BOTH.items()
-    },
-    "powerlaw.json": Analysis("L(C)", "Scaling", ("points",), "powerlaw {points} --lowest"),
-    "powerlaw_runs.json": Analysis(
-        "L(D) along each run at a constant rate",
-        "Scaling",
-        ("curves",),
-        f"powerlaw {{curves}} --by run --x D --loss squares {CONSTANT}",
-    ),
-    "fit_runs.json": Analysis(
-        "L(N, D) along the runs at a constant rate",
-        "Scaling",
-        ("curves",),
-        f"fit {{curves}} {CONSTANT} --bootstrap 1000",
-    ),
-    "powerlaw_pooled.json": Analysis(
-        "L(D) of all foveated curves of a size, pooled",
-        "Scaling",
-        ("curves",),
-        f"powerlaw {{curves}} --by size --x D --loss squares {ONE}foveated",
-    ),
-    "gap.json": Analysis(
-        "Gap at equal parameters",
-        "Scaling",
-        ("points_by_run",),
-        "gap {points_by_run} --columns group=budget,pair=size --foveated foveated --baseline multi_token",
-    ),
-    "factorial.json": Analysis(
-        "Query depth x fine pass",
-        "Ablations",
-        ("curves",),
-        "factorial {curves} --columns val_loss=L,samples=D --keep family=ablation"
-        " --cells deep_fine=baseline,shallow_fine=A1,deep_coarse=A6,shallow_coarse=A7",
-    ),
-    "rank.csv": Analysis(
-        "Ablations by their curves",
-        "Ablations",
-        ("curves",),
-        "rank {curves} --columns val_loss=L,samples=D --keep family=ablation --baseline baseline",
-    ),
-    "check_curves.json": Analysis(
-        "Jumps that runs share", "Training", ("curves",), "check-curves {curves} --columns val_loss=L,samples=D"
-    ),
-}
+}  # fmt: skip
+STANDARD = tuple(name for name, figure in FIGURES.items() if not figure.on_request)
 HEADLINE = (
     "seeing",
     "foveated_vs_alternatives",

@@ -1,4 +1,4 @@
-"""Gather the finished artefacts of all runs into whole tables: `fvlm collect runs|curves|evaluation`.
+"""Collect the results of all finished runs into tables: `fvlm collect runs|curves|evaluation`.
 
 A table is the union of what the runs wrote: a field that only some runs have is an empty cell elsewhere.
 Collecting only reads, so it can fail, be mended and be repeated without touching a finished run.
@@ -14,11 +14,11 @@ import pandas as pd
 from fvlm.analysis.columns import COLUMNS, CURVE, RUN
 from fvlm.analysis.compare.bootstrap import VIDEO_FIRST, VISUAL
 from fvlm.analysis.files import read_csv, write_table
-from fvlm.analysis.finished import read_summary
+from fvlm.analysis.finished import read_summary, refuse_twice
 from fvlm.errors import UserError
 
 EVALUATION = ("run", "mode", "frames", "source", "kind", "key", "loss_sum", "tokens")
-OPTIONAL = ("group", "order")  # a sample is its own group, and its video comes first, where nothing else is said
+OPTIONAL = ("group", "order")  # left out: a sample is its own group, and its video comes first
 CELL = ["run", "mode", "frames", "order"]
 
 
@@ -68,15 +68,9 @@ def collect_runs(paths: list[Path]) -> pd.DataFrame:
     raises  UserError for a file that is missing, broken, or names no run, and for a run given twice
     """
     rows = [flatten(read_summary(path)) for path in paths]
-    _refuse_twice([row["run"] for row in rows])
+    refuse_twice([row["run"] for row in rows])
     columns = list(dict.fromkeys([*RUN, *(key for row in rows for key in row)]))
     return pd.DataFrame(rows, columns=columns)
-
-
-def _refuse_twice(names: list[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"runs {', '.join(twice)} were given twice; give each run's file once")
 
 
 def collect_curves(paths: list[Path], points: int = 0) -> pd.DataFrame:
@@ -85,7 +79,7 @@ def collect_curves(paths: list[Path], points: int = 0) -> pd.DataFrame:
     points  at most so many rows per run, each the mean of a bin of neighbouring rows (steps and counters
     too); 0: all
     """
-    _refuse_twice([path.parent.name for path in paths])
+    refuse_twice([path.parent.name for path in paths])
     known = list(dict.fromkeys([*COLUMNS["validation_curves"], *COLUMNS["training_curves"]]))
     parts = []
     for path in paths:
@@ -176,16 +170,9 @@ def _loss_rows(cells: pd.DataFrame, source: str, kind: str, loss, tokens, sample
         np.quantile(values[:, 1:], [0.025, 0.975], axis=1) if values.shape[1] > 1 else np.full((2, len(frame)), np.nan)
     )
     frame = frame.assign(
-        source=source,
-        kind=kind,
-        loss=values[:, 0],
-        standard_error=values[:, 1:].std(axis=1),
-        low=low,
-        high=high,
-        tokens=tokens[seen, 0].astype(int),
-        samples=samples[seen],
-        groups=groups[seen],
-    )
+        source=source, kind=kind, loss=values[:, 0], standard_error=values[:, 1:].std(axis=1), low=low, high=high,
+        tokens=tokens[seen, 0].astype(int), samples=samples[seen], groups=groups[seen],
+    )  # fmt: skip
     frame.loc[~enough, ["standard_error", "low", "high"]] = np.nan
     return frame
 

@@ -1,5 +1,5 @@
 """Draw one figure: `fvlm figure NAME --tables DIR --out-dir DIR` writes NAME.png, NAME.pdf, NAME.csv
-(the numbers drawn) and NAME.rst (what the report says about them)."""
+(the numbers drawn) and NAME.rst (sentences for the report)."""
 
 from pathlib import Path
 
@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 
 from fvlm import style
 from fvlm.analysis.catalog import FIGURES
-from fvlm.analysis.files import read_csv, read_tables, replacing, write_table
+from fvlm.analysis.files import read_csv, replacing, write_table
 from fvlm.analysis.plots.captions import as_rst, caption
-from fvlm.analysis.tables import load
+from fvlm.analysis.tables import inputs_of, load
+from fvlm.config.resolve import add_study_arguments
 from fvlm.errors import UserError
 
 DPI = 150
@@ -25,6 +26,7 @@ def add_arguments(parser) -> None:
         "--attention", nargs="*", default=[], metavar="FILE", help="attention maps of finished runs (.npz)"
     )
     parser.add_argument("--out-dir", required=True, help="folder to write to")
+    add_study_arguments(parser)
 
 
 def main(args) -> None:
@@ -35,7 +37,7 @@ def main(args) -> None:
             "the table of that name; expected another folder, such as one called figures beside it"
         )
     style.apply()
-    inputs = read_tables(args.tables, entry.needs)
+    inputs = inputs_of(entry, args)
     if entry.attention:
         inputs["attention"] = [Path(name) for name in args.attention]
     try:

@@ -12,6 +12,17 @@ from fvlm.analysis.columns import COLUMNS, FLAGS, TEXT
 from fvlm.errors import UserError
 
 
+def check_out(out: Path | str, *read: Path | str, option: str = "--out") -> None:
+    """Refuse an output that is a folder, or one of the files that were read.
+
+    raises  UserError
+    """
+    if not str(out) or Path(out).is_dir():
+        raise UserError(f"{option} {out or repr('')}: expected the name of a file, not a folder")
+    if any(Path(out).resolve() == Path(path).resolve() for path in read):
+        raise UserError(f"{option} {out}: this is the file that was read; expected another name")
+
+
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
     """A temporary path beside `path`, with the same suffix; renamed to `path` when the block ends without

@@ -1,5 +1,5 @@
-"""What the files and names of finished runs say of them, read without pandas: the Snakefile checks `results_from` by it
-while it is parsed, so that a broken summary or a run that is given twice fails a dry run and no job."""
+"""Files and names of finished runs, read without pandas: the Snakefile checks `results_from` while it is parsed.
+A broken summary, or a run that is given twice, then fails a dry run instead of a job."""
 
 import csv
 import json
@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from fvlm.config.comparisons import Ablation
 from fvlm.config.schema import Study
 from fvlm.errors import UserError
 
@@ -15,22 +16,32 @@ RUN_NAMES = ("run_id", "run")  # of a table with one row per run: its name, and 
 FINAL = ("final_val_loss", "val_loss", "loss_train")  # the last is also the validation's: in the mode of training
 BEST = ("best_val_loss",)
 RESULT = ("model_type", "step", "loss_mean")  # fields of a result in a list
-SUMMARIES = "run_summaries.csv"  # beside evaluation points: what these do not say
+SUMMARIES = "run_summaries.csv"  # beside evaluation points, with further columns
 SUMMARY = "run_summary.json"  # of a run of this project
 GRID = re.compile(r"(?P<size>[\w.]+)-(?P<budget>C\d+)-(?P<letter>[FB])(?P<seed>-s\d+)?")
-ABLATION = re.compile(r"(?P<name>baseline|[A-Z]{1,2}\d+[a-z]?)(_[\w.]+)?(?P<seed>-s\d+)?")
-BASELINES = {"B0": "blind", "B1": "multi_token", "B2": "pixel_shuffle", "B3": "multi_token", "B4": "multi_token"}
+SHORT = r"[A-Z]{1,2}\d+[a-z]?"  # names that are taken for ablations though the study has none of that name
+Ablations = dict[str, Ablation]
 SEED_SUFFIX = re.compile(r"-s\d+$")
 
 
 def base_name(run: str) -> str:
-    """`A6-s43` -> `A6`: runs with one base name differ in the seed alone."""
+    """Return a run's name without the suffix of a further seed: `NAME-s43` -> `NAME`."""
     return SEED_SUFFIX.sub("", run)
 
 
-def short_names(ids: list[str]) -> dict[str, str]:
-    """`A1_deep_query_off` -> `A1`, the name that tables and figures look for; as it is, where two would become one."""
-    found = {run: ABLATION.fullmatch(run) for run in ids}
+def _ablation(run: str, known: Ablations) -> re.Match | None:
+    """Match an ablation's name with what may follow: a description (`NAME_deep_query_off`), a seed (`NAME-s43`)."""
+    names = "|".join([*map(re.escape, sorted(known, key=len, reverse=True)), SHORT])
+    return re.fullmatch(rf"(?P<name>{names})(_[\w.]+)?(?P<seed>-s\d+)?", run)
+
+
+def short_names(ids: list[str], known: Ablations) -> dict[str, str]:
+    """Return the name of each run without its description: `NAME_deep_query_off` -> `NAME`, as tables and figures use
+    it. Where two runs would get one name, both keep theirs.
+
+    known   the ablations of the study
+    """
+    found = {run: _ablation(run, known) for run in ids}
     long: dict[str, set[str]] = {}  # short name -> the names, without seed, that would become it
     for run, match in found.items():
         if match:
@@ -41,35 +52,39 @@ def short_names(ids: list[str]) -> dict[str, str]:
     }
 
 
-def place_of(run: str) -> dict:
-    """What the name of a run says: family, size, budget, letter, seed, architecture.
+def place_of(run: str, known: Ablations) -> dict:
+    """Return what a run's name implies: family, size, budget, letter, seed, architecture.
 
-    `135M-C1-F` is a run of the scaling grid; `baseline`, `A6`, `LR2` are ablations; all others count as stages, which
-    are shown but compared with nothing. Names that say nothing of the architecture are of foveated models.
+    Names such as `135M-C1-F` belong to the scaling grid; those of the study's ablations, and short ones as in SHORT,
+    are ablations; all others count as stages, which are shown and compared with nothing. A name that implies no
+    architecture belongs to a foveated model.
+
+    known   the ablations of the study
     """
     place = {"run": run, "family": "stage", "architecture": "foveated"}
     if found := GRID.fullmatch(run):
         labels = {name: found[name] for name in ("size", "budget", "letter")}
         architecture = "foveated" if found["letter"] == "F" else "multi_token"
         place |= {"family": "grid", "architecture": architecture, **labels}
-    elif found := ABLATION.fullmatch(run):
-        place |= {"family": "ablation", "architecture": BASELINES.get(found["name"], "foveated")}
+    elif found := _ablation(run, known):
+        ablation = known.get(found["name"], Ablation())
+        place |= {"family": "ablation", "architecture": ablation.architecture}
     if found and found["seed"]:
         place["seed"] = int(found["seed"].removeprefix("-s"))
     return place
 
 
-def check_finished(paths: list[Path]) -> None:
-    """Every file or folder can be what it should, and no run is given twice. What stands in the cells of a table is
-    checked when it is read as a whole.
+def check_finished(paths: list[Path], known: Ablations) -> None:
+    """Check that each file or folder has a known form, and that no run is given twice. The cells of a table are checked
+    when it is imported.
 
     raises  UserError
     """
-    refuse_twice([run for path in with_runs(paths) for run in runs_in(path)])
+    refuse_twice([run for path in with_runs(paths) for run in runs_in(path, known)])
 
 
 def with_runs(paths: list[Path]) -> list[Path]:
-    """Those that are read for themselves: not the summaries beside evaluation points that are named as well."""
+    """Return the paths to import, without summaries that stand beside evaluation points that are also given."""
     points = {path.parent for path in paths if path.suffix == ".csv" and path.name != SUMMARIES}
     return [path for path in paths if path.name != SUMMARIES or path.parent not in points]
 
@@ -80,13 +95,13 @@ def refuse_twice(runs: list[str]) -> None:
         raise UserError(f"runs {', '.join(twice)} are in several of the results; give each run once")
 
 
-def runs_in(path: Path) -> list[str]:
-    """The names of the runs of a file or folder, as they are after importing."""
+def runs_in(path: Path, known: Ablations) -> list[str]:
+    """Return the names of the runs of a file or folder, as they are after importing."""
     kind = kind_of(path)
     if kind == "folder":
         return [_named(summary) for summary in summaries_in(path)]
     if kind == ".csv":
-        return sorted(set(short_names(_run_ids(path)).values()))
+        return sorted(set(short_names(_run_ids(path), known).values()))
     content = results_in(path)
     return [_named(path)] if isinstance(content, dict) else list(dict.fromkeys(map(result_name, content)))
 
@@ -133,13 +148,13 @@ def _named(summary: Path) -> str:
 
 
 def check_folder(summary: Path, run: str) -> None:
-    """Refuse a summary in a folder that is not called as its run."""
+    """Raise UserError if a summary's folder does not have the name of its run."""
     if summary.parent.name != run:
         raise UserError(f"{summary}: the summary of run {run} is in a folder of another name; rename the folder")
 
 
 def results_in(path: Path) -> dict | list[dict]:
-    """What a JSON file holds: the summary of a run, or results with all fields of RESULT; raises UserError."""
+    """Return the content of a JSON file: the summary of a run, or results with all fields of RESULT."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -187,7 +202,7 @@ def _run_ids(path: Path) -> list[str]:
 
 
 def check_results(study: Study) -> None:
-    """The finished results that a study names (`results_from`) exist, each once, and no run is there twice."""
+    """Check that the results in `results_from` of a study exist, each once, and that no run is given twice."""
     for name in study.results_from:
         if not Path(name).exists():
             raise UserError(
@@ -195,4 +210,4 @@ def check_results(study: Study) -> None:
             )
         if study.results_from.count(name) > 1:
             raise UserError(f"results_from: {name} is there twice; give each file or folder once")
-    check_finished([Path(name) for name in study.results_from])
+    check_finished([Path(name) for name in study.results_from], study.comparisons.ablations)

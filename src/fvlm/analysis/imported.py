@@ -2,8 +2,8 @@
 
 Four kinds are read: evaluation points (CSV: run_id, step, samples_seen, val_loss, ...; a run_summaries.csv beside it
 may add total_params), a table with one row per run (CSV: run_id, best_val_loss, ...), a list of results (JSON:
-model_type, step, loss_mean, ...), and folders with runs as this project leaves them. What a file does not say stays
-empty; nothing is guessed but what `finished.place_of` says.
+model_type, step, loss_mean, ...), and folders with runs as this project leaves them. What a file does not hold stays
+empty; only `finished.place_of` infers something, from a run's name.
 """
 
 from pathlib import Path
@@ -18,6 +18,7 @@ from fvlm.analysis.files import read_csv
 from fvlm.analysis.finished import (
     POINTS,
     SUMMARIES,
+    Ablations,
     check_folder,
     is_by_run,
     kind_of,
@@ -36,17 +37,18 @@ from fvlm.errors import UserError
 TRAINING_POINTS = 400  # of a run's training curve, as the workflow collects it
 
 
-def read_results(paths: list[Path]) -> dict[str, pd.DataFrame]:
+def read_results(paths: list[Path], known: Ablations) -> dict[str, pd.DataFrame]:
     """Table -> rows, for all of COLLECTED, with the columns of the collected tables.
 
     paths   files of evaluation points or results, or folders with run_summary.json files, in any mixture
+    known   the ablations of the study, by which those of the results are recognised
 
     raises  UserError naming the file and what is missing in it, and for a run that is given twice
     """
     paths = [Path(path) for path in paths]
     if not paths:
         raise UserError("no results are named; expected files of evaluation points or results, or folders with runs")
-    parts = [_read(path) for path in with_runs(paths)]
+    parts = [_read(path, known) for path in with_runs(paths)]
     tables = {}
     for name in COLLECTED:
         found = [part[name] for part in parts if name in part and len(part[name])]
@@ -63,11 +65,13 @@ def _joined(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _read(path: Path) -> dict[str, pd.DataFrame]:
+def _read(path: Path, known: Ablations) -> dict[str, pd.DataFrame]:
     kind = kind_of(path)
     if kind == ".csv" and is_by_run(header_of(path)):
-        return {"runs": runs_of(path)}
-    return {"folder": _from_folder, ".csv": _from_points, ".json": _from_json}[kind](path)
+        return {"runs": runs_of(path, known)}
+    if kind == ".csv":
+        return _from_points(path, known)
+    return _from_folder(path) if kind == "folder" else _from_json(path)
 
 
 def _from_folder(folder: Path) -> dict[str, pd.DataFrame]:
@@ -93,7 +97,7 @@ def _from_summaries(summaries: list[Path], folder: Path | None = None) -> dict[s
     return {"runs": runs, **curves, "evaluation": evaluation, "bootstrap": bootstrap}
 
 
-def _from_points(path: Path) -> dict[str, pd.DataFrame]:
+def _from_points(path: Path, known: Ablations) -> dict[str, pd.DataFrame]:
     checked = read_points(path, POINTS, ("val_loss",), (), ("run_id",), ("val_loss",), ("step", "samples_seen"))
     table = read_csv(path, ()).rename(columns=str.strip).dropna(how="all").reset_index(drop=True)
     if "architecture" in table:
@@ -113,9 +117,9 @@ def _from_points(path: Path) -> dict[str, pd.DataFrame]:
         )
     beside = path.with_name(SUMMARIES)
     sizes = _parameters(path, table, read_csv(beside, ()) if beside.exists() else None)
-    names = short_names(list(table["run_id"].drop_duplicates()))
+    names = short_names(list(table["run_id"].drop_duplicates()), known)
     parts = [
-        _one_run(place_of(names[run]), own.sort_values("step"), sizes.get(run, np.nan))
+        _one_run(place_of(names[run], known), own.sort_values("step"), sizes.get(run, np.nan))
         for run, own in table.groupby("run_id", sort=False)
     ]
     return _tables(parts)

@@ -1,4 +1,4 @@
-"""A table of finished runs from elsewhere, one row for each: what they were and the loss they came to."""
+"""Import a table of finished runs, one row per run, with their losses."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from fvlm.analysis.columns import RUN, SCHEDULE
-from fvlm.analysis.finished import BEST, FINAL, RUN_NAMES, place_of, short_names
+from fvlm.analysis.finished import BEST, FINAL, RUN_NAMES, Ablations, place_of, short_names
 from fvlm.analysis.fits.points import header_of, read_points
 from fvlm.config.architectures import ARCHITECTURES as DECLARED
 from fvlm.errors import UserError
@@ -26,11 +26,11 @@ LETTERS = {"foveated": "F", "multi_token": "B"}
 TOKENS = "visual_tokens_per_frame"
 
 
-def runs_of(path: Path) -> pd.DataFrame:
+def runs_of(path: Path, known: Ablations) -> pd.DataFrame:
     """Rows of the table of runs.
 
-    A table that says of each run its architecture and its `pair` (or `config`) compares the two architectures at equal
-    samples: these runs are of the family `pairs`, and their budget is what the columns `group` or `frames` say.
+    A table with the columns architecture and `pair` (or `config`) compares two architectures at equal samples. Its runs
+    are of the family `pairs`; their budget is in the column `group` or `frames`.
 
     raises  UserError as `read_points`, and for a run that is there twice
     """
@@ -43,24 +43,24 @@ def runs_of(path: Path) -> pd.DataFrame:
     twice = rows.loc[rows[name].duplicated(), name]
     if len(twice):
         raise UserError(f"{path}: run {twice.iloc[0]} is there twice; give each run one row")
-    called = short_names(list(rows[name]))
-    found = [_run(path, row, called[row[name]]) for row in rows.to_dict("records")]
+    called = short_names(list(rows[name]), known)
+    found = [_run(path, row, called[row[name]], known) for row in rows.to_dict("records")]
     table = pd.DataFrame(found)
     return table.reindex(columns=[*RUN, *(column for column in table if column == SCHEDULE)])
 
 
-def _run(path: Path, row: dict, run: str) -> dict:
-    said = {what: next((row[name] for name in names if row.get(name)), "") for what, names in WORDS.items()}
-    place = place_of(run)
-    architecture = said["architecture"]
+def _run(path: Path, row: dict, run: str, known: Ablations) -> dict:
+    words = {what: next((row[name] for name in names if row.get(name)), "") for what, names in WORDS.items()}
+    place = place_of(run, known)
+    architecture = words["architecture"]
     if architecture and architecture not in ARCHITECTURES:
         raise UserError(
             f"{path}: run {run} has architecture {architecture!r}; expected one of {', '.join(ARCHITECTURES)}"
         )
     place |= {"architecture": ARCHITECTURES[architecture]} if architecture else {}
-    if said["pair"] and architecture and place["architecture"] in LETTERS:
-        group = f"{said['group']} frames" if "frames" in row and said["group"] else said["group"]
-        place |= {"family": "pairs", "size": said["pair"], "budget": group, "letter": LETTERS[place["architecture"]]}
+    if words["pair"] and architecture and place["architecture"] in LETTERS:
+        group = f"{words['group']} frames" if "frames" in row and words["group"] else words["group"]
+        place |= {"family": "pairs", "size": words["pair"], "budget": group, "letter": LETTERS[place["architecture"]]}
     elif place["family"] == "grid":
         place |= {"family": "stage"}  # a point of the grid is N, D, C and loss, and C is seldom counted alike
     found = dict.fromkeys(RUN, np.nan) | dict.fromkeys(("size", "budget", "letter"), "") | place

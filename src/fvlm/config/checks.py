@@ -91,6 +91,13 @@ def check_study(study: Study) -> None:
                     f"config/sources.yaml: source {source.name!r}: {place!r} has a line break, which Snakemake does "
                     "not accept in an input; rename it (names of files inside it may have one)"
                 )
+    for run, place in study.comparisons.named.items():
+        if run not in study.comparisons.ablations:
+            known = suggest(run, list(study.comparisons.ablations))
+            raise UserError(
+                f"config/comparisons.yaml, or comparisons of study {study.study!r}: {place}: no ablation {run!r} in "
+                f"config/ablations.yaml or the study, {known}"
+            )
     for run in study.runs.values():
         for name in run.data.sources:
             _check_source_exists(name, study, f"run {run.name!r}: data.sources")

@@ -13,18 +13,21 @@ import os
 import re
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from fvlm.config.checks import check_run, check_study, suggest
+from fvlm.config.comparisons import Ablation, Comparisons, Sweep
 from fvlm.config.schema import EncoderSize, LanguageSize, Run, Source, Study
 from fvlm.errors import UserError
 
+QUESTION = "question"  # reserved key of an ablation: a sentence, no field of the configuration
+CHANGES = ("baseline", "stages", "ablations", "scaling")  # sections of a study that change the file of that name
 FAMILY_KEYS = {"ablation": "ablations", "grid": "grid"}  # names in `seeds:` for all runs of a family
 AXES = ("sizes", "budgets", "architectures", "base")  # keys of scaling.yaml
-FILES = ("models", "baseline", "stages", "ablations", "scaling", "sources")
+FILES = ("models", "baseline", "stages", "ablations", "scaling", "sources", "comparisons")
 
 
 def read_yaml(path: Path) -> dict:
@@ -48,21 +51,21 @@ def load_study(config: dict, folder: Path | str = "config") -> Study:
     """
     folder = Path(folder)
     config = _with_base(config, folder)
-    for section in ("baseline", "stages", "ablations", "scaling", "sources", "only", "seeds"):
+    for section in (*CHANGES, "sources", "only", "seeds", "comparisons"):
         if not isinstance(config.get(section, {}), dict):
             raise UserError(
                 f"study {config.get('study', '?')!r}: {section}: expected a mapping, found {config[section]!r}"
             )
     files = {name: read_yaml(folder / f"{name}.yaml") for name in FILES}
     where = f"study {config.get('study', '?')!r}"
-    settings = {
-        key: config[key] for key in config if key not in ("baseline", "stages", "ablations", "scaling", "based_on")
-    }
+    settings = {key: config[key] for key in config if key not in (*CHANGES, "based_on")}
     if "results_from" in config:
         settings["results_from"] = _results_from(config["results_from"], where)
     settings["sources"] = _sources(files["sources"], config.get("sources", {}), where)
-    build = _Builder(files, config, where, _questions(folder / "ablations.yaml"), settings["sources"])
+    build = _Builder(files, config, where, settings["sources"])
     settings |= {"runs": _named(build.runs(), where), "seeds": build.seeds.lists}
+    compared = merged(files["comparisons"], config.get("comparisons", {}))
+    settings["comparisons"] = _comparisons(compared, build.ablations(), where)
     study = _validated(Study, settings, where)
     check_study(study)
     return study
@@ -119,11 +122,6 @@ def _results_from(value: object, where: str) -> list[str]:
     return names
 
 
-def _questions(path: Path) -> dict[str, str]:
-    """The comment behind each line of ablations.yaml: what it asks, for tables and figures."""
-    return dict(re.findall(r"^(\w+):.*\s#\s*(.+)$", path.read_text(), re.MULTILINE))
-
-
 def _with_base(config: dict, folder: Path) -> dict:
     if "based_on" not in config:
         return config
@@ -150,9 +148,11 @@ def _validated(schema: type[BaseModel], content: dict, where: str) -> Any:
 def _known_at(schema: type[BaseModel], loc: tuple) -> list[str]:
     for part in loc:
         field = schema.model_fields.get(part) if isinstance(part, str) else None
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        inner = [] if field is None else get_args(field.annotation) or [field.annotation]  # of `Factorial | None`
+        inner = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not inner:
             break
-        schema = field.annotation
+        schema = inner[0]
     return list(schema.model_fields)
 
 
@@ -168,11 +168,27 @@ def _sources(entries: dict, changes: dict, where: str) -> dict[str, Source]:
     return result
 
 
+def _comparisons(content: dict, ablations: dict[str, Ablation], where: str) -> Comparisons:
+    """The typed comparisons; an entry that the study sets to null is left out."""
+    where = f"config/comparisons.yaml, or comparisons of {where}"
+    sweeps = content.get("sweeps") or {}
+    if "ablations" in content or not isinstance(sweeps, dict):
+        raise UserError(f"{where}: expected a mapping of sweeps, and no key 'ablations'; that is a file of its own")
+    checked = _validated(Comparisons, content | {"sweeps": {}}, where)
+    found = {}
+    for name, entry in sweeps.items():
+        if isinstance(entry, dict):
+            found[name] = _validated(Sweep, {"reference": checked.reference, **entry}, f"{where}: sweeps: {name}")
+        elif entry is not None:
+            raise UserError(f"{where}: sweeps: {name}: expected a mapping with question and runs, found {entry!r}")
+    return checked.model_copy(update={"sweeps": found, "ablations": ablations})
+
+
 class _Builder:
     """Builds the runs of a study from the files and the study's changes."""
 
-    def __init__(self, files: dict, config: dict, where: str, questions: dict[str, str], sources: dict[str, Source]):
-        self.files, self.config, self.where, self.questions = files, config, where, questions
+    def __init__(self, files: dict, config: dict, where: str, sources: dict[str, Source]):
+        self.files, self.config, self.where = files, config, where
         self.sources = sources
         self.seeds = _Seeds(config.get("seeds", {}), where)
         self.base = {"parent": None, **copy.deepcopy(files["baseline"])}
@@ -191,7 +207,26 @@ class _Builder:
         return [self._run("stage", _checked_name(name, lines[-1][0]), lines) for name, lines in listed]
 
     def _ablations(self) -> list[Run]:
-        return [run for name, lines in self._listed("ablations") for run in self._seeded("ablation", name, lines)]
+        runs = []
+        for name, lines in self._listed("ablations"):
+            question = ""
+            for i, (where, entry) in enumerate(lines):
+                if isinstance(entry, dict) and QUESTION in entry:
+                    question = _checked_question(entry[QUESTION], where)
+                    lines[i] = where, {key: value for key, value in entry.items() if key != QUESTION}
+            runs += [run.model_copy(update={QUESTION: question}) for run in self._seeded("ablation", name, lines)]
+        return runs
+
+    def ablations(self) -> dict[str, Ablation]:
+        """What the analysis needs to know about every ablation, also about those that the study leaves out."""
+        changes = self.config.get("ablations") or {}
+        found = {}
+        for name in [*self.files["ablations"], *changes]:
+            parts = [part.get(name) for part in (self.files["ablations"], changes)]
+            entry = {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
+            architecture = entry.get("model.architecture", self.base["model"]["architecture"])
+            found[name] = Ablation(question=entry.get(QUESTION) or "", architecture=architecture)
+        return found
 
     def _listed(self, section: str) -> list[tuple[str, list]]:
         """Return each entry of a file with the study's changes to it: (name, [(where, overrides), ...])."""
@@ -239,7 +274,7 @@ class _Builder:
         for seed in self.seeds.of(family, _checked_name(name, where), (labels or {}).get("budget")) or [None]:
             own = lines if seed is None else [*lines, (where, {"train.seed": seed})]
             runs.append(self._run(family, f"{name}-s{seed}" if runs else name, own, labels))
-        return [run.model_copy(update={"question": self.questions.get(name, "")}) for run in runs]
+        return runs
 
     def _run(self, family: str, name: str, lines: list[tuple[str, dict]], labels: dict | None = None) -> Run:
         content = copy.deepcopy(self.base)
@@ -294,6 +329,12 @@ def _checked_name(name: object, where: str) -> str:
             "`seeds:` of the study"
         )
     return name
+
+
+def _checked_question(question: object, where: str) -> str:
+    if question is not None and not isinstance(question, str):
+        raise UserError(f"{where}: question is {question!r}; expected a sentence: write it in quotes")
+    return question or ""
 
 
 class _Seeds:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SerializationInfo, model_serializer, model_validator
 
 from fvlm.config.architectures import ARCHITECTURES, Architecture
+from fvlm.config.comparisons import Comparisons
 
 ADDED = {"added": True}  # marks a field that is left out of digests while it is neutral
 NOT_IN_DIGEST = {"operation", "question", "labels"}  # fields of a run that training does not depend on
@@ -293,6 +294,7 @@ class Study(Strict):
     evaluation: Evaluation
     sources: dict[str, Source]
     runs: dict[str, Run]
+    comparisons: Comparisons
     gpu: Gpu | None = None  # null: memory is not checked
     only: dict[Literal["stages", "ablations"], list[str]] = {}
     seeds: dict[str, list[int]] = {}  # of a run, a budget or all `ablations` or `grid` runs; the first keeps its name

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import yaml
 from snakemake.exceptions import WorkflowError
 
 from fvlm.analysis import catalog
@@ -26,18 +27,22 @@ def announce(study: StudyOfRules) -> None:
 
 
 def captions(path_of: Callable[[str], str]) -> dict[str, str]:
-    """Texts of the captions in the report: of each figure under its name, of each table under NAME_table.
+    """Return the captions of the report: of each figure under its name, of each table under NAME_table.
+
+    A result without an entry in captions.yaml has its title as caption.
 
     path_of   Snakemake's path of a file, given relative to the rules
     """
-    names = [*catalog.FIGURES, *(f"{table}_table" for table in catalog.TABLES)]
-    return {name: Path(path_of(f"../workflow/report/{name}.rst")).read_text() for name in names}
+    texts = yaml.safe_load(Path(path_of("../workflow/report/captions.yaml")).read_text(encoding="utf-8"))
+    figures = {name: texts["figures"].get(name, figure.title) for name, figure in catalog.FIGURES.items()}
+    tables = {f"{name}_table": texts["tables"].get(name, table.title) for name, table in catalog.TABLES.items()}
+    return figures | tables
 
 
 def make_report(study: StudyOfRules) -> None:
     """Make the self-contained report of a finished study unless it is newer than all results; print where to look."""
     page = Path(study.folder) / "report.html"
-    results = [Path(path) for path in (*study.tables, *study.figures, *study.analyses, *study.decisions)]
+    results = [Path(path) for path in (*study.tables, *study.figures, *study.decisions)]
     if not all(path.exists() for path in results):
         return  # only a part of the study was requested
     if not page.exists() or any(path.stat().st_mtime > page.stat().st_mtime for path in results):

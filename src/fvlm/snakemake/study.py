@@ -112,15 +112,11 @@ class StudyOfRules:
 
     @property
     def figures(self) -> list[str]:
-        return [f"{self.folder}/figures/{name}.{kind}" for name in catalog.FIGURES for kind in ("png", "pdf", "rst")]
+        return [f"{self.folder}/figures/{name}.{kind}" for name in catalog.STANDARD for kind in ("png", "pdf", "rst")]
 
     @property
     def headline(self) -> list[str]:
         return [f"{self.folder}/figures/{name}.png" for name in catalog.HEADLINE]
-
-    @property
-    def analyses(self) -> list[str]:
-        return [f"{self.folder}/analysis/{name}" for name in catalog.ANALYSES]
 
     @property
     def decisions(self) -> list[str]:
@@ -232,12 +228,6 @@ class StudyOfRules:
     def table_labels(self, wildcards) -> dict:
         return {"what": catalog.TABLES[wildcards.table].title, "form": "table"}
 
-    def analysis_inputs(self, wildcards) -> list[str]:
-        return self._tables(catalog.ANALYSES[wildcards.analysis].needs)
-
-    def analysis_labels(self, wildcards) -> dict:
-        return {"what": catalog.ANALYSES[wildcards.analysis].title, "form": "numbers"}
-
     def figure_tables(self, wildcards) -> list[str]:
         return self._tables(catalog.FIGURES[wildcards.figure].needs)
 
@@ -247,7 +237,22 @@ class StudyOfRules:
     def figure_labels(self, wildcards) -> dict:
         return {"what": catalog.FIGURES[wildcards.figure].title, "form": "figure"}
 
+    def table_comparisons(self, wildcards) -> str:
+        return self._comparisons(catalog.TABLES[wildcards.table])
+
+    def figure_comparisons(self, wildcards) -> str:
+        return self._comparisons(catalog.FIGURES[wildcards.figure])
+
+    @property
+    def imported_architectures(self) -> dict[str, str]:
+        """The architecture of each ablation, which imported results take from the name of the run."""
+        return {name: ablation.architecture for name, ablation in self.settings.comparisons.ablations.items()}
+
     # --- parts of the above ---
+
+    def _comparisons(self, entry: catalog.Table | catalog.Figure) -> str:
+        """A digest of the comparisons and questions, for a table or figure that shows them."""
+        return self.settings.comparisons.digest if entry.comparisons else ""
 
     def _index(self, source: str) -> str:
         return f"{self.folder}/index/{source}.npz"

@@ -12,7 +12,7 @@ from fvlm.train.signals import REQUEUE, StopRequest
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("run", help="name of the run, for example stage1, A6 or 135M-C1-F")
+    parser.add_argument("run", help="name of the run, as `fvlm plan` lists it")
     add_study_arguments(parser)
     parser.add_argument("--digest", help="stop if the run's configuration has another digest")
 

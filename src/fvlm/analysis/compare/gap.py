@@ -1,10 +1,11 @@
-"""The gap between the foveated model and the 16-token baseline, raw and at equal parameters.
+"""The gap between two architectures, raw and at equal parameters. The table `gap` of a study, foveated against 16
+tokens, and `fvlm gap POINTS.csv`.
 
 The baseline of a pair has more parameters. Each architecture's own curve of loss against log N, at equal
-FLOPs, is read off at the other's parameter count: once where the foveated model is, once where the
-baseline is.
+FLOPs, is read off at the other's parameter count: once at the foveated model's, once at the baseline's.
 """
 
+import argparse
 from collections.abc import Callable
 
 import numpy as np
@@ -12,19 +13,34 @@ import pandas as pd
 
 from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.compare.bootstrap import Estimate, pooled
+from fvlm.analysis.compare.pairs import Group, Pair, architectures, read_samples
 from fvlm.analysis.compare.runs import ComparedRuns
+from fvlm.analysis.files import check_out
 from fvlm.analysis.fits.grid import PAIRED, grid_points
+from fvlm.analysis.inputs import add_columns, natural, plain, read, resamples, write_result
+from fvlm.config.comparisons import Comparisons
+from fvlm.errors import UserError
 
+ARCHITECTURES = ("foveated", "multi_token")  # of a study: the model in question, and its baseline
 RISES = "rises with N from one size to the next"
+TWO = (
+    "two points per curve: each curve is one straight line, so that the two directions agree almost by construction "
+    "and do not check each other"
+)
+DIRECTIONS = {
+    "raw": "raw",
+    "at_foveated": "at the foveated model's N",
+    "at_baseline": "at the baseline's N",
+}
 
 
 def read_off(
     n: np.ndarray, loss: np.ndarray, at: float, scale: Callable[[np.ndarray], np.ndarray] = np.log
 ) -> tuple[np.ndarray, int]:
-    """Loss at `at` parameters, piecewise linear in scale(N); beyond the ends the nearest segment is prolonged.
+    """Return the loss at `at` parameters, piecewise linear in scale(N); the end segments are prolonged.
 
-    n (k,) ascending, k >= 2; loss (k,) or (k, R) -> loss () or (R,), and on which side that
-    extrapolates: -1 below the smallest N, 1 above the largest, 0 not
+    n (k,) ascending, k >= 2; loss (k,) or (k, R) -> loss () or (R,), and the side on which that extrapolates: -1 below
+    the smallest N, 1 above the largest, 0 not
     """
     x, here = scale(n), scale(at)
     right = int(np.clip(np.searchsorted(x, here), 1, len(x) - 1))
@@ -38,7 +54,7 @@ def linear(n):
 
 
 def percent(loss, reference):
-    """How far above `reference` a loss is, in percent of it; positive: worse."""
+    """Return how far a loss is above `reference`, in percent of it; positive: worse."""
     return 100 * (loss / reference - 1)
 
 
@@ -50,7 +66,7 @@ def corrected(
     pair: int | tuple[int, int],
     scale: Callable[[np.ndarray], np.ndarray] = np.log,
 ) -> dict:
-    """The gaps of one pair, in percent. Curves ascend in N; losses are (k,), or (k, R) for R seeds or replicates.
+    """Return the gaps of one pair, in percent. Curves ascend in N; losses are (k,), or (k, R) of seeds or replicates.
     A gap is NaN where a prolonged curve has fallen to zero.
 
     pair   its place in both curves, or its place in each
@@ -70,9 +86,14 @@ def corrected(
     }
 
 
-def gap(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -> pd.DataFrame:
-    """One row per pair and measure: every size of the grid at each budget, imported pairs, and the ablation B1
-    against the baseline.
+def gap(
+    runs: pd.DataFrame,
+    evaluation: pd.DataFrame,
+    bootstrap: pd.DataFrame,
+    comparisons: Comparisons,
+    sides: tuple[str, str] = ARCHITECTURES,
+) -> pd.DataFrame:
+    """Return one row per pair and measure: each size of the grid at each budget, imported pairs, two ablations.
 
     measure "validation" is the final validation loss, "evaluation" the held-out loss. The interval is over
     the seeds that all runs of a budget have; with one seed the evaluation has a paired bootstrap over
@@ -83,30 +104,28 @@ def gap(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -
     for family in PAIRED:
         by_budget = grid_points(runs, family).sort_values("C", kind="stable").groupby("budget", sort=False)
         for budget, points in by_budget:
-            rows += _rows_at_budget(study, family, budget, points)
-    pair = ("baseline", "B1")
-    if all(study.seeds(base) for base in pair):
-        n = [study.runs.loc[study.runs["base"] == base, "params_total"].mean() for base in pair]
-        rows += _rows(study, "ablation", "", [", ".join(pair)], [np.array([value]) for value in n], pair)
+            rows += _rows_at_budget(study, family, budget, points, sides)
+    ablations = (comparisons.gap.foveated, comparisons.gap.pooled) if comparisons.gap else ()
+    if ablations and all(study.seeds(base) for base in ablations):
+        n = [study.runs.loc[study.runs["base"] == base, "params_total"].mean() for base in ablations]
+        rows += _rows(study, "ablation", "", [", ".join(ablations)], [np.array([one]) for one in n], ablations)
     return pd.DataFrame(rows, columns=COLUMNS["gap"])
 
 
-def _rows_at_budget(study: ComparedRuns, family: str, budget: str, points: pd.DataFrame) -> list[dict]:
-    sides = [
-        points[points["architecture"] == name].set_index("size").sort_values("N")
-        for name in ("foveated", "multi_token")
-    ]
-    common = [size for size in sides[0].index if size in sides[1].index]
+def _rows_at_budget(
+    study: ComparedRuns, family: str, budget: str, points: pd.DataFrame, sides: tuple[str, str]
+) -> list[dict]:
+    own = [points[points["architecture"] == name].set_index("size").sort_values("N") for name in sides]
+    common = [size for size in own[0].index if size in own[1].index]
     if not common:
         return []
-    sides = [side.loc[common] for side in sides]
-    names = [(side.loc[size, "architecture"], size) for side in sides for size in common]
-    bases = [grid_base(study, *name, budget, family) for name in names]
-    return _rows(study, family, budget, common, [side["N"].to_numpy(float) for side in sides], bases)
+    n = [side.loc[common, "N"].to_numpy(float) for side in own]
+    bases = [grid_base(study, name, size, budget, family) for name in sides for size in common]
+    return _rows(study, family, budget, common, n, bases)
 
 
 def grid_base(study: ComparedRuns, architecture: str, size: str, budget: str, family: str = "grid") -> str:
-    """The name, without its seed, of the grid's run of one architecture, size and budget."""
+    """Return the name, without its seed, of the grid's run of one architecture, size and budget."""
     grid = study.of_family(family)
     own = grid[(grid["architecture"] == architecture) & (grid["size"] == size) & (grid["budget"] == budget)]
     return own["base"].iloc[0]
@@ -119,62 +138,62 @@ def _rows(study: ComparedRuns, family: str, budget: str, sizes: list[str], n: li
     evaluation = np.array([[study.loss(run) for run in runs] for runs in matched]).T
     draws = [study.draws(run) for run in matched[0]]
     sampled = None if any(draw is None for draw in draws) else np.array(draws)
+    pairs = [(size, (place, place)) for place, size in enumerate(sizes)]
     rows = []
     for measure, losses, replicates in (("validation", validation, None), ("evaluation", evaluation, sampled)):
-        if not np.isfinite(losses).all():
-            continue
-        for pair, size in enumerate(sizes):
-            found = gaps_of(n, losses, replicates, pair)
-            means = losses.reshape(2, len(sizes), -1).mean(axis=2)
-            rows.append({
-                "family": family, "budget": budget, "size": size, "measure": measure,
-                "n_foveated": n[0][pair], "n_baseline": n[1][pair],
-                "loss_foveated": means[0, pair], "loss_baseline": means[1, pair],
-                **found,
-            })  # fmt: skip
+        if np.isfinite(losses).all():
+            place = {"family": family, "budget": budget, "measure": measure}
+            rows += [place | row for row in pair_rows(n, losses, replicates, pairs)]
     return rows
 
 
-def gaps_of(
+def pair_rows(
     n: list[np.ndarray],
     losses: np.ndarray,
     draws: np.ndarray | None,
-    pair: int | tuple[int, int],
+    pairs: list[Pair],
     scale: Callable[[np.ndarray], np.ndarray] = np.log,
-) -> dict:
-    """The columns of one pair's gaps, see `corrected`; losses (k, seeds) and their replicates (k, R) are those of all
-    runs, the foveated ones, by n[0], first."""
-    cut = len(n[0])
-    left, right = (pair, pair) if isinstance(pair, int) else pair
-    if min(map(len, n)) < 2:
-        chosen = [left, cut + right]
-        raw = pooled(percent(*losses[chosen]), None if draws is None else percent(*draws[chosen]))
-        return {**_columns("raw", raw), "note": "one size: no curve to correct with"}
+) -> list[dict]:
+    """Return one row per pair: N and loss of both models, their gaps as in `corrected`, each with its interval, and a
+    note. Losses (k, seeds) and their replicates (k, R) are those of all runs: the foveated ones, by n[0], first."""
+    cut, rows = len(n[0]), []
+    for name, (left, right) in pairs:
+        row = {
+            "size": name, "n_foveated": n[0][left], "n_baseline": n[1][right],
+            "loss_foveated": losses[left].mean(), "loss_baseline": losses[cut + right].mean(),
+        }  # fmt: skip
+        if min(map(len, n)) < 2:
+            chosen = [left, cut + right]
+            raw = pooled(percent(*losses[chosen]), None if draws is None else percent(*draws[chosen]))
+            rows.append(row | _columns("raw", raw) | {"note": "one size: no curve to correct with"})
+            continue
+        gaps, spread = (
+            {} if values is None else corrected(n[0], values[:cut], n[1], values[cut:], (left, right), scale)
+            for values in (losses, draws)
+        )
+        for direction in DIRECTIONS:
+            row |= _columns(direction, pooled(gaps[direction], spread.get(direction)))
+        row["directions_differ"] = abs(row["at_foveated_percent"] - row["at_baseline_percent"])
+        beyond = []
+        for direction, curve in (("at_foveated", "baseline's"), ("at_baseline", "foveated")):
+            side = gaps[f"{direction}_extrapolates"]
+            row[f"{direction}_extrapolates"] = bool(side)
+            if side:
+                beyond.append(f"the {curve} curve {'below its smallest' if side < 0 else 'above its largest'} size")
+        note = f"extrapolates {' and '.join(beyond)}" if beyond else ""
+        if np.isnan(row["directions_differ"]):
+            note += "; so far that no loss is left, and no gap"
+        rising = rises(losses[:cut], losses[cut:], ("foveated", "baseline's"))
+        notes = [note, *(f"the {curve} curve {RISES}" for curve in rising)]
+        rows.append(row | {"note": "; ".join(filter(None, notes))})
+    return rows
 
-    def every(values: np.ndarray) -> dict:
-        return corrected(n[0], values[:cut], n[1], values[cut:], (left, right), scale)
 
-    gaps, spread, row = every(losses), {} if draws is None else every(draws), {}
-    for name in ("raw", "at_foveated", "at_baseline"):
-        row |= _columns(name, pooled(gaps[name], spread.get(name)))
-    row["directions_differ"] = abs(row["at_foveated_percent"] - row["at_baseline_percent"])
-    beyond = []
-    for name, curve in (("at_foveated", "baseline's"), ("at_baseline", "foveated")):
-        side = gaps[f"{name}_extrapolates"]
-        row[f"{name}_extrapolates"] = bool(side)
-        if side:
-            beyond.append(f"the {curve} curve {'below its smallest' if side < 0 else 'above its largest'} size")
-    row["note"] = f"extrapolates {' and '.join(beyond)}" if beyond else ""
-    if np.isnan(row["directions_differ"]):
-        row["note"] += "; so far that no loss is left, and no gap"
-    row["note"] = "; ".join(filter(None, [row["note"], *_rising(losses[:cut], losses[cut:])]))
-    return row
-
-
-def _rising(foveated: np.ndarray, baseline: np.ndarray) -> list[str]:
-    """Which curves (k, seeds) rise with N from one size to the next: these do not say what parameters are worth."""
-    curves = {"foveated": foveated, "baseline's": baseline}
-    return [f"the {name} curve {RISES}" for name, loss in curves.items() if (np.diff(loss.mean(axis=1)) > 0).any()]
+def rises(foveated: np.ndarray, baseline: np.ndarray, names: tuple[str, str]) -> list[str]:
+    """Return the names of the curves (k, seeds) that rise with N from one size to the next: beyond the best size for
+    its compute, a curve does not show what parameters are worth."""
+    curves = zip(names, (foveated, baseline), strict=True)
+    return [name for name, losses in curves if (np.diff(losses.mean(axis=1)) > 0).any()]
 
 
 def _columns(name: str, gap: Estimate) -> dict:
@@ -185,3 +204,91 @@ def _columns(name: str, gap: Estimate) -> dict:
         "interval": gap.interval,
         "n_seeds": gap.n_seeds,
     }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("points", help="CSV: architecture, N, L; optional group, pair, seed, run")
+    parser.add_argument("--out", metavar="FILE", help="the JSON to write")
+    parser.add_argument("--linear", action="store_true", help="read the curves off linearly in N, not in log N")
+    parser.add_argument("--foveated", metavar="NAME", help="the architecture in question, as the file calls it")
+    parser.add_argument("--baseline", metavar="NAME", help="the one it is compared with, as the file calls it")
+    parser.add_argument(
+        "--samples",
+        metavar="SAMPLES.csv",
+        help="losses by sample: run, or architecture and N (and group); key, loss_sum, tokens; optional video",
+    )
+    parser.add_argument("--bootstrap", type=resamples, default=2000, help="resamples of the samples")
+    parser.add_argument("--seed", type=natural, default=0, help="of the resampling")
+    add_columns(parser, "architecture=arch,N=params_M,L=loss,group=frames")
+
+
+def main(args: argparse.Namespace) -> None:
+    if not args.bootstrap:
+        raise UserError("--bootstrap 0: an interval takes resamples; expected some thousand, or no --samples")
+    points = read(args.points, args, ("architecture", "N", "L"), ("group", "pair", "seed", "run"), ("N", "L"))
+    names = architectures(args.points, points, args.foveated, args.baseline)
+    points = points[points["architecture"].isin(names)]
+    samples = read_samples(args.samples, points) if args.samples else None
+    groups, warnings, scale = [], [], linear if args.linear else np.log
+    for name, own in points.groupby("group", sort=False) if "group" in points else [("", points)]:
+        group = Group(args.points, name, own, names)
+        cut, draws = len(group.n[0]), None
+        warnings += group.warnings
+        warnings += [
+            f"{group.where}: the loss of {curve} {RISES}; beyond the best size for its compute a curve does not show "
+            "what parameters are worth"
+            for curve in rises(group.losses[:cut], group.losses[cut:], names)
+        ]
+        if samples is not None:
+            draws, differing = group.resample(args.samples, samples, args.bootstrap, args.seed)
+            warnings += differing
+        sizes = dict(zip(("foveated", "baseline"), map(len, group.sides), strict=True))
+        note = TWO if set(sizes.values()) == {2} else ""
+        rows = pair_rows(group.n, group.losses, draws, group.pairs, scale)
+        groups.append({"group": name, "sizes": sizes, "note": note, "pairs": [_fields(row) for row in rows]})
+    content = {
+        "n": len(points),
+        "method": "each architecture's own curve of loss against parameters, piecewise linear in "
+        f"{'N' if args.linear else 'log N'} and prolonged beyond its ends, read off at the other's N; percent of the "
+        "baseline's loss, positive: the foveated model is worse",
+        "foveated": names[0],
+        "baseline": names[1],
+        "scale": "N" if args.linear else "log N",
+        "groups": groups,
+        "warnings": warnings,
+    }
+    if args.out:
+        check_out(args.out, args.samples or args.points)
+        write_result(args.points, args.out, content)
+    print("\n".join(summary(plain(content))))
+
+
+def _fields(row: dict) -> dict:
+    """A row of `pair_rows` as the command writes it."""
+    fields = {"pair": row["size"]}
+    for name, column in (("N", "n"), ("L", "loss")):
+        fields[name] = {"foveated": row[f"{column}_foveated"], "baseline": row[f"{column}_baseline"]}
+    for direction in DIRECTIONS:
+        names = ("percent", "low", "high") if direction == "raw" else ("percent", "low", "high", "extrapolates")
+        fields[direction] = {name: row.get(f"{direction}_{name}") for name in names}
+    return fields | {name: row.get(name) for name in ("directions_differ", "interval", "n_seeds", "note")}
+
+
+def summary(content: dict) -> list[str]:
+    lines = [f"{content['foveated']} above {content['baseline']}, percent; curves read off in {content['scale']}"]
+    for group in content["groups"]:
+        lines += [f"group {group['group']}"] if group["group"] else []
+        for pair in group["pairs"]:
+            known = {name: text for name, text in DIRECTIONS.items() if pair[name]["percent"] is not None}
+            parts = [f"{text} {_percent(pair[name])}" for name, text in known.items()]
+            lines.append(f"  pair {pair['pair']}: {'; '.join(parts)}")
+            lines += [f"    {pair['note']}"] if pair["note"] else []
+        lines += [f"  {group['note']}"] if group["note"] else []
+    kinds = {pair["interval"] for group in content["groups"] for pair in group["pairs"]}
+    lines.append(f"intervals: {', '.join(sorted(kinds))}")
+    return lines + [f"warning: {text}" for text in content["warnings"]]
+
+
+def _percent(gap: dict) -> str:
+    ci = f" ({gap['low']:.2f} to {gap['high']:.2f})" if gap["low"] is not None else ""
+    return f"{gap['percent']:+.2f}{ci}{' (extrapolated)' * bool(gap.get('extrapolates'))}"

@@ -1,30 +1,33 @@
-"""What the visual tokens are worth: losses by evaluation mode, and loss against tokens per frame."""
+"""Held-out losses by evaluation mode, by visual tokens per frame, and by the order of question and video."""
 
 import numpy as np
 import pandas as pd
 
 from fvlm.analysis.columns import COLUMNS
-from fvlm.analysis.compare.bootstrap import OVERALL, VIDEO_FIRST, Cell, Estimate
+from fvlm.analysis.compare.bootstrap import OVERALL, QUESTION_FIRST, VIDEO_FIRST, VISUAL, Cell, Estimate
 from fvlm.analysis.compare.gap import percent
 from fvlm.analysis.compare.runs import ComparedRuns, difference, scores_tokens, trained_mode
 from fvlm.config.architectures import ARCHITECTURES
+from fvlm.config.comparisons import Comparisons
 
-FOVEATED = ("baseline", "A6")  # the foveated runs among those that differ in how a frame is read
+PASSES = ("direct", "coarse_only", "coarse_fine", "autoregressive")  # direct: the only one of pooled tokens
+GAIN = "coarse_fine - coarse_only"  # of looking twice; its difference is the interaction of pass and order
 
 
 def modes(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -> pd.DataFrame:
-    """One row per stage or ablation (seeds pooled), mode and frames, over all sources, the video first;
-    gap_percent is relative to the run's own frames in the mode it was trained in (for the default model:
-    coarse_fine). The scaling grid's many runs are left out, and those on preferences, whose answers are others.
+    """Return one row per stage or ablation (seeds pooled), mode and frames, over all sources, the video first.
+
+    gap_percent is relative to the run's own frames in the mode it was trained in (for the default model: coarse_fine).
+    The runs of the scaling grid are left out, and those on preferences, which score other answers.
     """
     study = ComparedRuns(runs, evaluation, bootstrap)
     shown = study.runs[(study.runs["family"] != "grid") & scores_tokens(study.runs)]
-    whole = evaluation[(evaluation["source"] == "all") & (evaluation["kind"] == "all")]
-    whole = whole[whole["order"] == VIDEO_FIRST]
+    overall = evaluation[(evaluation["source"] == "all") & (evaluation["kind"] == "all")]
+    overall = overall[overall["order"] == VIDEO_FIRST]
     rows = []
     for base, own in shown.groupby("base", sort=False):
         trained = trained_mode(own.iloc[0])
-        looks = whole[whole["run"].isin(own["run"])].drop_duplicates(["mode", "frames"])
+        looks = overall[overall["run"].isin(own["run"])].drop_duplicates(["mode", "frames"])
         for mode, frames, samples in looks[["mode", "frames", "samples"]].itertuples(index=False, name=None):
             loss = study.level(base, Cell(mode, frames))
             row = {
@@ -44,40 +47,46 @@ def modes(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame)
     return pd.DataFrame(rows, columns=COLUMNS["modes"])
 
 
-def token_efficiency(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -> pd.DataFrame:
-    """Ablations that differ in how a frame is read (seeds pooled), by visual tokens per frame.
+def token_efficiency(
+    runs: pd.DataFrame,
+    evaluation: pd.DataFrame,
+    bootstrap: pd.DataFrame,
+    comparisons: Comparisons,
+) -> pd.DataFrame:
+    """Return the ablations that differ in how a frame is read (seeds pooled), by visual tokens per frame.
 
-    The loss is the evaluation's where every one of them was evaluated, else the best validation's; the interval
-    is that of its difference to the baseline. A run that holds out other samples than the baseline, such as B2, which
-    sees images alone, has no loss to stand beside the others' and is left out. Tokens 0 is a run trained blind; without
-    one, the baseline evaluated without its frames. FLOPs are training FLOPs per sample.
+    The loss is the evaluation's where all of them were evaluated, else the best validation's; the interval is that of
+    its difference to the baseline. A run with other held-out samples than the baseline, such as one on images alone,
+    is left out. Tokens 0 is a run trained blind; without one, the baseline evaluated without its frames. FLOPs are
+    training FLOPs per sample.
     """
+    baseline, names = comparisons.reference, comparisons.figures.token_efficiency
     study = ComparedRuns(runs, evaluation, bootstrap)
     own = study.of_family("ablation")
-    chosen = own[own["base"].isin(FOVEATED) | (own["architecture"] != "foveated")]
+    chosen = own[own["base"].isin(names) | (own["architecture"] != "foveated")]
     evaluated = all(np.isfinite(study.loss(run)) for run in chosen["run"])
-    reference = next(iter(study.seeds("baseline").values()), None)
-    rows = [_efficiency_row(study, base, evaluated, reference) for base in chosen["base"].drop_duplicates()]
+    reference = next(iter(study.seeds(baseline).values()), None)
+    rows = [_efficiency_row(study, base, comparisons, evaluated) for base in chosen["base"].drop_duplicates()]
     if reference and evaluated and not (chosen["architecture"] == "blind").any():
-        rows += _withheld_row(study)
+        rows += _withheld_row(study, baseline)
     if reference:
-        rows = [row for row in rows if row["run"] == "baseline" or np.isfinite(row["difference"])]
+        rows = [row for row in rows if row["run"] == baseline or np.isfinite(row["difference"])]
     table = pd.DataFrame(rows, columns=COLUMNS["token_efficiency"])
-    first = table["run"] != "baseline"
+    first = table["run"] != baseline
     order = table.assign(first=first).sort_values(["tokens_per_frame", "first", "run"]).index
     return table.loc[order].reset_index(drop=True)
 
 
-def _efficiency_row(study: ComparedRuns, base: str, evaluated: bool, reference: str | None) -> dict:
-    members = study.runs[study.runs["base"] == base]
+def _efficiency_row(study: ComparedRuns, base: str, comparisons: Comparisons, evaluated: bool) -> dict:
+    members, baseline = study.runs[study.runs["base"] == base], comparisons.reference
     first = members.iloc[0]
-    if base == "baseline":
-        gap = Estimate()
-    else:
-        gap = (study.difference if evaluated else study.validation_difference)(base, "baseline")
+    reference = next(iter(study.seeds(baseline).values()), None)
+    gap = Estimate()
+    if base != baseline:
+        gap = (study.difference if evaluated else study.validation_difference)(base, baseline)
     return {
         "run": base,
-        "label": _label(first),
+        "label": _label(first, comparisons),
         "architecture": first["architecture"],
         "tokens_per_frame": first["visual_tokens"],
         "loss": study.level(base).value if evaluated else members["best.val_loss"].mean(),
@@ -94,31 +103,68 @@ def _above(gap: Estimate) -> dict:
     return {"difference": gap.value, "low": gap.low, "high": gap.high, "interval": gap.interval}
 
 
-def _label(run: pd.Series) -> str:
-    if run["base"] == "baseline":
-        return "foveated"
+def _label(run: pd.Series, comparisons: Comparisons) -> str:
     architecture = ARCHITECTURES[run["architecture"]]
-    kinds = {"foveated": "static query", "blind": "trained blind", "multi_token": "pooled"}
-    kind = kinds.get(run["architecture"], architecture.title)
+    kinds = {"blind": "trained without frames", "multi_token": "pooled"}
+    kind = comparisons.figures.token_efficiency.get(run["base"]) or kinds.get(run["architecture"], architecture.title)
     count = f"{run['visual_tokens']:.0f} " if architecture.pooled else ""
     return f"{count}{kind} ({run['base']})"
 
 
-def _withheld_row(study: ComparedRuns) -> list[dict]:
-    """The baseline asked without its frames. It was trained with them, so it has no training cost here."""
+def _withheld_row(study: ComparedRuns, baseline: str) -> list[dict]:
+    """The baseline evaluated without its frames. It was trained with them, so it has no training cost here."""
     blind = Cell("blind", "none")
-    loss = study.level("baseline", blind)
+    loss = study.level(baseline, blind)
     if not np.isfinite(loss.value):
         return []
     return [
         {
-            "run": "baseline",
+            "run": baseline,
             "label": "foveated, frames withheld",
             "architecture": "blind",
             "tokens_per_frame": 0,
             "loss": loss.value,
-            **_above(study.estimate([("baseline", blind), ("baseline", OVERALL)], difference)),
+            **_above(study.estimate([(baseline, blind), (baseline, OVERALL)], difference)),
             "n_seeds": loss.n_seeds,
             "measure": "evaluation loss",
         }
     ]
+
+
+def question_order(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per pass and one for the fine pass's gain, for runs that were evaluated in both orders (seeds
+    pooled), over the sources with frames.
+
+    A query can only look for what was read before, so a question in front may help. `difference` is question first -
+    video first; negative: it helps. Its interval is over seeds where there are several, else a paired bootstrap over
+    evaluation videos. The row GAIN has the interaction; negative: the fine pass gains more than the coarse.
+    """
+    study = ComparedRuns(runs, evaluation, bootstrap)
+    evaluated = set(evaluation.loc[evaluation["order"] == QUESTION_FIRST, "run"])
+    bases = study.runs.loc[study.runs["run"].isin(evaluated), "base"].drop_duplicates()
+    rows = [_order_row(study, base, mode) for base in bases for mode in (*PASSES, GAIN)]
+    return pd.DataFrame(rows, columns=COLUMNS["question_order"]).dropna(subset="difference").reset_index(drop=True)
+
+
+def _order_row(study: ComparedRuns, base: str, name: str) -> dict:
+    modes = ("coarse_fine", "coarse_only") if name == GAIN else (name,)
+    signs = np.array([1.0, -1.0])[: len(modes)]
+
+    def terms(order: str) -> list:
+        return [(base, Cell(mode, order=order, kind=VISUAL)) for mode in modes]
+
+    def change(losses: np.ndarray) -> np.ndarray:  # (2 modes, ...), question first in front
+        return np.tensordot(np.concatenate([signs, -signs]), losses, axes=1)
+
+    gap = study.estimate(terms(QUESTION_FIRST) + terms(VIDEO_FIRST), change)
+    level = {
+        order: study.estimate(terms(order), lambda losses: np.tensordot(signs, losses, axes=1)).value
+        for order in (VIDEO_FIRST, QUESTION_FIRST)
+    }
+    return {
+        "run": base,
+        "mode": name,
+        **level,
+        **_above(gap),
+        "n_seeds": gap.n_seeds,
+    }

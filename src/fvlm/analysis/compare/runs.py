@@ -9,6 +9,7 @@ import pandas as pd
 from fvlm.analysis.compare.bootstrap import LEVEL, OVERALL, Cell, Estimate, Replicates, pooled
 from fvlm.analysis.finished import base_name
 from fvlm.config.architectures import ARCHITECTURES
+from fvlm.config.comparisons import Comparisons
 
 WITH_QUERIES = [name for name, architecture in ARCHITECTURES.items() if architecture.queries]
 DATA_FIELDS = {  # a difference in one of these means that two runs saw different data
@@ -37,6 +38,12 @@ def difference(losses: np.ndarray) -> np.ndarray:
     return losses[0] - losses[1]
 
 
+def question_of(run: pd.Series, comparisons: Comparisons) -> str:
+    """The question of an ablation in the configuration, or in the run's summary if the configuration has none."""
+    question = comparisons.question(run["base"]) or run.get("config.question")
+    return question if isinstance(question, str) else ""
+
+
 class ComparedRuns:
     """The runs by base name, with their evaluation.
 
@@ -60,6 +67,10 @@ class ComparedRuns:
         return {
             int(seed) if pd.notna(seed) else 0: run for run, seed in zip(chosen["run"], chosen["seed"], strict=True)
         }
+
+    def first(self, base: str) -> pd.Series:
+        """A run of `base`; empty if the study has none."""
+        return next((self.runs.loc[run] for run in self.seeds(base).values()), pd.Series(dtype=object))
 
     def matched(self, bases: list[str]) -> list[list[str]]:
         """Per seed that all bases have, their runs; without a common seed, the first run of each; without

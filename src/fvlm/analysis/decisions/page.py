@@ -1,4 +1,4 @@
-"""The page of decisions, and the words that the report opens with: `fvlm decisions --tables DIR --study NAME ...`.
+"""The decision page and the first words of the report: `fvlm decisions --tables DIR --study NAME ...`.
 
 Both are made from the table `decisions` alone.
 """
@@ -12,22 +12,21 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.commands import check_out
 from fvlm.analysis.compare.bootstrap import LEVEL, OVER_SEEDS, Estimate
 from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, NOT_RUN, OPEN
 from fvlm.analysis.decisions.wording import EXPONENT, NATS, PERCENT, SHORT, number
-from fvlm.analysis.files import read_table, replacing
+from fvlm.analysis.files import check_out, read_table, replacing
 from fvlm.errors import UserError
 
 WORDS = (DECIDED, LIKELY, OPEN, NOT_RUN)
 MARKS = {DECIDED: "●", LIKELY: "◐", OPEN: "○", NOT_RUN: "–"}  # in black and white as well
 UNITS = {
     NATS: ("Differences in loss", "nats per token; left of zero: the alternative is better"),
-    PERCENT: ("Foveated against pooled tokens", "percent of the loss; left of zero: the foveated model is better"),
-    EXPONENT: ("The best model size", "exponent of training compute"),
+    PERCENT: ("Foveated model against pooled tokens", "% of the loss; left of zero: the foveated model is better"),
+    EXPONENT: ("Best model size", "exponent of training compute"),
 }
 WIDTH, HEIGHT, MARGIN = 230, 26, 12  # of a drawing, in pixels
-FARTHEST = 3.0  # an axis ends at so many times the median row's far end: one huge difference must not hide the others
+FARTHEST = 3.0  # an axis ends at this many times the median row's far end: a huge difference must not hide the others
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tables", required=True, help="folder with the table decisions.csv")
     parser.add_argument("--study", required=True, help="name of the study, for the title")
     parser.add_argument("--out", required=True, help="the page to write (HTML)")
-    parser.add_argument(
-        "--text", required=True, help="the same in words, for the report's first page (reStructuredText)"
-    )
+    parser.add_argument("--text", required=True, help="the text for the report's first page (reStructuredText)")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -69,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def render(study: str, table: pd.DataFrame) -> str:
-    """The whole page, without a reference to anything outside of it."""
+    """Return the self-contained page as HTML."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     run = table[table["verdict"] != NOT_RUN]
@@ -90,39 +87,31 @@ def counts(table: pd.DataFrame) -> dict[str, int]:
 
 def headline(table: pd.DataFrame) -> str:
     """One sentence: how many questions there are, and how many have an answer."""
-    found = counts(table)
-    asked = len(table) - found[NOT_RUN]
-    if not asked:
-        return "The study has run none of the comparisons that decide a setting."
-    said = (
-        f"Of {asked} questions that this study has runs for, {found[DECIDED]} {_is(found[DECIDED])} decided at 95 %, "
-    )
-    said += f"{found[LIKELY]} {_is(found[LIKELY])} likely, {found[OPEN]} not decided"
-    return said + (f"; {found[NOT_RUN]} {'was' if found[NOT_RUN] == 1 else 'were'} not run." if found[NOT_RUN] else ".")
+    number = counts(table)
+    compared = len(table) - number[NOT_RUN]
+    if not compared:
+        return "The study has the runs of none of its comparisons."
+    text = f"The study has runs for {compared} of {len(table)} questions: {number[DECIDED]} decided at 95 %, "
+    return text + f"{number[LIKELY]} likely, {number[OPEN]} not decided."
 
 
 def opening(table: pd.DataFrame) -> str:
     """reStructuredText: the headline, then one line per question with runs."""
-    parts = [f"**What the sweeps decide.** {headline(table)}"]
+    parts = [f"**Decisions.** {headline(table)}"]
     for row in _records(table[table["verdict"] != NOT_RUN]):
-        said = f"- {MARKS[row['verdict']]} **{row['verdict']}**: *{_escaped(row['question'])}* {_escaped(row['first'])}"
-        said += f" {_effect(row)}: ``{row['setting']}``." if row["setting"] else ""
-        said += f" A decision needs {_escaped(row['needs'])}." if row["needs"] else ""
-        parts.append(said)
+        text = f"- {MARKS[row['verdict']]} **{row['verdict']}**: *{_escaped(row['question'])}* {_escaped(row['first'])}"
+        text += f" {row['effect']}: ``{row['setting']}``." if row["setting"] else ""
+        parts.append(f"{text} {_escaped(row['needs'])}".rstrip())
     return "\n\n".join(parts) + "\n"
 
 
 def _effect(row: dict) -> str:
-    """What becomes of the setting."""
+    """What the answer means for the setting."""
     if row["unit"] == EXPONENT:
         return "Best of the sizes tried"
     if row["verdict"] != DECIDED:
-        return "The default is kept"
-    return "Changes the default to" if row["changes_default"] else "The default stands"
-
-
-def _is(number: int) -> str:
-    return "is" if number == 1 else "are"
+        return "The default stays"
+    return "New default" if row["changes_default"] else "The default is confirmed"
 
 
 def _escaped(text: str) -> str:
@@ -149,7 +138,7 @@ def _group(unit: str, table: pd.DataFrame) -> dict:
 
 
 def _shown(row: dict) -> str:
-    """The estimate, and at which level its bar is where that is not 95 %."""
+    """The estimate, and the level of its bar if that is not 95 %."""
     estimate = Estimate(row["estimate"], row["low"], row["high"], row["interval"], int(row["n_seeds"]))
     level = "" if np.isclose(row["confidence"], LEVEL) else f" (bar: {100 * row['confidence']:.3g} %)"
     return number(estimate) + level

@@ -1,21 +1,27 @@
-"""What the scaling grid decides: foveated against sixteen pooled tokens at equal compute, and the best model size."""
+"""Decisions from the scaling grid: foveated against pooled tokens at equal compute, and the best model size."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.compare.bootstrap import LEVEL, NO_INTERVAL, OVERALL, Estimate
+from fvlm.analysis.compare.bootstrap import OVERALL, Estimate
 from fvlm.analysis.compare.gap import corrected, grid_base, percent
 from fvlm.analysis.compare.runs import ComparedRuns
-from fvlm.analysis.decisions import sweeps
-from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, NOT_RUN, OPEN, Verdict, judge
-from fvlm.analysis.decisions.wording import EXPONENT, PERCENT, found_words, interval_words, number, unit_words
+from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, OPEN, Verdict, judge, not_run, outcome
+from fvlm.analysis.decisions.wording import EXPONENT, PERCENT, interval_words, number, sentence, side, size
 from fvlm.analysis.fits.grid import grid_points
 
 SIDES = ("foveated", "multi_token")
 MINIMA = "iso-FLOP minima"  # the fit that an exponent is taken from
 OVER_BUDGETS = "t over iso-FLOP minima"
+COMPUTE, PARAMETERS, GROWTH = "equal compute", "equal parameters", "exponent"
+QUESTIONS = {
+    COMPUTE: "Is the foveated model better than pooled tokens at equal training compute?",
+    PARAMETERS: "Is it better at equal compute and equal parameters?",
+    GROWTH: "How does the best model size grow with compute?",
+}
+NO_GRID = not_run("The study has no pairs of runs in a scaling grid.", "Train the scaling grid.")
 
 
 @dataclass(frozen=True)
@@ -80,37 +86,29 @@ def with_seeds(study: ComparedRuns, budgets: list[Budget]) -> list[Budget]:
 
 
 def scaling_rows(study: ComparedRuns, fits: pd.DataFrame, isoflop: pd.DataFrame) -> list[dict]:
-    found = budgets_of(study)
-    budgets = with_seeds(study, found)
+    every = budgets_of(study)
+    budgets = with_seeds(study, every)
     rows = [
-        _gap_row(study, budgets, sweeps.COMPUTE, at_equal_compute),
-        _gap_row(study, budgets, sweeps.PARAMETERS, at_equal_parameters),
+        _gap_row(study, budgets, COMPUTE, at_equal_compute),
+        _gap_row(study, budgets, PARAMETERS, at_equal_parameters),
     ]
-    names = [budget.name for budget in budgets]
-    if left_out := ", ".join(budget.name for budget in found if budget.name not in names):
+    if left_out := ", ".join(budget.name for budget in every if budget not in budgets):
         for row in rows:
-            row["answer"] += f" Left out, for want of several seeds: {left_out}."
+            row["answer"] += f" Left out, since their runs have one seed: {left_out}."
     exponents = fits[(fits["parameter"] == "N_opt_exponent") & (fits["fit"] == MINIMA)].to_dict("records")
     rows += [_exponent_row(study, fit, isoflop) for fit in exponents]
-    if not exponents:
-        rows.append(_row(sweeps.EXPONENT, "scaling grid", EXPONENT) | _no_grid())
-    return rows
+    return rows if exponents else [*rows, _row(GROWTH, "scaling grid", EXPONENT) | NO_GRID]
 
 
 def _row(name: str, runs: str, unit: str) -> dict:
-    return {"sweep": name, "question": sweeps.SCALING[name], "runs": runs, "unit": unit, "comparisons": 1}
-
-
-def _no_grid() -> dict:
-    answer = "The study has no pairs of runs in a scaling grid."
-    return {"verdict": NOT_RUN, "answer": answer, "needs": "runs of the scaling grid", "n_seeds": 0}
+    return {"sweep": name, "question": QUESTIONS[name], "runs": runs, "unit": unit, "comparisons": 1}
 
 
 def _gap_row(study: ComparedRuns, budgets: list[Budget], name: str, combine) -> dict:
     pairs = sum(budget.pairs for budget in budgets)
     row = _row(name, f"{pairs} pairs of the grid at {', '.join(b.name for b in budgets)}", PERCENT)
     if not budgets:
-        return row | {"runs": "scaling grid"} | _no_grid()
+        return row | {"runs": "scaling grid"} | NO_GRID
 
     def gap(losses: np.ndarray) -> np.ndarray:
         return combine(budgets, losses)
@@ -122,29 +120,29 @@ def _gap_row(study: ComparedRuns, budgets: list[Budget], name: str, combine) -> 
         estimate = study.validation_estimate(bases(budgets), gap, "final")
     verdict, answer = _gap_verdict(estimate, name, pairs)
     better = "multi_token" if verdict.word == DECIDED and estimate.value > 0 else "foveated"
-    return row | _columns(estimate, verdict) | {
+    return row | outcome(estimate, verdict) | {
         "answer": answer, "setting": f"model.architecture: {better}", "changes_default": better != SIDES[0],
         "measure": measure,
     }  # fmt: skip
 
 
 def _gap_verdict(estimate: Estimate, name: str, pairs: int) -> tuple[Verdict, str]:
-    if not np.isfinite(estimate.value) and name == sweeps.COMPUTE:
-        return judge(
-            estimate
-        ), "The runs of the grid were evaluated on other held-out samples or scored tokens, or not at all."
+    if not np.isfinite(estimate.value) and name == COMPUTE:
+        return judge(estimate), (
+            "The runs of the grid were evaluated on different held-out samples or scored tokens, or not at all."
+        )
     if not np.isfinite(estimate.value):
-        needs = "sizes that are close enough for a curve to be read off without extrapolation"
+        needs = "Train sizes that are close enough to read off a curve without extrapolation."
         return Verdict(OPEN, needs=needs), "No loss can be read off at the other's parameters without extrapolation."
-    side = "higher" if estimate.value > 0 else "lower"
-    at = "at equal compute" + (" and parameters" if name == sweeps.PARAMETERS else "")
-    mean = f"in the mean over {pairs} pairs of the grid"
-    mean += " where no curve is extrapolated" if name == sweeps.PARAMETERS else ""
+    at = "at equal compute" + (" and parameters" if name == PARAMETERS else "")
+    mean = f"averaged over {pairs} pairs of the grid"
+    mean += " where no curve is extrapolated" if name == PARAMETERS else ""
     verdict = judge(estimate)
-    return verdict, found_words(
+    return verdict, sentence(
         verdict,
-        f"{at}, the foveated model's loss is {unit_words(estimate, PERCENT)} {side} than that of pooled tokens, {mean}",
-        f"the data do not say which is better {at}, {mean}",
+        f"{at}, the foveated model's loss is {size(estimate, PERCENT)} {side(estimate)} than that of pooled tokens, "
+        f"{mean}",
+        f"no significant difference between the foveated model and pooled tokens {at}, {mean}",
         estimate,
         PERCENT,
     )
@@ -153,26 +151,27 @@ def _gap_verdict(estimate: Estimate, name: str, pairs: int) -> tuple[Verdict, st
 def _exponent_row(study: ComparedRuns, fit: dict, isoflop: pd.DataFrame) -> dict:
     """At most likely: its interval is over the minima of the budgets, not over seeds."""
     architecture = fit["architecture"]
-    row = _row(sweeps.EXPONENT, f"scaling grid, {architecture}", EXPONENT)
-    words = {"foveated": "foveated model", "multi_token": "model with sixteen pooled tokens"}
+    row = _row(GROWTH, f"scaling grid, {architecture}", EXPONENT)
+    words = {"foveated": "foveated model", "multi_token": "model with pooled tokens"}
     model = words.get(architecture, architecture)
-    row |= {"sweep": f"{sweeps.EXPONENT}, {architecture}", "question": f"{row['question'][:-1]}, {model}?"}
+    row |= {"sweep": f"{GROWTH}, {architecture}", "question": f"{row['question'][:-1]}, {model}?"}
     seeds = int(study.of_family("grid").groupby("base")["run"].size().min())
     if not fit["identified"]:
-        verdict = Verdict(OPEN, needs="sizes around the best one at three budgets or more")
+        verdict = Verdict(OPEN, needs="Train sizes around the best one at three budgets or more.")
         answer = f"The best size does not follow from the grid: {fit['reason']}."
-        return row | _columns(Estimate(n_seeds=seeds), verdict) | {"answer": answer, "measure": "final validation loss"}
+        return row | outcome(Estimate(n_seeds=seeds), verdict) | {
+            "answer": answer, "measure": "final validation loss",
+        }  # fmt: skip
     estimate = Estimate(fit["value"], fit["low"], fit["high"], OVER_BUDGETS, seeds)
     clear = estimate.low > 0 or estimate.high < 0
-    verdict = Verdict(LIKELY if clear else OPEN, needs="seeds of the grid, whose noise that interval does not separate")
-    answer = f"Parameters grow as C to the power {number(estimate)} ({interval_words(estimate)})."
-    if not clear:
-        answer = f"The data do not say whether the best size grows with compute: C to the power {number(estimate)}"
-        answer += f" ({interval_words(estimate)})."
+    needs = "Train more seeds of the grid: the interval does not separate the noise of the seed."
+    verdict = Verdict(LIKELY if clear else OPEN, needs=needs)
+    start = "The best number of parameters grows as" if clear else "Not known whether the best size grows with compute:"
+    answer = f"{start} C to the power {number(estimate)} ({interval_words(estimate)})."
     if fit["data_starved"]:
-        answer += f" At most {fit['tokens_per_parameter']:.2g} tokens per parameter were seen: do not extrapolate."
+        answer += f" The runs saw at most {fit['tokens_per_parameter']:.2g} tokens per parameter: do not extrapolate."
     setting, about = _best_size(study, architecture, isoflop)
-    return row | _columns(estimate, verdict) | {
+    return row | outcome(estimate, verdict) | {
         "answer": answer + about, "setting": setting if clear else "", "measure": "final validation loss",
     }  # fmt: skip
 
@@ -188,20 +187,5 @@ def _best_size(study: ComparedRuns, architecture: str, isoflop: pd.DataFrame) ->
     nearest = own.loc[(np.log(own["params_total"].astype(float)) - np.log(last["n_opt"])).abs().idxmin()]
     about = f" At {last['budget']} the best of the sizes tried is {nearest['size']}"
     name = nearest.get("language", "")
-    return f"model.language: {name}" if isinstance(
-        name, str
-    ) and name else "", f"{about} (minimum at {last['n_opt']:.3g} parameters)."
-
-
-def _columns(estimate: Estimate, verdict: Verdict) -> dict:
-    return {
-        "estimate": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "interval": estimate.interval if np.isfinite(estimate.value) else NO_INTERVAL,
-        "confidence": LEVEL,
-        "n_seeds": estimate.n_seeds,
-        "verdict": verdict.word,
-        "more_seeds": verdict.more_seeds,
-        "needs": verdict.needs,
-    }
+    setting = f"model.language: {name}" if isinstance(name, str) and name else ""
+    return setting, f"{about} (minimum at {last['n_opt']:.3g} parameters)."

@@ -1,4 +1,4 @@
-"""Lines of the configuration that a run stands for, read back from the table of runs."""
+"""The settings of a run as lines of the configuration, from the table of runs."""
 
 import json
 import re
@@ -17,13 +17,13 @@ def changed(one: pd.Series, other: pd.Series) -> list[str]:
     for column in one.index:
         part, _, name = str(column).removeprefix("config.").partition(".")
         if str(column).startswith("config.") and part in LEARNING and not _same(one[column], other[column]):
-            whole = [key for key in REPLACED if f"{part}.{name}".startswith(f"{key}.")]
-            found += whole or [f"{part}.{name}"]
+            replaced = [key for key in REPLACED if f"{part}.{name}".startswith(f"{key}.")]
+            found += replaced or [f"{part}.{name}"]
     return list(dict.fromkeys(found))
 
 
 def lines(run: pd.Series, keys: list[str]) -> str:
-    """`key: value` of a run, as an override in a study's file says it; empty where the table does not know."""
+    """Return `key: value` of a run, as an override in a study file; empty if the table does not have it."""
     known = ARCHITECTURES.get(run.get("architecture"))
     pooled = known is None or known.pooled
     shown = [key for key in keys if pooled or key != "model.tokens_per_frame"]
@@ -31,7 +31,7 @@ def lines(run: pd.Series, keys: list[str]) -> str:
 
 
 def value(run: pd.Series, key: str) -> str:
-    """Of one field; empty where the table does not know."""
+    """Return the value of one field as YAML; empty if the table does not have it."""
     column = f"config.{key}"
     if column in run.index:
         return "" if pd.isna(run[column]) else _written(run[column])

@@ -1,139 +1,67 @@
-"""The sweeps of a study: which runs answer which question, and what each run is in words."""
+"""The rows of the decision page: the sweeps of config/comparisons.yaml, and one for each ablation that none names."""
 
 from dataclasses import dataclass
 
-BASELINE = "baseline"
-COMPUTE, PARAMETERS, EXPONENT = "equal compute", "equal parameters", "exponent"  # questions to the scaling grid
+import pandas as pd
+
+from fvlm.analysis.compare.runs import DATA_FIELDS, ComparedRuns, question_of
+from fvlm.analysis.decisions.settings import changed, lines, value
+from fvlm.config.comparisons import Comparisons, Sweep
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """Runs that differ from `reference` in one thing.
-
-    words       of each alternative, for a sentence; {setting}: the value of the first of `keys`
-    keys        fields of the configuration that the answer sets
-    varies      what differs in their data on purpose: words of study.DATA_FIELDS
-    kind        of the held-out samples on which they are compared
-    """
+class Compared:
+    """A sweep as a row of decisions; `varies`: what differs in its runs' data on purpose, words of DATA_FIELDS."""
 
     name: str
-    question: str
-    words: dict[str, str]
-    keys: tuple[str, ...] = ()
-    reference: str = BASELINE
-    reference_words: str = "the baseline"
-    varies: tuple[str, ...] = ()
-    kind: str = "all"
+    sweep: Sweep
+    varies: tuple[str, ...]
 
     @property
     def bases(self) -> tuple[str, ...]:
-        return (self.reference, *self.words)
+        return (self.sweep.reference, *self.sweep.runs)
+
+    def words(self, run: pd.Series) -> str:
+        """An alternative in a sentence, with the run's name in brackets."""
+        base, text = run["base"], self._filled(self.sweep.runs[run["base"]], run)
+        return text if base in text else f"{text} ({base})"
+
+    def against(self, run: pd.Series, default: str) -> str:
+        """The reference in a sentence; with its name if it is not the default."""
+        base, text = run["base"], self._filled(self.sweep.against, run)
+        return text if base in text or base == default else f"{text} ({base})"
+
+    def _filled(self, words: str, run: pd.Series) -> str:
+        """`words` with the value of the setting; the run's name if the table of runs does not have that value."""
+        setting = value(run, self.sweep.settings[0]) if self.sweep.settings else ""
+        known = words and (setting or "{setting}" not in words)
+        return words.replace("{setting}", setting) if known else run["base"]
 
 
-ARCHITECTURE = ("model.architecture", "model.tokens_per_frame")
-SWEEPS = (
-    Sweep(
-        "freezing",
-        "Which parts must be trained?",
-        {"F1": "training the connector alone (F1)", "F2": "freezing the language model (F2)"},
-        ("optim.freeze",),
-        reference_words="training all parts (F3, the baseline)",
-    ),
-    Sweep(
-        "learning rate",
-        "How much faster should the connector learn than the rest?",
-        {name: f"a connector rate of {{setting}} ({name})" for name in ("LR2", "LR3", "LR4")},
-        ("optim.lr.connector",),
-        reference_words="{setting} (LR1, the baseline)",
-    ),
-    Sweep(
-        "query depth",
-        "Must the query pass every layer of the encoder?",
-        {"A1": "a shallow query (A1)"},
-        ("model.deep_query",),
-        reference_words="a deep one (the baseline)",
-    ),
-    Sweep(
-        "fine pass",
-        "Does looking twice pay?",
-        {"A6": "the static query alone (A6)"},
-        ("model.fine_pass",),
-        reference_words="looking twice (the baseline)",
-    ),
-    Sweep(
-        "third look",
-        "Does a third look pay?",
-        {"A9": "a third look (A9)"},
-        ("model.fine_passes",),
-        reference_words="two looks (the baseline)",
-    ),
-    Sweep(
-        "static frames",
-        "As how many equal frames should an image be shown?",
-        {"A8b": "showing an image as {setting} frames (A8b)"},
-        ("data.static_frames",),
-        "A8a",
-        "as {setting} (A8a)",
-        ("static frames",),
-    ),
-    Sweep(
-        "sixteen pooled tokens",
-        "Is one foveated token as good as sixteen pooled ones?",
-        {"B1": "sixteen pooled tokens per frame (B1)"},
-        ARCHITECTURE,
-        reference_words="one foveated token (the baseline)",
-    ),
-    Sweep(
-        "one pooled token",
-        "Does choosing where to look beat averaging, at one token per frame?",
-        {"B3": "one pooled token per frame (B3)"},
-        ARCHITECTURE,
-        reference_words="one foveated token (the baseline)",
-    ),
-    Sweep(
-        "four pooled tokens",
-        "Is one foveated token as good as four pooled ones?",
-        {"B4": "four pooled tokens per frame (B4)"},
-        ARCHITECTURE,
-        reference_words="one foveated token (the baseline)",
-    ),
-    Sweep(
-        "pixel shuffle",
-        "Is one foveated token as good as pixel shuffle, on images?",
-        {"B2": "pixel shuffle (B2)"},
-        ARCHITECTURE,
-        reference_words="one foveated token (the baseline)",
-        kind="image",
-    ),
-    Sweep(
-        "blind",
-        "Does the model use what it sees?",
-        {"B0": "training blind (B0)"},
-        ("model.architecture",),
-        reference_words="seeing (the baseline)",
-    ),
-    Sweep(
-        "mixture",
-        "Which mixture of video, image and text?",
-        {"D1": "a mixture of {setting} (D1)"},
-        ("data.share",),
-        reference_words="{setting} (the baseline)",
-        varies=("mixture",),
-    ),
-    Sweep(
-        "both orders",
-        "What does training with the question first in some samples cost, with the video first?",
-        {"Q1": "training in both orders (Q1)"},
-        ("data.question_first",),
-        reference_words="the video first alone (the baseline)",
-    ),
-)
-SIGHT = ("sight", "Does the model use what its own frames show?")
-FACTORIAL = ("query depth x fine pass", "Does the fine pass gain from a deep query?")
-QUESTION = ("question first", "Does the fine pass gain more than the coarse one from knowing the question?", "Q1")
-SCALING = {
-    COMPUTE: "Is the foveated model better than sixteen pooled tokens at equal training compute?",
-    PARAMETERS: "Is it better at equal compute and equal parameters?",
-    EXPONENT: "How does the best model size grow with compute?",
-}
-NAMED = {base for sweep in SWEEPS for base in sweep.bases} | {"A7"}  # all others are a study's own ablations
+def compared_sweeps(study: ComparedRuns, comparisons: Comparisons) -> list[Compared]:
+    named = {base for sweep in comparisons.sweeps.values() for base in (sweep.reference, *sweep.runs)}
+    named |= {comparisons.reference, *(comparisons.factorial.runs.values() if comparisons.factorial else ())}
+    own = [base for base in study.of_family("ablation")["base"].drop_duplicates() if base not in named]
+    sweeps = [Compared(name, sweep, _varied(sweep.settings)) for name, sweep in comparisons.sweeps.items()]
+    return sweeps + [_own(study, base, comparisons) for base in own]
+
+
+def _varied(settings: tuple[str, ...]) -> tuple[str, ...]:
+    """Words of DATA_FIELDS, if the settings are fields of the data."""
+    return tuple(word for field, word in DATA_FIELDS.items() if field.removeprefix("config.") in settings)
+
+
+def _own(study: ComparedRuns, base: str, comparisons: Comparisons) -> Compared:
+    """The sweep of one ablation that no entry names, in words of what it changes."""
+    _, sweep = comparisons.sweep_of(base) or ("", None)
+    reference, samples = (sweep.reference, sweep.samples) if sweep else (comparisons.reference, "all")
+    run, other = study.first(base), study.first(reference)
+    settings = tuple(changed(run, other)) if len(other) else ()
+    data_alone = bool(settings) and all(key.startswith("data.") for key in settings)
+    varies = tuple(study.data_differs(run["run"], other["run"]).split(", ")) if data_alone else ()
+    question = question_of(run, comparisons)
+    question = question[:1].upper() + question[1:] or f"What does {base} change?"
+    changes = lines(run, list(settings))
+    words = f"{base} ({changes})" if changes else base
+    sweep = Sweep(question=question, runs={base: words}, reference=reference, settings=settings, samples=samples)
+    return Compared(base, sweep, varies)

@@ -17,16 +17,17 @@ def decimals(estimate: Estimate) -> int:
 
 
 def number(estimate: Estimate) -> str:
-    """With its sign, or "not known"."""
+    """The value with its sign, or "not known"."""
     return f"{estimate.value:+.{decimals(estimate)}f}" if np.isfinite(estimate.value) else "not known"
 
 
-def size(estimate: Estimate) -> str:
-    return f"{abs(estimate.value):.{decimals(estimate)}f}"
+def size(estimate: Estimate, unit: str = NATS) -> str:
+    """The value without its sign, with its unit."""
+    return f"{abs(estimate.value):.{decimals(estimate)}f}{SHORT[unit]}"
 
 
-def unit_words(estimate: Estimate, unit: str = NATS) -> str:
-    return size(estimate) + SHORT[unit]
+def side(estimate: Estimate, above: str = "higher", below: str = "lower") -> str:
+    return above if estimate.value > 0 else below
 
 
 def interval_words(estimate: Estimate) -> str:
@@ -39,32 +40,33 @@ def interval_words(estimate: Estimate) -> str:
     return f"{estimate.low:+.{places}f} to {estimate.high:+.{places}f}, {words}"
 
 
-def sentence(estimate: Estimate, verdict: Verdict, words: str, reference: str) -> str:
+def compared(estimate: Estimate, verdict: Verdict, words: str, reference: str) -> str:
     """How far the loss of `words` lies above or below that of `reference`, and how sure that is."""
     if not np.isfinite(estimate.value):
         start = f"{words[:1].upper()}{words[1:]} cannot be compared with {reference}:"
         return f"{start} other held-out samples or scored tokens, or none."
-    side = "higher" if estimate.value > 0 else "lower"
-    clear = f"{words} gives a loss {unit_words(estimate)} {side} than {reference}"
-    return found_words(verdict, clear, f"the data do not tell {words} from {reference}", estimate)
+    clear = f"{words} gives a loss {size(estimate)} {side(estimate)} than {reference}"
+    return sentence(verdict, clear, f"no significant difference between {words} and {reference}", estimate)
 
 
-def found_words(verdict: Verdict, clear: str, unclear: str, estimate: Estimate, unit: str = NATS) -> str:
-    """`clear` where the interval excludes 0, with a doubt where that does not decide; else `unclear`."""
+def sentence(verdict: Verdict, clear: str, unclear: str, estimate: Estimate, unit: str = NATS) -> str:
+    """`clear` if the interval excludes 0, with a doubt if that does not decide; else `unclear`."""
     if not np.isfinite(estimate.value):
-        said = f"{unclear}: it was not evaluated on the same samples."
+        text = "not known: the runs were not evaluated on the same samples."
     elif verdict.word == DECIDED:
-        said = f"{clear} ({interval_words(estimate)})."
+        text = f"{clear} ({interval_words(estimate)})."
     elif verdict.word == LIKELY:
-        doubt = "; but they saw other data, which may be the cause" if estimate.interval == OVER_SEEDS else ""
-        said = f"likely: {clear} ({interval_words(estimate)}){doubt}."
+        doubt = "; but the runs saw different data, which may be the cause" if estimate.interval == OVER_SEEDS else ""
+        text = f"likely: {clear} ({interval_words(estimate)}){doubt}."
+    elif np.isfinite(estimate.low):
+        text = f"{unclear}: {number(estimate)}{SHORT[unit]} ({interval_words(estimate)})."
     else:
-        said = f"{unclear}: {number(estimate)}{SHORT[unit]} ({interval_words(estimate)})."
-    return said[:1].upper() + said[1:]
+        text = f"no conclusion without an interval: {clear} ({interval_words(estimate)})."
+    return text[:1].upper() + text[1:]
 
 
 def data_words(differs: str, confounded: str) -> list[str]:
-    """What differs in the data that two runs saw, as a sentence; none if nothing does."""
+    """A sentence on what differs in the data that two runs saw; none if nothing does."""
     if not differs:
         return []
-    return [f"They saw other data: {differs}." if confounded else f"Their data differ on purpose: {differs}."]
+    return [f"The runs saw different data: {differs}." if confounded else f"Their data differ on purpose: {differs}."]

@@ -1,24 +1,32 @@
-"""Evaluation curves: where they begin and end, and the jumps that several of them share.
+"""Evaluation curves: their best and last losses, and the jumps that several share (`fvlm check-curves CURVES.csv`).
 
 A loss that falls or rises at the same number of samples in several runs, and stays there, comes from the data: their
 order, a change of the mixture, a new shard. Across such a jump no power law in D holds.
 """
 
+import argparse
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-SIDE = 4  # evaluations on each side of a possible jump; below twice as many a curve is not judged
+from fvlm.analysis.inputs import add_columns, plain, read_curves, write_result
+from fvlm.errors import UserError
+
+SIDE = 4  # evaluations on each side of a possible jump; a curve with fewer than twice as many is not judged
 STRONG = 3.5  # jump over its standard error, in one run ...
 CONFIRM = 3.0  # ... and in another
-SMALLEST = 0.005  # of log loss: a smaller jump is none
+SMALLEST = 0.005  # of log loss: a smaller step is no jump
 EARLY = 0.1  # a best loss within this share of the evaluations ...
 EARLY_EVALUATIONS = 3  # ... or within so many is early
+METHOD = (
+    f"line and step over {SIDE} evaluations on each side, log loss; a jump is a step of {STRONG:g} standard errors in "
+    f"one run and of {CONFIRM:g} in another, in the same direction at the same number of samples"
+)
 
 
 def ends(curves: pd.DataFrame) -> pd.DataFrame:
-    """One row per run and seed: its best and its last evaluation, and when the best was.
+    """Return one row per run and seed: its best and its last evaluation, and when the best was.
 
     curves  run, seed, step, val_loss, ascending in step; optional samples, lr_schedule, model_size
     """
@@ -52,10 +60,15 @@ class Step:
     def near(self, other: "Step", tolerance: float) -> bool:
         return self.low <= other.high + tolerance and other.low <= self.high + tolerance
 
+    def fields(self) -> dict:
+        percent = 100 * float(np.expm1(self.change))
+        place = {"from_samples": self.low, "to_samples": self.high}
+        return {"run": self.run, **place, "percent": percent, "score": self.score}
+
 
 @dataclass(frozen=True)
 class Jump:
-    """The steps of several runs at one place; the clearest is the first and says where it is."""
+    """The steps of several runs at one place; the clearest step is the first and gives the place."""
 
     steps: tuple[Step, ...]
 
@@ -67,14 +80,24 @@ class Jump:
     def high(self) -> float:
         return self.steps[0].high
 
+    def fields(self, curves: dict) -> dict:
+        with_it = [step.run for step in self.steps]
+        across = [run for run, (samples, _) in curves.items() if samples[0] <= self.low and samples[-1] >= self.high]
+        return {
+            "from_samples": self.low,
+            "to_samples": self.high,
+            "runs": [step.fields() for step in self.steps],
+            "not_seen_in": [run for run in across if run not in with_it],
+        }
+
 
 def steps_of(run: str, samples: np.ndarray, loss: np.ndarray) -> list[Step]:
-    """Every place of a curve that has SIDE evaluations on each side.
+    """Return a step for every place of a curve that has SIDE evaluations on each side.
 
-    samples, loss (n,), samples ascending. Over the 2 SIDE evaluations around a place log loss is taken as a line with
-    a step there, by least squares: a single stray evaluation makes no step, and neither does the curvature of a
-    smooth curve, which is even about the place. The noise is the larger of two: the residuals' there, and the whole
-    curve's, from its second differences, as median absolute deviation / sqrt 6, which jumps do not move.
+    samples, loss (n,), samples ascending. Over the 2 SIDE evaluations around a place, log loss is fitted by a line with
+    a step at the place, by least squares: a single stray evaluation makes no step, and neither does the curvature of a
+    smooth curve, which is even about the place. The noise is the larger of two: that of the residuals there, and that
+    of the entire curve, from its second differences, as median absolute deviation / sqrt 6, which jumps do not move.
     """
     log_loss, n = np.log(np.asarray(loss, float)), len(loss)
     if n < 2 * SIDE:
@@ -82,27 +105,27 @@ def steps_of(run: str, samples: np.ndarray, loss: np.ndarray) -> list[Step]:
     place = np.arange(2 * SIDE)
     design = np.column_stack([np.ones(2 * SIDE), place - place.mean(), place >= SIDE])
     windows = np.lib.stride_tricks.sliding_window_view(log_loss, 2 * SIDE)
-    found = windows @ np.linalg.pinv(design).T
-    near = np.sqrt(((windows - found @ design.T) ** 2).sum(axis=1) / (2 * SIDE - 3))
+    fitted = windows @ np.linalg.pinv(design).T
+    near = np.sqrt(((windows - fitted @ design.T) ** 2).sum(axis=1) / (2 * SIDE - 3))
     bends = np.diff(log_loss, 2)
-    whole = 1.4826 * np.median(np.abs(bends - np.median(bends))) / np.sqrt(6)
-    noise = np.maximum(np.maximum(near, whole), 1e-12)
-    score = found[:, 2] / (noise * np.sqrt(np.linalg.inv(design.T @ design)[2, 2]))
+    entire = 1.4826 * np.median(np.abs(bends - np.median(bends))) / np.sqrt(6)
+    noise = np.maximum(np.maximum(near, entire), 1e-12)
+    score = fitted[:, 2] / (noise * np.sqrt(np.linalg.inv(design.T @ design)[2, 2]))
     low, high = samples[SIDE - 1 : n - SIDE], samples[SIDE : n - SIDE + 1]
-    return [Step(run, *map(float, row)) for row in zip(low, high, found[:, 2], score, strict=True)]
+    return [Step(run, *map(float, row)) for row in zip(low, high, fitted[:, 2], score, strict=True)]
 
 
 def find_jumps(
     curves: dict[str, tuple[np.ndarray, np.ndarray]], tolerance: float | None = None
 ) -> tuple[list[Jump], list[Step]]:
-    """The jumps that at least two curves share, by samples; and the clear steps of one curve alone.
+    """Return the jumps that at least two curves share, by samples, and the clear steps of one curve alone.
 
     curves     run -> samples (n,), loss (n,)
     tolerance  how far apart, in samples, the steps of two runs may lie; None: half the distance between evaluations
                of the run that has the jump most clearly
 
-    Clear is a step of STRONG standard errors; in further runs CONFIRM are enough, at the same place and in the same
-    direction. On smooth curves with independent noise that is rarely so by chance, since the place is given.
+    A step of STRONG standard errors is clear; further runs need CONFIRM, at the same place and in the same direction.
+    On smooth curves with independent noise that is rarely so by chance, since the place is given.
     """
     every = [
         step
@@ -129,9 +152,109 @@ def find_jumps(
 
 
 def between(jumps: list[Jump], first: float, last: float) -> list[tuple[float, float]]:
-    """The intervals of samples, from `first` to `last`, that contain no jump."""
-    found, start = [], first
+    """Return the intervals of samples, from `first` to `last`, that contain no jump."""
+    intervals, start = [], first
     for jump in sorted(jumps, key=lambda jump: jump.low):
-        found.append((start, min(jump.low, last)))
+        intervals.append((start, min(jump.low, last)))
         start = max(start, jump.high)
-    return [(low, high) for low, high in [*found, (start, last)] if low < high]
+    return [(low, high) for low, high in [*intervals, (start, last)] if low < high]
+
+
+def check_curves(table: pd.DataFrame, tolerance: float | None = None) -> tuple[dict, dict]:
+    """Return the jumps and the other findings about curves, as fields, and the curves: run -> samples, loss.
+
+    table  run, seed, samples (above zero), val_loss; optional lr_schedule
+    """
+    several = table.groupby("run")["seed"].transform("nunique") > 1
+    seeds = table["seed"].map(lambda seed: "" if seed < 0 else f"-s{seed:g}")
+    names = table["run"].where(~several, table["run"] + seeds)  # with the seed where a run has several
+    parts = dict(list(table.groupby(names, sort=False)))
+    curves = {run: (own["samples"].to_numpy(), own["val_loss"].to_numpy()) for run, own in parts.items()}
+    jumps, alone = find_jumps(curves, tolerance)
+    intervals = [
+        {
+            "from_samples": low,
+            "to_samples": high,
+            "evaluations": {run: int(((low <= at) & (at <= high)).sum()) for run, (at, _) in curves.items()},
+        }
+        for low, high in between(jumps, table["samples"].min(), table["samples"].max())
+    ]
+    fields = {
+        "n": len(table),
+        "method": METHOD,
+        "jumps": [jump.fields(curves) for jump in jumps],
+        "in_one_run_only": [step.fields() for step in alone],
+        "intervals": intervals,
+        "not_judged": [run for run, (samples, _) in curves.items() if len(samples) < 2 * SIDE],
+        "decaying_rate": [
+            run
+            for run, own in parts.items()
+            if "lr_schedule" in own and not own["lr_schedule"].isin(("", "constant")).all()
+        ],
+        "never_falls": [run for run, (_, loss) in curves.items() if len(loss) > 1 and loss[1:].min() > loss[0]],
+    }
+    return fields, curves
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("curves", help="CSV: run, samples, val_loss; optional lr_schedule, seed")
+    parser.add_argument("--out", metavar="FILE", help="the JSON to write")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="SAMPLES",
+        help="how far apart the jumps of two runs may be; default: half the distance between evaluations",
+    )
+    add_columns(parser, "run=name,samples=images_seen,val_loss=loss")
+
+
+def main(args: argparse.Namespace) -> None:
+    table = read_curves(args.curves, args, "samples")
+    table = table[table["samples"] > 0]  # before the first step nothing is learnt
+    if args.tolerance is not None and not args.tolerance >= 0:
+        raise UserError(f"--tolerance {args.tolerance:g}: expected a number of samples, zero or more")
+    if table.empty:
+        raise UserError(f"{args.curves}: no evaluation after the first sample; expected curves")
+    content, curves = check_curves(table, args.tolerance)
+    if args.out:
+        write_result(args.curves, args.out, content)
+    print("\n".join(summary(plain(content), len(curves))))
+
+
+def summary(content: dict, runs: int) -> list[str]:
+    lines = [f"{content['n']} evaluations of {runs} run{'s' * (runs != 1)}"]
+    for jump in content["jumps"]:
+        steps = ", ".join(f"{step['run']} {step['percent']:+.1f} %" for step in jump["runs"])
+        lines.append(f"jump between {_place(jump, 'and')} samples in {len(jump['runs'])} runs: {steps}")
+        if jump["not_seen_in"]:
+            lines.append(f"  not clear in {len(jump['not_seen_in'])} that go past it: other data, or lost in the noise")
+    if not content["jumps"]:
+        lines.append("no jump that two runs share")
+    for step in content["in_one_run_only"]:
+        lines.append(f"in {step['run']} alone, between {_place(step, 'and')}: {step['percent']:+.1f} %")
+    if content["intervals"]:
+        intervals = "; ".join(_place(part, "to") for part in content["intervals"])
+        lines.append(f"a power law in D may be fitted within: {intervals} samples")
+    else:
+        lines.append("all evaluations are at one number of samples: no power law in D can be fitted")
+    if content["decaying_rate"]:
+        lines.append(
+            f"but not along {len(content['decaying_rate'])} of the runs, whose learning rate decays (only their last "
+            f"evaluation is comparable): {', '.join(content['decaying_rate'])}"
+        )
+    if content["never_falls"]:
+        lines.append(
+            "no power law in D can be fitted to runs whose loss is never again as low as at the first evaluation: "
+            f"{', '.join(content['never_falls'])}"
+        )
+    if content["not_judged"]:
+        lines.append(f"fewer than {2 * SIDE} evaluations, not judged: {', '.join(content['not_judged'])}")
+    return lines
+
+
+def _place(part: dict, word: str) -> str:
+    return f"{_count(part['from_samples'])} {word} {_count(part['to_samples'])}"
+
+
+def _count(samples: float) -> str:
+    return f"{samples / 1000:.4g} K" if samples >= 10_000 else f"{samples:.10g}"

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import pandas as pd
 
-from fvlm.analysis.fits.envelope import changes, envelope
+from fvlm.analysis.fits.envelope import crossings, frontier
 from fvlm.analysis.fits.grid import grid_points, lowest_by_budget
+from fvlm.analysis.fits.isoflop import exponents as of_minima
 from fvlm.analysis.fits.isoflop import minima
-from fvlm.analysis.fits.scaling import log_slope
 from fvlm.analysis.fits.sums import Estimate, estimates
 
 COLUMNS = (
@@ -29,7 +28,6 @@ LOSSES = {"final": "final.val_loss", "best": "best.val_loss"}
 N_OPT, OF_LOSS = "N_opt", "L(C)"
 ALL, WITHOUT_SMALLEST = "all budgets", "without the smallest"
 T_INTERVAL, OVER_RESIDUALS = "t of the slope", "bootstrap of the residuals"
-STEPS = 200  # budgets at which training curves are compared
 
 
 def exponents(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> pd.DataFrame:
@@ -62,9 +60,7 @@ def _of(points: pd.DataFrame, curves: pd.DataFrame | None) -> Iterator[tuple[str
         found, estimate = crossings(frontier(curves))
         yield N_OPT, METHODS[0], estimate, len(found), T_INTERVAL
     found = minima(points)
-    used = found[found["used"]]
-    few = f"{len(used)} of {len(found)} minima lie inside the sizes tried; an exponent needs three"
-    yield N_OPT, METHODS[1], _slope(used, "flops", "n_opt", few), len(used), T_INTERVAL
+    yield N_OPT, METHODS[1], of_minima(found)[0][0], int(found["used"].sum()), T_INTERVAL
     _, judged = estimates(points[["N", "D"]].to_numpy(), points["loss"].to_numpy(), ("N", "D"))
     joint = next(one for one in judged if one.name == "N_opt_exponent")
     yield N_OPT, METHODS[2], joint, len(points), OVER_RESIDUALS
@@ -73,12 +69,6 @@ def _of(points: pd.DataFrame, curves: pd.DataFrame | None) -> Iterator[tuple[str
         _, judged = estimates(best[["C"]].to_numpy(), best["loss"].to_numpy(), ("C",), floor)
         one = next(one for one in judged if one.name == "exponent_C")
         yield OF_LOSS, form, one, len(best), OVER_RESIDUALS
-
-
-def _slope(table: pd.DataFrame, x: str, y: str, few: str) -> Estimate:
-    if len(table) < 3:
-        return Estimate(N_OPT, np.nan, np.nan, np.nan, few)
-    return log_slope(N_OPT, np.log(table[x].to_numpy(float)), np.log(table[y].to_numpy(float)))[0]
 
 
 def _row(architecture, exponent, method, budgets, loss, estimate: Estimate, n: int, how: str) -> dict:
@@ -106,17 +96,3 @@ def grid_curves(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> pd.DataF
     names = {"params_total": "N", "samples": "D", "flops": "C", "val_loss": "L"}
     joined = curves.merge(grid, on="run").rename(columns=names).dropna(subset=list(names.values()))
     return joined[(joined[["D", "C", "L"]] > 0).all(axis=1)].sort_values(["run", "C"], ignore_index=True)
-
-
-def frontier(curves: pd.DataFrame) -> pd.DataFrame:
-    """The lowest loss of any of one architecture's curves, at log-spaced C."""
-    if curves.empty:
-        return pd.DataFrame({"sizes": [], "N_opt": [], "used": []})
-    return envelope(curves, np.geomspace(curves["C"].min(), curves["C"].max(), STEPS))
-
-
-def crossings(table: pd.DataFrame) -> tuple[pd.DataFrame, Estimate]:
-    """Where the best size changes along a frontier, and the exponent of N_opt in C over these changes."""
-    found = changes(table)
-    few = f"{len(found)} change{'s' * (len(found) != 1)} of the best size along the curves; an exponent needs three"
-    return found, _slope(found, "C", "N_opt", few)

@@ -1,13 +1,18 @@
 """The scaling grid as points."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
 from fvlm.analysis.columns import COLUMNS, SCHEDULE
 from fvlm.analysis.compare.runs import scores_tokens
 from fvlm.config.architectures import ARCHITECTURES
+from fvlm.errors import UserError
 
 PAIRED = ("grid", "pairs")  # families with both architectures: at equal FLOPs, and otherwise (imported ones)
+APART = 0.05  # gap between budgets
+WIDEST_BUDGET = 1.3  # largest C / smallest C
 
 
 def grid_points(runs: pd.DataFrame, family: str = "grid") -> pd.DataFrame:
@@ -37,21 +42,21 @@ def grid_points(runs: pd.DataFrame, family: str = "grid") -> pd.DataFrame:
 
 
 def points(runs: pd.DataFrame) -> pd.DataFrame:
-    """The table of that name: `grid_points` as `fvlm fit`, `powerlaw` and `isoflop` read them."""
+    """The table `points`: `grid_points` as `fvlm fit`, `powerlaw` and `isoflop` read them."""
     return grid_points(runs).rename(columns={"loss": "L"})[list(COLUMNS["points"])]
 
 
 def points_by_run(runs: pd.DataFrame) -> pd.DataFrame:
-    """The same for `fvlm gap`: one row per run of the grid, or of pairs, so that intervals can be over seeds."""
+    """The table `points_by_run`, for `fvlm gap`: one row per run of the grid or of pairs, with its seed."""
     grid = runs[runs["family"].isin(PAIRED) & runs["final.val_loss"].notna()]
     names = {"params_total": "N", "samples": "D", "flops": "C", "final.val_loss": "L"}
-    grid = grid.assign(seed=grid["seed"].fillna(0))  # results from elsewhere may not say it
+    grid = grid.assign(seed=grid["seed"].fillna(0))  # results from elsewhere may have no seed
     return grid.rename(columns=names)[list(COLUMNS["points_by_run"])]
 
 
 def curves(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> pd.DataFrame:
-    """All validations but those before the first step, as `fvlm envelope`, `factorial`, `rank`, `check-curves` and
-    `powerlaw` read them."""
+    """The table `curves`: all validations after the first step, as `fvlm envelope`, `factorial`, `rank`,
+    `check-curves` and `powerlaw` read them."""
     about = runs[scores_tokens(runs)].set_index("run")
     about = about.reindex(columns=["family", "architecture", "size", SCHEDULE, "params_total"])
     names = {"params_total": "N", "samples": "D", "flops": "C", "val_loss": "L", SCHEDULE: "lr_schedule"}
@@ -65,11 +70,21 @@ def lowest_by_budget(points: pd.DataFrame) -> pd.DataFrame:
     return points.loc[points.groupby("budget")["loss"].idxmin()].sort_values("C")
 
 
-def budgets_of(flops: np.ndarray, apart: float = 0.05) -> np.ndarray:
-    """Which budget (n,), counted from the smallest, each C (n,) belongs to: what was spent differs a little from what
-    was allowed, and a gap of 5 % begins the next budget."""
+def separate_budgets(path: Path | str, flops: np.ndarray) -> np.ndarray:
+    """Return the budget (n,), counted from the smallest, of each C (n,). A run spends a little more or less than its
+    budget; a gap of 5 % begins the next one.
+
+    raises  UserError where no gaps separate the budgets
+    """
     order = np.argsort(flops)
-    steps = np.diff(np.log(flops[order]), prepend=np.log(flops[order[0]])) > np.log1p(apart)
+    steps = np.diff(np.log(flops[order]), prepend=np.log(flops[order[0]])) > np.log1p(APART)
     labels = np.empty(len(flops), int)
     labels[order] = np.cumsum(steps)
+    for budget in np.unique(labels):
+        own = flops[labels == budget]
+        if own.max() > WIDEST_BUDGET * own.min():
+            raise UserError(
+                f"{path}: no gap of 5 % between the budgets from {own.min():.3g} to {own.max():.3g}; "
+                "expected runs at a few budgets: write each run's budget into its column"
+            )
     return labels

@@ -13,7 +13,6 @@ from fvlm.errors import UserError
 FEWEST = 2  # rows
 LOSS = (1e-6, 1e6)  # nats; beyond, an optimizer with tolerances in nats ends short of the optimum
 SIZE = (1e-40, 1e40)  # of any other positive number, in whatever unit
-RUNS = ("run", "run_id")  # columns that name the run of a point
 Rows = list[tuple[int, list[str]]]  # the number of a row in its file, and its cells
 
 
@@ -170,7 +169,6 @@ def one_schedule(points: pd.DataFrame) -> str:
 
 
 def longest_run(points: pd.DataFrame) -> int:
-    """Points of the run with most of them: above 1 they lie on curves, and their errors are correlated. 1 where no
-    column names runs."""
-    names = [name for name in RUNS if name in points]
-    return int(points[names[0]].value_counts().max()) if names else 1
+    """Return the number of points of the run that has most of them: above 1 they lie on curves, and their errors are
+    correlated. 1 without a column `run`."""
+    return int(points["run"].value_counts().max()) if "run" in points else 1

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
 from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.fits.grid import grid_points, lowest_by_budget
-from fvlm.analysis.fits.isoflop import minima
+from fvlm.analysis.fits.isoflop import exponents, minima
 from fvlm.analysis.fits.sums import Estimate, estimates
 
 STARVED = 20.0  # training tokens per parameter that Hoffmann et al. (2022) find optimal for text
@@ -20,11 +19,10 @@ FORMS = {
 
 
 def scaling_fits(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row per fit and parameter. A parameter that the data cannot support has no numbers but a reason.
+    """One row per fit and parameter. A parameter that the data do not identify has a reason instead of numbers.
 
-    L(C) uses the lowest final loss at each budget; L(N, D) all of an architecture's grid runs. Runs
-    trained at a constant rate would also allow fits along a curve; runs with a decaying rate do not, so
-    only final losses are used.
+    L(C) uses the lowest final loss at each budget; L(N, D) all of an architecture's grid runs. Only final losses are
+    used, since along a run with a decaying learning rate the loss follows no power law.
     """
     points = grid_points(runs)
     rows = [row for name, own in points.groupby("architecture", sort=False) for row in _fits_of(name, own)]
@@ -38,7 +36,8 @@ def _fits_of(architecture: str, points: pd.DataFrame) -> list[dict]:
     for size, own in points.groupby("size", sort=False):
         rows += _rows(f"samples at {size}", "D", architecture, own, ("D",), True)
     rows += _rows("parameters and samples", "ND", architecture, points, ("N", "D"), True)
-    return rows + _isoflop_rows(architecture, points)
+    optima = exponents(minima(points))
+    return rows + [_row("iso-FLOP minima", FORMS["iso"], architecture, points, one, rmse) for one, rmse in optima]
 
 
 def _rows(
@@ -67,42 +66,3 @@ def _row(fit: str, form: str, architecture: str, points: pd.DataFrame, estimate:
         "tokens_per_parameter": tokens_per_parameter,
         "data_starved": bool(tokens_per_parameter < STARVED),
     }
-
-
-def _isoflop_rows(architecture: str, points: pd.DataFrame) -> list[dict]:
-    """Exponents of N_opt and D_opt in C from the iso-FLOP minima, by least squares in log-log."""
-    found = minima(points)
-    used = found[found["used"]]
-    rows = []
-    for name, column in (("N_opt_exponent", "n_opt"), ("D_opt_exponent", "d_opt")):
-        if len(used) < 3:
-            reason = f"{len(used)} of {len(found)} minima lie inside the sizes tried; an exponent needs three"
-            estimate, rmse = Estimate(name, np.nan, np.nan, np.nan, reason), np.nan
-        else:
-            x, y = np.log(used["flops"].to_numpy(float)), np.log(used[column].to_numpy(float))
-            estimate, rmse = log_slope(name, x, y)
-        rows.append(_row("iso-FLOP minima", FORMS["iso"], architecture, points, estimate, rmse))
-    return rows
-
-
-def log_slope(name: str, x: np.ndarray, y: np.ndarray) -> tuple[Estimate, float]:
-    """Slope of log y on log x by least squares with its t interval, and the root mean square residual; three
-    points or more, and not identified where the interval is wider than 1."""
-    slope, intercept = np.polyfit(x, y, 1)
-    residuals = y - intercept - slope * x
-    error = np.sqrt((residuals**2).sum() / (len(x) - 2) / ((x - x.mean()) ** 2).sum())
-    low, high = slope + np.array([-1, 1]) * stdtrit(len(x) - 2, 0.975) * error
-    if high - low > 1:
-        values, reason = (np.nan,) * 3, f"the interval, {low:.2g} to {high:.2g}, is too wide"
-    else:
-        values, reason = (float(slope), float(low), float(high)), ""
-    return Estimate(name, *values, reason), float(np.sqrt(np.mean(residuals**2)))
-
-
-def log_band(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The least-squares line of y on x (three points or more) at `at`, and the half width of its 95 % t band: where
-    the line lies, not where a further point would."""
-    slope, intercept = np.polyfit(x, y, 1)
-    spread = np.sqrt(((y - intercept - slope * x) ** 2).sum() / (len(x) - 2))
-    away = np.sqrt(1 / len(x) + (at - x.mean()) ** 2 / ((x - x.mean()) ** 2).sum())
-    return intercept + slope * at, stdtrit(len(x) - 2, 0.975) * spread * away

@@ -1,13 +1,12 @@
-"""Robust fits of L(x) = E + sum_k A_k x_k^-a_k, and what the data can and cannot say about each parameter.
+"""Robust fits of L(x) = E + sum_k A_k x_k^-a_k, and which of the parameters the data identify.
 
 One variable: a power law with a floor, as L(C) or L(D). Two: Chinchilla's L(N, D) (Hoffmann et al. 2022,
-approach 3). The loss is Huber's (delta 1e-3) of log predicted - log observed. Starts come from variable
-projection: on a grid of exponents the rest is linear. All starts, and all bootstrap resamples, descend
-together with analytic derivatives (fvlm.analysis.fits.descent); a library optimizer at its default tolerance
-stops well short of the optimum on such data.
+approach 3). The loss is Huber's (delta 1e-3) of log predicted - log observed. All starts, and all bootstrap
+resamples, descend together with analytic derivatives (fvlm.analysis.fits.descent): a library optimizer at its default
+tolerance stops well short of the optimum on such data, and takes tens of times as long.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import ndtri, stdtrit
@@ -17,10 +16,10 @@ from fvlm.analysis.fits.descent import EXPONENTS, Objective, descend, starts
 DELTA = 1e-3  # of log loss: about 0.1 %
 SQUARES = 1e6  # a delta that makes Huber's loss least squares
 COLLINEAR = 0.9995  # correlation of log N and log D above which they are one variable
-AT_ONCE = 4_000_000  # residuals that are drawn before they are fitted: 100 MB or so
+AT_ONCE = 24_000  # points of the resamples that are fitted together: their arrays stay in the processor's cache
 WIDEST = 1.0  # an interval wider than this many times the value says nothing useful about an exponent
-RISE = 0.01  # of the cost, times n - p: that much more is as good
-FLAT = 0.1  # part of an exponent's interval within which another exponent may be as good
+RISE = 0.01  # of the cost, times n - p: fits whose cost is higher by no more are equally good
+FLAT = 0.1  # part of an exponent's interval that equally good exponents may cover
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class PowerLaws:
 def fit_power_laws(
     x: np.ndarray, loss: np.ndarray, floor: bool = True, delta: float = DELTA, log: bool = True
 ) -> PowerLaws:
-    """x (n, k) positive, loss (n,) positive -> the best fit of all starts.
+    """Return the best fit of all starts: x (n, k) positive, loss (n,) positive.
 
     delta   of Huber's loss; a large one is least squares
     log     compare log loss (Hoffmann et al. 2022, eq. 3); otherwise the loss itself, in nats
@@ -96,7 +95,7 @@ def fit_power_laws(
 
 
 def block_length(residuals: np.ndarray) -> int:
-    """Rows that a block needs for residuals in the order of one curve: Andrews' (1991) rule for the lag-1
+    """Return the rows of a block for residuals in the order of one curve: Andrews' (1991) rule for the lag-1
     correlation; 1 where that is not positive, at most a quarter of the rows."""
     n, own = len(residuals), residuals - residuals.mean()
     power = (own**2).sum()
@@ -113,18 +112,20 @@ def bootstrap(fit: PowerLaws, x: np.ndarray, draws: int = 400, block: int = 1, s
     most = max(1, AT_ONCE // len(fit.residuals))
     for first in range(0, draws, most):
         target = resampled(fit, x, min(most, draws - first), block, rng)
-        parts.append(descend(fit.objective(x), fit.theta[None], target, tolerance=1e-9)[0])
+        theta = np.repeat(fit.theta[None], len(target), axis=0)
+        parts.append(descend(fit.objective(x), theta, target, tolerance=1e-9)[0])
     return np.concatenate(parts)
 
 
 def resampled(
     fit: PowerLaws, x: np.ndarray, draws: int, block: int = 1, seed: int | np.random.Generator = 0
 ) -> np.ndarray:
-    """What each draw is fitted to, (draws, n): log loss (if the fit is of it) or the loss in nats.
+    """Return the losses that each draw is fitted to, (draws, n): log loss (if the fit is of it) or the loss in nats.
 
     block   rows that stay together: 1 for independent runs; more for the autocorrelated points of one curve
-    Residuals are scaled by sqrt(n / (n - p)) and by t / z at 95 %, so that few points, or few blocks, give honestly
-    wide intervals: t has n - p degrees of freedom, but no more than there are blocks less one.
+
+    Residuals are scaled by sqrt(n / (n - p)) and by t / z at 95 %, so that few points, or few blocks, give wide
+    intervals: t has n - p degrees of freedom, but no more than the number of blocks less one.
     """
     n, p = len(fit.residuals), len(fit.theta)
     degrees = min(n - p, max(1.0, n / block - 1))
@@ -137,14 +138,13 @@ def resampled(
 
 @dataclass(frozen=True)
 class Estimate:
-    """One parameter: value with its 95 % interval (NaN if nothing was drawn), or the reason why there is none
-    (`reason` empty: identified)."""
+    """One parameter: its value with a 95 % interval (NaN without draws), or the reason why it is not identified."""
 
     name: str
     value: float
     low: float
     high: float
-    reason: str = ""
+    reason: str = ""  # empty: identified
 
 
 def estimates(
@@ -159,22 +159,23 @@ def estimates(
     log: bool = True,
     product: float | None = None,
 ) -> tuple[PowerLaws | None, list[Estimate]]:
-    """Fit, and judge each parameter: E, then per variable its coefficient and its exponent, then derived
-    exponents.
+    """Return the fit (None with too few points), and an estimate of each parameter: E, then per variable its
+    coefficient and its exponent, then derived exponents.
 
-    names   of the variables, such as ("N", "D"); they must vary enough (three values each) to be identified
-    block   rows of the bootstrap that stay together; None: as many as block_length says of the residuals
+    names   of the variables, such as ("N", "D"); each needs three values to be identified
+    block   rows of the bootstrap that stay together; None: block_length of the residuals
     draws   of the bootstrap; 0: no intervals, and none that is too wide
     delta, log   of the fit: fit_power_laws
     product   of N and D, at which N_opt and D_opt are wanted too
-    returns the fit (None if there are too few points for one), and the estimates in order
     """
     x = np.asarray(x, float).reshape(len(loss), -1)
     n, p = len(loss), 2 * len(names) + int(floor)
     if n <= p:
         reason = f"{n} points cannot carry {p} parameters and an error"
-        known = parameter_names(names, floor) + (["N_opt", "D_opt"] if product else [])
-        return None, [Estimate(name, np.nan, np.nan, np.nan, reason) for name in known]
+        terms = [word for name in names for word in (f"A_{name}", f"exponent_{name}")]
+        derived = ["N_opt_exponent", "D_opt_exponent"] if names == ("N", "D") else []
+        known = [*(["E"] if floor else []), *terms, *derived, *(["N_opt", "D_opt"] if product else [])]
+        return None, [_estimate(name, np.nan, np.empty(0), reason) for name in known]
     fit = fit_power_laws(x, loss, floor, delta, log)
     block = block_length(fit.residuals) if block is None else min(block, n)
     drawn = bootstrap(fit, x, draws, block, seed) if draws else np.empty((0, p))
@@ -182,13 +183,8 @@ def estimates(
     return fit, _judged(fit, drawn, names, reasons) + (_optima(fit, drawn, reasons, product) if product else [])
 
 
-def parameter_names(names: tuple[str, ...], floor: bool) -> list[str]:
-    flat = (["E"] if floor else []) + [word for name in names for word in (f"A_{name}", f"exponent_{name}")]
-    return flat + (["N_opt_exponent", "D_opt_exponent"] if names == ("N", "D") else [])
-
-
 def _exponent_reason(fit: PowerLaws, x: np.ndarray, draws: np.ndarray, k: int, name: str) -> str:
-    """Why the exponent of variable k cannot be had; empty if it can."""
+    """Return why the exponent of variable k is not identified; empty if it is."""
     values = _distinct(x[:, k])
     if values < 3:
         return f"{values} value{'s' * (values != 1)} of {name}; an exponent needs three"
@@ -215,36 +211,35 @@ def _exponent_reason(fit: PowerLaws, x: np.ndarray, draws: np.ndarray, k: int, n
 
 
 def _equally_good(fit: PowerLaws, x: np.ndarray, k: int, width: float) -> tuple[float, float]:
-    """From where to where the exponent of variable k may lie while the cost, all else fitted again, hardly rises.
+    """Return the range of exponents of variable k for which the cost, all else fitted again, hardly rises.
 
-    A sum of absolute errors, which Huber's loss nearly is where errors are much larger than delta, can be flat at its
-    lowest: of four points evenly spaced in log x, two above a line and two below, any line between the two pairs is as
-    good. Hardly is RISE / (n - p): if the cost were a parabola, a tenth of a standard error to either side, 2 to 6 % of
-    the interval (`width`), which is what smooth fits were seen to have.
+    A sum of absolute errors can be flat at its lowest, and Huber's loss nearly is one where errors are much larger than
+    delta. Of four points evenly spaced in log x, two above a line and two below, any line between the two pairs fits
+    equally well. "Hardly" is RISE / (n - p): if the cost were a parabola, a tenth of a standard error to either side,
+    2 to 6 % of the interval (`width`), as measured on smooth fits.
     """
     n, p = len(fit.residuals), len(fit.theta)
-    place = p - fit.variables + k
-    objective = replace(fit.objective(x), held=tuple(i == place for i in range(p)))
+    place, objective = p - fit.variables + k, fit.objective(x)
     values = np.clip(fit.theta[place] + width * np.linspace(-0.25, 0.25, 21), *EXPONENTS)
     theta = np.repeat(fit.theta[None], len(values), axis=0)
     theta[:, place] = values
     target = objective.predict(fit.theta[None]) - fit.residuals
-    cost = descend(objective, theta, target, tolerance=1e-9)[1]
+    cost = descend(objective, theta, target, tolerance=1e-9, held=place)[1]
     good = values[cost <= fit.cost * (1 + RISE / (n - p))]
     return (good.min(), good.max()) if len(good) else (fit.theta[place],) * 2
 
 
 def _distinct(values: np.ndarray, apart: float = 0.01) -> int:
-    """How many values there are that differ from each other by 1 % or more."""
-    found, last = 0, -np.inf
+    """Return the number of values that differ from each other by 1 % or more."""
+    count, last = 0, -np.inf
     for value in np.log(np.unique(values)):
         if value - last >= apart:
-            found, last = found + 1, value
-    return found
+            count, last = count + 1, value
+    return count
 
 
 def _noise(fit: PowerLaws, x: np.ndarray) -> float:
-    """How large a term may come out, in nats from end to end, where there is none.
+    """Return how large a term may come out by noise alone, in nats from end to end.
 
     A slope's standard error lets a line over n points rise by about 3.5 s / sqrt(n), and it may be more than two of
     them; s is the residuals' spread, from the mean absolute one, which outliers move little.
@@ -257,12 +252,12 @@ def _noise(fit: PowerLaws, x: np.ndarray) -> float:
 def _judged(fit: PowerLaws, draws: np.ndarray, names: tuple[str, ...], reasons: list[str]) -> list[Estimate]:
     k = fit.variables
     exponents = draws[:, -k:]
-    any_reason = next((reason for reason in reasons if reason), "")
+    any_reason = next(filter(None, reasons), "")
     result = []
     if fit.floor:
         low = np.quantile(draws[:, 0], 0.025) if len(draws) else fit.limit
-        reached = "the interval of the floor reaches zero" if low <= 1e-6 else ""
-        result.append(_estimate("E", fit.limit, draws[:, 0], any_reason or reached))
+        at_zero = "the interval of the floor reaches zero" if low <= 1e-6 else ""
+        result.append(_estimate("E", fit.limit, draws[:, 0], any_reason or at_zero))
     coefficients = draws[:, int(fit.floor) : -k] * fit.centre**exponents
     for i, name in enumerate(names):
         result.append(_estimate(f"A_{name}", fit.coefficients[i], coefficients[:, i], reasons[i]))
@@ -277,14 +272,14 @@ def _judged(fit: PowerLaws, draws: np.ndarray, names: tuple[str, ...], reasons: 
 def _optima(fit: PowerLaws, draws: np.ndarray, reasons: list[str], product: float) -> list[Estimate]:
     """N_opt and D_opt where N D = product: a A N^-a = b B D^-b (Hoffmann et al. 2022, eq. 4)."""
 
-    def log_n(theta: np.ndarray) -> np.ndarray:
+    def n_opt(theta: np.ndarray) -> np.ndarray:
         first, second, a, b = theta[:, -4:].T
         ratio = np.log(np.maximum(a * first, 1e-300)) - np.log(np.maximum(b * second, 1e-300))
-        found = np.log(fit.centre[0]) + (ratio + b * np.log(product / fit.centre.prod())) / (a + b)
-        return np.clip(found, -300, 300)  # a draw whose term vanishes has no optimum
+        log_n = np.log(fit.centre[0]) + (ratio + b * np.log(product / fit.centre.prod())) / (a + b)
+        return np.exp(np.clip(log_n, -300, 300))  # a draw whose term vanishes has no optimum
 
-    reason = next((reason for reason in reasons if reason), "")
-    own, drawn = np.exp(log_n(fit.theta[None]))[0], np.exp(log_n(draws))
+    reason = next(filter(None, reasons), "")
+    own, drawn = n_opt(fit.theta[None])[0], n_opt(draws)
     return [_estimate("N_opt", own, drawn, reason), _estimate("D_opt", product / own, product / drawn, reason)]
 
 
@@ -293,3 +288,17 @@ def _estimate(name: str, value: float, draws: np.ndarray, reason: str) -> Estima
         return Estimate(name, np.nan, np.nan, np.nan, reason)
     low, high = np.quantile(draws, [0.025, 0.975]) if len(draws) else (np.nan, np.nan)
     return Estimate(name, float(value), float(low), float(high))
+
+
+def as_fields(judged: list[Estimate], names: dict[str, str], refused: dict[str, str]) -> tuple[dict, dict, dict]:
+    """Return the values, the intervals and the reasons of estimates under other names, as commands write them; without
+    a value or interval where there is a reason.
+
+    names    of an estimate -> its other name
+    refused  further reasons, by that name
+    """
+    reasons = {names[one.name]: one.reason for one in judged if one.reason} | refused
+    known = {names[one.name]: one for one in judged if names[one.name] not in reasons}
+    values = {name: known[name].value if name in known else None for name in names.values()}
+    ci = {name: [known[name].low, known[name].high] if name in known else None for name in names.values()}
+    return values, ci, reasons

@@ -1,1 +1,1 @@
-"""The figures, their look, and what the report says under each."""
+"""The figures, and the sentences that the report prints under each."""

@@ -34,7 +34,7 @@ def ranking(ablations: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Forest plot: each ablation's difference to the run it is compared with, group by group."""
     shown = ablations[ablations["difference"].notna()]
     if shown.empty:
-        raise NothingToDraw("no ablation here has a run to be compared with")
+        raise NothingToDraw("no ablation has a run to be compared with")
     groups = list(shown["group"].drop_duplicates())
     shown = shown.assign(order=shown["group"].map(groups.index)).sort_values(["order", "difference"], ignore_index=True)
     shown["y"] = np.arange(len(shown)) + shown.pop("order") * 0.9
@@ -48,7 +48,7 @@ def ranking(ablations: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         ax.text(
             0.005,
             own["y"].min() - 0.62,
-            f"{group} (0 = {own['compared_with'].iloc[0]})",
+            group,
             transform=ax.get_yaxis_transform(),
             fontsize=7.5,
             style="italic",
@@ -60,14 +60,14 @@ def ranking(ablations: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     _spread_scale(ax, shown)
     kinds = [kind for kind in EXPLAINED if (shown["interval"] == kind).any()]
     kinds = ", ".join((f"{SHAPE_WORDS[SHAPES[kind]]} " if len(kinds) > 1 else "") + EXPLAINED[kind] for kind in kinds)
-    marked = "; † saw other data" if (shown["data_differs"] != "").any() else ""
+    marked = "; † different data" if (shown["data_differs"] != "").any() else ""
     ax.set_xlabel(
         f"difference of loss (nats per token; left: better){marked}\n"
         f"bars: 95 %, {kinds or 'none available'}; grey: includes 0",
         x=1.0,
         ha="right",
     )
-    heading(figure, f"Ablations: difference to the run each is compared with ({seed_words(shown['n_seeds'])})")
+    heading(figure, f"Ablations: difference to the reference run ({seed_words(shown['n_seeds'])})")
     return figure, shown.drop(columns="y")
 
 
@@ -108,7 +108,7 @@ def _spread_scale(ax: Axes, shown: pd.DataFrame) -> None:
 def factorial(factorial: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Interaction plot of the four cells, and the three effects with their intervals."""
     if factorial.empty:
-        raise NothingToDraw("the four cells baseline, A1, A6 and A7 are not all in this study")
+        raise NothingToDraw("the four cells of query depth x fine pass are not all in this study")
     for column, known in (("measure", MEASURES), ("effect", EFFECTS)):
         if unknown := set(factorial[column].astype(str)) - set(known):
             raise UserError(

@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from fvlm.errors import UserError
 from fvlm.style import WIDTH, NothingToDraw
 
-VIDEOS, FRAMES = 3, 8  # at most, in the whole figure and in a row
+VIDEOS, FRAMES = 3, 8  # at most, in the figure and in a row
 
 
 @dataclass(frozen=True)
 class Looked:
-    """One video and a run's attention in it: frames (T, H, W, 3); passes "fine" and "coarse", if the run has them,
-    (T, side, side) each, of which the first gives the loss; entropy (T,) nats of that pass."""
+    """The attention of one run in one video: frames (T, H, W, 3); passes "fine" and "coarse", if the run has them,
+    (T, side, side) each with sum 1, the first one gives the loss; entropy (T,) of that pass in nats."""
 
     run: str
     key: str
@@ -116,17 +116,9 @@ def _numbers(video: Looked) -> list[dict]:
     coarse = video.passes.get("coarse", video.final)
     for t, (final, first, entropy) in enumerate(zip(video.final, coarse, video.entropy, strict=True)):
         peak = np.unravel_index(int(np.argmax(final)), final.shape)
-        rows.append(
-            {
-                "run": video.run,
-                "key": video.key,
-                "source": video.source,
-                "column": t,
-                "entropy_fine": float(entropy),
-                "peak_row": int(peak[0]),
-                "peak_column": int(peak[1]),
-                "peak_over_uniform": float(final.max() * final.size),
-                "coarse_peak_over_uniform": float(first.max() * first.size),
-            }
-        )
+        rows.append({
+            "run": video.run, "key": video.key, "source": video.source, "column": t, "entropy_fine": float(entropy),
+            "peak_row": int(peak[0]), "peak_column": int(peak[1]), "peak_over_uniform": float(final.max() * final.size),
+            "coarse_peak_over_uniform": float(first.max() * first.size),
+        })  # fmt: skip
     return rows

@@ -1,91 +1,92 @@
-"""What the report says under each figure, made of the figure's own numbers: its CSV, and nothing else.
+"""The sentences with numbers that the report prints under a figure, made of the figure's CSV and nothing else.
 
-What does not depend on the numbers, such as how FLOPs are counted, stands in workflow/report/NAME.rst above it.
+How to read a figure does not depend on its numbers: that is in workflow/report/captions.yaml.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pandas as pd
 
 from fvlm import style
 from fvlm.analysis.compare.bootstrap import NO_INTERVAL
+from fvlm.analysis.compare.gap import RISES
 from fvlm.analysis.finished import base_name
-from fvlm.analysis.plots.captions_fits import FITS
-from fvlm.analysis.plots.sentences import counted, number, span, spread, within
 
-REASON = ["reason"]  # the columns of a figure that says why there is nothing to draw
+REASON = ["reason"]  # the columns of a figure that states why there is nothing to draw
 SPECIAL = re.compile(r"([\\*`_|])")
 
 
 def caption(name: str, numbers: pd.DataFrame) -> str:
-    """Sentences about figure `name`: n, its numbers, what intervals are over, the unit of D. `numbers` is its CSV, as
-    pandas reads it."""
+    """Return sentences about figure `name`: n, its numbers, what intervals are over. `numbers` is its CSV."""
     if list(numbers.columns) == REASON:
         return f"Nothing to draw: {numbers['reason'].iloc[0].rstrip('.')}."
-    parts = [_counted(name, numbers), *SAYS[name](numbers)] if name in SAYS else [_counted(name, numbers)]
-    return " ".join(part for part in [*parts, *_intervals(numbers), *_units(numbers)] if part)
+    sentences = SENTENCES[name](numbers) if name in SENTENCES else []
+    if name not in FITS:  # whose sentences have an n and an interval for each fit
+        sentences = [_counted(numbers), *sentences, *_intervals(numbers)]
+    return " ".join(sentences)
 
 
 def as_rst(text: str) -> str:
-    """Plain text with the characters escaped that reStructuredText gives a meaning."""
+    """Return plain text with the characters escaped that reStructuredText gives a meaning."""
     return SPECIAL.sub(r"\\\1", text) + "\n"
 
 
-def _counted(name: str, numbers: pd.DataFrame) -> str:
-    """n, and of what."""
-    if name in FITS:
-        return ""  # of each fit, in its own sentence
-    if name in ROWS:
-        return f"{counted(len(numbers), ROWS[name])}{_seeds(numbers)}."
-    runs = numbers["run"].map(base_name).nunique()
-    several = numbers["run"].nunique()
-    return f"{counted(runs, 'run')}{f' ({several} with their seeds)' if several > runs else _seeds(numbers)}."
+def number(value: float, sign: bool = False) -> str:
+    """Three significant digits: 0.0281 -> '0.0281' or '+0.0281'; a true minus sign."""
+    text = f"{float(f'{value:.3g}'):{'+' if sign else ''}g}"
+    return re.sub(r"e([+-])0*", lambda match: "e" + match[1].strip("+"), text).replace("-", "−")
 
 
-ROWS = {
-    "ablation_ranking": "difference",
-    "factorial": "effect",
-    "model_size_scaling": "grid run",
-    "chinchilla_ratio": "grid run",
-}
+def within(row: pd.Series | dict, column: str, sign: bool = False) -> str:
+    """A value, and in brackets its interval in columns low and high if there is one."""
+    low, high = row["low"], row["high"]
+    interval = f" ({number(low, sign)} to {number(high, sign)})" if np.isfinite([low, high]).all() else ""
+    return number(row[column], sign) + interval
 
 
-def _seeds(numbers: pd.DataFrame) -> str:
-    if "n_seeds" not in numbers:
-        return ""
-    low, high = int(numbers["n_seeds"].min()), int(numbers["n_seeds"].max())
-    return ", one seed each" if high <= 1 else f", {low} to {high} seeds each" if low < high else f", {low} seeds each"
+def span(values) -> str:
+    """'between low and high' of values, or the one that all are."""
+    values = np.asarray(values, float)
+    low, high = number(np.nanmin(values)), number(np.nanmax(values))
+    return low if low == high else f"between {low} and {high}"
+
+
+def spread(values, unit: str = "") -> str:
+    """'low to high, mean m', with signs."""
+    values = np.asarray(values, float)
+    values = values[np.isfinite(values)]
+    low, high, mean = (number(one(values), True) for one in (np.min, np.max, np.mean))
+    return f"{low}{unit}" if len(values) == 1 else f"{low} to {high}{unit}, mean {mean}{unit}"
+
+
+def _n(count: int, noun: str) -> str:
+    return f"n = {count} {noun}{'s' * (count != 1)}"
+
+
+def _counted(numbers: pd.DataFrame) -> str:
+    if "run" not in numbers or numbers["run"].isna().any():
+        return f"{_n(len(numbers), 'row')}."
+    runs, several = numbers["run"].map(base_name).nunique(), numbers["run"].nunique()
+    return f"{_n(runs, 'run')}{f' ({several} with their seeds)' * (several > runs)}."
 
 
 def _intervals(numbers: pd.DataFrame) -> list[str]:
-    """Over what the 95 % intervals are, and how many are over each."""
+    """What the 95 % intervals are over, and how many are over each."""
     column = next((name for name in ("interval", "gap_interval") if name in numbers), None)
     if column is None:
         return []
-    kinds = numbers[column].value_counts(sort=False)
-    kinds = kinds.drop(NO_INTERVAL, errors="ignore")
-    if kinds.empty:
-        return ["No intervals."]
-    return ["95 % intervals: " + ", ".join(f"{kind} ({count})" for kind, count in kinds.items()) + "."]
-
-
-def _units(numbers: pd.DataFrame) -> list[str]:
-    return ["D counts training samples."] if {"D", "samples"} & set(numbers.columns) or "quantity" in numbers else []
+    kinds = numbers[column].value_counts(sort=False).drop(NO_INTERVAL, errors="ignore")
+    listed = ", ".join(f"{kind} ({count})" for kind, count in kinds.items())
+    return [f"95 % intervals: {listed}." if listed else "No intervals."]
 
 
 def _ranking(table: pd.DataFrame) -> list[str]:
     known = table["low"].notna()
-    better, worse = table[known & (table["high"] < 0)], table[known & (table["low"] > 0)]
-    parts = [
-        f"{len(better)} better than what they are compared with and {len(worse)} worse, with an interval that excludes "
-        f"zero; {int(known.sum()) - len(better) - len(worse)} with one that includes it"
-        + (f"; {int((~known).sum())} without an interval." if not known.all() else ".")
-    ]
-    for word, row in (("lowest", table["difference"].idxmin()), ("highest", table["difference"].idxmax())):
-        parts.append(f"The {word}: {table.loc[row, 'run']}, {within(table.loc[row], 'difference', True)} nats.")
-    return parts
+    better, worse = int((table["high"] < 0).sum()), int((table["low"] > 0).sum())
+    text = f"Significantly better: {better}, worse: {worse}, no significant difference: {known.sum() - better - worse}"
+    return [text + (f", no interval: {(~known).sum()}." if not known.all() else ".")]
 
 
 def _factorial(table: pd.DataFrame) -> list[str]:
@@ -95,47 +96,26 @@ def _factorial(table: pd.DataFrame) -> list[str]:
     return [f"{measure.capitalize()} loss: {effects} nats."]
 
 
-def _last(table: pd.DataFrame, column: str) -> pd.Series:
-    """By run, the last value along training."""
-    return table.dropna(subset=[column]).sort_values("step").groupby("run", sort=False)[column].last()
-
-
-def _ends(column: str, what: str, comparable: bool = True) -> Callable[[pd.DataFrame], list[str]]:
-    """A sentence on where the runs of a figure of curves end."""
-
-    def say(table: pd.DataFrame) -> list[str]:
-        last = _last(table, column)
-        return (
-            [f"At the end {what} is {span(last)}{f'; lowest: {last.idxmin()}' if comparable else ''}."]
-            if len(last)
-            else []
-        )
-
-    return say
-
-
 def _token_efficiency(table: pd.DataFrame) -> list[str]:
-    rows = [f"{row['label']} {within(row, 'difference', True)}" for _, row in table.iterrows() if _finite(row)]
-    return [f"{table['measure'].iloc[0].capitalize()} above the foveated model's, nats: " + "; ".join(rows) + "."]
-
-
-def _finite(row: pd.Series, column: str = "difference") -> bool:
-    return bool(np.isfinite(row[column]))
+    own = table[table["difference"].notna()]
+    rows = [f"{row['label']} {within(row, 'difference', True)}" for _, row in own.iterrows()]
+    return [f"{table['measure'].iloc[0].capitalize()} above the foveated model's, nats: {'; '.join(rows)}."]
 
 
 def _alternatives(table: pd.DataFrame) -> list[str]:
-    whole = table[(table["source"] == "all") & table["difference"].notna()]
-    whole = whole.rename(columns={"low": "_", "high": "__", "difference_low": "low", "difference_high": "high"})
-    rows = [f"{row['run']} {within(row, 'difference', True)}" for _, row in whole.iterrows()]
-    return ["Over all sources, above the baseline, nats: " + "; ".join(rows) + "."] if rows else []
+    own = table[(table["source"] == "all") & table["difference"].notna()]
+    own = own.assign(low=own["difference_low"], high=own["difference_high"])
+    rows = [f"{row['run']} {within(row, 'difference', True)}" for _, row in own.iterrows()]
+    return [f"Differences over all sources, nats: {'; '.join(rows)}."] if rows else []
 
 
 def _seeing(table: pd.DataFrame) -> list[str]:
-    parts = []
-    for run, own in table[(table["shown"] == "other") & (table["source"] != "all")].groupby("run", sort=False):
-        clear = int((own["above_low"] > 0).sum())
-        parts.append(f"{run}: another sample's frames are clearly worse than its own in {clear} of {len(own)} sources.")
-    return parts
+    other = table[(table["shown"] == "other") & (table["source"] != "all")]
+    return [
+        f"{run}: another sample's frames are significantly worse in {(own['above_low'] > 0).sum()} of {len(own)} "
+        "sources."
+        for run, own in other.groupby("run", sort=False)
+    ]
 
 
 def _question_order(table: pd.DataFrame) -> list[str]:
@@ -143,66 +123,147 @@ def _question_order(table: pd.DataFrame) -> list[str]:
 
 
 def _three_modes(table: pd.DataFrame) -> list[str]:
-    parts = []
-    others = table["mode"] != table["trained_mode"]
-    for mode, chosen in {
-        "autoregressive": others & (table["mode"] == "autoregressive"),
-        "coarse_only": others & (table["mode"] == "coarse_only") & (table["frames"] == "own"),
-        "other": table["frames"] == "other",
-        "blind": others & (table["frames"] == "none"),
-    }.items():
-        gaps = table.loc[chosen, "gap_percent"]
-        if gaps.notna().any():
-            parts.append(f"{style.MODE_NAMES[mode]}: {spread(gaps, ' %')}")
-    return ["Above the mode a run was trained in: " + "; ".join(parts) + "."] if parts else []
-
-
-def _heatmaps(table: pd.DataFrame) -> list[str]:
-    entropy, fine, coarse = (span(table[x]) for x in ("entropy_fine", "peak_over_uniform", "coarse_peak_over_uniform"))
-    peaks = f"{fine} times uniform, the coarse query's {coarse}"
-    samples = table["key"].nunique()
-    return [f"{samples} samples; attention entropy of the last pass {entropy} nats, its peak {peaks} times."]
+    others = table[(table["mode"] != table["trained_mode"]) | (table["frames"] != "own")]
+    shown = others["mode"].where(others["frames"] != "other", "other")
+    gaps = {name: others.loc[shown == name, "gap_percent"].dropna() for name in style.MODE_NAMES}
+    parts = [f"{style.MODE_NAMES[name]} {spread(own, ' %')}" for name, own in gaps.items() if len(own)]
+    return [f"Above the mode trained in: {'; '.join(parts)}."] if parts else []
 
 
 def _preference(table: pd.DataFrame) -> list[str]:
-    last = 100 * _last(table, "reward_accuracy")
-    return (
-        [f"At the end the better answer is preferred in this share of pairs, in %: {span(last)}."] if len(last) else []
-    )
-
-
-def _ratio(table: pd.DataFrame) -> list[str]:
-    last = _last(table, "ratio")
-    return [f"At the end the ratio is {span(last)}, below 1 in {int((last < 1).sum())} of {len(last)} runs."]
+    last = table.dropna(subset=["reward_accuracy"]).sort_values("step").groupby("run")["reward_accuracy"].last()
+    return [f"At the end the better answer is preferred in {span(100 * last)} % of the pairs."] if len(last) else []
 
 
 def _model_size(table: pd.DataFrame) -> list[str]:
     parts = []
-    for name, own in table.groupby("architecture", sort=False):
+    for name, own in _by_architecture(table):
         best = own.loc[own.groupby("budget", sort=False)["loss"].idxmin()].sort_values("C")
         sizes = ", ".join(f"{row['size']} at {row['budget']} ({number(row['loss'])})" for _, row in best.iterrows())
-        parts.append(f"Lowest loss, {style.NAMES[name]}: {sizes}.")
+        parts.append(f"Lowest loss, {name}: {sizes}.")
     return parts
 
 
-def _chinchilla(table: pd.DataFrame) -> list[str]:
-    return [f"Tokens per parameter: {span(table['tokens_per_parameter'])}."]
+def _reason(row: pd.Series) -> str:
+    return f"not identified ({row['reason']})" if isinstance(row["reason"], str) and row["reason"] else "not identified"
 
 
-SAYS: dict[str, Callable[[pd.DataFrame], list[str]]] = FITS | {
+def _by_architecture(table: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
+    for name, own in table.groupby("architecture", sort=False):
+        yield style.NAMES[name], own
+
+
+def _exponent(row: pd.Series, symbol: str, n: str) -> str:
+    """'N* ∝ C^0.52 (0.5 to 0.55), n = 4 minima', or why not."""
+    if not np.isfinite(row["value"]):
+        return f"exponent of {symbol} {_reason(row)}, {n}"
+    return f"{symbol} ∝ C^{within(row, 'value')}, {n}"
+
+
+def _loss_vs_flops(table: pd.DataFrame) -> list[str]:
+    parts = []
+    for name, own in _by_architecture(table):
+        row, runs = own[own["what"] == "exponent"].iloc[0], own[own["what"] == "run"]
+        n = f"n = {int(row['runs'])} lowest of {len(runs)} runs"
+        if not np.isfinite(row["value"]):
+            parts.append(f"{name}: {row['reason']}, {n}.")
+            continue
+        form = "no floor" if isinstance(row["reason"], str) and row["reason"] else "and a floor"
+        far = own[own["what"] == "extrapolated"].iloc[-1]
+        falls = {"value": -row["value"], "low": -row["high"], "high": -row["low"]}
+        beyond = f"{within(far, 'loss')} nats, perplexity {number(np.exp(far['loss']))}"
+        fitted = f"loss ∝ C^{within(falls, 'value')}, {form}, {n}"
+        parts.append(f"{name}: {fitted}; prolonged to {number(far['C'])} FLOPs: {beyond}.")
+    return [*parts, "95 % intervals and bands: bootstrap of the residuals."]
+
+
+def _isoflop(table: pd.DataFrame) -> list[str]:
+    parts = []
+    for name, own in _by_architecture(table):
+        inside, runs = own[own["what"] == "minimum"], own[own["what"] == "run"]
+        minima = ", ".join(f"{row['budget']} N* = {number(row['N'])}" for _, row in inside.iterrows())
+        count = f"{len(inside)} of {runs['budget'].nunique()} minima inside ({_n(len(runs), 'run')})"
+        parts.append(f"{name}: {count}{': ' * bool(minima)}{minima}.")
+    return parts
+
+
+def _isoflop_optimum(table: pd.DataFrame) -> list[str]:
+    parts = []
+    for name, own in _by_architecture(table):
+        left_out = int(((own["what"] == "excluded") & (own["quantity"] == "N*")).sum())
+        rows = own[own["what"] == "exponent"]
+        exponents = [_exponent(row, row["quantity"], f"n = {int(row['n'])} minima") for _, row in rows.iterrows()]
+        parts.append(f"{name}: {'; '.join(exponents)}; {left_out} left out.")
+    return [*parts, "95 % intervals and bands: t of the least-squares line in log-log."]
+
+
+def _envelope(table: pd.DataFrame) -> list[str]:
+    parts = []
+    for name, own in _by_architecture(table):
+        row, along = own[own["what"] == "exponent"].iloc[0], own[own["what"] == "envelope"]
+        inside = (along["used"].astype(str) == "True").mean()
+        fitted = _exponent(row, "N*", _n(int(row["n"]), "change") + " of the best size")
+        note = f" {row['note']}." if isinstance(row["note"], str) and row["note"] else ""
+        share = f"the best size is inside those tried at {number(100 * inside)} % of the budgets"
+        parts.append(f"{name}: {fitted}; {share}.{note}")
+    return [*parts, "95 % intervals: t of the least-squares line in log-log."]
+
+
+def _contours(table: pd.DataFrame) -> list[str]:
+    parts = []
+    for name, own in _by_architecture(table):
+        rows, runs = own[own["what"] == "parameter"], own[own["what"] == "run"]
+        known, refused = rows[rows["value"].notna()], rows[rows["value"].isna()]
+        words = [f"{row['parameter']} {within(row, 'value')}" for _, row in known.iterrows()]
+        if len(refused):
+            words.append(f"{', '.join(refused['parameter'])} {_reason(refused.iloc[-1])}")
+        parts.append(f"{name}: {', '.join(words)}; {_n(len(runs), 'run')}.")
+    return [*parts, "95 % intervals: bootstrap of the residuals."]
+
+
+def _gap(table: pd.DataFrame) -> list[str]:
+    grid = table[table["family"] == "grid"] if (table["family"] == "grid").any() else table
+    measure = grid["measure"].iloc[0].capitalize()
+    parts = [f"{_n(len(table), 'pair')} of runs.", f"{measure} loss, raw gap: {spread(grid['raw_percent'], ' %')}."]
+    for name, words in {"at_foveated": "At the foveated model's N", "at_baseline": "At the baseline's N"}.items():
+        known = grid[grid[f"{name}_percent"].notna()]
+        if len(known):
+            beyond = int((known[f"{name}_extrapolates"].astype(str) == "True").sum())
+            parts.append(f"{words}: {spread(known[f'{name}_percent'], ' %')} ({beyond} of {len(known)} extrapolate).")
+    if rising := int(grid["note"].astype(str).str.contains(RISES).sum()):
+        parts.append(f"In {rising} of {len(grid)} a curve that is read off {RISES}: it does not show what N is worth.")
+    return parts + _intervals(table)
+
+
+def _exponents(table: pd.DataFrame) -> list[str]:
+    parts = []
+    for (exponent, name), own in table.groupby(["exponent", "architecture"], sort=False):
+        known = own[own["value"].notna()]
+        count = f"{exponent}, {style.NAMES[name]}: identified in {len(known)} of {len(own)} analyses"
+        between = f", {span(known['value'])}" if len(known) else ""
+        parts.append(f"{count}{between} (n = {int(own['n'].min())} to {int(own['n'].max())} points).")
+    return [*parts, *_intervals(table)]
+
+
+Sentences = dict[str, Callable[[pd.DataFrame], list[str]]]
+FITS: Sentences = {
+    "loss_vs_flops": _loss_vs_flops,
+    "isoflop": _isoflop,
+    "isoflop_optimum": _isoflop_optimum,
+    "envelope": _envelope,
+    "contours": _contours,
+    "gap": _gap,
+    "gap_arrows": _gap,
+    "exponents": _exponents,
+}
+SENTENCES: Sentences = FITS | {
     "ablation_ranking": _ranking,
     "factorial": _factorial,
-    "freezing": _ends("val_loss", "the validation loss"),
     "foveated_vs_alternatives": _alternatives,
     "token_efficiency": _token_efficiency,
     "seeing": _seeing,
     "question_order": _question_order,
     "three_modes": _three_modes,
-    "attention_heatmaps": _heatmaps,
-    "attention_entropy": _ends("attention_entropy", "the entropy"),
-    "training_curves": _ends("val_loss", "the validation loss", comparable=False),
-    "fine_coarse_ratio": _ratio,
     "preference": _preference,
     "model_size_scaling": _model_size,
-    "chinchilla_ratio": _chinchilla,
 }

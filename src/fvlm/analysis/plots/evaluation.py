@@ -9,58 +9,55 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from fvlm import style
 from fvlm.analysis.compare.bootstrap import OVERALL, Cell, Estimate, bars_words
 from fvlm.analysis.compare.runs import ComparedRuns
-from fvlm.style import BLUE, GREY, RED, SKY, NothingToDraw, dots, heading, panels
-
-ALTERNATIVES = {  # run: name and colour, of its architecture; variants of the foveated one are lighter
-    "baseline": ("foveated (baseline)", BLUE),
-    "A6": ("static query (A6)", SKY),
-    "A1": ("shallow query (A1)", SKY),
-    "A9": ("third look (A9)", SKY),
-    "B3": ("1 pooled token (B3)", RED),
-    "B1": ("16 pooled tokens (B1)", RED),
-    "B0": ("trained blind (B0)", GREY),
-}
-BLIND = "B0"  # so far away that the other differences would shrink to a line: left panel only
+from fvlm.config.comparisons import Comparisons
+from fvlm.style import GREY, SKY, NothingToDraw, dots, heading, panels
 
 
-def alternatives(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Evaluation loss of the default model and its alternatives by source, and the paired differences to
-    the default."""
-    study = ComparedRuns(runs, evaluation, bootstrap)
-    members = study.runs[study.runs["base"].isin(ALTERNATIVES)]
+def alternatives(
+    runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame, comparisons: Comparisons
+) -> tuple[Figure, pd.DataFrame]:
+    """Evaluation loss of the reference and its alternatives by source, and the paired differences to the reference.
+
+    A run trained without frames is so far away that the other differences would shrink to a line: left panel only.
+    """
+    study, names = ComparedRuns(runs, evaluation, bootstrap), comparisons.figures.foveated_vs_alternatives
+    members = study.runs[study.runs["base"].isin(names)]
+    reference, kinds = comparisons.reference, members.drop_duplicates("base").set_index("base")["architecture"]
     found = evaluation[evaluation["run"].isin(members["run"]) & (evaluation["source"] != "all")]
     places = found[["source", "kind"]].drop_duplicates().sort_values("source").itertuples(index=False, name=None)
     cells = [OVERALL, *(Cell(source=source, kind=kind) for source, kind in places)]
-    own = pd.DataFrame([row for base in ALTERNATIVES for cell in cells if (row := _alternative(study, base, cell))])
+    rows = [_alternative(study, base, reference, cell) for base in names for cell in cells]
+    own = pd.DataFrame([row for row in rows if row])
     if own.empty:
-        raise NothingToDraw(f"none of {', '.join(ALTERNATIVES)} has been evaluated")
+        raise NothingToDraw(f"none of {', '.join(names)} has been evaluated")
     sources = [cell.source for cell in cells]
     figure, (left, right) = panels(2, height=1.6 + 0.6 * len(sources), sharey=True)
     for i, (name, part) in enumerate(own.groupby("run", sort=False)):
-        text, colour = ALTERNATIVES[name]
-        look = (colour, style.MARKERS[list(ALTERNATIVES).index(name)])
+        variant = kinds[name] == "foveated" and name != reference
+        colour = SKY if variant else style.ARCHITECTURE[kinds[name]]
+        look = (colour, style.MARKERS[list(names).index(name) % len(style.MARKERS)])
         y = part["source"].map(sources.index) + 0.115 * (i - (own["run"].nunique() - 1) / 2)
-        label = style.seeded(text, part["n_seeds"].max())
+        label = style.seeded(f"{names[name]} ({name})", part["n_seeds"].max())
         dots(left, part["loss"], y, part["low"], part["high"], *look, label=label)
-        if name not in ("baseline", BLIND):
+        if name != reference and kinds[name] != "blind":
             dots(right, part["difference"], y, part["difference_low"], part["difference_high"], *look)
     right.axvline(0, color=GREY, lw=1)
     style.bands((left, right), ["all sources", *sources[1:]])
     left.set_xlabel(f"held-out {style.LOSS}")
-    right.set_xlabel("difference to the baseline (left: better)")
-    heading(figure, "Foveated reading against its alternatives")
+    right.set_xlabel(f"difference to {reference} (left: better)")
+    heading(figure, "Foveated model against its alternatives")
     style.legend_below(figure, left, bars_words(own["interval"], style.LEFT_RIGHT))
     return figure, own
 
 
-def _alternative(study: ComparedRuns, base: str, cell: Cell) -> dict | None:
+def _alternative(study: ComparedRuns, base: str, reference: str, cell: Cell) -> dict | None:
     loss = study.level(base, cell)
     if not np.isfinite(loss.value):
         return None
-    if base == "baseline":
+    if base == reference:
         gap, seeds = Estimate(), loss.n_seeds
     else:
-        gap = study.difference(base, "baseline", cell)
+        gap = study.difference(base, reference, cell)
         seeds = gap.n_seeds
     return {
         "run": base, "source": cell.source, "kind": cell.kind,
@@ -73,14 +70,15 @@ def token_efficiency(token_efficiency: pd.DataFrame) -> tuple[Figure, pd.DataFra
     """Loss against visual tokens per frame, and against the training FLOPs of a sample."""
     table = token_efficiency
     if table.empty:
-        raise NothingToDraw("no ablation differs in how a frame is read (baseline, A6, B0, B1, B3, B4)")
-    counted = bool(np.isfinite(table["flops_per_sample"]).any())  # results from elsewhere may not say their FLOPs
+        raise NothingToDraw("no ablation of this study differs in how a frame is read")
+    counted = bool(np.isfinite(table["flops_per_sample"]).any())  # imported results may have no FLOPs
     figure, axes = panels(1 + counted, height=3.6, sharey=True)
     left = axes[0]
     beside = table.groupby("tokens_per_frame").cumcount()  # runs with equally many tokens stand side by side
     marker = table.groupby("architecture").cumcount().map(lambda k: style.MARKERS[k % len(style.MARKERS)])
     for k, row in enumerate(table.to_dict("records")):
-        colour = SKY if row["run"] == "A6" else style.ARCHITECTURE[row["architecture"]]
+        variant = row["architecture"] == "foveated" and np.isfinite(row["difference"])
+        colour = SKY if variant else style.ARCHITECTURE[row["architecture"]]
         label = style.seeded(row["label"], row["n_seeds"])
         places = (row["tokens_per_frame"] * 1.25 ** beside[k], row["flops_per_sample"])
         for ax, x in zip(axes, places, strict=False):
@@ -100,7 +98,7 @@ def token_efficiency(token_efficiency: pd.DataFrame) -> tuple[Figure, pd.DataFra
         right.margins(x=0.15)
         style.counts(right)
         right.set_xlabel("training FLOPs per sample (two per multiply-add)")
-    hollow = "; hollow: trained on other data" if (table["data_differs"] != "").any() else ""
+    hollow = "; hollow: trained on different data" if (table["data_differs"] != "").any() else ""
     heading(figure, f"Loss against visual tokens{' and compute' * counted}{hollow}")
     sure = bars_words(table["interval"], " of the difference to the foveated model,")
     style.legend_below(figure, left, sure)

@@ -15,7 +15,7 @@ from fvlm import style
 from fvlm.analysis.fits.envelope import warnings_of
 from fvlm.analysis.fits.exponents import N_OPT, OF_LOSS, crossings, frontier, grid_curves
 from fvlm.analysis.fits.exponents import exponents as exponents_table
-from fvlm.analysis.fits.scaling import log_band
+from fvlm.analysis.fits.slopes import log_band
 from fvlm.style import BEYOND, GREY, LOSS, NothingToDraw, counts, dots, heading, panels
 
 FLOPS = "training FLOPs C (two per multiply-add)"
@@ -60,8 +60,8 @@ def isoflop_optimum(isoflop: pd.DataFrame, scaling_fits: pd.DataFrame) -> tuple[
                 word, line = f"{symbol} ∝ $C^{{{estimate['value']:.2f}}}$", "o-"
             else:
                 key = name, estimate["reason"]  # often the same for N* and D*
-                told = "no exponent" if key in notes else f"no exponent of {symbol}"
-                notes[key] = f"{style.NAMES[name]}: {told}, {estimate['reason']}."
+                missing = "no exponent" if key in notes else f"no exponent of {symbol}"
+                notes[key] = f"{style.NAMES[name]}: {missing}, {estimate['reason']}."
             ax.plot([], [], line, color=style.ARCHITECTURE[name], label=f"{style.NAMES[name]}: {word}")
             row = estimate[["architecture", "value", "low", "high", "reason"]].to_frame().T
             parts.append(row.assign(quantity=symbol, what="exponent", n=int(own["used"].sum())))

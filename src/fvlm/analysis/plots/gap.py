@@ -42,7 +42,7 @@ def gap_arrows(gap: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     above.set_ylabel(f"{measure}\n{LOSS}")
     above.set_xlabel("parameters N" + "; darker: larger budget" * (len(budgets) > 1))
     _legend(figure)
-    heading(figure, "The gap to the pooled-token baseline on the curves it is read from")
+    heading(figure, "Gap to pooled tokens on the curves that it is read from")
     return figure, table
 
 

@@ -31,7 +31,7 @@ class Joint(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """Why the fit says nothing about N and D; empty if it does."""
+        """Why the fit does not identify N and D; empty if it does."""
         return self.estimates["N_opt_exponent"].reason
 
     @property

@@ -69,7 +69,7 @@ def loss_vs_flops(
     ax.set_ylim(lowest - 0.05 * room, highest + 0.5 * room)
     _legend(ax, points, fits, loc="upper right", ncols=2)
     ax.set_xlabel(
-        "training FLOPs (two per multiply-add); dotted: frontier of the runs; dashed: extrapolated, a decade\n"
+        "training FLOPs (two per multiply-add); dotted: efficiency frontier; dashed: extrapolated by a decade\n"
         + "\n".join(line for note in notes for line in textwrap.wrap(note, NOTE))
     )
     ax.set_ylabel(f"final validation {LOSS}")
@@ -77,7 +77,7 @@ def loss_vs_flops(
     perplexity.set_ylabel("perplexity")
     perplexity.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if highest - lowest < 2 else (1, 3)))
     made = all(fits.values()) and not notes
-    heading(figure, "Loss against training FLOPs" + ("" if made else ": the data do not identify every fit"))
+    heading(figure, "Loss against training FLOPs" + ("" if made else ": not every fit is identified"))
     return figure, pd.concat(parts, ignore_index=True)
 
 
@@ -113,8 +113,8 @@ def _draw_fit(ax: Axes, architecture: str, best: pd.DataFrame, fits: pd.DataFram
             ax.plot(flops, loss, color=style.ARCHITECTURE[architecture], ls=line)
             ax.fill_between(flops, low, high, color=style.ARCHITECTURE[architecture], alpha=0.15, lw=0)
             parts.append(pd.DataFrame({"what": what, "C": flops, "loss": loss, "low": low, "high": high}))
-        told = {"what": "exponent", "value": exponent["value"], "low": exponent["low"], "high": exponent["high"]}
-        parts.append(pd.DataFrame([told | {"runs": len(best)}]))
+        row = {"what": "exponent", "value": exponent["value"], "low": exponent["low"], "high": exponent["high"]}
+        parts.append(pd.DataFrame([row | {"runs": len(best)}]))
         word = f": C$^{{-{exponent['value']:.3f}}}$" + (f" + {floor:.2f}" if floor else "")
         return word, note, pd.concat(parts).assign(architecture=architecture, reason=note)
     refused = {"what": "exponent", "runs": len(best), "architecture": architecture, "reason": note}
@@ -166,23 +166,12 @@ def isoflop(runs: pd.DataFrame, isoflop: pd.DataFrame) -> tuple[Figure, pd.DataF
 
 def _draw_minimum(ax: Axes, row: dict, reach: float) -> None:
     """A filled star on its local parabola; a hollow one at the edge of the sizes tried, left out of fits."""
-    ax.plot(
-        row["n_opt"],
-        row["loss"],
-        marker="*",
-        ms=9,
-        color="black",
-        mfc="black" if row["used"] else "white",
-        zorder=4,
-    )
+    fill = "black" if row["used"] else "white"
+    ax.plot(row["n_opt"], row["loss"], "*", ms=9, color="black", mfc=fill, zorder=4)
     if row["used"]:
         away = np.linspace(-reach, reach, 41)
-        ax.plot(
-            np.exp(row["log_n_centre"] + away),
-            row["loss"] + row["curvature"] * away**2,
-            color="black",
-            lw=0.9,
-        )
+        loss = row["loss"] + row["curvature"] * away**2
+        ax.plot(np.exp(row["log_n_centre"] + away), loss, color="black", lw=0.9)
 
 
 def model_size(runs: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
@@ -217,22 +206,11 @@ def chinchilla_ratio(runs: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     figure, (ax,) = panels(1, height=3.4)
     markers = _markers(points)
     for (name, size), own in shown.groupby(["architecture", "size"], sort=False):
-        ax.plot(
-            own["C"],
-            own["tokens_per_parameter"],
-            color=style.ARCHITECTURE[name],
-            marker=markers[size],
-            lw=0.8,
-        )
+        look = {"color": style.ARCHITECTURE[name], "marker": markers[size], "lw": 0.8}
+        ax.plot(own["C"], own["tokens_per_parameter"], **look)
     ax.axhline(STARVED, color="black", lw=1)
-    ax.annotate(
-        "20 tokens per parameter (Hoffmann et al. 2022)",
-        (0.01, STARVED),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, 3),
-        textcoords="offset points",
-        fontsize=7.5,
-    )
+    place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "xytext": (0, 3)}
+    ax.annotate("20 tokens per parameter (Hoffmann et al. 2022)", (0.01, STARVED), **place, fontsize=7.5)
     ax.set_xscale("log")
     ax.set_yscale("log")
     budgets = points.groupby("budget")["nominal"].mean().sort_values()
@@ -264,23 +242,15 @@ def gap(gap: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     for i, (name, (text, colour, marker)) in enumerate(GAPS.items()):
         for position, row in enumerate(table.to_dict("records")):
             hollow = name != "raw" and row[f"{name}_extrapolates"]
-            dots(
-                ax,
-                row[f"{name}_percent"],
-                position + 0.22 * (i - 1),
-                row[f"{name}_low"],
-                row[f"{name}_high"],
-                colour,
-                marker,
-                hollow=hollow,
-            )
+            values = (row[f"{name}_percent"], position + 0.22 * (i - 1), row[f"{name}_low"], row[f"{name}_high"])
+            dots(ax, *values, colour, marker, hollow=hollow)
         ax.plot([], [], marker=marker, ls="", color=colour, label=text)
     ax.plot([], [], marker="o", ls="", color="black", mfc="white", label="hollow: extrapolates")
     ax.axvline(0, color=GREY, lw=1)
     names = (table["size"] + " " + table["budget"]).str.strip()
     ax.set_yticks(range(len(table)), [style.seeded(*pair) for pair in zip(names, table["n_seeds"], strict=True)])
     ax.set_ylim(len(table) - 0.5, -0.5)
-    ax.set_xlabel(f"{measure} loss of the foveated model above the baseline's (%; right: worse)")
-    heading(figure, "Gap to the pooled-token baseline, raw and at equal parameters")
+    ax.set_xlabel(f"{measure} loss of the foveated model above that of pooled tokens (%; right: worse)")
+    heading(figure, "Gap to pooled tokens, raw and at equal parameters")
     style.legend_below(figure, ax, bars_words(table["interval"]), ncols=4)
     return figure, table

@@ -1,4 +1,4 @@
-"""Figures of what the frames are for: does the model see, and does it look for what it was asked?"""
+"""Figures of the use of frames: own frames against other ones, and question first against video first."""
 
 import numpy as np
 import pandas as pd
@@ -7,33 +7,37 @@ from matplotlib.figure import Figure
 
 from fvlm import style
 from fvlm.analysis.compare.bootstrap import QUESTION_FIRST, VIDEO_FIRST, VISUAL, Cell, Estimate, bars_words
-from fvlm.analysis.compare.order import GAIN, PASSES
+from fvlm.analysis.compare.modes import GAIN, PASSES
 from fvlm.analysis.compare.runs import ComparedRuns, difference, trained_mode
+from fvlm.config.comparisons import Comparisons
 from fvlm.style import BLUE, GREY, ORANGE, PURPLE, NothingToDraw, dots, heading
 
-BLIND = "B0"
-SIGHTS = {  # frames shown: what is said of them, colour, marker
+SIGHTS = {  # frames shown: label, colour, marker
     "own": ("own frames", BLUE, "o"),
     "other": ("another sample's frames", ORANGE, "s"),
     "none": ("no frames", PURPLE, "^"),
-    BLIND: ("no frames, trained without any (B0)", GREY, "D"),
 }
+BLIND = "no frames, model trained without frames", GREY, "D"  # of the run of architecture `blind`
 ORDERS = {VIDEO_FIRST: ("video first", BLUE, "o"), QUESTION_FIRST: ("question first", ORANGE, "s")}
 NAMES = {**style.MODE_NAMES, GAIN: "interaction\n(fine − coarse)"}
 
 
-def seeing(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+def seeing(
+    runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame, comparisons: Comparisons
+) -> tuple[Figure, pd.DataFrame]:
     """Loss with a sample's own frames, another's, and none, by source with frames; one row of panels per run.
 
-    Left: losses. Right: what is lost against the own frames. Of the last stage that is scored in tokens and of
-    the baseline; beside the baseline the run trained blind, which could learn to do without.
+    Left: losses. Right: differences to the own frames. Of the last stage that is scored in tokens and of the reference
+    run; beside the reference the ablation trained without frames, which could learn to do without.
     """
-    study = ComparedRuns(runs, evaluation, bootstrap)
-    stages = study.of_family("stage")["base"]
-    bases = [base for base in (*stages.drop_duplicates()[-1:], "baseline") if study.seeds(base)]
-    table = pd.DataFrame([row for base in bases for row in _sights(study, base, evaluation)])
+    study, reference = ComparedRuns(runs, evaluation, bootstrap), comparisons.reference
+    stages, ablations = study.of_family("stage")["base"], study.of_family("ablation")
+    blind = ablations.loc[ablations["architecture"] == "blind", "base"].drop_duplicates()[:1]
+    beside = {reference: list(blind)}
+    bases = [base for base in (*stages.drop_duplicates()[-1:], reference) if study.seeds(base)]
+    table = pd.DataFrame([row for base in bases for row in _sights(study, base, evaluation, beside.get(base, []))])
     if table.empty:
-        raise NothingToDraw("neither a stage nor the baseline has been evaluated on samples with frames")
+        raise NothingToDraw("no stage and not the reference run has been evaluated on samples with frames")
     shown = list(table.groupby("run", sort=False))
     heights = [part["source"].nunique() for _, part in shown]
     figure = style.plt.figure(figsize=(style.WIDTH, 1.5 + 0.36 * sum(heights) + 0.3 * len(shown)))
@@ -43,14 +47,15 @@ def seeing(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame
         left.set_title(style.seeded(name, part["n_seeds"].iloc[0]))
     axes[-1, 0].set_xlabel(f"held-out {style.LOSS}")
     axes[-1, 1].set_xlabel("above the own frames (nats per token)")
-    heading(figure, "Does it see? Loss with a sample's own frames, another's, and none")
-    for text, colour, marker in (SIGHTS[name] for name in SIGHTS if (table["shown"] == name).any()):
+    heading(figure, "Does the model use its frames? Loss with its own, another sample's, and none")
+    looks = SIGHTS | {name: (f"{BLIND[0]} ({name})", *BLIND[1:]) for name in blind}
+    for text, colour, marker in (looks[name] for name in looks if (table["shown"] == name).any()):
         axes[0, 0].plot([], [], color=colour, marker=marker, ls="", label=text)
     style.legend_below(figure, axes[0, 0], bars_words(table["interval"], style.LEFT_RIGHT), ncols=2)
     return figure, table
 
 
-def _sights(study: ComparedRuns, base: str, evaluation: pd.DataFrame) -> list[dict]:
+def _sights(study: ComparedRuns, base: str, evaluation: pd.DataFrame, blind: list[str]) -> list[dict]:
     members = study.runs[study.runs["base"] == base]
     own = evaluation[evaluation["run"].isin(members["run"]) & (evaluation["kind"] != "text")]
     alone = own[own["source"] != "all"][["source", "kind"]].drop_duplicates().sort_values("source")
@@ -63,8 +68,7 @@ def _sights(study: ComparedRuns, base: str, evaluation: pd.DataFrame) -> list[di
             "other": (base, Cell(trained, "other", **place)),
             "none": (base, Cell("blind", "none", **place)),
         }
-        if base == "baseline":
-            terms[BLIND] = (BLIND, Cell("direct", **place))
+        terms |= {name: (name, Cell("direct", **place)) for name in blind}
         for shown, term in terms.items():
             loss = study.level(*term)
             if np.isnan(loss.value):
@@ -81,9 +85,9 @@ def _sights(study: ComparedRuns, base: str, evaluation: pd.DataFrame) -> list[di
 
 def _draw_sights(left: Axes, right: Axes, part: pd.DataFrame) -> None:
     sources = list(part["source"].drop_duplicates())
-    present = [name for name in SIGHTS if (part["shown"] == name).any()]
+    present = list(part["shown"].drop_duplicates())
     for i, name in enumerate(present):
-        own, look = part[part["shown"] == name], SIGHTS[name][1:]
+        own, look = part[part["shown"] == name], SIGHTS.get(name, BLIND)[1:]
         y = own["source"].map(sources.index) + 0.18 * (i - (len(present) - 1) / 2)
         dots(left, own["loss"], y, own["low"], own["high"], *look)
         if name != "own":

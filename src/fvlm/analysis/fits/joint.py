@@ -1,13 +1,12 @@
-"""L(N, D) = E + A/N^alpha + B/D^beta of a user's points (Hoffmann et al. 2022, approach 3)."""
+"""L(N, D) = E + A/N^alpha + B/D^beta of a user's points (Hoffmann et al. 2022, approach 3): `fvlm fit POINTS.csv`."""
 
 import argparse
 
 import pandas as pd
 
-from fvlm.analysis.commands import bootstrap_words, interval, natural, number, positive, resamples, shown, write_result
-from fvlm.analysis.commands.inputs import add_keep, read_kept
-from fvlm.analysis.fits.points import RUNS, check_falls, longest_run, one_schedule
-from fvlm.analysis.fits.sums import block_length, estimates
+from fvlm.analysis.fits.points import check_falls, longest_run, one_schedule
+from fvlm.analysis.fits.sums import as_fields, block_length, estimates
+from fvlm.analysis.inputs import add_columns, natural, plain, positive, read, resamples, shown, write_result
 
 METHOD = (
     "Huber's loss (delta 1e-3) of log predicted - log observed, summed over the points (Hoffmann et al. 2022, eq. 3); "
@@ -28,14 +27,14 @@ OF_N = ("E", "A", "alpha", "a", "b", "N_opt", "D_opt")  # not given unless both 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("points", help="CSV with columns N, D, L (and lr_schedule, where runs differ in it)")
+    parser.add_argument("points", help="CSV: N, D, L; optional C, lr_schedule, run")
     parser.add_argument("--out", required=True, help="the JSON file to write")
-    add_keep(parser)
+    add_columns(parser, "N=params,L=loss")
     parser.add_argument("--bootstrap", type=resamples, default=0, metavar="n", help="resamples for 95 %% intervals")
     parser.add_argument("--seed", type=natural, default=0, help="of the resamples (default 0)")
     parser.add_argument("--budget", type=positive, help="FLOPs at which N_opt is wanted (default: the largest here)")
     parser.add_argument(
-        "--flops-per-nd", type=factor, default=6.0, help="C / (N D) (default 6); `C`: the median of that column's"
+        "--flops-per-nd", type=factor, default=6.0, help="C / (N D) (default 6); `C`: the median of column C / (N D)"
     )
 
 
@@ -45,39 +44,35 @@ def factor(text: str) -> float | None:
 
 
 def main(args: argparse.Namespace) -> None:
-    columns, words = ("N", "D", "L"), ("lr_schedule", *RUNS)
-    spent = () if args.flops_per_nd else ("C",)
-    points = read_kept(args.points, args.keep, (*columns, *spent), (*columns, *spent), words)
+    columns = ("N", "D", "L") if args.flops_per_nd else ("N", "D", "L", "C")
+    points = read(args.points, args, columns, ("lr_schedule", "run"), columns, blank=("lr_schedule", "run"))
     check_falls(args.points, points, "D", beside=("N",))
     product = points["N"] * points["D"]
     flops_per_nd = args.flops_per_nd or float((points["C"] / product).median())
     budget = args.budget or flops_per_nd * float(product.max())
     result = joint_fit(points, args.bootstrap, args.seed, budget, flops_per_nd)
     write_result(args.points, args.out, result)
-    print(summary(result))
+    print(summary(plain(result)))
 
 
 def joint_fit(points: pd.DataFrame, draws: int, seed: int, budget: float, flops_per_nd: float) -> dict:
-    """What is written to the JSON: docs/fits.md says what it means."""
-    points = points.sort_values([name for name in (*RUNS, "D") if name in points], kind="stable")
+    """Return the fields of the JSON, which docs/fits.md describes. points: N, D, L; optional lr_schedule, run."""
+    points = points.sort_values([name for name in ("run", "D") if name in points], kind="stable")
     x, loss = points[["N", "D"]].to_numpy(), points["L"].to_numpy()
     block = 1 if longest_run(points) == 1 else None
-    fit, found = estimates(x, loss, ("N", "D"), block=block, draws=draws, seed=seed, product=budget / flops_per_nd)
-    values = {NAMES[one.name]: number(one.value) for one in found}
-    ci = {NAMES[one.name]: interval(one.low, one.high) for one in found}
-    reasons = {NAMES[one.name]: one.reason for one in found if one.reason}
+    fit, judged = estimates(x, loss, ("N", "D"), block=block, draws=draws, seed=seed, product=budget / flops_per_nd)
+    own = {NAMES[one.name]: one.reason for one in judged}
     mixed = one_schedule(points)
-    reason = mixed or reasons.get("alpha") or reasons.get("beta")
+    reason = mixed or own["alpha"] or own["beta"]
+    refused = {}
     if reason:
-        refused = values if mixed else OF_N
-        reasons |= {name: mixed or reasons.get(name) or reason for name in refused}
-    values |= dict.fromkeys(reasons)
-    ci |= dict.fromkeys(reasons)
+        refused = {name: mixed or own[name] or reason for name in (own if mixed else OF_N)}
+    values, ci, reasons = as_fields(judged, NAMES, refused)
     return {
         "method": METHOD,
         "form": "L(N, D) = E + A/N^alpha + B/D^beta; N_opt ~ C^a, D_opt ~ C^b, C = flops_per_ND N D",
         "n": len(points),
-        **{name: values[name] for name in ("E", "A", "B", "alpha", "beta", "a", "b", "N_opt", "D_opt")},
+        **values,
         "budget": budget,
         "flops_per_ND": flops_per_nd,
         "objective": None if fit is None else fit.cost,
@@ -85,10 +80,15 @@ def joint_fit(points: pd.DataFrame, draws: int, seed: int, budget: float, flops_
         "identified": not reason,
         "reason": reason or None,
         "reasons": reasons,
-        "ci": {name: ci[name] for name in values} if draws else None,
+        "ci": ci if draws else None,
         "block": None if fit is None else block or block_length(fit.residuals),
-        "bootstrap": bootstrap_words(draws, seed),
+        "bootstrap": bootstrap_record(draws, seed),
     }
+
+
+def bootstrap_record(draws: int, seed: int) -> dict | None:
+    """How the intervals were made; None without any."""
+    return {"of": "residuals, in moving blocks", "level": 0.95, "draws": draws, "seed": seed} if draws else None
 
 
 def summary(result: dict) -> str:
@@ -100,7 +100,7 @@ def summary(result: dict) -> str:
     if not result["identified"]:
         lines.append(f"not identified: {result['reason']}")
     elif not ci:
-        lines.append("no intervals: ask for them with --bootstrap 4000")
+        lines.append("no intervals: add them with --bootstrap 4000")
     elif result["E"] is None:
         lines.append(f"E: {result['reasons']['E']}")
     return "\n".join(lines)

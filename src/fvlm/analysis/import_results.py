@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fvlm.analysis.files import replacing, write_csv
 from fvlm.analysis.imported import read_results
+from fvlm.config.resolve import add_study_arguments, study_of
 from fvlm.errors import UserError
 
 
@@ -15,11 +16,12 @@ def add_arguments(parser) -> None:
         type=Path,
         help="CSV of evaluation points or of runs, JSON list, or folder with runs",
     )
+    add_study_arguments(parser)
     parser.add_argument("--out-dir", required=True, type=Path, help="folder of the tables")
 
 
 def main(args) -> int:
-    tables = read_results(args.results)
+    tables = read_results(args.results, study_of(args).comparisons.ablations)
     places = {name: args.out_dir / f"{name}.csv" for name in tables}
     for place in places.values():
         if place.resolve() in {path.resolve() for path in args.results}:
