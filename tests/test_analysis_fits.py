@@ -103,6 +103,17 @@ def test_no_other_start_of_ours_ends_lower(seed):
     assert found.shape == (300, 5) and fit.cost <= cost.min() * (1 + 1e-9)
 
 
+def test_a_fit_of_many_points_is_that_of_all_starts():
+    """It begins with some of the points."""
+    rng = np.random.default_rng(0)
+    x = np.exp(rng.uniform((17, 20), (23, 27), size=(2500, 2)))
+    loss = law(x[:, 0], x[:, 1]) * np.exp(0.005 * rng.normal(size=len(x)))
+    fit = fit_power_laws(x, loss)
+    objective = fit.objective(x)
+    _, cost = descend(objective, starts(objective, loss), np.log(loss)[None])
+    assert fit.cost == pytest.approx(cost.min(), rel=1e-9)
+
+
 def on_both_sides(flops, away=0.01):
     """Losses of a power law, the outer two of four above it and the inner two below, in log loss `away`."""
     return 40 * flops**-0.1 * np.exp(away * np.array([1, -1, -1, 1]))

@@ -55,9 +55,9 @@ class Objective:
         inner = np.minimum(size, self.delta)
         return (inner * (size - 0.5 * inner)).sum(axis=1)
 
-    def derivatives(self, theta: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The gradient (R, p) of the cost, its Hessian (R, p, p), and the Hessian of the least squares reweighted to
-        the same gradient, which is positive semidefinite."""
+    def derivatives(self, theta: np.ndarray, target: np.ndarray, damping: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the gradient (R, p) of the cost, and its Hessian (R, p, p) plus `damping` (R,) times the Hessian of
+        the least squares reweighted to the same gradient, which is positive semidefinite."""
         k, f = self.z.shape[1], int(self.floor)
         powers, loss = self.loss(theta)
         residuals = self.target(loss) - target
@@ -66,19 +66,20 @@ class Objective:
         jacobian[:, f + k :] = powers * theta[:, f : f + k, None] * -self.z.T
         size = np.abs(residuals)
         pull = np.clip(residuals, -self.delta, self.delta)
-        exact, reweighted = (size <= self.delta) - pull * self.log, self.delta / np.maximum(size, self.delta)
+        weight = (size <= self.delta) - pull * self.log + damping[:, None] * self.delta / np.maximum(size, self.delta)
         if self.log:
-            pull, exact, reweighted = pull / loss, exact / loss**2, reweighted / loss**2
+            pull, weight = pull / loss, weight / loss**2
         gradient = (jacobian @ pull[:, :, None])[:, :, 0]
-        transposed = jacobian.transpose(0, 2, 1)
-        hessian, positive = ((jacobian * weight[:, None]) @ transposed for weight in (exact, reweighted))
+        hessian = (jacobian * weight[:, None]) @ jacobian.transpose(0, 2, 1)
+        diagonal = range(theta.shape[1])
+        hessian[:, diagonal, diagonal] *= 1 + 1e-9 * damping[:, None]
         for i in range(k):  # of a term A exp(-a z): by A and a, and twice by a
             term, power = f + i, f + k + i
             by_both, twice = (jacobian[:, [term, power]] @ (pull * -self.z[:, i])[:, :, None])[:, :, 0].T
             hessian[:, term, power] += by_both
             hessian[:, power, term] += by_both
             hessian[:, power, power] += twice
-        return gradient, hessian, positive
+        return gradient, hessian
 
 
 def starts(objective: Objective, loss: np.ndarray) -> np.ndarray:
@@ -137,14 +138,13 @@ def descend(
     damping, rows, diagonal = np.ones(len(theta)), np.arange(len(theta)), range(theta.shape[1])
     for _ in range(MOST_STEPS):
         own, cost, weight = theta[rows], costs[rows], damping[rows]
-        gradient, hessian, positive = objective.derivatives(own, target[rows])
-        hessian += weight[:, None, None] * positive
+        gradient, hessian = objective.derivatives(own, target[rows], weight)
         pressed = ((own <= low) & (gradient > 0)) | ((own >= high) & (gradient < 0))
         if held is not None:
             pressed[:, held] = True
         gradient[pressed] = 0
         hessian *= ~(pressed[:, :, None] | pressed[:, None, :])
-        hessian[:, diagonal, diagonal] += pressed + 1e-9 * weight[:, None] * np.einsum("rpp->rp", positive) + 1e-14
+        hessian[:, diagonal, diagonal] += pressed + 1e-14
         trial = np.clip(own - np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0], low, high)
         gain = cost - objective.cost(objective.predict(trial) - target[rows])
         better = gain > 0

@@ -1,6 +1,7 @@
-"""The scaling exponents under every choice that an analysis has to make: how far does the answer depend on it?"""
+"""The scaling exponents under every choice of an analysis: method, budgets and loss."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import pandas as pd
 
@@ -31,8 +32,8 @@ T_INTERVAL, OVER_RESIDUALS = "t of the slope", "bootstrap of the residuals"
 
 
 def exponents(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> pd.DataFrame:
-    """One row per architecture, exponent (a of N_opt ~ C^a; that of L(C)) and choice: the method, with or without
-    the smallest budget, the final or the best validation loss. Along training curves there is no final loss."""
+    """Return one row per architecture, exponent (a of N_opt ~ C^a, or that of L(C)) and choice: the method, with or
+    without the smallest budget, the final or the best validation loss. Along training curves there is no final loss."""
     curves = grid_curves(runs, validation_curves)
     rows = []
     for budgets in (ALL, WITHOUT_SMALLEST):
@@ -43,8 +44,8 @@ def exponents(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> pd.DataFra
                 if own.empty:
                     continue  # one budget
                 curve = curves[(curves["architecture"] == name) & curves["budget"].isin(own["budget"])]
-                for exponent, method, estimate, n, how in _of(own, curve if loss == "final" else None):
-                    rows.append(_row(name, exponent, method, budgets, loss, estimate, n, how))
+                for row in _rows(own, curve if loss == "final" else None):
+                    rows.append({"architecture": name, "budgets": budgets, "loss": loss} | row)
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table.loc[table["method"].eq(METHODS[0]), "loss"] = "every"
     return table
@@ -54,43 +55,31 @@ METHODS = ("training curves", "iso-FLOP minima", "L(N, D)")  # approaches 1, 2 a
 FORMS = {"power law": False, "power law + floor": True}
 
 
-def _of(points: pd.DataFrame, curves: pd.DataFrame | None) -> Iterator[tuple[str, str, Estimate, int, str]]:
-    """Of one architecture: exponent, method, estimate, points that it is fitted to, kind of its interval."""
+def _rows(points: pd.DataFrame, curves: pd.DataFrame | None) -> Iterator[dict]:
+    """Of one architecture: each exponent by each method, with the number of points that it is fitted to."""
     if curves is not None:
         found, estimate = crossings(frontier(curves))
-        yield N_OPT, METHODS[0], estimate, len(found), T_INTERVAL
+        yield _row(N_OPT, METHODS[0], estimate, len(found), T_INTERVAL)
     found = minima(points)
-    yield N_OPT, METHODS[1], of_minima(found)[0][0], int(found["used"].sum()), T_INTERVAL
+    yield _row(N_OPT, METHODS[1], of_minima(found)[0][0], int(found["used"].sum()), T_INTERVAL)
     _, judged = estimates(points[["N", "D"]].to_numpy(), points["loss"].to_numpy(), ("N", "D"))
     joint = next(one for one in judged if one.name == "N_opt_exponent")
-    yield N_OPT, METHODS[2], joint, len(points), OVER_RESIDUALS
+    yield _row(N_OPT, METHODS[2], joint, len(points), OVER_RESIDUALS)
     best = lowest_by_budget(points)
     for form, floor in FORMS.items():
         _, judged = estimates(best[["C"]].to_numpy(), best["loss"].to_numpy(), ("C",), floor)
-        one = next(one for one in judged if one.name == "exponent_C")
-        yield OF_LOSS, form, one, len(best), OVER_RESIDUALS
+        of_loss = next(one for one in judged if one.name == "exponent_C")
+        yield _row(OF_LOSS, form, of_loss, len(best), OVER_RESIDUALS)
 
 
-def _row(architecture, exponent, method, budgets, loss, estimate: Estimate, n: int, how: str) -> dict:
-    return {
-        "architecture": architecture,
-        "exponent": exponent,
-        "method": method,
-        "budgets": budgets,
-        "loss": loss,
-        "value": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "identified": not estimate.reason,
-        "reason": estimate.reason,
-        "n": n,
-        "interval": how,
-    }
+def _row(exponent: str, method: str, estimate: Estimate, n: int, interval: str) -> dict:
+    place = {"exponent": exponent, "method": method, "n": n, "interval": interval}
+    return place | asdict(estimate) | {"identified": not estimate.reason}
 
 
 def grid_curves(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> pd.DataFrame:
-    """The validation curves of the grid's runs after their first step: run, architecture, size, budget, N, D, C, L
-    (nats per token), each run in the order of C."""
+    """Return the validation curves of the grid's runs after their first step, each run in the order of C: run,
+    architecture, size, budget, N, D, C, L (nats per token)."""
     grid = runs.loc[runs["family"] == "grid", ["run", "architecture", "size", "budget", "params_total"]]
     curves = validation_curves.loc[validation_curves["step"] > 0, ["run", "samples", "flops", "val_loss"]]
     names = {"params_total": "N", "samples": "D", "flops": "C", "val_loss": "L"}

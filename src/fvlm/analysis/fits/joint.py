@@ -5,7 +5,7 @@ import argparse
 import pandas as pd
 
 from fvlm.analysis.fits.points import check_falls, longest_run, one_schedule
-from fvlm.analysis.fits.sums import as_fields, block_length, estimates
+from fvlm.analysis.fits.sums import as_fields, estimates
 from fvlm.analysis.inputs import add_columns, natural, plain, positive, read, resamples, shown, write_result
 
 METHOD = (
@@ -67,21 +67,18 @@ def joint_fit(points: pd.DataFrame, draws: int, seed: int, budget: float, flops_
     refused = {}
     if reason:
         refused = {name: mixed or own[name] or reason for name in (own if mixed else OF_N)}
-    values, ci, reasons = as_fields(judged, NAMES, refused)
+    fields = as_fields(fit, judged, NAMES, refused, block)
     return {
         "method": METHOD,
         "form": "L(N, D) = E + A/N^alpha + B/D^beta; N_opt ~ C^a, D_opt ~ C^b, C = flops_per_ND N D",
         "n": len(points),
-        **values,
+        **fields,
         "budget": budget,
         "flops_per_ND": flops_per_nd,
-        "objective": None if fit is None else fit.cost,
         "rmse_log": None if fit is None else fit.rmse,
         "identified": not reason,
         "reason": reason or None,
-        "reasons": reasons,
-        "ci": ci if draws else None,
-        "block": None if fit is None else block or block_length(fit.residuals),
+        "ci": fields["ci"] if draws else None,
         "bootstrap": bootstrap_record(draws, seed),
     }
 

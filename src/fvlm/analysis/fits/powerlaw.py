@@ -9,7 +9,7 @@ import pandas as pd
 from fvlm.analysis.fits.grid import separate_budgets
 from fvlm.analysis.fits.joint import bootstrap_record
 from fvlm.analysis.fits.points import check_falls, longest_run, one_schedule
-from fvlm.analysis.fits.sums import DELTA, SQUARES, as_fields, block_length, estimates
+from fvlm.analysis.fits.sums import DELTA, SQUARES, as_fields, estimates
 from fvlm.analysis.inputs import TEXT, add_columns, natural, plain, read, resamples, shown, write_result
 from fvlm.errors import UserError
 
@@ -85,19 +85,16 @@ def power_law(points: pd.DataFrame, args: argparse.Namespace) -> dict:
     names = {f"A_{args.x}": "A", f"exponent_{args.x}": "alpha", "E": "L_inf"}
     refused, warnings = _warnings(points, args.x)
     refused = one_schedule(points) or refused
-    values, ci, reasons = as_fields(judged, names, dict.fromkeys(names.values(), refused) if refused else {})
+    fields = as_fields(fit, judged, names, dict.fromkeys(names.values(), refused) if refused else {}, block)
     optimum = None
     if fit is not None:  # where the objective is lowest, identified or not
         optimum = {"A": fit.coefficients[0], "alpha": fit.exponents[0], "L_inf": fit.limit}
     return {
         "n": len(points),
-        **values,
-        "identified": "alpha" not in reasons,
-        "reason": reasons.get("alpha"),
-        "reasons": reasons,
-        "ci": ci if args.bootstrap else None,
-        "block": None if fit is None else block or block_length(fit.residuals),
-        "objective": None if fit is None else fit.cost,
+        **fields,
+        "identified": "alpha" not in fields["reasons"],
+        "reason": fields["reasons"].get("alpha"),
+        "ci": fields["ci"] if args.bootstrap else None,
         "rmse": None if fit is None else float(np.sqrt(np.mean((fit.predict(x) - loss) ** 2))),
         "optimum": optimum,
         "warnings": warnings,

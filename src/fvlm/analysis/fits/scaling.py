@@ -1,5 +1,7 @@
 """Every fit made of the scaling grid: L(C), L(D) by size, L(N, D), and the iso-FLOP exponents."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pandas as pd
 
@@ -19,7 +21,7 @@ FORMS = {
 
 
 def scaling_fits(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row per fit and parameter. A parameter that the data do not identify has a reason instead of numbers.
+    """Return one row per fit and parameter. A parameter that the data do not identify has a reason instead of numbers.
 
     L(C) uses the lowest final loss at each budget; L(N, D) all of an architecture's grid runs. Only final losses are
     used, since along a run with a decaying learning rate the loss follows no power law.
@@ -31,35 +33,29 @@ def scaling_fits(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _fits_of(architecture: str, points: pd.DataFrame) -> list[dict]:
     best = lowest_by_budget(points)
-    rows = _rows("compute", "C", architecture, best, ("C",), True)
-    rows += _rows("compute, no floor", "C0", architecture, best, ("C",), False)
-    for size, own in points.groupby("size", sort=False):
-        rows += _rows(f"samples at {size}", "D", architecture, own, ("D",), True)
-    rows += _rows("parameters and samples", "ND", architecture, points, ("N", "D"), True)
+    fits = [
+        ("compute", "C", best, ("C",), True),
+        ("compute, no floor", "C0", best, ("C",), False),
+        *((f"samples at {size}", "D", own, ("D",), True) for size, own in points.groupby("size", sort=False)),
+        ("parameters and samples", "ND", points, ("N", "D"), True),
+    ]
+    rows = []
+    for fit, form, own, names, floor in fits:
+        result, judged = estimates(own[list(names)].to_numpy(), own["loss"].to_numpy(), names, floor)
+        rmse = np.nan if result is None else result.rmse
+        rows += [_row(fit, form, architecture, own, one, rmse) for one in judged]
     optima = exponents(minima(points))
-    return rows + [_row("iso-FLOP minima", FORMS["iso"], architecture, points, one, rmse) for one, rmse in optima]
-
-
-def _rows(
-    fit: str, form: str, architecture: str, points: pd.DataFrame, names: tuple[str, ...], floor: bool
-) -> list[dict]:
-    result, judged = estimates(points[list(names)].to_numpy(), points["loss"].to_numpy(), names, floor)
-    rmse = np.nan if result is None else result.rmse
-    return [_row(fit, FORMS[form], architecture, points, estimate, rmse) for estimate in judged]
+    return rows + [_row("iso-FLOP minima", "iso", architecture, points, one, rmse) for one, rmse in optima]
 
 
 def _row(fit: str, form: str, architecture: str, points: pd.DataFrame, estimate: Estimate, rmse: float) -> dict:
     tokens_per_parameter = (points["tokens"] / points["N"]).max()
-    return {
+    return asdict(estimate) | {
         "fit": fit,
         "architecture": architecture,
-        "form": form,
+        "form": FORMS[form],
         "parameter": estimate.name,
-        "value": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
         "identified": not estimate.reason,
-        "reason": estimate.reason,
         "n_points": len(points),
         "rmse": rmse,
         "samples_per_parameter": (points["D"] / points["N"]).max(),

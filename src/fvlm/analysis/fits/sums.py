@@ -6,7 +6,7 @@ resamples, descend together with analytic derivatives (fvlm.analysis.fits.descen
 tolerance stops well short of the optimum on such data, and takes tens of times as long.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import ndtri, stdtrit
@@ -17,6 +17,7 @@ DELTA = 1e-3  # of log loss: about 0.1 %
 SQUARES = 1e6  # a delta that makes Huber's loss least squares
 COLLINEAR = 0.9995  # correlation of log N and log D above which they are one variable
 AT_ONCE = 24_000  # points of the resamples that are fitted together: their arrays stay in the processor's cache
+SOME = 2000  # points: a fit of more begins with so many
 WIDEST = 1.0  # an interval wider than this many times the value says nothing useful about an exponent
 RISE = 0.01  # of the cost, times n - p: fits whose cost is higher by no more are equally good
 FLAT = 0.1  # part of an exponent's interval that equally good exponents may cover
@@ -88,7 +89,12 @@ def fit_power_laws(
     centre = np.exp(np.log(x).mean(axis=0))
     objective = Objective(np.log(x / centre), floor, delta, log)
     target = objective.target(loss)
-    theta, cost = descend(objective, starts(objective, loss), target)
+    begin = starts(objective, loss)
+    if len(loss) > SOME:  # all starts on some of the points, the best of them on all
+        some = np.random.default_rng(0).choice(len(loss), SOME, replace=False)
+        begin, cost = descend(replace(objective, z=objective.z[some]), begin, target[some])
+        begin = begin[np.argsort(cost)[:3]]
+    theta, cost = descend(objective, begin, target)
     best = int(np.argmin(cost))
     residuals = objective.predict(theta[best : best + 1])[0] - target
     return PowerLaws(theta[best], centre, floor, residuals, float(cost[best]), delta, log)
@@ -290,15 +296,21 @@ def _estimate(name: str, value: float, draws: np.ndarray, reason: str) -> Estima
     return Estimate(name, float(value), float(low), float(high))
 
 
-def as_fields(judged: list[Estimate], names: dict[str, str], refused: dict[str, str]) -> tuple[dict, dict, dict]:
-    """Return the values, the intervals and the reasons of estimates under other names, as commands write them; without
-    a value or interval where there is a reason.
+def as_fields(
+    fit: PowerLaws | None, judged: list[Estimate], names: dict[str, str], refused: dict[str, str], block: int | None
+) -> dict:
+    """Return the fields of a fit that commands write; a parameter has no value or interval where it has a reason.
 
-    names    of an estimate -> its other name
-    refused  further reasons, by that name
+    names    of an estimate -> its name in the JSON
+    refused  further reasons, by the name in the JSON
+    block    of the bootstrap, as in `estimates`
     """
     reasons = {names[one.name]: one.reason for one in judged if one.reason} | refused
     known = {names[one.name]: one for one in judged if names[one.name] not in reasons}
-    values = {name: known[name].value if name in known else None for name in names.values()}
-    ci = {name: [known[name].low, known[name].high] if name in known else None for name in names.values()}
-    return values, ci, reasons
+    return {
+        **{name: known[name].value if name in known else None for name in names.values()},
+        "objective": None if fit is None else fit.cost,
+        "reasons": reasons,
+        "ci": {name: [known[name].low, known[name].high] if name in known else None for name in names.values()},
+        "block": None if fit is None else block or block_length(fit.residuals),
+    }
