@@ -30,7 +30,7 @@ def test_smoke_makes_everything(smoke):
     results = smoke.folder / "results/smoke"
     for name in (*catalog.COLLECTED, *catalog.TABLES):
         assert (results / f"tables/{name}.csv").stat().st_size > 0
-    for name in catalog.FIGURES:
+    for name in catalog.STANDARD:
         assert (results / f"figures/{name}.png").stat().st_size > 5_000
         assert (results / f"figures/{name}.pdf").read_bytes().startswith(b"%PDF")
     assert "<svg" in (results / "decisions.html").read_text()
@@ -121,6 +121,7 @@ def test_one_lost_figure_is_one_job(smoke):
     assert smoke.planned(str(figure.relative_to(smoke.folder)), *SMOKE) == {"figure": 1}
     smoke.run(*SMOKE)
     assert figure.exists()
+    assert smoke.planned("results/smoke/figures/contours.png", *SMOKE) == {"figure": 1}  # on request, by its name
 
 
 @pytest.mark.workflow
@@ -130,6 +131,15 @@ def test_touched_sources_and_edited_comments_rerun_nothing(smoke):
     smoke.edit("rules/train.smk", "# Every training", "# Each training")
     smoke.edit("src/fvlm/train/loop.py", '"""The training loop', '"""A training loop')
     smoke.edit("config/ablations.yaml", "# One entry per ablation", "# An entry for each ablation")
+    assert smoke.planned(*SMOKE) == {}
+
+
+@pytest.mark.workflow
+def test_an_edited_question_redraws_and_trains_nothing(smoke):
+    smoke.edit("config/ablations.yaml", "What does looking twice buy?", "Is the second look worth it?")
+    planned = smoke.planned(*SMOKE)
+    assert planned["table"] and planned["figure"] and set(planned) <= {"table", "figure", "decisions"}
+    smoke.edit("config/ablations.yaml", "Is the second look worth it?", "What does looking twice buy?")
     assert smoke.planned(*SMOKE) == {}
 
 

@@ -126,7 +126,7 @@ class Disturbed:
 def test_the_study_runs_through_slurm(checkout, cluster):
     output = checkout.run("--configfile", "config/submitted.yaml")
     results = checkout.folder / "results/submitted"
-    assert all((results / f"figures/{name}.png").stat().st_size > 5_000 for name in catalog.FIGURES)
+    assert all((results / f"figures/{name}.png").stat().st_size > 5_000 for name in catalog.STANDARD)
     assert (results / "report.html").exists() and "report.html" in output
     abouts = [job["comment"] for job in cluster.jobs(checkout.folder)]
     assert {job["state"] for job in cluster.jobs(checkout.folder)} == {"COMPLETED"}
