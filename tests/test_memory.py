@@ -1,6 +1,5 @@
-"""Predicted memory against what a forward pass really keeps, and the refusal of runs that do not fit."""
+"""Predicted memory against what a forward pass really keeps."""
 
-import re
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -15,14 +14,11 @@ from fvlm.batch import Batch
 from fvlm.config.resolve import load_study, merged, read_yaml
 from fvlm.costs import memory
 from fvlm.costs.flops import Trained, parameters
-from fvlm.costs.limits import check_memory
 from fvlm.data.batches.dealing import micro_batches
-from fvlm.errors import UserError
 from fvlm.model import attention
 from fvlm.model.build import build_model
 from fvlm.model.losses import CHUNK
 from fvlm.model.packing import first_fit
-from fvlm.study.plan import plan_rows, plan_text
 from tests.model_cases import configuration, joined, sample
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
@@ -205,62 +201,3 @@ def test_less_work_at_a_time_needs_less_memory_and_freezing_as_well():
     assert needed("F1") < needed("F2") < full < needed(**{"train.precision": "float32"})
     assert needed("B0") < needed("A6") < full < needed("A9") and full < needed("Q1")
     assert needed("135M-C1-F") < needed("360M-C1-F") < needed("1.7B-C1-F")
-
-
-# --- a run that does not fit is refused ---
-
-
-def on(memory_gb: float, **changes):
-    return paper(gpu={"name": "card", "memory_gb": memory_gb}, **changes)
-
-
-def only(size: str) -> dict:
-    sizes = {name: None for name in ("135M", "360M", "1.7B") if name != size}
-    return {"scaling": {"sizes": {**read_yaml(CONFIG / "scaling.yaml")["sizes"], **sizes}}}
-
-
-def test_the_paper_fits_its_gpu_and_the_plan_says_what_it_needs():
-    study = paper()
-    check_memory(study)
-    assert study.gpu.memory_gb == 80
-    rows = {row["run"]: row["memory_gb"] for row in plan_rows(study)}
-    assert 60 < rows["1.7B-C1-F"] < rows["1.7B-C1-B"] < 80 and rows["135M-C1-F"] < 24
-    assert "GPU GB" in plan_text(study) and f"{rows['baseline']:.1f}" in plan_text(study)
-
-
-@pytest.mark.parametrize("frames", [64, 128, 256])
-def test_the_largest_model_does_not_fit_32_gb(frames):
-    study = on(32, baseline={"operation.micro_frames": frames}, **only("1.7B"))
-    with pytest.raises(UserError) as caught:
-        check_memory(study)
-    sentence = str(caught.value)
-    assert "'1.7B-C1-B'" in sentence and "card has 32 GB" in sentence and "at least" in sentence
-    assert "lower" not in sentence and "\n" not in sentence
-
-
-def test_the_smallest_model_with_many_frames_is_refused_with_a_number_that_fits():
-    small = {"only": {"stages": [], "ablations": ["baseline"]}, "scaling": {"sizes": {}}}
-    with pytest.raises(UserError) as caught:
-        check_memory(on(24, baseline={"operation.micro_frames": 256}, **small))
-    needed, frames, larger = map(float, re.search(
-        r"up to ([\d.]+) GB.*operation\.micro_frames to (\d+), or use a GPU with at least (\d+) GB", str(caught.value)
-    ).groups())  # fmt: skip
-    assert 24 < needed <= larger < 32 and 64 <= frames < 256
-    check_memory(on(24, baseline={"operation.micro_frames": int(frames)}, **small))
-    check_memory(on(larger, baseline={"operation.micro_frames": 256}, **small))
-    with pytest.raises(UserError):  # it is the largest that fits
-        check_memory(on(24, baseline={"operation.micro_frames": int(frames) + 1}, **small))
-
-
-def test_shorter_texts_are_named_where_fewer_frames_are_not_enough():
-    big = {"operation.micro_frames": 256, "operation.micro_tokens": 8192}
-    with pytest.raises(UserError, match=r"micro_frames to \d+ and operation\.micro_tokens to 4096, or") as caught:
-        check_memory(on(80, baseline=big))
-    frames = int(re.search(r"micro_frames to (\d+)", str(caught.value)).group(1))
-    check_memory(on(80, baseline={"operation.micro_frames": frames, "operation.micro_tokens": 4096}))
-
-
-def test_nothing_is_checked_without_a_gpu():
-    check_memory(paper(gpu=None))
-    check_memory(on(0.1, baseline={"operation.gpus": 0}))
-    assert all(row["memory_gb"] is None for row in plan_rows(on(0.1, baseline={"operation.gpus": 0})))

@@ -11,9 +11,12 @@ from fvlm.costs.limits import check_memory, check_run_memory
 from fvlm.costs.memory import GB, operation_that_fits, predicted_bytes
 from fvlm.device import gpu_of
 from fvlm.errors import UserError
+from fvlm.study.plan import plan_rows, plan_text
 from tests.config_cases import CONFIG, load
 from tests.rank_cases import Team
 from tests.train_cases import content_in
+
+SIZES = dict.fromkeys(("135M", "360M", "1.7B"))  # none
 
 
 def proposed_settings(message: str) -> dict:
@@ -31,6 +34,33 @@ def test_a_study_with_the_proposed_settings_fits(memory_gb, settings):
     proposed = settings | proposed_settings(str(caught.value))
     assert proposed != settings
     check_memory(load(CONFIG, "paper.yaml", gpu=card, baseline=proposed))
+
+
+def test_the_message_names_the_most_frames_that_fit_and_a_gpu_that_is_large_enough():
+    def check(memory_gb: float, frames: int) -> None:
+        check_memory(load(
+            CONFIG, "paper.yaml", gpu={"name": "card", "memory_gb": memory_gb}, scaling={"sizes": SIZES},
+            baseline={"operation.micro_frames": frames}, only={"stages": [], "ablations": ["baseline"]},
+        ))  # fmt: skip
+
+    with pytest.raises(UserError) as caught:
+        check(24, 256)
+    (frames,), (larger,) = proposed_settings(str(caught.value)).values(), re.findall(r"at least (\d+) GB", str(caught.value))
+    check(24, frames)
+    check(int(larger), 256)
+    with pytest.raises(UserError):
+        check(24, frames + 1)
+
+
+def test_the_paper_fits_its_gpu_and_the_plan_shows_the_memory_of_each_run():
+    study = load(CONFIG, "paper.yaml")
+    check_memory(study)
+    rows = {row["run"]: row["memory_gb"] for row in plan_rows(study)}
+    assert 60 < rows["1.7B-C1-F"] < rows["1.7B-C1-B"] < study.gpu.memory_gb == 80 and rows["135M-C1-F"] < 24
+    assert "GPU GB" in plan_text(study) and f"{rows['baseline']:.1f}" in plan_text(study)
+    on_cpus = load(CONFIG, "paper.yaml", gpu={"name": "card", "memory_gb": 0.1}, baseline={"operation.gpus": 0})
+    check_memory(on_cpus)
+    assert all(row["memory_gb"] is None for row in plan_rows(on_cpus))
 
 
 @pytest.mark.parametrize("memory_gb", [40, 50, 60])

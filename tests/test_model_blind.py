@@ -4,13 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_model, save_model
 
 from fvlm.config import schema
-from fvlm.costs.flops import parameters
-from fvlm.errors import UserError
 from fvlm.train.optim import make_optimizer
-from tests.model_cases import both_orders, configuration, joined, sample, tiny
+from tests.model_cases import both_orders, joined, tiny
 
 
 def optim(**changes) -> schema.Optim:
@@ -22,14 +19,6 @@ def optim(**changes) -> schema.Optim:
     return schema.Optim(**{**settings, **changes})
 
 
-def test_it_has_the_parameters_of_the_language_model_alone():
-    groups = tiny("blind").parameter_groups()
-    assert groups["connector"] == groups["dino"] == {}
-    counts, seeing = parameters(configuration("blind")), parameters(configuration())
-    assert counts == {"dino": 0, "connector": 0, "llm": seeing["llm"], "total": seeing["llm"]}
-    assert counts["total"] == sum(parameter.numel() for parameter in groups["llm"].values())
-
-
 def test_frames_and_their_place_change_nothing():
     model, batch = tiny("blind"), joined(both_orders())
     output = model(batch, with_attention=True)
@@ -39,17 +28,6 @@ def test_frames_and_their_place_change_nothing():
     for seen in (batch.without_frames(), others, last):
         again = model(seen)
         assert torch.equal(again.loss_sum_B, output.loss_sum_B) and torch.equal(again.count_B, output.count_B)
-
-
-def test_its_loss_is_what_the_other_models_have_without_frames():
-    model, blind, batch = tiny(), tiny("blind"), joined(both_orders())
-    blind.llm.load_state_dict(model.llm.state_dict())
-    torch.testing.assert_close(blind(batch).loss_sum_B, model(batch.without_frames()).loss_sum_B)
-
-
-def test_it_has_one_mode():
-    with pytest.raises(UserError, match="blind has direct"):
-        tiny("blind")(sample(1, 4, seed=1), "coarse_only")
 
 
 @pytest.mark.parametrize("frozen", [(), ("dino",), ("dino", "connector")])
@@ -65,11 +43,3 @@ def test_groups_without_parameters_are_frozen_and_optimised_as_any(frozen):
     before.backward()
     optimizer.step()
     assert float(model(batch).objective_B.detach().sum()) < float(before.detach())
-
-
-def test_it_is_saved_and_loaded(tmp_path):
-    model, other = tiny("blind"), tiny("blind", seed=1)
-    save_model(model, str(tmp_path / "model.safetensors"))
-    load_model(other, str(tmp_path / "model.safetensors"))
-    batch = joined(both_orders())
-    assert torch.equal(model(batch).loss_sum_B, other(batch).loss_sum_B)

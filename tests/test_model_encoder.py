@@ -84,10 +84,6 @@ def test_attention_that_cannot_tell_is_uniform():
     torch.testing.assert_close(attention.patches, torch.full((2, 16), 1 / 16, dtype=torch.float64))
 
 
-def test_query_projection_has_no_bias():
-    assert tiny().connector.query_input_proj.bias is None
-
-
 def test_frames_of_another_size_are_refused():
     with pytest.raises(ValueError, match="expected"):
         tiny().encode(sample(2, 4, seed=1, image=28).frames)

@@ -2,12 +2,10 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from fvlm.model.packing import count_up
 from tests.model_cases import (
     EVERY,
     SEEING,
@@ -24,10 +22,6 @@ from tests.model_cases import (
 )
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
-
-
-def first_frames(batch) -> torch.Tensor:
-    return torch.from_numpy(count_up(batch.frame_counts.numpy()) == 0)
 
 
 # --- what a query depends on ---
@@ -54,19 +48,6 @@ def test_the_text_behind_the_frames_never_changes_where_queries_look(mode):
     assert torch.equal(visual_tokens(model, batch, mode), visual_tokens(model, other, mode))
 
 
-@pytest.mark.parametrize("samples", [mixed, both_orders])
-def test_the_pass_that_predicts_queries_needs_no_text_behind_the_frames(samples):
-    model, batch = tiny(), joined(samples())
-    plan, text = model.plan(batch), model.llm.embed(batch.token_ids)
-    coarse = model.visual_tokens(batch, text, plan, "coarse_only")[0]
-    whole = model.hidden(coarse, text, plan)
-    queries = model.connector.llm_to_query(whole[plan.rows.cells[: len(coarse)] - 1])
-    initial = first_frames(batch) & torch.from_numpy(np.repeat(plan.question_B == 0, plan.frame_counts))
-    queries[initial] = model.connector.q_init
-    torch.testing.assert_close(model.predict(coarse, text, plan), queries)
-    assert 0 < initial.sum() < len(batch.frame_index)
-
-
 def test_without_a_question_first_nothing_more_is_computed():
     model, batch = tiny(), joined(mixed())
     plan = model.plan(batch)
@@ -90,18 +71,6 @@ def test_the_order_changes_the_loss():
 
 
 # --- where the modes agree ---
-
-
-def test_modes_agree_on_first_frames_in_both_orders():
-    model, batch = tiny(), joined(both_orders())
-    fine, turn = (visual_tokens(model, batch, mode) for mode in ("coarse_fine", "autoregressive"))
-    first = first_frames(batch)
-    torch.testing.assert_close(fine[first], turn[first])
-    assert not torch.allclose(fine[~first], turn[~first])
-    for question in (0, 4):
-        one = sample(1, 9, seed=8, question=question)
-        losses = [model(one, mode).loss_sum_B for mode in ("coarse_fine", "autoregressive")]
-        torch.testing.assert_close(*losses, **CLOSE)
 
 
 @pytest.mark.parametrize("deep", [True, False])
@@ -138,18 +107,6 @@ def test_the_cache_gives_what_whole_sequences_give_for_all_samples_abreast():
 
 
 # --- looking again ---
-
-
-def test_a_further_pass_reads_with_queries_from_the_pass_before():
-    batch = joined(both_orders())
-    once, twice = tiny(), tiny(fine_passes=2)
-    plan, text = once.plan(batch), once.llm.embed(batch.token_ids)
-    first = once.visual_tokens(batch, text, plan, "coarse_fine")[0]
-    again, _ = once.read(once.predict(first, text, plan), once.encode(batch.frames), plan.visits, False)
-    found, coarse, *_ = twice.visual_tokens(batch, text, plan, "coarse_fine")
-    torch.testing.assert_close(found, again)
-    assert not torch.allclose(found, first)
-    assert torch.equal(coarse, once.visual_tokens(batch, text, plan, "coarse_only")[0])
 
 
 def test_further_passes_change_no_other_mode_and_not_the_coarse_loss():
@@ -194,11 +151,6 @@ def test_a_token_is_predicted_from_the_one_before_it(case, mode):
     output = model(batch, mode)
     torch.testing.assert_close(output.loss_sum_B[0], expected, **CLOSE)
     assert output.count_B.tolist() == [len(scored)]
-
-
-def test_a_question_s_first_token_has_nothing_before_it():
-    batch = replace(sample(3, 10, seed=3, question=4), loss_mask=torch.ones(10, dtype=torch.bool))
-    assert tiny()(batch).count_B.tolist() == [9]
 
 
 @pytest.mark.parametrize("architecture, mode", EVERY)
