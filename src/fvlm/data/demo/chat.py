@@ -1,4 +1,4 @@
-"""Short conversations with something to learn in them: counting, opposites, the colours of things."""
+"""Short conversations of the demo: counting, opposites, colours of things."""
 
 import numpy as np
 
@@ -29,7 +29,7 @@ TASKS = (counting, opposites, colours)
 
 
 def conversation(rng: np.random.Generator) -> list[dict[str, str]]:
-    """One or two questions with their answers, as messages."""
+    """Return one or two questions with their answers, as messages."""
     messages = []
     for _ in range(int(rng.integers(1, 3))):
         question, answer = TASKS[int(rng.integers(len(TASKS)))](rng)

@@ -1,6 +1,6 @@
-"""Make one source of the demo corpus: media files by ffmpeg and Pillow, and the table `samples.jsonl`.
+"""Make one source of the demo corpus: media files and the table `samples.jsonl`.
 
-Item i depends on (seed, i) alone, so any number of processes writes the same bytes.
+Item i depends only on (seed, i), so any number of processes writes the same bytes.
 """
 
 import argparse
@@ -35,14 +35,14 @@ BROKEN_SUFFIX = {"audio": ".mp4", "truncated": ".mp4", "cut": ".png"}
 
 
 def make_item(item: int, source: str, seed: int, folder: Path) -> list[dict]:
-    """Write the file of one item; returns its rows of the table."""
+    """Write the file of one item; return its rows of the table."""
     rng = np.random.default_rng([seed, SOURCES.index(source), item])
     if source == "chat":
         return [{"messages": chat.conversation(rng)}]
     if source in VIDEOS:
         shape = choose_shape(rng)
         scene = SCENES[source](rng, shape.seconds)
-        # Equal frames would give equal coarse tokens, hence equal queries: the background changes, so that looks can.
+        # The background changes with the scene, since equal frames would give equal queries.
         drawn = [draw(background(rng, shape.width, shape.height), things) for things in scene.seconds]
         path = folder / "media" / f"{item:06d}.{shape.container}"
         encode([drawn[second] for second in scene.second_of(shape.ticks)], shape, path)
@@ -58,7 +58,7 @@ def make_item(item: int, source: str, seed: int, folder: Path) -> list[dict]:
 
 
 def break_row(row: dict, how: str, number: int, folder: Path) -> dict:
-    """The row with its file replaced by one that cannot be decoded; a conversation loses its messages."""
+    """Return the row with a file that cannot be decoded; a conversation without its messages."""
     if how == "silent":
         return {"messages": []}
     name = f"media/broken-{number:03d}-{how}{BROKEN_SUFFIX.get(how, Path(row['file']).suffix)}"
@@ -80,7 +80,7 @@ def break_row(row: dict, how: str, number: int, folder: Path) -> dict:
         buffer = io.BytesIO()
         Image.fromarray(background(rng, 240, 240)).save(buffer, "png")
         path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 3])
-    return {**row, "file": name}  # "missing": the file is never made
+    return {**row, "file": name}  # "missing": no file is written
 
 
 def make_corpus(source: str, out: Path, samples: int, seed: int, broken: int = 0, processes: int = 1) -> None:
@@ -91,7 +91,7 @@ def make_corpus(source: str, out: Path, samples: int, seed: int, broken: int = 0
     if source not in SOURCES:
         raise UserError(f"corpus source {source!r} is unknown; choose one of {', '.join(SOURCES)}")
     if not 0 <= broken <= samples or samples < 1:
-        raise UserError(f"{samples} samples, {broken} broken: expected at least 1 sample and at most all broken")
+        raise UserError(f"{samples} samples, {broken} broken: expected 1 sample or more, and at most that many broken")
     making = out.with_name(out.name + ".making")
     shutil.rmtree(making, ignore_errors=True)
     (making / "media").mkdir(parents=True)
@@ -99,9 +99,9 @@ def make_corpus(source: str, out: Path, samples: int, seed: int, broken: int = 0
     make = partial(make_item, source=source, seed=seed, folder=making)
     rows: list[dict] = []
     start = time.monotonic()
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:  # a fork of threads may hang
-        for done, found in enumerate(pool.map(make, range(items), chunksize=4), 1):
-            rows += found
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:  # a forked process may inherit locks
+        for done, item_rows in enumerate(pool.map(make, range(items), chunksize=4), 1):
+            rows += item_rows
             if done % max(1, items // 10) == 0:
                 rate = done / (time.monotonic() - start)
                 print(f"corpus {source}: {done}/{items} items, {rate:.0f}/s", file=sys.stderr, flush=True)
@@ -117,12 +117,14 @@ def make_corpus(source: str, out: Path, samples: int, seed: int, broken: int = 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", choices=SOURCES)
+    parser.add_argument("source", choices=SOURCES, help="source of the demo to make")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; replaced if it exists")
     parser.add_argument("--samples", type=int, required=True, help="rows of the table")
-    parser.add_argument("--seed", type=int, required=True, help="another seed gives a held-out version")
-    parser.add_argument("--broken", type=int, default=0, help="rows whose file is broken on purpose")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--seed", type=int, required=True, help="random seed; use another one for held-out data")
+    parser.add_argument("--broken", type=int, default=0, help="rows with a file broken on purpose (default: 0)")
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count() or 1, help="number of processes (default: all cores)"
+    )
 
 
 def main(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Write the demo corpus's videos with ffmpeg: many codecs, containers, sizes and rates; always the same."""
+"""Write the videos of the demo corpus with ffmpeg: many codecs, containers, sizes and rates; always the same bytes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ SIZES = (
 )  # fmt: skip
 RATES = (*("24000/1001", "24", "25", "30000/1001", "30") * 3, "50", "60")
 
-# name: (share of the clips, containers, encoder options). One thread and no build information: reproducible.
+# name: (share of the clips, containers, encoder options); one thread and no build information, to be reproducible
 CODECS = {
     "h264": (0.46, ("mp4", "mov", "mkv"), {"vcodec": "libx264", "preset": "ultrafast", "crf": 23}),
     "h264_b": (0.24, ("mp4", "mkv"), {
@@ -36,15 +36,15 @@ CODECS = {
     }),
 }  # fmt: skip
 EXACT = {"threads": 1, "fflags": "+bitexact", "flags": "+bitexact"}  # no dates, no build names
-DEAR = {"hevc", "av1", "vp9"}  # not for long clips
+SLOW = {"hevc", "av1", "vp9"}  # not for long clips
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How one clip is stored.
+    """The format of a clip.
 
-    ticks       its length, in fifths of a second
-    variable    frames are left out, so that the rate varies
+    ticks       length in fifths of a second
+    variable    True: a variable frame rate, by dropped frames
     offset_s    time stamp of the first frame
     """
 
@@ -59,12 +59,12 @@ class Shape:
 
     @property
     def seconds(self) -> int:
-        """Frames that decoding at 1 FPS keeps, up to a change in the last half second."""
+        """Number of frames at 1 FPS."""
         return max(1, -(-self.ticks // TICKS_PER_S))
 
 
 def choose_shape(rng: np.random.Generator) -> Shape:
-    """Most clips last 2 to 4 s; a few less than one, some up to 12, one in 300 more than 64."""
+    """Choose a format. Most clips last 2 to 4 s, some less than 1 s or up to 12 s, 1 of 300 more than 64 s."""
     draw = rng.random()
     if draw < 1 / 300:
         ticks = int(rng.integers(330, 370))
@@ -74,13 +74,13 @@ def choose_shape(rng: np.random.Generator) -> Shape:
         ticks = int(rng.integers(21, 61))
     else:
         ticks = int(rng.integers(11, 21))
-    names = [name for name in CODECS if ticks < 100 or name not in DEAR]
+    names = [name for name in CODECS if ticks < 100 or name not in SLOW]
     shares = np.array([CODECS[name][0] for name in names])
     codec = str(rng.choice(names, p=shares / shares.sum()))
     container = str(rng.choice(CODECS[codec][1]))
     rate = str(rng.choice(RATES)) if ticks < 100 and codec != "av1" else "24"
     matroska = container in ("mkv", "webm")
-    # An odd size needs 4:4:4 or an encoder that pads: kept for Matroska with H.264 and Motion JPEG.
+    # Other codecs do not support odd sizes.
     sizes = [s for s in SIZES if s[0] % 2 == 0 or codec in ("h264", "mjpeg")]
     width, height = sizes[int(rng.integers(len(sizes)))]
     if ticks > 100:
@@ -96,7 +96,7 @@ def encode(states: list[np.ndarray], shape: Shape, path: Path) -> None:
     video = ffmpeg.input("pipe:", format="rawvideo", pix_fmt="rgb24", video_size=size, framerate=TICKS_PER_S)
     odd = shape.width % 2 or shape.height % 2
     pixels = ("yuvj" if shape.codec == "mjpeg" else "yuv") + ("444p" if odd else "420p")
-    # colours are converted once per state, before it is repeated
+    # "format" before "fps", so that each state is converted once
     video = video.video.filter("format", pixels).filter("fps", shape.rate)
     if shape.variable:
         video = video.filter("select", "lt(mod(n,7),4)")
@@ -115,15 +115,15 @@ def encode(states: list[np.ndarray], shape: Shape, path: Path) -> None:
 
 
 def encode_audio(path: Path) -> None:
-    """An MP4 file with a second of sound and no video."""
+    """Write an MP4 file with one second of sound and no video."""
     tone = ffmpeg.input("sine=frequency=440:duration=1", f="lavfi")
     _run(tone.output(str(path), format="mp4", acodec="aac", **EXACT), b"")
 
 
 def _run(output: ffmpeg.nodes.OutputStream, raw: bytes) -> None:
-    """Run ffmpeg on bytes for its standard input; UserError with its last words if it fails."""
+    """Run ffmpeg with bytes as its standard input; raises UserError with its last messages."""
     try:
         output.run(cmd=imageio_ffmpeg.get_ffmpeg_exe(), input=raw, quiet=True, overwrite_output=True)
     except ffmpeg.Error as error:
-        words = " / ".join(error.stderr.decode(errors="replace").strip().splitlines()[-4:])
-        raise UserError(f"ffmpeg cannot write {output.node.kwargs['filename']}: {words}") from error
+        message = " / ".join(error.stderr.decode(errors="replace").strip().splitlines()[-4:])
+        raise UserError(f"ffmpeg cannot write {output.node.kwargs['filename']}: {message}") from error

@@ -1,11 +1,10 @@
-"""Scenes of the demo corpus: coloured shapes on a busy background, and sentences that are true of them.
+"""Scenes of the demo corpus: coloured shapes on a noisy background, and true sentences about them.
 
-A model that is trained for seconds on a CPU learns which colour is where and when, so most of what is said is that;
-shapes, counts, movements and moments are said too, but less often.
+Most sentences are about colours, which a model can learn on a CPU within seconds; some are about shapes, counts,
+movements and times.
 
-Everything lies in the central square of the picture, because decoding keeps no more, one shape to a quarter. Scenes
-change between whole seconds (at i - 0.4 s), so that the frame shown at second i is clear of the change whatever the
-frame rate.
+All shapes are in the central square of the picture, which decoding keeps, one in each quarter. Scenes change at
+i - 0.4 s, so that the frame at second i shows the new state at any frame rate.
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ SHAPES = ("square", "circle", "triangle")
 PLACES = {
     "top left": (0.25, 0.25), "top right": (0.75, 0.25), "bottom left": (0.25, 0.75), "bottom right": (0.75, 0.75),
 }  # fmt: skip
-SIZE = 0.41  # of a shape, as a share of the central square
+SIZE = 0.41  # side of a shape, as a share of the side of the central square
 NUMBERS = ("no", "one", "two", "three", "four")
 TICKS_PER_S = 5  # states per second; a change at i - 0.4 s falls on one of them
 
@@ -41,9 +40,9 @@ class Thing:
 
 @dataclass
 class Scene:
-    """What is shown second by second, and the rows of the table that speak of it.
+    """The things shown in each second, and the rows of the table about them.
 
-    seconds     things shown at second 0, 1, 2, ...; the last state stays
+    seconds     things at second 0, 1, 2, ...; the last state stays
     rows        {"caption"} or {"question", "answer"} or {"question", "chosen", "rejected"}
     """
 
@@ -51,8 +50,7 @@ class Scene:
     rows: list[dict[str, str]] = field(default_factory=list)
 
     def second_of(self, count: int) -> list[int]:
-        """Which of `seconds` is shown at each of `count` ticks."""
-        # + 2 ticks: 0.4 s early
+        """Position in `seconds` for each of `count` ticks; a scene begins 2 ticks (0.4 s) early."""
         return [min((tick + 2) // TICKS_PER_S, len(self.seconds) - 1) for tick in range(count)]
 
 
@@ -61,12 +59,12 @@ def pick(rng: np.random.Generator, options) -> str:
 
 
 def some(rng: np.random.Generator, options, count: int) -> list[str]:
-    """`count` different ones, in random order."""
+    """Return `count` different options in random order."""
     return [str(option) for option in rng.permutation(list(options))[:count]]
 
 
 def background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """(height, width, 3) uint8: grey blocks and fine grain over a slope of brightness."""
+    """Grey blocks and fine noise on a brightness gradient, (height, width, 3) uint8."""
     block = 16
     rows, columns = -(-height // block), -(-width // block)
     blocks = rng.integers(-28, 29, (rows, columns, 1)).repeat(block, 0).repeat(block, 1)[:height, :width]
@@ -77,7 +75,7 @@ def background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
 
 
 def draw(canvas: np.ndarray, things: list[Thing]) -> np.ndarray:
-    """A copy of the canvas with the things on it."""
+    """Return a copy of the canvas with the things on it."""
     image = canvas.copy()
     height, width = image.shape[:2]
     side = min(height, width)
@@ -104,18 +102,18 @@ def at(place: str, colour: str, shape: str) -> Thing:
 
 
 def grid_scene(rng: np.random.Generator, seconds: int) -> Scene:
-    """Four squares that stay; the caption reads their colours row by row."""
+    """Four squares that do not change; the caption lists their colours row by row."""
     colours = [pick(rng, COLOURS) for _ in PLACES]
     things = [at(place, colour, "square") for place, colour in zip(PLACES, colours, strict=True)]
     return Scene([things] * seconds, [{"caption": " ".join(colours)}])
 
 
 def moves_scene(rng: np.random.Generator, seconds: int) -> Scene:
-    """One shape; up to four times it turns another colour, moves, hides or comes back."""
+    """One shape; up to four times it changes its colour, moves, disappears or comes back."""
     shape, place, colour = pick(rng, SHAPES), pick(rng, PLACES), pick(rng, COLOURS)
     words, hidden, states = [colour], False, [[at(place, colour, shape)]]
     events = min(seconds - 1, 4)
-    # Spread over the clip; a clip of up to five seconds changes every second.
+    # Evenly spread; in a clip of up to five seconds, every second.
     moments = {(i + 1) * seconds // (events + 1) for i in range(events)} - {0}
     for second in range(1, seconds):
         if second in moments:
@@ -131,7 +129,7 @@ def moves_scene(rng: np.random.Generator, seconds: int) -> Scene:
 
 
 def questions_scene(rng: np.random.Generator, seconds: int) -> Scene:
-    """Three or four shapes, one of which may come late; most questions ask for the colour at a place."""
+    """Three or four shapes, one of which may appear later; most questions are about the colour at a place."""
     count = int(rng.choice([3, 4, 4, 4]))
     places = some(rng, PLACES, count)
     things = {place: at(place, pick(rng, COLOURS), pick(rng, SHAPES)) for place in places}
@@ -141,9 +139,9 @@ def questions_scene(rng: np.random.Generator, seconds: int) -> Scene:
         {"question": f"What is the shape at the {places[0]}?", "answer": f"a {things[places[0]].shape}"},
     ]
     colours = [thing.colour for thing in things.values()]
-    alone = [place for place, thing in things.items() if colours.count(thing.colour) == 1]
-    if alone:
-        details.append({"question": f"Where is the {things[alone[0]].colour} shape?", "answer": f"at the {alone[0]}"})
+    unique = [place for place, thing in things.items() if colours.count(thing.colour) == 1]
+    if unique:
+        details.append({"question": f"Where is the {things[unique[0]].colour} shape?", "answer": f"at the {unique[0]}"})
     if seconds > 1 and rng.random() < 0.2:
         late, moment = places[-1], int(rng.integers(1, min(seconds, 8)))
         before = [thing for place, thing in things.items() if place != late]
@@ -161,12 +159,12 @@ def colour_question(place: str, thing: Thing) -> dict[str, str]:
 
 
 def pictures_scene(rng: np.random.Generator, seconds: int) -> Scene:
-    """A still grid with its caption, or still shapes with a question."""
+    """A picture: a grid with its caption, or shapes with a question."""
     return grid_scene(rng, 1) if rng.random() < 0.6 else questions_scene(rng, 1)
 
 
 def preferences_scene(rng: np.random.Generator, seconds: int) -> Scene:
-    """A still scene, a question for a colour, the right answer and a wrong one."""
+    """A picture, a question about a colour, the right answer and a wrong one."""
     scene = questions_scene(rng, 1)
     row = next(row for row in scene.rows if row["answer"] in COLOURS)
     wrong = pick(rng, [name for name in COLOURS if name != row["answer"]])
