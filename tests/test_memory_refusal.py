@@ -45,7 +45,8 @@ def test_the_message_names_the_most_frames_that_fit_and_a_gpu_that_is_large_enou
 
     with pytest.raises(UserError) as caught:
         check(24, 256)
-    (frames,), (larger,) = proposed_settings(str(caught.value)).values(), re.findall(r"at least (\d+) GB", str(caught.value))
+    (frames,) = proposed_settings(str(caught.value)).values()
+    (larger,) = re.findall(r"at least (\d+) GB", str(caught.value))
     check(24, frames)
     check(int(larger), 256)
     with pytest.raises(UserError):
