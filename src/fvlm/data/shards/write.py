@@ -19,8 +19,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import psutil
-
 from fvlm.data.decode.media import Media, MediaError
 from fvlm.data.decode.pool import Decoded, DecodePool, decode_to_jpegs
 from fvlm.data.readers import Row, rows_per_shard
@@ -98,9 +96,19 @@ def _part(path: Path) -> Path:
     """Name of `path` while this process writes it; removes files of killed processes."""
     name, host = f".{path.name}.", socket.gethostname()
     for other in path.parent.glob(f"{name}*.{host}.part"):
-        if not psutil.pid_exists(int(other.name[len(name) :].split(".")[0])):
+        if not _is_alive(int(other.name[len(name) :].split(".")[0])):
             other.unlink(missing_ok=True)
     return path.with_name(f"{name}{os.getpid()}.{host}.part")
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # a process of another user
+        return True
+    return True
 
 
 def _flush(path: Path) -> None:
