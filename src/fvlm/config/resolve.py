@@ -35,7 +35,7 @@ def read_yaml(path: Path) -> dict:
     try:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; the configuration is read from the folder config/") from error
+        raise UserError(f"{path}: no such file; run the command in the folder that holds config/, or name a study: --study FILE") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: this is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
