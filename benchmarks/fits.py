@@ -145,7 +145,7 @@ def measure_bootstrap(fit: PowerLaws, x: np.ndarray, resamples: int, checked: in
 
 def table(results: list[dict]) -> str:
     """Markdown."""
-    lines = ["| points | noise | | plain, CPU s | ours, CPU s | times faster | plain ends above the optimum by |"]
+    lines = ["| points | noise | task | plain, CPU s | ours, CPU s | times faster | plain ends above the optimum by |"]
     lines.append("| ---: | ---: | --- |" + " ---: |" * 4)
     for one in results:
         drawn = one["bootstrap"]

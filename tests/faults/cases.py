@@ -96,7 +96,7 @@ def killed_worker(world: Tiny, folder: Path, draw: random.Random) -> str:
     tiny.check_nothing_half_written()
     if not killed.is_set():
         return NO_FAULT
-    return "the file is decoded again; same bytes" if status == 0 else f"one sentence; {SAME}"
+    return "the file is decoded again; same bytes" if status == 0 else f"one error message; {SAME}"
 
 
 def _kill_a_worker(seconds: float, stop: threading.Event, killed: threading.Event) -> None:
@@ -258,7 +258,7 @@ def full_disk(world: Tiny, folder: Path, draw: random.Random) -> str:
         if step == "train":
             tiny.check_same()
         tiny.check_nothing_half_written()
-    return "one sentence; once there is room, it " + SAME if met else NO_FAULT
+    return "one error message; once there is room, it " + SAME if met else NO_FAULT
 
 
 @fault("the results folder read-only")
@@ -281,7 +281,7 @@ def read_only(world: Tiny, folder: Path, draw: random.Random) -> str:
         status, again = tiny.run(step)
         assert status == 0, again
         tiny.check_nothing_half_written()
-    return "one sentence; once writable, the same bytes"
+    return "one error message; once writable, the same bytes"
 
 
 @fault("a loss that is not finite")
@@ -297,4 +297,4 @@ def not_a_number(world: Tiny, folder: Path, draw: random.Random) -> str:
     lines = [json.loads(line) for path in state.glob("*.jsonl") for line in path.read_text().splitlines()]
     assert all(math.isfinite(v) for line in lines for v in line.values() if isinstance(v, float))
     assert not (tiny.results / "runs/stage1/run_summary.json").exists()
-    return "one sentence with the step and its samples; neither logged nor saved"
+    return "one error message with the step and its samples; neither logged nor saved"

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.faults.tiny import Tiny
 
 SAME = "resumes and ends with the same bytes"
-REFUSED = "one sentence that names the file; after repair, the same bytes"
+REFUSED = "one error message that names the file; after repair, the same bytes"
 NO_FAULT = "the fault did not occur: the job had already finished (same bytes)"
 BEFORE_TRAINING = ("tokenizer", "shards", "index", "ledger.jsonl", "tables/data.csv")
 

@@ -122,7 +122,7 @@ def not_a_number_on_one(world: Tiny, folder: Path, draw: random.Random) -> str:
     logged = (tiny.results / "runs/stage1/state/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in logged] == list(range(1, step))
     _end(tiny, two)
-    return f"one sentence with the step and its samples; neither logged nor saved; after repair, it {SAME}"
+    return f"one error message with the step and its samples; neither logged nor saved; after repair, it {SAME}"
 
 
 @fault("the disk full under two ranks")
@@ -142,4 +142,4 @@ def full_disk_of_two(world: Tiny, folder: Path, draw: random.Random) -> str:
         tiny.check_nothing_half_written()
         mount("size=200000k")
         _end(tiny, two)
-    return f"one sentence; once there is room, it {SAME}" if any(statuses) else NO_FAULT
+    return f"one error message; once there is room, it {SAME}" if any(statuses) else NO_FAULT
