@@ -85,11 +85,11 @@ def model_of(run: Run, seed: int = 3) -> VideoLanguageModel:
     return build_model(config, seed).double().eval()
 
 
-def finished(folder: Path, run: Run, seed: int = 0) -> Path:
-    """Write a run's folder with all that an evaluation reads; its weights are as `seed` draws them."""
+def finished(folder: Path, run: Run, model: VideoLanguageModel | None = None) -> Path:
+    """Write a run's folder with all that an evaluation reads, with the weights of `model` or untrained ones."""
     (folder / "model").mkdir(parents=True, exist_ok=True)
     (folder / "model/run.json").write_text(run.model_dump_json())
-    save_model(build_model(run.model, seed), str(folder / "model/best.safetensors"))
+    save_model(model or build_model(run.model, 0), str(folder / "model/best.safetensors"))
     return folder
 
 

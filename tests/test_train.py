@@ -12,7 +12,6 @@ from fvlm.config.resolve import study_from_files
 from fvlm.data.batches.loader import Steps, open_held_out, open_training
 from fvlm.data.shards.index import load_index
 from fvlm.errors import UserError
-from fvlm.evaluate.losses import batches_by_source, held_out_samples
 from fvlm.model.build import build_model
 from fvlm.train.order import lengths_of, planned_order, sample_flops
 from fvlm.train.progress import Progress, TimeSpent
@@ -177,18 +176,6 @@ def test_no_video_is_validated_and_evaluated_on(prepared, monkeypatch):
     for place, name in enumerate(parts[0].names):
         one, other = ({*part.indices[place].group[part.rows[place]].tolist()} for part in parts)
         assert one and other and not one & other, name
-
-
-def test_evaluation_batches_hold_every_sample_once_and_no_video_twice(prepared):
-    study = study_in(prepared)
-    steps = held_out_samples(study.runs["baseline"], study)
-    for place, index in enumerate(steps.corpus.indices):  # as if each file had three questions
-        index.group[:] = np.arange(len(index)) // 3 + 1000 * place
-    batches = batches_by_source(steps)
-    assert sorted(member for members, _ in batches for member in members) == list(range(len(steps.order)))
-    for members, videos in batches:
-        assert len(set(videos)) == len(members)
-        assert len({int(steps.order.source[member]) for member in members}) == 1
 
 
 def test_a_blind_model_trains(prepared, tmp_path):

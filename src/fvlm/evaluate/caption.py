@@ -36,8 +36,6 @@ def main(args) -> int:
     run, model, device = load_run(args.run)
     tokenizer = load_tokenizer(args.run.parent.parent / "tokenizer")
     mode = args.mode or run.model.variant.inference_mode
-    if mode not in run.model.modes:
-        raise UserError(f"run {run.name!r} has no mode {mode!r}; choose one of {', '.join(run.model.modes)}")
     ids = encode_prompt(tokenizer, args.question)
     question = 0
     if run.data.question_first > 0.5:  # as in most of the run's training samples
