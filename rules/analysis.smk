@@ -7,7 +7,6 @@ CAPTIONS = captions(lambda path: workflow.source_path(path))
 
 localrules:
     figures,
-    headline,
 
 
 # All tables and the standard figures; with `results_from` of finished results, without training anything.
@@ -16,11 +15,6 @@ rule figures:
         STUDY.decisions,
         STUDY.tables,
         STUDY.figures,
-
-
-rule headline:
-    input:
-        STUDY.headline,
 
 
 rule table:

@@ -33,11 +33,17 @@ def make_held_out(results: Path) -> Path:
         for i in range(PICTURES)
     ]
     make_index(results, "pictures_held_out", "image", pictures)
+    make_chats(results, first=0)
+    return results
+
+
+def make_chats(results: Path, first: int) -> None:
+    """The texts of the held-out chats are number `first`, `first` + 1, ...; files and images do not depend on it."""
     chats = [
-        sample_of("chat_held_out", i, f"chat-{i}", {} if i % 2 else frames_of("pictures", i)) for i in range(CHATS)
+        sample_of("chat_held_out", first + i, f"chat-{i}", {} if i % 2 else frames_of("pictures", i))
+        for i in range(CHATS)
     ]
     make_index(results, "chat_held_out", "text", chats)
-    return results
 
 
 def has_frames(key: str) -> bool:

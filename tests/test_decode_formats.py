@@ -98,12 +98,6 @@ def test_decord_shows_the_same_or_refuses(made, name):
     assert_right(decode_video(path, backend="decord"), shown, CASES[name])
 
 
-def test_the_filler_of_a_gap_is_what_was_shown_last(made):
-    frames = decode_video(made("variable rate, gap")[0]).frames
-    assert np.array_equal(frames[1], frames[2])  # nothing new between 0.9 s and 2.4 s
-    assert not np.array_equal(frames[0], frames[1])
-
-
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_turned_video_is_shown_upright(made, degrees, backend):

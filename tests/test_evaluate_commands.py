@@ -28,8 +28,7 @@ from fvlm.train.ranks import Ranks
 from fvlm.train.watch import Watch
 from tests.conftest import ROOT
 from tests.decode_cases import X264, write
-from tests.evaluate_cases import finished, finished_study, has_frames, make_held_out, model_of, run_of, sample_of
-from tests.loader_cases import make_index
+from tests.evaluate_cases import finished, finished_study, has_frames, make_chats, make_held_out, model_of, run_of
 from tests.model_cases import language_states, visual_tokens
 
 CPU = torch.device("cpu")
@@ -124,8 +123,7 @@ def other_texts(study: Path, data: Path) -> None:
     for name in ("index", "chat_held_out.tar"):
         (results / name).unlink()
     shutil.copytree(data / "index", results / "index")
-    texts = [sample_of("chat_held_out", i + 1, f"chat_held_out-{i}", {}) for i in range(12)]
-    make_index(results, "chat_held_out", "text", texts)
+    make_chats(results, first=1)
 
 
 @pytest.mark.parametrize("change", [other_weights, other_samples, other_texts])

@@ -84,6 +84,13 @@ def test_attention_that_cannot_tell_is_uniform():
     torch.testing.assert_close(attention.patches, torch.full((2, 16), 1 / 16, dtype=torch.float64))
 
 
+def test_the_query_projection_adds_nothing_to_a_query():
+    """A bias once drowned the query: all queries then looked at the same place."""
+    project, query = tiny().connector.query_input_proj, torch.randn(3, 16, dtype=torch.float64)
+    torch.testing.assert_close(project(torch.zeros_like(query)), torch.zeros(3, 32, dtype=torch.float64))
+    torch.testing.assert_close(project(2 * query), 2 * project(query))
+
+
 def test_frames_of_another_size_are_refused():
     with pytest.raises(ValueError, match="expected"):
         tiny().encode(sample(2, 4, seed=1, image=28).frames)

@@ -35,7 +35,9 @@ def read_yaml(path: Path) -> dict:
     try:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; the configuration is read from the folder config/") from error
+        raise UserError(
+            f"{path}: no such file; run the command in the folder that holds config/, or name a study: --study FILE"
+        ) from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: this is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -87,7 +89,8 @@ def study_of(args: argparse.Namespace) -> Study:
     """Return the study of a command: of its --study, else of the Snakemake job that runs it, else the default."""
     job = json.loads(os.environ.get("FVLM_STUDY", "{}"))
     if args.study:
-        return study_from_files(args.study)
+        local = Path("config")
+        return study_from_files(args.study, folder=local if local.is_dir() else Path(args.study[0]).parent)
     return study_from_files(job.get("files", ["config/config.yaml"]), job.get("changes"))
 
 

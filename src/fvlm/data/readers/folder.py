@@ -55,11 +55,11 @@ def _text(record: dict) -> dict:
 
 def check(path: Path) -> None:
     """Refuse a table without the needed columns in its header or first row; raises UserError."""
-    found = columns(path)
-    if not found:
+    names = columns(path)
+    if not names:
         return
-    names = ", ".join(found)
-    if not any(all(column in found for column in form) for form in FORMS):
-        raise UserError(f"{path}: columns are {names}; expected {FORMS_TEXT}; rename or add a column")
-    if not {"file", "files", "messages", "answer"}.intersection(found):
-        raise UserError(f"{path}: no column `file` in {names}; add it, with paths relative to the folder")
+    listed = ", ".join(names)
+    if not any(all(column in names for column in form) for form in FORMS):
+        raise UserError(f"{path}: columns are {listed}; expected {FORMS_TEXT}; rename or add a column")
+    if not {"file", "files", "messages", "answer"}.intersection(names):
+        raise UserError(f"{path}: no column `file` in {listed}; add it, with paths relative to the folder")

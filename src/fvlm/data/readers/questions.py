@@ -89,12 +89,10 @@ def video_mme(record: dict, place: Place) -> Sample:
 
 def _without_letters(options: object) -> object:
     """Options without their "A. ", "B. ", ..., if all have them."""
-    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
-        return options
-    if len(options) > len(LETTERS):
+    if not isinstance(options, list) or len(options) > len(LETTERS) or not all(isinstance(o, str) for o in options):
         return options  # `choice` refuses them
-    found = [re.match(rf"\(?{letter}[.):]\s*", option) for letter, option in zip(LETTERS, options, strict=False)]
-    return [option[match.end() :] for match, option in zip(found, options, strict=True)] if all(found) else options
+    marks = [re.match(rf"\(?{letter}[.):]\s*", option) for letter, option in zip(LETTERS, options, strict=False)]
+    return [option[mark.end() :] for mark, option in zip(marks, options, strict=True)] if all(marks) else options
 
 
 def mvbench(record: dict, place: Place) -> Sample:

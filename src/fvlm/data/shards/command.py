@@ -17,12 +17,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from fvlm.data.decode.video import BACKENDS  # loads the decoders
 
     parser.add_argument("folder", type=Path, help="folder with the media files, and their table if there is one")
-    parser.add_argument("--reader", choices=READERS, help="format of the folder (default: folder; files: no table)")
+    parser.add_argument(
+        "--reader", choices=READERS, help="format of the folder (default: folder, or files without a table)"
+    )
     parser.add_argument("--table", help="table in the folder; a wildcard or {00000..00099} names several")
     parser.add_argument("--out", type=Path, required=True, help="folder for 00000.tar, 00000.ledger.jsonl, ...")
     parser.add_argument("--name", help="name of the source (default: the folder's name)")
     parser.add_argument(
-        "--kind", choices=("video", "image", "text", "preference"), default="video", help="(default: video)"
+        "--kind",
+        choices=("video", "image", "text", "preference"),
+        default="video",
+        help="kind of the samples (default: video)",
     )
     parser.add_argument("--prompt", default="Describe the video.", help="question for rows with only a caption")
     parser.add_argument("--squash", action="store_true", help="squash frames to 224 x 224 instead of cropping")
@@ -31,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--last", action="store_true", help="with --shard: refuse if the table has rows after this shard"
     )
-    parser.add_argument("--keep", action="store_true", help="with --shard: keep it if its job fails later")
+    parser.add_argument("--keep", action="store_true", help="with --shard: keep the shard if its job fails later")
     parser.add_argument(
         "--processes", type=int, default=os.cpu_count() or 1, help="decoding processes (default: all cores)"
     )

@@ -65,8 +65,6 @@ def make_shard(
         with DecodePool(decode, processes, deadline_s) as pool:
             results = _decoded(pool, _with_images(rows, kind), kind, READ_AHEAD * processes)
             counts = _write(results, len(rows), source_name, kind, prompt, out_tar, tar, listed)
-        if counts.total() != len(rows):
-            raise RuntimeError(f"{out_tar}: {len(rows)} rows, {counts.total()} in the ledger")
         rejected = out_ledger.with_name(out_ledger.name + ".rejected")
         if not counts["kept"] and not may_be_empty:
             listed.replace(rejected)
@@ -98,17 +96,17 @@ def _part(path: Path) -> Path:
     """Name of `path` while this process writes it; removes files of killed processes."""
     name, host = f".{path.name}.", socket.gethostname()
     for other in path.parent.glob(f"{name}*.{host}.part"):
-        if not _alive(int(other.name[len(name) :].split(".")[0])):
+        if not _is_alive(int(other.name[len(name) :].split(".")[0])):
             other.unlink(missing_ok=True)
     return path.with_name(f"{name}{os.getpid()}.{host}.part")
 
 
-def _alive(process: int) -> bool:
+def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except PermissionError:  # a process of another user
         return True
     return True
 
