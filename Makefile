@@ -1,9 +1,11 @@
-# Needs python3 (3.11 to 3.13), git and make; everything else goes into .venv, pinned by requirements.lock.
+# You need python3 (3.11 to 3.13), git and make. Packages go into .venv, with the versions of requirements.lock.
 #   make demo    the whole study at demo size: data, 77 trainings, tables, figures, report
 #   make test    all tests; ARGS="-m 'not workflow'" leaves out the slow ones
-#   make test-slurm   the workflow on a Slurm of its own on this machine; as root, on Debian
+#   make test-slurm   the workflow on a Slurm cluster that it installs on this machine and removes; root on Debian
 #   make lint    style of the package, the rules and the workflow
-# Another package index is chosen by pip's own variables, such as PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS.
+#   make lock    pin the newest versions that pyproject.toml allows
+#   make schemas JSON schemas of the configuration, after a change of its fields
+# To choose another package index, set pip's variables, such as PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS.
 
 PYTHON ?= python3
 CORES ?= all
@@ -30,7 +32,7 @@ lint: $(VENV)/package.stamp
 	$(RUN) snakefmt --check $(SNAKEFILES)
 	$(RUN) snakemake --lint
 
-# The environment is made anew when a pin changes, and only then.
+# A changed pin makes the environment again; nothing else does.
 $(VENV)/lock.stamp: requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit("fvlm $(OLD_PYTHON)" % v if v < (3, 11) else 0)'
 	$(PYTHON) -m venv --clear $(VENV)
@@ -41,7 +43,7 @@ $(VENV)/package.stamp: $(VENV)/lock.stamp pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 
-# Resolve pyproject.toml anew and pin what comes out, without build suffixes and without what torch brings for a GPU.
+# Resolve pyproject.toml again and pin the result, without build suffixes and without the GPU packages of torch.
 lock: FRESH := $(VENV)-lock
 lock:
 	$(PYTHON) -m venv --clear $(FRESH)
