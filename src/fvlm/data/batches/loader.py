@@ -133,7 +133,7 @@ class Steps:
         return -(-len(self.order) // self.batch_size)
 
     def __getitem__(self, step: int) -> list[Batch]:
-        return [self.batch(group) for group in self.groups(step)]
+        return [self.batch(group) for group in self.groups_by_rank(step)[self.rank]]
 
     def batch(self, places: list[int]) -> Batch:
         """Return the samples at these places of the order as one batch; frames are decoded to their place in it."""
