@@ -35,7 +35,7 @@ def test_smoke_makes_everything(smoke):
         assert (results / f"figures/{name}.pdf").read_bytes().startswith(b"%PDF")
     assert "<svg" in (results / "decisions.html").read_text()
     page = (results / "report.html").read_text()
-    assert "What the sweeps decide" in page and "1. Decisions" in page
+    assert "The study has runs for" in page and "1. Decisions" in page
     assert len(page) > 500_000 and not re.search(r'<(script|link|img)[^>]+(src|href)="https?://', page)
     assert "report.html" in smoke.said and all(name in smoke.said for name in catalog.HEADLINE)
     assert smoke.planned(*SMOKE) == {}
@@ -263,7 +263,7 @@ def test_the_paper_study_expands_without_its_data(workflow):
 @pytest.mark.parametrize(
     ("file", "old", "new", "facts"),
     [
-        ("ablations", "A6: {model.fine_pass:", "A6: {model.fine_pas:", ["ablations.yaml", "A6", "model.fine_pass"]),
+        ("ablations", "model.fine_pass: false}", "model.fine_pas: false}", ["ablations.yaml", "A6", "model.fine_pass"]),
         ("config", "prepare: []", "sources: {mine: {kind: video, reader: folder, path: nowhere}}\nprepare: [mine]",
          ["mine", "nowhere", "path"]),
     ],

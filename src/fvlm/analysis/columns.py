@@ -46,4 +46,3 @@ def _names(kind: str = "") -> dict[str, tuple[str, ...]]:
 COLUMNS, TEXT, FLAGS = _names(), _names("*"), _names("?")
 RUN = COLUMNS["runs"]
 CURVE = ("run", "step", "samples", "flops")
-KEYS = COLUMNS["bootstrap"]
