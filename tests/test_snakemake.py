@@ -207,7 +207,7 @@ def test_a_part_of_a_study_has_no_report(opened, tmp_path, capsys):
 def test_a_report_that_fails_names_its_log(workflow, monkeypatch):
     study = StudyOfRules(load(CONFIG, "smoke.yaml"), None, {"files": ["nowhere.yaml"], "changes": {}})
     monkeypatch.chdir(workflow.folder)
-    for path in (*study.tables, *study.figures, *study.analyses, *study.decisions):
+    for path in (*study.tables, *study.figures, *study.decisions):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).touch()
     with pytest.raises(WorkflowError, match=r"results/smoke/report\.html.*results/smoke/logs/report\.log"):
