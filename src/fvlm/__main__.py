@@ -150,7 +150,7 @@ def _run(name: str, arguments: list[str]) -> int:
 def _reader_is_gone(stream: TextIO) -> bool:
     """Return whether the other end of a pipe is closed, as after `| head`."""
     poll = select.poll()
-    poll.register(stream, 0)  # poll reports errors without being asked for them
+    poll.register(stream, 0)  # poll reports errors even without an event mask
     return bool(poll.poll(0))
 
 

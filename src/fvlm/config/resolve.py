@@ -74,7 +74,7 @@ def load_study(config: dict, folder: Path | str = "config") -> Study:
 
 
 def study_from_files(paths: list[str], changes: dict | None = None, folder: Path | str = "config") -> Study:
-    """Return the study of several study files, of which later ones win, and of Snakemake's --config changes."""
+    """Return the study of several files and Snakemake's --config changes; later files override earlier ones."""
     config: dict = {}
     for path in paths:
         config = merged(config, read_yaml(Path(path)))
