@@ -18,6 +18,7 @@ STUDY = open_study(
     config,
     workflow.configfiles,
     workflow.config_settings.config,
+    workflow.is_main_process,
     workflow.resource_settings.default_resources,
 )
 R = STUDY.folder

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from fvlm.config.resolve import load_study, read_yaml, study_from_files
+from fvlm.config.resolve import load_study, study_from_files
 from fvlm.config.schema import Run
+from fvlm.config.study_file import read_yaml
 from fvlm.costs.amounts import flops_per_sample
 from fvlm.costs.limits import check_data
 from fvlm.study.plan import plan_rows, plan_text
@@ -122,7 +123,7 @@ def test_only_builds_the_runs_it_names(folder):
 
 def test_the_same_files_and_changes_give_the_same_study():
     changes = {"baseline": {"train.seed": 7}}
-    study = study_from_files([str(CONFIG / "config.yaml")], changes, CONFIG)
+    study = study_from_files([str(CONFIG / "config.yaml")], changes)
     assert study == load(CONFIG, baseline={"train.seed": 7})
     grid = [run for run in study.runs.values() if run.family == "grid" and run.labels["budget"] != "C4"]
     assert grid and all(run.train.seed == 7 for run in grid)

@@ -12,7 +12,8 @@ import pytest
 from snakemake.exceptions import WorkflowError
 from snakemake.scheduling.job_scheduler import JobScheduler
 
-from fvlm.config.resolve import merged, read_yaml, study_of
+from fvlm.config.resolve import study_of
+from fvlm.config.study_file import merged, read_yaml
 from fvlm.snakemake import slurm
 from fvlm.snakemake.process import answer_signals_in_a_thread, drop_stale_locks, is_target
 from fvlm.snakemake.report import announce, make_report

@@ -8,11 +8,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from snakemake.scheduling.job_scheduler import JobScheduler
 
 SLURM_PLUGIN = "snakemake_executor_plugin_slurm"
+ALIVE = Path(".snakemake/alive")  # a file that a snakemake at work in this directory holds locked
 
 
 def prepare_process(main: bool, dry_run: bool, announce: Callable[[], None]) -> None:
@@ -27,12 +29,18 @@ def prepare_process(main: bool, dry_run: bool, announce: Callable[[], None]) -> 
     elif dry_run:
         announce()
     else:
-        drop_stale_locks()
-        answer_signals_in_a_thread()
-        if importlib.util.find_spec(SLURM_PLUGIN):
-            from fvlm.snakemake.slurm import follow_earlier_jobs
+        _prepare_to_work()
 
-            follow_earlier_jobs()
+
+@cache  # once, also where a workflow has several modules of this one
+def _prepare_to_work() -> None:
+    if is_alone():
+        drop_stale_locks()
+    answer_signals_in_a_thread()
+    if importlib.util.find_spec(SLURM_PLUGIN):
+        from fvlm.snakemake.slurm import follow_earlier_jobs
+
+        follow_earlier_jobs()
 
 
 def is_target(name: str, arguments: list[str] | None = None) -> bool:
@@ -44,21 +52,23 @@ def is_target(name: str, arguments: list[str] | None = None) -> bool:
     return any(re.fullmatch(rf"{name}(:.*)?", word) for word in words)
 
 
-def drop_stale_locks(folder: Path = Path(".snakemake")) -> bool:
-    """Remove the lock files of a killed snakemake, and hold a lock that ends with this process.
-
-    returns   False, with nothing removed, if another snakemake is at work here
-    """
-    folder.mkdir(exist_ok=True)
-    alive = os.open(folder / "alive", os.O_WRONLY | os.O_CREAT)  # stays open until this process ends
+@cache
+def is_alone() -> bool:
+    """Return whether no other snakemake is at work in this directory, and hold a lock that ends with this process."""
+    ALIVE.parent.mkdir(exist_ok=True)
+    alive = os.open(ALIVE, os.O_WRONLY | os.O_CREAT)  # stays open until this process ends
     try:
         fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(alive)
         return False
-    for lock in folder.glob("locks/*.lock"):
-        lock.unlink()
     return True
+
+
+def drop_stale_locks() -> None:
+    """Remove the lock files that a killed snakemake left; only for a process that is alone."""
+    for lock in ALIVE.parent.glob("locks/*.lock"):
+        lock.unlink()
 
 
 def answer_signals_in_a_thread() -> None:

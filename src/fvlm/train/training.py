@@ -25,13 +25,13 @@ from fvlm.train.state import RunLock, write_weights
 from fvlm.train.summary import summary_of
 
 
-def train_here(run: Run, study: Study, stop: StopRequest) -> int:
+def train_here(run: Run, study: Study, folder: Path, stop: StopRequest) -> int:
     """Train a run in this process, alone or as one of the ranks that torchrun has started; return the exit status.
 
     raises  Stopped in the first rank, if a signal ended the training
     """
     torch.set_num_threads(run.operation.threads)
-    folder, ranks = Path(study.results) / "runs" / run.name, Ranks.of_environment()
+    ranks = Ranks.of_environment()
     try:
         device = device_of(run, ranks.local, ranks.count)
         with ranks.joined(device):
