@@ -18,8 +18,8 @@ STUDY = open_study(
     config,
     workflow.configfiles,
     workflow.config_settings.config,
-    workflow.is_main_process,
     workflow.resource_settings.default_resources,
+    workflow.is_main_process,
 )
 R = STUDY.folder
 RUNS = STUDY.runs

@@ -121,9 +121,9 @@ def test_a_mistake_is_one_sentence_with_its_place_and_remedy(folder, mistake):
 
 
 def test_a_missing_file_is_named(folder):
-    (folder / "stages.yaml").unlink()
-    with pytest.raises(UserError, match=r"stages\.yaml: no such file"):
-        load(folder)
+    (folder / "smoke.yaml").write_text("study: mine\nresults: r\nbased_on: nowhere.yaml\n")
+    with pytest.raises(UserError, match=r"config/nowhere\.yaml: no such file"):
+        load(folder, "smoke.yaml")
 
 
 def test_more_than_one_epoch_is_refused_before_the_first_job(folder):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from fvlm.config.schema import NOT_IN_DIGEST, Run
+from fvlm.config.schema import NOT_IN_DIGEST, Run, Study
 
 STARTED, FINISHED = "state/run.json", "run_summary.json"  # in a run's folder; each has "digest" and "config"
 SOURCES = "split, prompt or kind of its sources (config/sources.yaml)"
@@ -58,6 +58,29 @@ def _stored(folder: Path, digest: str | None) -> dict | None:
         except (OSError, ValueError, KeyError, TypeError):  # not there, damaged, or of an earlier version
             continue
     return None
+
+
+def runs_to_train_again(study: Study) -> list[str]:
+    """Return a line for the finished runs that another configuration made: which runs, and which fields differ."""
+    runs_by_change: dict[str, list[str]] = {}
+    for name, run in study.runs.items():
+        folder = Path(study.results) / "runs" / name
+        digest = digest_of_run(folder)
+        if digest not in (None, run.digest):
+            changes = ", ".join(changed_fields(run, folder, digest)) or "another configuration"
+            runs_by_change.setdefault(changes, []).append(name)
+    return [
+        f"{', '.join(names)} {'trains' if len(names) == 1 else 'train'} again: {changes}"
+        for changes, names in runs_by_change.items()
+    ]
+
+
+def digest_of_run(folder: Path) -> str | None:
+    """The digest of the configuration that a finished run was trained with; None if it is not known."""
+    try:
+        return json.loads((folder / FINISHED).read_text())["digest"]
+    except (OSError, ValueError, KeyError, TypeError):  # not there, damaged, or of an earlier version
+        return None
 
 
 def report_changes(run: Run, folder: Path) -> None:

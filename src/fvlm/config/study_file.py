@@ -68,7 +68,7 @@ def _found(name: str, places: list[Path]) -> Path:
 def typed(config: Any, changes: Any) -> Any:
     """Return Snakemake's configuration with the types of the command line's changes.
 
-    Snakemake hands on as text what is inside the mappings and lists of --config: `seeds={A6: [42, 43]}` holds "42".
+    Snakemake hands on as text what is inside the mappings and lists of --config: `seeds={run: [42, 43]}` holds "42".
 
     config    the configuration, which the changes are already part of
     changes   the changes alone

@@ -10,15 +10,15 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
-import snakemake.workflow
+import snakemake.api  # also imports snakemake.workflow, which cannot be imported first
 from snakemake.exceptions import WorkflowError
 from snakemake.persistence import RECORD_FORMAT_VERSION, MetadataRecord
 
+from fvlm.config.changes import digest_of_run
 from fvlm.files import write_beside
 
 MADE_FROM = "made_from.jsonl"  # in a results folder: {"file": ..., "params": [...]}; later lines win
 STUDY = "study.json"  # in a results folder: the complete study, which its jobs read
-SUMMARY = "run_summary.json"
 HERE = "'{results}/"  # stands for the results folder in stored parameters, so that it may be renamed
 
 
@@ -77,11 +77,7 @@ class ResultsMemory:
     def _digest(self, run: str) -> str | None:
         """The digest of a finished run's configuration."""
         if run not in self._digests:
-            try:
-                summary = json.loads((self.folder / "runs" / run / SUMMARY).read_text())
-                self._digests[run] = summary["digest"]
-            except (OSError, ValueError, KeyError, TypeError):  # not there, damaged, or of an earlier version
-                self._digests[run] = None
+            self._digests[run] = digest_of_run(self.folder / "runs" / run)
         return self._digests[run]
 
     def forget(self) -> None:

@@ -53,10 +53,10 @@ def is_target(name: str, arguments: list[str] | None = None) -> bool:
 
 
 @cache
-def is_alone() -> bool:
+def is_alone(file: Path = ALIVE) -> bool:
     """Return whether no other snakemake is at work in this directory, and hold a lock that ends with this process."""
-    ALIVE.parent.mkdir(exist_ok=True)
-    alive = os.open(ALIVE, os.O_WRONLY | os.O_CREAT)  # stays open until this process ends
+    file.parent.mkdir(exist_ok=True)
+    alive = os.open(file, os.O_WRONLY | os.O_CREAT)  # stays open until this process ends
     try:
         fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -65,9 +65,9 @@ def is_alone() -> bool:
     return True
 
 
-def drop_stale_locks() -> None:
+def drop_stale_locks(folder: Path = ALIVE.parent) -> None:
     """Remove the lock files that a killed snakemake left; only for a process that is alone."""
-    for lock in ALIVE.parent.glob("locks/*.lock"):
+    for lock in folder.glob("locks/*.lock"):
         lock.unlink()
 
 

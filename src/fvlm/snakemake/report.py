@@ -10,6 +10,7 @@ import yaml
 from snakemake.exceptions import WorkflowError
 
 from fvlm.analysis import catalog
+from fvlm.config.changes import runs_to_train_again
 from fvlm.snakemake.process import is_target
 from fvlm.snakemake.study import StudyOfRules
 from fvlm.study.plan import plan_text
@@ -23,7 +24,8 @@ def announce(study: StudyOfRules) -> None:
         return
     finished = ", ".join(study.settings.results_from)
     text = f"tables and figures of {finished}; nothing is trained" if finished else plan_text(study.settings)
-    print(text, file=sys.stderr, flush=True)
+    lines = [text] if finished else [text, *runs_to_train_again(study.settings)]
+    print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
 def captions(path_of: Callable[[str], str]) -> dict[str, str]:

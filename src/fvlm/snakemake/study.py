@@ -34,13 +34,13 @@ def load_default_study(workflow) -> None:
         workflow.configfile(str(local if local.is_file() else OWN / local.name))
 
 
-def open_study(config: dict, files: list, changes: dict, main: bool = True, default_resources=None) -> "StudyOfRules":
+def open_study(config: dict, files: list, changes: dict, default_resources=None, main: bool = True) -> "StudyOfRules":
     """Resolve and check the study before the first job; a job gets the study that was saved for it.
 
     config              Snakemake's configuration
     files, changes      the configuration files and the --config changes that it was made of
-    main                whether the user started this process; otherwise Snakemake started it for a job
     default_resources   Snakemake's object for the profile's default-resources, or None
+    main                whether the user started this process; otherwise Snakemake started it for a job
     raises              WorkflowError, with a sentence about what is wrong
     """
     try:
@@ -83,7 +83,7 @@ class StudyOfRules:
         self.settings, self.resources, self.origin = settings, resources, origin
         self.runs, self.sources = settings.runs, settings.sources
         self.folder = f"{settings.results}/imported" if settings.results_from else settings.results
-        self.option = _in_shell_command(f" --study {shlex.quote(f'{self.folder}/{STUDY}')} ")
+        self.option = f" --study {shlex.quote(f'{self.folder}/{STUDY}')} "
         self._shards = cache(self._find_shards)
 
     # --- targets ---
@@ -289,8 +289,3 @@ class StudyOfRules:
         if source.reader == "demo" or source.samples is None:
             return paths
         return [path for path in paths if path.startswith(f"{self.folder}/") or Path(path).exists()]
-
-
-def _in_shell_command(text: str) -> str:
-    """The text in a form that Snakemake's formatting of a shell command leaves as it is."""
-    return text.replace("{", "{{").replace("}", "}}")
