@@ -4,6 +4,8 @@ A training stores its configuration in state/run.json when it starts, and in run
 """
 
 import json
+import os
+import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -81,6 +83,35 @@ def digest_of_run(folder: Path) -> str | None:
         return json.loads((folder / FINISHED).read_text())["digest"]
     except (OSError, ValueError, KeyError, TypeError):  # not there, damaged, or of an earlier version
         return None
+
+
+def keep_earlier(folder: Path, digest: str) -> None:
+    """Keep the finished run of another configuration that a training is about to replace.
+
+    RESULTS/earlier/RUN-DIGEST gets hard links to its files, or copies where the disk has no links.
+
+    folder   of the run
+    digest   of the configuration that is about to be trained
+    """
+    earlier = digest_of_run(folder)
+    if earlier in (None, digest):
+        return
+    target = folder.parents[1] / "earlier" / f"{folder.name}-{earlier}"
+    if (target / FINISHED).exists():
+        return
+    for path in [*folder.glob("model/*"), *folder.glob("*.csv"), folder / FINISHED]:  # last what marks it as whole
+        place = target / path.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
+        try:
+            os.link(path, place)
+        except OSError:
+            shutil.copyfile(path, place)
+    print(
+        f"{folder.name}: the finished run of another configuration is kept in {target}; delete it to free disk space",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def report_changes(run: Run, folder: Path) -> None:

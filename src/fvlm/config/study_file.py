@@ -14,6 +14,7 @@ from fvlm.errors import UserError
 
 FILES = ("models", "baseline", "stages", "ablations", "scaling", "sources", "comparisons")
 COMPLETE = "files"  # the key of a complete study that holds the content of FILES
+EITHER_OR = ("weights", "vocabulary")  # of a tokenizer
 LOCAL = Path("config")
 OWN = Path(__file__).resolve().parents[3] / "config"  # of the workflow that this package lies in
 
@@ -34,8 +35,14 @@ def read_yaml(path: Path) -> dict:
 
 
 def merged(below: dict, above: dict) -> dict:
-    """Merge mappings at every level; any other value in `above` replaces the one below."""
+    """Merge mappings at every level; any other value in `above` replaces the one below.
+
+    Of two keys that exclude each other, such as the tokenizer's, the one in `above` replaces the one below.
+    """
     result = dict(below)
+    for one, other in (EITHER_OR, EITHER_OR[::-1]):
+        if above.get(one) is not None and other not in above and other in below:
+            del result[other]
     for key, value in above.items():
         old = result.get(key)
         result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value

@@ -14,7 +14,7 @@ import snakemake.api  # also imports snakemake.workflow, which cannot be importe
 from snakemake.exceptions import WorkflowError
 from snakemake.persistence import RECORD_FORMAT_VERSION, MetadataRecord
 
-from fvlm.config.changes import digest_of_run
+from fvlm.config.changes import FINISHED, digest_of_run, keep_earlier
 from fvlm.files import write_beside
 
 MADE_FROM = "made_from.jsonl"  # in a results folder: {"file": ..., "params": [...]}; later lines win
@@ -70,6 +70,12 @@ class ResultsMemory:
         with open(self.folder / MADE_FROM, "a", encoding="utf-8") as file:
             file.write(json.dumps({"file": inside, "params": params}) + "\n")
 
+    def keep_earlier(self, job) -> None:
+        """Keep the finished run of another configuration that a training will replace."""
+        for path in job.output:
+            if (self._inside(path) or "").startswith("runs/") and path.endswith(FINISHED):
+                keep_earlier(Path(path).parent, job.params.digest)
+
     def _inside(self, path: str) -> str | None:
         path = Path(path)
         return path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else None
@@ -120,10 +126,13 @@ def memory_of(path: str) -> ResultsMemory | None:
 class Remembering:
     """Snakemake's memory of the working directory, extended by that of the results folders."""
 
-    def started(self, job, external_jobid=None) -> None:
+    def deactivate_cache(self) -> None:
+        """Snakemake calls this when all is planned and before the first job, but not in a dry run."""
         for memory in MEMORIES.values():
             memory.begin()
-        super().started(job, external_jobid)
+            for job in self.dag.needrun_jobs():
+                memory.keep_earlier(job)
+        super().deactivate_cache()
 
     def _clear_cache(self) -> None:
         super()._clear_cache()

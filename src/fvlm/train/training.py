@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from fvlm.config.changes import STARTED, configuration_of, report_changes
+from fvlm.config.changes import STARTED, configuration_of, keep_earlier, report_changes
 from fvlm.config.schema import Run, Study
 from fvlm.costs.limits import check_run_memory
 from fvlm.device import device_of, gpu_of
@@ -38,6 +38,7 @@ def train_here(run: Run, study: Study, folder: Path, stop: StopRequest) -> int:
             with ranks.together():
                 check_run_memory(run, study, gpu_of(device))
             with RunLock(folder / "state", ranks, run.digest):
+                ranks.at_first(lambda: keep_earlier(folder, run.digest))
                 train(run, study, folder, ranks, stop)
     except ReportedElsewhere:
         return 2
