@@ -149,6 +149,16 @@ def test_values_that_snakemake_hands_on_as_text_get_their_type():
     assert typed({"results": "set later"}, {"results": "12"}) == {"results": "set later"}
 
 
+def test_a_later_choice_replaces_an_earlier_one_where_only_one_may_stand(folder):
+    (folder / "mine.yaml").write_text("study: m\nresults: m\nbased_on: config.yaml\ntokenizer: {weights: tok}\n")
+    assert load(folder, "mine.yaml").tokenizer.weights == "tok"
+    demo, change = read_yaml(folder / "config.yaml"), {"tokenizer": {"weights": "tok"}}
+    config = demo | {"tokenizer": demo["tokenizer"] | change["tokenizer"]}  # as Snakemake merges --config
+    assert typed(config, change)["tokenizer"] == {"weights": "tok"}
+    runs = load(folder, ablations={"A6": {"train.flops": 1.0e9}, "A1": {"train.samples": 48}}).runs
+    assert (runs["A6"].train.samples, runs["A6"].train.flops, runs["A1"].train.samples) == (None, 1.0e9, 48)
+
+
 def test_a_study_based_on_another_holds_only_the_differences(folder):
     (folder / "mine.yaml").write_text("study: mine\nresults: results/mine\nbased_on: config.yaml\n")
     mine, demo = load(folder, "mine.yaml"), load(folder)

@@ -25,6 +25,7 @@ from fvlm.errors import UserError
 QUESTION = "question"  # reserved key of an ablation: a sentence, no field of the configuration
 CHANGES = ("baseline", "stages", "ablations", "scaling")  # sections of a study that change the file of that name
 FAMILY_KEYS = {"ablation": "ablations", "grid": "grid"}  # names in `seeds:` for all runs of a family
+LENGTHS = ("samples", "flops")  # of a training; one of them is set
 AXES = ("sizes", "budgets", "architectures", "base")  # keys of scaling.yaml
 DEFAULT_STUDY = "config/config.yaml"
 
@@ -288,6 +289,9 @@ class _Builder:
             if not isinstance(place, dict) or leaf not in place:
                 raise UserError(f"{where}: unknown field {path!r}, {suggest(str(path), _paths(self.base))}")
             place[leaf] = copy.deepcopy(value)
+        given = [field for field in LENGTHS if overrides.get(f"train.{field}") is not None]
+        if len(given) == 1:  # it replaces the length that an earlier choice gave in the other unit
+            content["train"] |= {field: None for field in LENGTHS if field not in given}
 
 
 def _checked_name(name: object, where: str) -> str:

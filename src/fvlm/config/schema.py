@@ -259,7 +259,7 @@ class TokenizerChoice(Strict):
     @model_validator(mode="after")
     def _one_of_both(self) -> "TokenizerChoice":
         if (self.weights is None) == (self.vocabulary is None):
-            raise ValueError("give either `weights` or `vocabulary`")
+            raise ValueError("give either `weights` or `vocabulary`, and null for the other")
         return self
 
 

@@ -39,14 +39,17 @@ def merged(below: dict, above: dict) -> dict:
 
     Of two keys that exclude each other, such as the tokenizer's, the one in `above` replaces the one below.
     """
-    result = dict(below)
-    for one, other in (EITHER_OR, EITHER_OR[::-1]):
-        if above.get(one) is not None and other not in above and other in below:
-            del result[other]
+    result = _without_replaced(below, above)
     for key, value in above.items():
         old = result.get(key)
         result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return result
+
+
+def _without_replaced(below: dict, above: dict) -> dict:
+    """The lower mapping without a key that the upper one replaces by another."""
+    given = [key for key in EITHER_OR if above.get(key) is not None]
+    return {key: value for key, value in below.items() if len(given) != 1 or key not in EITHER_OR or key in above}
 
 
 def complete(config: dict, beside: Iterable[Path | str] = ()) -> dict:
@@ -81,6 +84,7 @@ def typed(config: Any, changes: Any) -> Any:
     changes   the changes alone
     """
     if isinstance(config, dict) and isinstance(changes, dict):
+        config = _without_replaced(config, changes)
         return {key: typed(value, changes[key]) if key in changes else value for key, value in config.items()}
     if config != changes:  # a later value has replaced the change
         return config
