@@ -15,8 +15,8 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from fvlm.data.decode.media import SIDE, Clip, MediaError, Span, schedule
-from fvlm.data.decode.packets import FORMATS, LIMIT, Packets, open_video, read_packets
-from fvlm.data.decode.pyav import display_matrix, to_square
+from fvlm.data.decode.packets import FORMATS, LIMIT, Packets, open_video, read_packets, refuse_picture
+from fvlm.data.decode.pyav import display_matrix, pixel_aspect, to_square
 from fvlm.errors import first_line
 
 # Formats that decord 0.6 decodes correctly; on others it fails or returns wrong frames without an error.
@@ -39,9 +39,15 @@ def decode_with_decord(path: Path, crop: bool = True, span_s: Span = None) -> Cl
     container, stream = open_video(path)
     with container:
         packets = read_packets(path, container, stream)
-        problem = _unsupported(packets) or _mirrored(packets, stream)
+        problem, matrix = _unsupported(packets), None
+        if not problem:
+            matrix = _matrix_of_first(packets, stream)
+            problem = _mirrored(matrix)
+        aspect = pixel_aspect(packets.aspect, stream.codec_context)
     if problem:
         raise MediaError("corrupt", f"{path}: decord is not used: {problem}")
+    if abs(matrix[0]) < abs(matrix[1]):
+        aspect = 1 / aspect  # decord has turned the picture by a quarter
     try:
         reader = decord.VideoReader(str(path.absolute()), num_threads=1)  # chooses the stream itself
         starts_s = np.asarray(reader.get_frame_timestamp(range(len(reader))), np.float64)[:, 0]
@@ -56,7 +62,7 @@ def decode_with_decord(path: Path, crop: bool = True, span_s: Span = None) -> Cl
     except (decord.DECORDError, IndexError) as error:
         message = RUN_DEPENDENT.sub("", first_line(error))
         raise MediaError("corrupt", f"{path}: decord: {message}") from error
-    square = {i: to_square(av.VideoFrame.from_ndarray(image), crop) for i, image in images.items()}
+    square = {i: to_square(av.VideoFrame.from_ndarray(image), crop, aspect) for i, image in images.items()}
     return Clip(np.stack([square[int(i)] for i in positions]), times_s, duration_s, packets.codec)
 
 
@@ -72,16 +78,21 @@ def _unsupported(packets: Packets) -> str:
     return ""
 
 
-def _mirrored(packets: Packets, stream: VideoStream) -> str:
-    """Return whether the first frame is mirrored, which decord ignores (it does turn pictures); empty if it is not."""
+def _matrix_of_first(packets: Packets, stream: VideoStream) -> tuple[int, int, int, int] | None:
+    """The display matrix of the first frame; None if it cannot be decoded."""
     try:
         frames = (frame for packet in packets.held or () for frame in stream.codec_context.decode(packet))
         first = next(frames, None)
     except av.error.FFmpegError:
         first = None
-    if first is None:
+    return first and display_matrix(first)
+
+
+def _mirrored(matrix: tuple[int, int, int, int] | None) -> str:
+    """Return whether a picture is mirrored, which decord ignores (it does turn pictures); empty if it is not."""
+    if matrix is None:
         return "its first frame is unknown"
-    a, b, c, d = display_matrix(first)
+    a, b, c, d = matrix
     return "a mirrored picture" if a * d < b * c else ""
 
 
@@ -92,7 +103,8 @@ def decode_with_ffmpeg(path: Path, crop: bool = True, span_s: Span = None) -> Cl
     """
     container, stream = open_video(path)
     with container:
-        codec, number = stream.codec_context.name, stream.index
+        codec, number, form = stream.codec_context.name, stream.index, container.format.name
+        square_pixels = pixel_aspect(float(stream.sample_aspect_ratio or 0) or None, stream.codec_context) == 1
     command = imageio_ffmpeg.get_ffmpeg_exe()
     source = ffmpeg.input(
         str(path.absolute()), protocol_whitelist="file,pipe", format_whitelist=FORMATS, threads=1, **LIMIT
@@ -106,14 +118,19 @@ def decode_with_ffmpeg(path: Path, crop: bool = True, span_s: Span = None) -> Cl
         ticks, shown_s, duration_s = _read_times(listing.decode())
         if not len(shown_s):
             raise MediaError("corrupt", f"{path}: ffmpeg decodes no frame")
+        refuse_picture(path, form, len(shown_s))
         times_s, positions, duration_s = schedule(shown_s, duration_s, span_s)
         wanted = sorted(set(positions.tolist()))
         # By time, because the filters start to count at 0 again if the size of the picture changes.
         chosen = video.filter("select", "+".join(f"eq(pts,{ticks[i]})" for i in wanted))
-        if crop:
-            chosen = chosen.filter("crop", "min(iw,16*ih)", "min(ih,16*iw)")  # a longer one would need too much memory
+        size: tuple = SIDE, SIDE
         more = {"force_original_aspect_ratio": "increase"} if crop else {}
-        chosen = chosen.filter("scale", SIDE, SIDE, flags="area", **more).filter("crop", SIDE, SIDE)
+        if crop:
+            # A longer picture would need too much memory.
+            chosen = chosen.filter("crop", "min(iw,16*ih/sar)", "min(ih,16*iw*sar)")
+        if crop and not square_pixels:
+            size, more = (f"{SIDE}*max(1,iw*sar/ih)", f"{SIDE}*max(1,ih/(iw*sar))"), {}
+        chosen = chosen.filter("scale", *size, flags="area", **more).filter("crop", SIDE, SIDE)
         output = chosen.output("pipe:", format="rawvideo", pix_fmt="rgb24", fps_mode="passthrough")
         raw, _ = output.run(cmd=command, quiet=True)
     except ffmpeg.Error as error:

@@ -10,7 +10,7 @@ import numpy as np
 SIDE = 224  # pixels; side of a frame
 LONGEST = 16 * SIDE  # pixels; a picture that would be scaled to a longer side is cropped first
 MAX_FRAMES = 64
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 Span = tuple[float, float] | None  # part of a video: start and end in seconds; None: all of it
 MAX_PIXELS = 100_000_000  # of one decoded picture: about 300 MB as RGB
 MAX_SCANNED = 100 * MAX_PIXELS  # pixels times scans of a progressive JPEG; a scan of 30 bytes may cover all pixels
@@ -125,8 +125,11 @@ def check_regular(path: Path) -> None:
         raise MediaError("empty", f"{path}: 0 bytes")
 
 
-def fit(width: int, height: int, crop: bool) -> tuple[int, int]:
-    """Width and height before the centre crop: the short side becomes 224 (crop), or both sides do (squash)."""
+def fit(width: float, height: float, crop: bool) -> tuple[int, int]:
+    """Width and height before the centre crop: the short side becomes 224 (crop), or both sides do (squash).
+
+    width, height   as the picture is shown: of pixels that are not square, the stored width times their aspect ratio
+    """
     if not crop:
         return SIDE, SIDE
     short = min(width, height)

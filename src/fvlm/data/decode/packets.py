@@ -17,7 +17,13 @@ from fvlm.data.decode.media import MAX_PIXELS, MediaError
 # Containers that hold their own content. Playlists and concat scripts, which name other files, are refused.
 FORMATS = (
     "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,ivf,nut,mxf,dv,rm,h264,hevc,m4v,obu,"
+    "mjpeg,jpeg_pipe,smjpeg,yuv4mpegpipe,vvc,evc,h263,h261,vc1,vc1test,dirac,cavsvideo,avs2,avs3,dnxhd,apv,"
     "mp3,aac,wav,flac"  # sound: allowed so that the reason is `no_video_stream`
+)
+# Streams of a codec alone, without times: frames follow at the stream's rate.
+NO_TIMES = (
+    *("h264", "hevc", "vvc", "evc", "m4v", "mpegvideo", "obu", "mjpeg", "jpeg_pipe", "h263", "h261", "vc1", "dirac"),
+    *("cavsvideo", "avs2", "avs3", "dnxhd", "apv"),
 )
 LIMIT = {"max_pixels": str(MAX_PIXELS)}  # a decoder refuses a larger picture before it allocates memory
 OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FORMATS, **LIMIT}
@@ -43,6 +49,7 @@ class Packets:
     unit_s      seconds per unit
     plannable   True if each packet is one frame at a known, unique time, and the keyframes are true ones
     skip        True if the decoder may skip the frames that it considers unreferenced
+    aspect      width of a stored pixel divided by its height, as the container states it; None: it does not
     stream      index of the stream
     held        the packets, or None for a large file
     codec, format   FFmpeg's names
@@ -55,10 +62,16 @@ class Packets:
     unit_s: float
     plannable: bool
     skip: bool
+    aspect: float | None
     held: list[av.Packet] | None
     stream: int
     codec: str
     format: str
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the packets' times ascend, so that no frame is shown before one that it follows in the file."""
+        return bool((np.diff(self.pts) > 0).all())
 
     def timeline(self) -> tuple[np.ndarray, np.ndarray, float]:
         """Indices of the shown packets by presentation time (F,), these times (F,) in seconds, and the duration."""
@@ -173,6 +186,7 @@ def read_packets(path: Path, container: InputContainer, stream: VideoStream) -> 
             held.append(packet)
     if not pts:
         raise MediaError("corrupt", f"{path}: no packet in its video stream")
+    refuse_picture(path, form, len(pts))
     times = np.array(pts, np.int64)
     visible = times[np.array(shown, bool)]
     plannable = codec in PLANNED.get(form, ()) and not damaged and facts.true_keys and keyframe[0]
@@ -185,11 +199,18 @@ def read_packets(path: Path, container: InputContainer, stream: VideoStream) -> 
         unit_s=float(stream.time_base),
         plannable=plannable and 0 < len(visible) == len(np.unique(visible)),
         skip=facts.may_skip(),
+        aspect=float(stream.sample_aspect_ratio or 0) or None,
         held=held,
         stream=stream.index,
         codec=codec,
         format=form,
     )
+
+
+def refuse_picture(path: Path, form: str, frames: int) -> None:
+    """Raise MediaError not_media for a JPEG picture, which FFmpeg opens as a stream of one."""
+    if form == "jpeg_pipe" and frames == 1:
+        raise MediaError("not_media", f"{path}: a JPEG picture, expected a video")
 
 
 def duration_of(shown_s: np.ndarray, last_s: float) -> float:

@@ -20,6 +20,7 @@ from av.video.stream import VideoStream
 from fvlm.data.decode.media import LONGEST, MAX_FRAMES, MAX_PIXELS, SIDE, Clip, MediaError, Span, centre, fit, schedule
 from fvlm.data.decode.packets import (
     NO_PTS,
+    NO_TIMES,
     Packets,
     demux,
     describes_itself,
@@ -30,7 +31,8 @@ from fvlm.data.decode.packets import (
     runs_of,
 )
 
-NO_TIMES = ("h264", "hevc", "m4v", "mpegvideo", "obu")  # formats without times: frames follow at the stream's rate
+RESTARTS = ("mpegts", "mpeg")  # formats whose clock may start again in the middle: they are joined byte by byte
+BACK_S, FORWARD_S = 0.1, 10.0  # a time this far before or after the one that is due is another clock's, as in FFmpeg
 
 
 def decode(path: Path, crop: bool = True, span_s: Span = None) -> Clip:
@@ -48,7 +50,7 @@ def decode(path: Path, crop: bool = True, span_s: Span = None) -> Clip:
 def _decode_planned(
     path: Path, context: av.VideoCodecContext, packets: Packets, crop: bool, span_s: Span
 ) -> Clip | None:
-    """Return the clip, or None if a wanted frame is missing or damaged."""
+    """Return the clip, or None if a wanted frame is missing or damaged, or the times contradict the decoder."""
     order, shown_s, duration_s = packets.timeline()
     times_s, positions, duration_s = schedule(shown_s, duration_s, span_s)
     wanted = set(order[positions].tolist())
@@ -56,11 +58,13 @@ def _decode_planned(
     images: dict[int, np.ndarray] = {}
     try:
         for frame in _decode_runs(path, context, packets, wanted):
+            if frame is None or (packets.in_order and context.has_b_frames):
+                return None
             time = frame.dts if packets.format == "avi" else frame.pts
             if time in wanted_pts and time not in images:
                 if frame.is_corrupt:
                     return None
-                images[time] = to_square(frame, crop)
+                images[time] = to_square(frame, crop, pixel_aspect(packets.aspect, context))
     except av.error.FFmpegError:
         return None
     if images.keys() != wanted_pts:
@@ -71,8 +75,11 @@ def _decode_planned(
 
 def _decode_runs(
     path: Path, context: av.VideoCodecContext, packets: Packets, wanted: set[int]
-) -> Iterator[av.VideoFrame]:
-    """Frames of the packets that the wanted ones depend on; most of those that no frame uses are skipped."""
+) -> Iterator[av.VideoFrame | None]:
+    """Frames of the packets that the wanted ones depend on; most of those that no frame uses are skipped.
+
+    None if the decoder shows two frames in another order than their times: these are then times of decoding.
+    """
     runs = runs_of(wanted, packets.pts, packets.keyframe)
     # dav1d reads the setting at the first packet only, so it would skip wanted frames too.
     others = "NONREF" if packets.skip and context.name != "libdav1d" else "DEFAULT"
@@ -87,17 +94,28 @@ def _decode_runs(
         for number, (start, stop) in enumerate(runs):
             if number:
                 context.flush_buffers()
-            for i, packet in source:
-                if i >= start:
-                    context.skip_frame = "DEFAULT" if i in wanted else others
-                    yield from context.decode(packet)
-                if i + 1 == stop:
-                    break
-            context.skip_frame = "DEFAULT"
-            yield from context.decode(None)
+            last = None
+            for frame in _decode_run(context, source, start, stop, wanted, others):
+                ordered = packets.format == "avi" or last is None or last < frame.pts
+                last = frame.pts
+                yield frame if ordered else None
     finally:
         if container is not None:
             container.close()
+
+
+def _decode_run(
+    context: av.VideoCodecContext, source: Iterator[tuple[int, av.Packet]], start: int, stop: int, wanted: set[int],
+    others: str,
+) -> Iterator[av.VideoFrame]:  # fmt: skip
+    for i, packet in source:
+        if i >= start:
+            context.skip_frame = "DEFAULT" if i in wanted else others
+            yield from context.decode(packet)
+        if i + 1 == stop:
+            break
+    context.skip_frame = "DEFAULT"
+    yield from context.decode(None)
 
 
 def _decode_in_order(path: Path, packets: Packets, crop: bool, span_s: Span) -> Clip:
@@ -137,24 +155,28 @@ def _decode_every(
     returns     the kept frames by number, the time of every frame in seconds after the first, the duration in seconds
     """
     container, stream = open_video(path, stream_index)
-    images, ticks, last, before, moment = {}, [], 0.0, None, 0
+    images, last, before, moment = {}, 0.0, None, 0
     with container:
         form, unit_s = container.format.name, float(stream.time_base)
         rate = float(stream.average_rate or stream.guessed_rate or 25)
+        aspect = float(stream.sample_aspect_ratio or 0) or None
+        clock = _Clock(form, unit_s, rate)
+        ticks = clock.ticks
         for frame in _frames_of(container, stream):
             number = len(ticks)
-            ticks.append(_time_of(frame, form, ticks))
+            clock.add(frame)
             now_s = (
                 number / rate if form in NO_TIMES or None in (ticks[0], ticks[-1]) else (ticks[-1] - ticks[0]) * unit_s
             )
+            shape = pixel_aspect(aspect, stream.codec_context)
             upcoming = int(np.searchsorted(moments_s, now_s - 1e-6, side="left"))
             if upcoming > moment:
-                images[number - 1], moment = to_square(before, crop), upcoming
+                images[number - 1], moment = to_square(before, crop, shape), upcoming
             if number in keep:
-                images[number] = to_square(frame, crop)
+                images[number] = to_square(frame, crop, shape)
             before, last = frame, (frame.duration or 0) * unit_s
     if before is not None and moment < len(moments_s):
-        images[len(ticks) - 1] = to_square(before, crop)
+        images[len(ticks) - 1] = to_square(before, crop, shape)
     if form in NO_TIMES or None in ticks:
         return images, np.arange(len(ticks)) / rate, len(ticks) / rate
     shown = np.maximum.accumulate(np.array(ticks, np.int64))
@@ -162,13 +184,46 @@ def _decode_every(
     return images, shown_s, duration_of(shown_s, last) if ticks else 0.0
 
 
-def _time_of(frame: av.VideoFrame, form: str, before: list[int | None]) -> int | None:
-    """A frame's time in ticks; for AVI the number of its packet."""
-    if form != "avi":
+class _Clock:
+    """The times of decoded frames in ticks, in the order of showing.
+
+    A container may give the times of decoding as those of showing. Of both, those that go back less often are believed,
+    as FFmpeg does. Where the clock of a joined stream starts again, the next part follows without gap or overlap.
+    """
+
+    def __init__(self, form: str, unit_s: float, rate: float) -> None:
+        self.form = form
+        self.back, self.forward = BACK_S / unit_s, FORWARD_S / unit_s
+        self.step = max(1, round(1 / rate / unit_s))  # ticks that a frame lasts if it does not say
+        self.ticks: list[int | None] = []
+        self._shift, self._due = 0, None
+        self._last: dict[str, int] = {}
+        self._went_back = {"pts": 0, "dts": 0}
+
+    def add(self, frame: av.VideoFrame) -> None:
+        tick = self._number(frame) if self.form == "avi" else self._believed(frame)
+        if tick is not None and self.form in RESTARTS:
+            tick += self._shift
+            if self._due is not None and not -self.back <= tick - self._due <= self.forward:
+                self._shift += self._due - tick
+                tick = self._due
+            self._due = tick + (frame.duration or self.step)
+        self.ticks.append(tick)
+
+    def _believed(self, frame: av.VideoFrame) -> int | None:
+        for kind, time in (("pts", frame.pts), ("dts", frame.dts)):
+            if time is not None:
+                self._went_back[kind] += time <= self._last.get(kind, NO_PTS)
+                self._last[kind] = time
+        if frame.pts is None or (frame.dts is not None and self._went_back["pts"] > self._went_back["dts"]):
+            return frame.dts
         return frame.pts
-    if frame.dts is not None:
-        return frame.dts
-    return before[-1] + 1 if before else 0  # frames that leave the decoder at the end have no number
+
+    def _number(self, frame: av.VideoFrame) -> int:
+        """The number of a frame's packet in an AVI, which stores no times."""
+        if frame.dts is not None:
+            return frame.dts
+        return self.ticks[-1] + 1 if self.ticks else 0  # frames that leave the decoder at the end have no number
 
 
 def _frames_of(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
@@ -189,14 +244,22 @@ class _Scaler(threading.local):
 _SCALER = _Scaler()
 
 
-def to_square(frame: av.VideoFrame, crop: bool = True) -> np.ndarray:
-    """Return a decoded frame as (224, 224, 3) uint8 RGB, upright, antialiased (swscale AREA), without transparency."""
+def pixel_aspect(container: float | None, context: av.VideoCodecContext) -> float:
+    """The aspect ratio of a pixel: the container's, else the one in the coded stream, else square."""
+    return container or float(context.sample_aspect_ratio or 0) or 1.0
+
+
+def to_square(frame: av.VideoFrame, crop: bool = True, aspect: float = 1.0) -> np.ndarray:
+    """Return a decoded frame as (224, 224, 3) uint8 RGB, upright, antialiased (swscale AREA), without transparency.
+
+    aspect      width of a stored pixel divided by its height
+    """
     if frame.width * frame.height > MAX_PIXELS:
         raise MediaError("too_large", f"a frame of {frame.width} x {frame.height} pixels")
-    width, height = fit(frame.width, frame.height, crop)
+    width, height = fit(frame.width * aspect, frame.height, crop)
     square = frame
     if max(width, height) > LONGEST:
-        square, (width, height) = _middle(frame), (SIDE, SIDE)
+        square, (width, height) = _middle(frame, aspect), (SIDE, SIDE)
     image = _SCALER.reformatter.reformat(square, width, height, "rgb24", interpolation="AREA").to_ndarray()
     return np.ascontiguousarray(upright(centre(image), display_matrix(frame)))
 
@@ -218,9 +281,10 @@ def upright(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
     return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
-def _middle(frame: av.VideoFrame) -> av.VideoFrame:
-    """Central square of a very long picture, which would need too much memory with its short side scaled to 224."""
-    short = min(frame.width, frame.height)
-    left, top = (frame.width - short) // 2, (frame.height - short) // 2
-    image = frame.to_ndarray(format="rgb24")[top : top + short, left : left + short]
+def _middle(frame: av.VideoFrame, aspect: float) -> av.VideoFrame:
+    """The central part, shown as a square, of a picture that would need too much memory with its short side at 224."""
+    short = min(frame.width * aspect, frame.height)
+    width, height = max(1, round(short / aspect)), max(1, round(short))
+    left, top = (frame.width - width) // 2, (frame.height - height) // 2
+    image = frame.to_ndarray(format="rgb24")[top : top + height, left : left + width]
     return av.VideoFrame.from_ndarray(np.ascontiguousarray(image))

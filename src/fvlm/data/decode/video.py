@@ -20,7 +20,8 @@ DECODERS = {
 }
 BACKENDS = tuple(DECODERS)
 # Formats of Pillow that hold pixels and nothing to execute (EPS would start Ghostscript).
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+HEIC = (b"heic", b"heix", b"heim", b"heis")  # brands of a format that Pillow cannot read
 # Exceptions of Pillow for a broken image: SyntaxError for a PNG chunk, TypeError and struct.error for EXIF, ...
 BROKEN_IMAGE = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError, OSError, SyntaxError, TypeError, ValueError),
@@ -87,6 +88,14 @@ def square_image(file: Path | BinaryIO, crop: bool = True) -> tuple[np.ndarray, 
 
     raises      MediaError too_large, not_media (32-bit pixels), and the exceptions of Pillow
     """
+    with open(file, "rb") if isinstance(file, Path) else contextlib.nullcontext(file) as opened:
+        if opened.read(12)[8:] in HEIC:
+            raise MediaError("not_media", "a HEIC picture, which cannot be read; convert it to JPEG, PNG or AVIF")
+        opened.seek(0)
+        return _square_image(opened, crop)
+
+
+def _square_image(file: BinaryIO, crop: bool) -> tuple[np.ndarray, str]:
     with Image.open(file, formats=IMAGE_FORMATS) as image:
         codec = image.format.lower()
         if image.width * image.height > MAX_PIXELS:
