@@ -123,12 +123,6 @@ class StudyOfRules:
         """The page of the decisions, and their text for the report."""
         return [f"{self.folder}/decisions.html", f"{self.folder}/decisions.rst"]
 
-    @property
-    def decisions_text(self) -> str:
-        """The text of the decisions as far as they are made; the first page of the report shows it."""
-        path = Path(self.decisions[1])
-        return path.read_text(encoding="utf-8") if path.exists() else ""
-
     # --- plan ---
 
     @property

@@ -1,0 +1,103 @@
+"""Find this package for the Snakefile and its jobs, wherever the workflow lies.
+
+The Snakefile runs this file before it can import the package, so it uses only the standard library and Snakemake.
+"""
+
+import importlib.util
+import os
+import shlex
+import shutil
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from urllib.parse import quote
+
+from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DeploymentMethod
+from snakemake.shell import shell
+from snakemake.sourcecache import HostingProviderFile, LocalGitFile, LocalSourceFile, SourceFile
+
+ROOT = Path(__file__).parents[3]  # of the workflow, or of Snakemake's cache of its files
+OF_JOBS = ("av", "matplotlib", "numpy", "pandas", "pyarrow", "scipy", "seaborn", "simplejpeg", "torch", "transformers")
+
+
+def find_package(workflow) -> None:
+    """Let this process and its jobs import the package beside the Snakefile, and run the same python.
+
+    workflow   Snakemake's, while it parses the Snakefile
+    raises     WorkflowError if there is no package, or a module of the same process has loaded another one
+    """
+    package = str(_checkout(workflow.current_basedir) / "src")
+    loaded = sys.modules.get("fvlm")
+    if loaded and not Path(loaded.__file__).samefile(Path(package) / "fvlm/__init__.py"):
+        other = Path(loaded.__file__).parents[2]
+        raise WorkflowError(
+            f"one Snakefile uses fvlm from two places, {other} and {Path(package).parent}; use one of them for all "
+            "modules"
+        )
+    sys.path[:] = [package, *(path for path in sys.path if path != package)]
+    if uses_conda(workflow):
+        _export_in_shells(package)  # PATH stays, so that the environment's python comes first
+        return
+    others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join([package, *(path for path in others if path not in ("", package))])
+    own = Path(sys.executable).with_name("python")
+    if own.exists() and shutil.which("python") != str(own):
+        os.environ["PATH"] = f"{own.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+
+
+def uses_conda(workflow) -> bool:
+    """Return whether the jobs run in the conda environments of their rules."""
+    return DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+
+
+def check_packages() -> None:
+    """Raise WorkflowError if the jobs would lack Python packages, with the command that installs them."""
+    missing = [name for name in OF_JOBS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise WorkflowError(
+            f"{sys.executable} lacks the Python packages {', '.join(missing)}; install them with: {sys.executable} -m "
+            f"pip install {shlex.quote(str(ROOT))}, or let Snakemake do so: --software-deployment-method conda"
+        )
+
+
+def _checkout(place: SourceFile) -> Path:
+    """The folder that holds Snakefile and src/ as files; `place` is the Snakefile's folder as Snakemake names it."""
+    if isinstance(place, LocalSourceFile):
+        return Path(place.path)
+    if isinstance(place, HostingProviderFile | LocalGitFile):
+        return _unpacked(place)
+    raise WorkflowError(
+        f"{place}: the Python package of this workflow cannot be loaded from there; use a local clone, or "
+        'github("OWNER/REPOSITORY", path="workflow/Snakefile", tag="...")'
+    )
+
+
+def _unpacked(place: HostingProviderFile | LocalGitFile) -> Path:
+    """Unpack a commit from Snakemake's clone into its cache, where jobs find it too."""
+    import git
+
+    folder = ROOT / f"checkout-{quote(place.ref, safe='')}"
+    if not folder.exists():
+        repository = git.Repo(place.repo_path) if isinstance(place, LocalGitFile) else place.hosted_repo.repo
+        with tempfile.TemporaryDirectory(dir=ROOT, ignore_cleanup_errors=True) as temporary:
+            archive, files = Path(temporary) / "files.tar", Path(temporary) / "files"
+            with open(archive, "wb") as stream:
+                repository.archive(stream, place.ref)
+            with tarfile.open(archive) as tar:
+                tar.extractall(files, filter="data")
+            try:
+                files.rename(folder)
+            except OSError:
+                if not folder.exists():  # otherwise another process was faster
+                    raise
+    return folder
+
+
+def _export_in_shells(package: str) -> None:
+    """Set PYTHONPATH in each shell command; Snakemake removes the variable from conda environments."""
+    command = f"export PYTHONPATH={shlex.quote(package)}; "
+    prefix = shell._get_process_prefix()
+    if command not in prefix:
+        shell.prefix((prefix + command).replace("{", "{{").replace("}", "}}"))
