@@ -11,12 +11,11 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
-from urllib.parse import quote
 
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 from snakemake.shell import shell
-from snakemake.sourcecache import HostingProviderFile, LocalGitFile, LocalSourceFile, SourceFile
+from snakemake.sourcecache import HostingProviderFile, LocalSourceFile, SourceFile
 
 ROOT = Path(__file__).parents[3]  # of the workflow, or of Snakemake's cache of its files
 OF_JOBS = ("av", "matplotlib", "numpy", "pandas", "pyarrow", "scipy", "seaborn", "simplejpeg", "torch", "transformers")
@@ -66,7 +65,7 @@ def _checkout(place: SourceFile) -> Path:
     """The folder that holds Snakefile and src/ as files; `place` is the Snakefile's folder as Snakemake names it."""
     if isinstance(place, LocalSourceFile):
         return Path(place.path)
-    if isinstance(place, HostingProviderFile | LocalGitFile):
+    if isinstance(place, HostingProviderFile):
         return _unpacked(place)
     raise WorkflowError(
         f"{place}: the Python package of this workflow cannot be loaded from there; use a local clone, or "
@@ -74,17 +73,14 @@ def _checkout(place: SourceFile) -> Path:
     )
 
 
-def _unpacked(place: HostingProviderFile | LocalGitFile) -> Path:
+def _unpacked(place: HostingProviderFile) -> Path:
     """Unpack a commit from Snakemake's clone into its cache, where jobs find it too."""
-    import git
-
-    folder = ROOT / f"checkout-{quote(place.ref, safe='')}"
+    folder = ROOT / "checkout"
     if not folder.exists():
-        repository = git.Repo(place.repo_path) if isinstance(place, LocalGitFile) else place.hosted_repo.repo
         with tempfile.TemporaryDirectory(dir=ROOT, ignore_cleanup_errors=True) as temporary:
             archive, files = Path(temporary) / "files.tar", Path(temporary) / "files"
             with open(archive, "wb") as stream:
-                repository.archive(stream, place.ref)
+                place.hosted_repo.repo.archive(stream, place.ref)
             with tarfile.open(archive) as tar:
                 tar.extractall(files, filter="data")
             try:
