@@ -18,6 +18,7 @@ from snakemake.shell import shell
 from snakemake.sourcecache import HostingProviderFile, LocalSourceFile, SourceFile
 
 ROOT = Path(__file__).parents[3]  # of the workflow, or of Snakemake's cache of its files
+AT_PARSE = ("numpy", "pydantic")  # third-party packages that this process imports, besides Snakemake's
 OF_JOBS = ("av", "matplotlib", "numpy", "pandas", "pyarrow", "scipy", "seaborn", "simplejpeg", "torch", "transformers")
 
 
@@ -27,13 +28,14 @@ def find_package(workflow) -> None:
     workflow   Snakemake's, while it parses the Snakefile
     raises     WorkflowError if there is no package, or a module of the same process has loaded another one
     """
-    package = str(_checkout(workflow.current_basedir) / "src")
+    root = _checkout(workflow.current_basedir)
+    package = str(root / "src")
+    refuse_missing(AT_PARSE, AT_PARSE if uses_conda(workflow) else (root,))
     loaded = sys.modules.get("fvlm")
     if loaded and not Path(loaded.__file__).samefile(Path(package) / "fvlm/__init__.py"):
-        other = Path(loaded.__file__).parents[2]
         raise WorkflowError(
-            f"one Snakefile uses fvlm from two places, {other} and {Path(package).parent}; use one of them for all "
-            "modules"
+            f"one Snakefile uses fvlm from two places, {Path(loaded.__file__).parents[2]} and {root}; use one of them "
+            "for all modules"
         )
     sys.path[:] = [package, *(path for path in sys.path if path != package)]
     if uses_conda(workflow):
@@ -51,13 +53,16 @@ def uses_conda(workflow) -> bool:
     return DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 
 
-def check_packages() -> None:
-    """Raise WorkflowError if the jobs would lack Python packages, with the command that installs them."""
-    missing = [name for name in OF_JOBS if importlib.util.find_spec(name) is None]
+def refuse_missing(packages: tuple[str, ...] = OF_JOBS, install: tuple = (ROOT,)) -> None:
+    """Raise WorkflowError if packages are missing, with pip's command.
+
+    install   what pip can install: names of packages, or the folder of the workflow
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise WorkflowError(
-            f"{sys.executable} lacks the Python packages {', '.join(missing)}; install them with: {sys.executable} -m "
-            f"pip install {shlex.quote(str(ROOT))}, or let Snakemake do so: --software-deployment-method conda"
+            f"{sys.executable} lacks the Python packages {', '.join(missing)} of this workflow; install them with: "
+            f"{shlex.join([sys.executable, '-m', 'pip', 'install', *map(str, install)])}"
         )
 
 

@@ -11,7 +11,7 @@ import yaml
 from snakemake.exceptions import WorkflowError
 
 from fvlm.analysis import catalog
-from fvlm.snakemake.package import check_packages, uses_conda
+from fvlm.snakemake.package import refuse_missing, uses_conda
 from fvlm.snakemake.process import is_target
 from fvlm.snakemake.study import StudyOfRules
 from fvlm.study.plan import plan_text
@@ -32,7 +32,7 @@ def start(study: StudyOfRules, workflow) -> None:
     """Print the plan and check what the jobs need, before the first one."""
     announce(study)
     if not (uses_conda(workflow) or study.settings.results_from or is_target("plan")):
-        check_packages()
+        refuse_missing()
 
 
 def targets(study: StudyOfRules) -> list[str]:
