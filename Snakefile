@@ -10,7 +10,7 @@ from snakemake.utils import min_version
 
 min_version("9.27")
 package = run_path(workflow.source_path("src/fvlm/snakemake/package.py"))
-package["find_package"](workflow)
+ORIGIN = package["find_package"](workflow)  # as pip installs it
 
 from fvlm.analysis import catalog
 from fvlm.snakemake.module import call_handlers, with_prefix
@@ -61,7 +61,7 @@ include: "rules/analysis.smk"
 
 
 onstart:
-    start(STUDY, workflow)
+    start(STUDY, workflow, ORIGIN)
 
 
 onsuccess:

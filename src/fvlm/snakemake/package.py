@@ -22,17 +22,19 @@ AT_PARSE = ("numpy", "pydantic")  # third-party packages that this process impor
 OF_JOBS = ("av", "matplotlib", "numpy", "pandas", "pyarrow", "scipy", "seaborn", "simplejpeg", "torch", "transformers")
 
 
-def find_package(workflow) -> None:
+def find_package(workflow) -> str:
     """Let this process and its jobs import the package beside the Snakefile, and run the same python.
 
     workflow   Snakemake's, while it parses the Snakefile
+    returns    the package as pip installs it
     raises     WorkflowError if there is no package, or a module of the same process has loaded another one
     """
-    root = _checkout(workflow.current_basedir)
+    place = workflow.current_basedir
+    root, source = _checkout(place), _source(place)
     package = str(root / "src")
-    refuse_missing(AT_PARSE, AT_PARSE if uses_conda(workflow) else (root,))
+    refuse_missing(AT_PARSE, AT_PARSE if uses_conda(workflow) else (source,))
     loaded = sys.modules.get("fvlm")
-    if loaded and not Path(loaded.__file__).samefile(Path(package) / "fvlm/__init__.py"):
+    if loaded and Path(loaded.__file__).resolve().parents[1] != Path(package).resolve():
         raise WorkflowError(
             f"one Snakefile uses fvlm from two places, {Path(loaded.__file__).parents[2]} and {root}; use one of them "
             "for all modules"
@@ -40,12 +42,13 @@ def find_package(workflow) -> None:
     sys.path[:] = [package, *(path for path in sys.path if path != package)]
     if uses_conda(workflow):
         _export_in_shells(package)  # PATH stays, so that the environment's python comes first
-        return
+        return source
     others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ["PYTHONPATH"] = os.pathsep.join([package, *(path for path in others if path not in ("", package))])
     own = Path(sys.executable).with_name("python")
     if own.exists() and shutil.which("python") != str(own):
         os.environ["PATH"] = f"{own.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    return source
 
 
 def uses_conda(workflow) -> bool:
@@ -53,16 +56,13 @@ def uses_conda(workflow) -> bool:
     return DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 
 
-def refuse_missing(packages: tuple[str, ...] = OF_JOBS, install: tuple = (ROOT,)) -> None:
-    """Raise WorkflowError if packages are missing, with pip's command.
-
-    install   what pip can install: names of packages, or the folder of the workflow
-    """
+def refuse_missing(packages: tuple[str, ...], install: tuple[str, ...]) -> None:
+    """Raise WorkflowError if packages are missing, with the names or sources that pip should install."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise WorkflowError(
-            f"{sys.executable} lacks the Python packages {', '.join(missing)} of this workflow; install them with: "
-            f"{shlex.join([sys.executable, '-m', 'pip', 'install', *map(str, install)])}"
+            f"{sys.executable} lacks Python packages of this workflow ({', '.join(missing)}); install them with: "
+            f"{shlex.join([sys.executable, '-m', 'pip', 'install', *install])}"
         )
 
 
@@ -76,6 +76,12 @@ def _checkout(place: SourceFile) -> Path:
         f"{place}: the Python package of this workflow cannot be loaded from there; use a local clone, or "
         'github("OWNER/REPOSITORY", path="workflow/Snakefile", tag="...")'
     )
+
+
+def _source(place: SourceFile) -> str:
+    if isinstance(place, LocalSourceFile):
+        return place.path
+    return f"git+https://{place.host}/{place.repo}@{place.ref}"
 
 
 def _unpacked(place: HostingProviderFile) -> Path:

@@ -11,7 +11,7 @@ import yaml
 from snakemake.exceptions import WorkflowError
 
 from fvlm.analysis import catalog
-from fvlm.snakemake.package import refuse_missing, uses_conda
+from fvlm.snakemake.package import OF_JOBS, refuse_missing, uses_conda
 from fvlm.snakemake.process import is_target
 from fvlm.snakemake.study import StudyOfRules
 from fvlm.study.plan import plan_text
@@ -28,11 +28,11 @@ def announce(study: StudyOfRules) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def start(study: StudyOfRules, workflow) -> None:
-    """Print the plan and check what the jobs need, before the first one."""
+def start(study: StudyOfRules, workflow, source: str) -> None:
+    """Print the plan and refuse to start without the Python packages of the jobs, which pip installs from `source`."""
     announce(study)
     if not (uses_conda(workflow) or study.settings.results_from or is_target("plan")):
-        refuse_missing()
+        refuse_missing(OF_JOBS, (source,))
 
 
 def targets(study: StudyOfRules) -> list[str]:
