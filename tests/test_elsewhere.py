@@ -162,12 +162,12 @@ def test_jobs_of_a_module_on_github_find_the_unpacked_package(elsewhere):
 @pytest.mark.xfail(strict=True, reason="a process has one study for the jobs of all modules")
 def test_jobs_of_two_modules_have_their_own_studies(elsewhere):
     """Each with the prefix and the configuration of its module."""
-    one = elsewhere.module("one", config='{**config, "seeds": {"A6": [1, 2, 3]}}', more='prefix: "one"', rules="one_*")
-    two = elsewhere.module("two", config='{**config, "seeds": {"A6": [1]}}', more='prefix: "two"', rules="two_*")
-    elsewhere.snakefile(one, two)
+    more_seeds = '{**config, "seeds": {**config["seeds"], "A6": [1, 2, 3]}}'
+    one = elsewhere.module("one", config=more_seeds, more='prefix: "one"', rules="one_*")
+    elsewhere.snakefile(one, elsewhere.module("two", more='prefix: "two"', rules="two_*"))
     plans = ("one/results/smoke/plan.txt", "two/results/smoke/plan.txt")
     elsewhere.snakemake("--cores", "1", *plans)
-    assert ["A6-s2" in (elsewhere.folder / plan).read_text() for plan in plans] == [True, False]
+    assert ["A6-s3" in (elsewhere.folder / plan).read_text() for plan in plans] == [True, False]
 
 
 FAKE_CONDA = """\
