@@ -1,6 +1,7 @@
 """The workflow in a folder of its own, from which other folders and other people's Snakefiles use it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -95,10 +96,8 @@ def test_another_folder_names_the_snakefile(elsewhere, name):
     assert set(JOBS) <= set(planned)
 
 
-@pytest.mark.parametrize(
-    "snakefile", ["", 'github("someone/fvlm", path="workflow/Snakefile", tag="v1")'], ids=["clone", "github"]
-)
-def test_a_module_has_a_default_target_and_local_rules(elsewhere, snakefile):
+def test_a_module_on_github_has_a_default_target_and_local_rules(elsewhere):
+    snakefile = 'github("someone/fvlm", path="workflow/Snakefile", tag="v1")'
     elsewhere.snakefile(elsewhere.module(snakefile=snakefile, rules="its_*"))
     output = elsewhere.snakemake("-n")
     assert {f"its_{name}" for name in JOBS} <= set(jobs(output))
@@ -112,18 +111,23 @@ def test_the_prefix_of_a_module_moves_its_results(elsewhere):
     assert "-- deep/er/results/smoke/corpus/grid" in output and " results/smoke" not in output
 
 
+def side_by_side(elsewhere: Elsewhere) -> None:
+    """Write the two studies and the Snakefile of docs/in-your-own-workflow.md, with a smaller study."""
+    page = (ROOT / "docs/in-your-own-workflow.md").read_text()
+    study, *_ = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    snakefile = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[-1]
+    (elsewhere.folder / "config/both.yaml").write_text(study.replace("config.yaml", "smoke.yaml"))
+    (elsewhere.folder / "Snakefile").write_text(snakefile.replace("/path/to/fvlm", str(elsewhere.clone)))
+
+
 def test_two_modules_stand_side_by_side_with_a_changed_rule(elsewhere):
-    target = "rule all:\n    input: rules.one_all.input, rules.two_all.input\n    default_target: True\n"
-    one, two = (
-        elsewhere.module(name, config=f'{{**config, "results": "results/{name}"}}', rules=f"{name}_*")
-        for name in ("one", "two")
-    )
-    changed = "use rule train from one as one_train with:\n    priority: 3\n"
-    elsewhere.snakefile(one, changed, two, target)
+    side_by_side(elsewhere)
+    with open(elsewhere.folder / "Snakefile", "a") as snakefile:
+        snakefile.write("\n\nuse rule train from first as first_train with:\n    priority: 3\n")
     output = elsewhere.snakemake("-n")
     planned = jobs(output)
-    assert all(planned[f"one_{name}"] == planned[f"two_{name}"] for name in JOBS)
-    assert output.count("27 runs,") == 2
+    assert planned["second_train"] == planned["first_train"] + 1  # the third seed
+    assert planned["both"] == 1 and output.count(" runs, ") == 2
 
 
 def test_a_default_target_of_ones_own_comes_first(elsewhere):
@@ -145,7 +149,7 @@ def test_two_versions_in_one_snakefile_are_refused(elsewhere):
 def test_jobs_run_in_another_folder_and_find_package_and_python(elsewhere):
     work = elsewhere.folder / "work"
     shutil.copytree(ROOT / "config", work / "config")
-    targets = ("results/smoke/plan.txt", "results/smoke/shards/pictures/00000.tar")
+    targets = ("results/smoke/plan.txt", "results/smoke/shards/chat/00000.tar")
     where = ("-s", f"{elsewhere.clone}/Snakefile", "-d", "work", "--configfile", "config/smoke.yaml")
     assert "localrule plan_files" in elsewhere.snakemake(*targets, "--cores", "2", *where)
     assert all((work / target).stat().st_size > 0 for target in targets)
@@ -161,13 +165,10 @@ def test_jobs_of_a_module_on_github_find_the_unpacked_package(elsewhere):
 @pytest.mark.workflow
 @pytest.mark.xfail(strict=True, reason="a process has one study for the jobs of all modules")
 def test_jobs_of_two_modules_have_their_own_studies(elsewhere):
-    """Each with the prefix and the configuration of its module."""
-    more_seeds = '{**config, "seeds": {**config["seeds"], "A6": [1, 2, 3]}}'
-    one = elsewhere.module("one", config=more_seeds, more='prefix: "one"', rules="one_*")
-    elsewhere.snakefile(one, elsewhere.module("two", more='prefix: "two"', rules="two_*"))
-    plans = ("one/results/smoke/plan.txt", "two/results/smoke/plan.txt")
+    side_by_side(elsewhere)
+    plans = [f"results/{name}/plan.txt" for name in ("first", "second")]
     elsewhere.snakemake("--cores", "1", *plans)
-    assert ["A6-s3" in (elsewhere.folder / plan).read_text() for plan in plans] == [True, False]
+    assert ["A6-s3" in (elsewhere.folder / plan).read_text() for plan in plans] == [False, True]
 
 
 FAKE_CONDA = """\
@@ -211,11 +212,15 @@ def finished(folder: Path) -> None:
 
 @pytest.mark.workflow
 def test_a_module_makes_its_report(elsewhere):
-    finished(elsewhere.folder)
+    """Its Snakefile lies in a third folder, which neither the user nor Snakemake works in."""
+    work = elsewhere.folder / "work"
+    finished(work)
+    shutil.copytree(ROOT / "config", work / "config")
     elsewhere.snakefile(elsewhere.module(rules="its_*"))
-    output = elsewhere.snakemake("--cores", "1", "its_plan")
+    (elsewhere.folder / "Snakefile").rename(elsewhere.folder / "its.smk")
+    output = elsewhere.snakemake("its_plan", "--cores", "1", "-s", "its.smk", "-d", "work")
     assert "report   results/smoke/report.html" in output
-    page = (elsewhere.folder / "results/smoke/report.html").read_text()
+    page = (work / "results/smoke/report.html").read_text()
     assert "Answers of the study" in page and "More words of its first page" in page
 
 
