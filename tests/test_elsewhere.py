@@ -135,6 +135,14 @@ def test_a_default_target_of_ones_own_comes_first(elsewhere):
     assert jobs(elsewhere.snakemake("-n")) == {"mine": 1}
 
 
+def test_some_rules_are_used_without_the_others(elsewhere):
+    mine = 'rule mine:\n    input: "results/smoke/shards/chat/00000.tar"\n'
+    some = elsewhere.module(rules="its_*").replace("use rule *", "use rule corpus, shard")
+    elsewhere.snakefile(mine, some)
+    output = elsewhere.snakemake("-n")
+    assert jobs(output) == {"mine": 1, "its_corpus": 1, "its_shard": 1} and "training FLOPs" not in output
+
+
 def test_two_versions_in_one_snakefile_are_refused(elsewhere):
     shutil.copytree(elsewhere.clone, elsewhere.folder / "other")
     elsewhere.snakefile(elsewhere.module("one", rules="one_*"), elsewhere.module("two", '"other/Snakefile"'))

@@ -79,6 +79,11 @@ class StudyOfRules:
     def stages(self) -> list[str]:
         return [name for name, run in self.runs.items() if run.family == "stage"]
 
+    def pattern(self, stages: bool) -> str:
+        """The regular expression of the names of all stages, or of all other runs."""
+        names = [name for name, run in self.runs.items() if (run.family == "stage") == stages]
+        return "|".join(names) or "(?!)"  # matches nothing; Snakemake takes an empty one for no constraint
+
     @property
     def evaluated(self) -> list[str]:
         return [name for name, run in self.runs.items() if run.family in self.settings.evaluation.families]
