@@ -25,6 +25,7 @@ STUDY = open_study(
     workflow.configfiles,
     workflow.config_settings.config,
     workflow.resource_settings.default_resources,
+    workflow.is_main_process,
 )
 R = STUDY.folder
 RUNS = STUDY.runs

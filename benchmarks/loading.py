@@ -31,7 +31,8 @@ import webdataset
 from torch.utils.data import DataLoader
 
 from fvlm.batch import Batch
-from fvlm.config.resolve import load_study, merged, read_yaml
+from fvlm.config.resolve import load_study
+from fvlm.config.study_file import merged, read_yaml
 from fvlm.data.batches.loader import Corpus, Steps, load_steps
 from fvlm.data.batches.order import in_file_order
 from fvlm.data.shards.index import Index, write_index

@@ -109,7 +109,7 @@ ON_GPU = {
 def run_of(size: Size) -> schema.Run:
     """The study's baseline, with random weights."""
     changes = {"baseline": {"model.language": size.language}} if size.language else {}
-    run = study_from_files([str(CONFIG / size.study)], changes, CONFIG).runs["baseline"]
+    run = study_from_files([str(CONFIG / size.study)], changes).runs["baseline"]
     encoder, language = (part.model_copy(update={"weights": None}) for part in (run.model.encoder, run.model.language))
     return run.model_copy(update={"model": run.model.model_copy(update={"encoder": encoder, "language": language})})
 

@@ -89,7 +89,10 @@ rule index:
         prompt=lambda w: SOURCES[w.source].prompt,
         max_reject=lambda w: SOURCES[w.source].max_reject,
     shell:
-        "python -m fvlm index {wildcards.source} --processes {threads} 2> {log:q}"
+        "python -m fvlm index {wildcards.source}"
+        + STUDY.option
+        + "--processes {threads}"
+        " --out {output.index:q} 2> {log:q}"
 
 
 rule ledger:
@@ -108,4 +111,6 @@ rule ledger:
     conda:
         "../envs/decode.yaml"
     shell:
-        "python -m fvlm ledger --of-study --out {output.ledger:q} --table {output.table:q} 2> {log:q}"
+        "python -m fvlm ledger --of-study"
+        + STUDY.option
+        + "--out {output.ledger:q} --table {output.table:q} 2> {log:q}"

@@ -18,7 +18,9 @@ rule evaluate:
     params:
         samples=STUDY.settings.evaluation.samples,
     shell:
-        "python -m fvlm evaluate {wildcards.run} --out {output:q} 2> {log:q}"
+        "python -m fvlm evaluate {wildcards.run}"
+        + STUDY.option
+        + "--out {output:q} 2> {log:q}"
 
 
 rule attention:
@@ -38,4 +40,6 @@ rule attention:
     params:
         videos=STUDY.settings.evaluation.attention_videos,
     shell:
-        "python -m fvlm attention {wildcards.run} --out {output:q} 2> {log:q}"
+        "python -m fvlm attention {wildcards.run}"
+        + STUDY.option
+        + "--out {output:q} 2> {log:q}"

@@ -14,4 +14,6 @@ rule import_results:
         folder=f"{R}/tables",
         architectures=STUDY.imported_architectures,
     shell:
-        "python -m fvlm import --out-dir {params.folder:q} -- {input:q} 2> {log:q}"
+        "python -m fvlm import"
+        + STUDY.option
+        + "--out-dir {params.folder:q} -- {input:q} 2> {log:q}"

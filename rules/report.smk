@@ -28,4 +28,6 @@ rule data_report:
     params:
         settings=STUDY.data_report_digest,
     shell:
-        "python -m fvlm data-report 2> {log:q}"
+        "python -m fvlm data-report"
+        + STUDY.option
+        + '--out "$(dirname {output.page:q})" 2> {log:q}'

@@ -30,7 +30,10 @@ rule train:
         digest=lambda w: RUNS[w.run].digest,
     shell:
         # bash and tee ignore the signals that stop a training, which still has to save and to report it
-        "trap '' TERM USR1; python -m fvlm train {wildcards.run} --digest {params.digest} 2>&1 | tee -i {log:q}"
+        "trap '' TERM USR1; python -m fvlm train {wildcards.run}"
+        + STUDY.option
+        + "--digest {params.digest}"
+        ' --out "$(dirname {output.summary:q})" 2>&1 | tee -i {log:q}'
 
 
 # The stages wait for each other, so they start first.

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import jsonschema
 
-from fvlm.config.resolve import load_study, merged, read_yaml
+from fvlm.config.resolve import load_study
+from fvlm.config.study_file import merged, read_yaml
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 SCHEMAS = CONFIG.parent / "workflow/schemas"

@@ -5,8 +5,9 @@ from pathlib import Path
 import yaml
 from safetensors.torch import save_model
 
-from fvlm.config.resolve import load_study, merged, read_yaml
+from fvlm.config.resolve import load_study
 from fvlm.config.schema import Run, Study
+from fvlm.config.study_file import merged, read_yaml
 from fvlm.model.build import build_model
 from fvlm.model.foveated import VideoLanguageModel
 from tests.conftest import ROOT

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fvlm.config.resolve import load_study, merged, read_yaml
+from fvlm.config.resolve import load_study
 from fvlm.config.schema import Run, Study
+from fvlm.config.study_file import merged, read_yaml
 from fvlm.data.batches.loader import Steps, open_training
 from fvlm.data.shards.index import write_index
 from fvlm.data.shards.text import train_tokenizer

@@ -6,7 +6,7 @@ import torch
 
 from fvlm.batch import Batch
 from fvlm.config import schema
-from fvlm.config.resolve import read_yaml
+from fvlm.config.study_file import read_yaml
 from fvlm.model.build import build_model
 from fvlm.model.encoder import PIXEL_MEAN, PIXEL_STD
 from fvlm.model.foveated import VideoLanguageModel

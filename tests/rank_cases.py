@@ -61,7 +61,8 @@ def free_port() -> int:
 
 def torchrun_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_PORT": port}
-    return {name: str(value) for name, value in numbers.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    others = {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "none"}
+    return {name: str(value) for name, value in numbers.items()} | others
 
 
 def _train(rank: int, ranks: int, port: int, study: Path, run: str, log: Path, before) -> None:

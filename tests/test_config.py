@@ -8,12 +8,13 @@ import sys
 
 import pytest
 
-from fvlm.config.resolve import load_study, read_yaml, study_from_files
+from fvlm.config.resolve import load_study, study_from_files
 from fvlm.config.schema import Run
+from fvlm.config.study_file import complete, merged, read_yaml, typed
 from fvlm.costs.amounts import flops_per_sample
 from fvlm.costs.limits import check_data
 from fvlm.study.plan import plan_rows, plan_text
-from tests.config_cases import CONFIG, load
+from tests.config_cases import CONFIG, edit, load
 
 STUDIES = ("config.yaml", "paper.yaml", "smoke.yaml")
 ABLATIONS = [
@@ -92,19 +93,70 @@ def test_the_grid_spends_its_budgets_in_the_two_architectures():
         assert run.model.visual_tokens == (1 if letter == "F" else 16)
 
 
-def test_seeds_are_runs_of_their_own_and_the_first_keeps_the_name():
-    lists = {"A6": [7, 8], "grid": [1, 2, 3], "C1": [1, 2, 3], "C4": [4], "360M-C4-B": [5, 6]}
+def test_seeds_are_runs_of_their_own_and_its_own_seed_keeps_the_name():
+    lists = {"A6": [7, 42], "grid": [42, 2, 3], "C1": [1, 2, 42], "C4": [4], "360M-C4-B": [5, 42]}
     study = load(CONFIG, "paper.yaml", seeds=lists, only={"stages": [], "ablations": ["baseline", "A6"]})
     runs = study.runs
-    assert list(runs)[:3] == ["baseline", "A6", "A6-s8"] and len(runs) == 3 + 18 * 3 + 6 + 1
-    assert [runs[name].train.seed for name in ("135M-C4-F", "360M-C4-B", "360M-C4-B-s6")] == [4, 5, 6]
-    assert [runs[name].train.seed for name in ("baseline", "A6", "A6-s8")] == [42, 7, 8]
-    assert [runs[f"135M-C1-F{suffix}"].train.seed for suffix in ("", "-s2", "-s3")] == [1, 2, 3]
-    assert runs["A6-s8"].question == runs["A6"].question and runs["135M-C1-F-s2"].labels == runs["135M-C1-F"].labels
+    assert list(runs)[:3] == ["baseline", "A6-s7", "A6"] and len(runs) == 3 + 18 * 3 + 6 + 1
+    assert [runs[name].train.seed for name in ("135M-C4-F-s4", "360M-C4-B", "360M-C4-B-s5")] == [4, 42, 5]
+    assert [runs[name].train.seed for name in ("baseline", "A6", "A6-s7")] == [42, 42, 7]
+    assert [runs[f"135M-C1-F{suffix}"].train.seed for suffix in ("", "-s1", "-s2")] == [42, 1, 2]
+    assert runs["A6-s7"].question == runs["A6"].question and runs["135M-C1-F-s2"].labels == runs["135M-C1-F"].labels
     alone = load(CONFIG, "paper.yaml").runs
-    assert runs["baseline"].digest == alone["baseline"].digest != runs["A6"].digest != runs["A6-s8"].digest
-    assert load(CONFIG, "paper.yaml", seeds={"A6": [42, 43]}).runs["A6"].digest == alone["A6"].digest
+    assert runs["A6"].digest == alone["A6"].digest != runs["A6-s7"].digest
     assert list(load(CONFIG, "paper.yaml", seeds={"A6": None, "grid": None}).runs) == list(alone)  # taken back
+
+
+def test_the_order_of_the_seeds_and_a_dropped_one_change_no_other_run():
+    by_list = [load(CONFIG, seeds={"A6": seeds}).runs for seeds in ([42, 43, 44], [44, 43, 42], [43, 44])]
+    for runs in by_list[1:]:
+        assert all(by_list[0][name].digest == run.digest for name, run in runs.items())
+    assert [len(runs) - len(by_list[0]) for runs in by_list] == [0, 0, -1]
+    other = {"ablations": {"A6": {"train.seed": 43}}, "seeds": {"A6": [42, 43]}}
+    assert {name: run.train.seed for name, run in load(CONFIG, **other).runs.items() if name.startswith("A6")} == {
+        "A6-s42": 42,
+        "A6": 43,
+    }
+
+
+def test_a_complete_study_needs_no_other_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = complete(read_yaml(CONFIG / "smoke.yaml"), [CONFIG])
+    (tmp_path / "study.json").write_text(json.dumps(whole))
+    assert study_from_files(["study.json"]) == load(CONFIG, "smoke.yaml")
+
+
+def test_files_are_looked_for_beside_the_study_then_here_then_in_the_workflow(tmp_path, monkeypatch, folder):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/study.yaml").write_text("study: mine\nresults: results/mine\nbased_on: config.yaml\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert study_from_files(["../mine/study.yaml"]).runs == load(CONFIG).runs
+    edit(folder / "config.yaml", "train.samples: 1500", "train.samples: 1400")
+    monkeypatch.chdir(folder.parent)
+    assert study_from_files(["mine/study.yaml"]).runs["A6"].train.samples == 1400
+    (tmp_path / "mine/config.yaml").write_text((CONFIG / "config.yaml").read_text().replace("1500", "1300"))
+    assert study_from_files(["mine/study.yaml"]).runs["A6"].train.samples == 1300
+
+
+def test_values_that_snakemake_hands_on_as_text_get_their_type():
+    changes = {"seeds": {"A6": ["42", "43"]}, "baseline": {"train.samples": "12"}, "only": "null", "results": "a b"}
+    config = merged({"study": "7", "seeds": {"A1": [1]}, "prepare": ["x"]}, changes)
+    assert typed(config, changes) == {
+        "study": "7", "seeds": {"A1": [1], "A6": [42, 43]}, "baseline": {"train.samples": 12}, "only": None,
+        "prepare": ["x"], "results": "a b",
+    }  # fmt: skip
+    assert typed({"results": "set later"}, {"results": "12"}) == {"results": "set later"}
+
+
+def test_a_later_choice_replaces_an_earlier_one_where_only_one_may_stand(folder):
+    (folder / "mine.yaml").write_text("study: m\nresults: m\nbased_on: config.yaml\ntokenizer: {weights: tok}\n")
+    assert load(folder, "mine.yaml").tokenizer.weights == "tok"
+    demo, change = read_yaml(folder / "config.yaml"), {"tokenizer": {"weights": "tok"}}
+    config = demo | {"tokenizer": demo["tokenizer"] | change["tokenizer"]}  # as Snakemake merges --config
+    assert typed(config, change)["tokenizer"] == {"weights": "tok"}
+    runs = load(folder, ablations={"A6": {"train.flops": 1.0e9}, "A1": {"train.samples": 48}}).runs
+    assert (runs["A6"].train.samples, runs["A6"].train.flops, runs["A1"].train.samples) == (None, 1.0e9, 48)
 
 
 def test_a_study_based_on_another_holds_only_the_differences(folder):
@@ -122,7 +174,7 @@ def test_only_builds_the_runs_it_names(folder):
 
 def test_the_same_files_and_changes_give_the_same_study():
     changes = {"baseline": {"train.seed": 7}}
-    study = study_from_files([str(CONFIG / "config.yaml")], changes, CONFIG)
+    study = study_from_files([str(CONFIG / "config.yaml")], changes)
     assert study == load(CONFIG, baseline={"train.seed": 7})
     grid = [run for run in study.runs.values() if run.family == "grid" and run.labels["budget"] != "C4"]
     assert grid and all(run.train.seed == 7 for run in grid)

@@ -72,8 +72,8 @@ MISTAKES = {  # mistake: (file, old text, new text, *facts that the message hold
     "no parent": ("stages.yaml", "parent: stage2", "parent: stage_2", "'stage3'", "parent", "'stage_2'", "'stage2'"),
     "no source of a kind": ("config.yaml", "data.sources: [questions, pictures, chat]",
         "data.sources: [questions, pictures]", "'stage2'", "data.share", "text", "questions, pictures"),
-    "two lengths": ("ablations.yaml", "model.fine_pass: false}", "train.flops: 1.0e+9}", "config/ablations.yaml",
-        "A6", "train.samples", "train.flops", "null"),
+    "two lengths": ("ablations.yaml", "model.fine_pass: false}", "train.flops: 1.0e+9, train.samples: 12}",
+        "config/ablations.yaml", "A6", "train.samples", "train.flops", "null"),
     "no number": ("config.yaml", "train.samples: 1500", "train.samples: many", "train.samples", "'many'", "integer"),
     "a rate that ends nowhere": ("ablations.yaml", "model.fine_pass: false}", "optim.schedule: converging}",
         "config/ablations.yaml", "A6", "optim.final_lr", "'converging'"),
@@ -121,9 +121,9 @@ def test_a_mistake_is_one_sentence_with_its_place_and_remedy(folder, mistake):
 
 
 def test_a_missing_file_is_named(folder):
-    (folder / "stages.yaml").unlink()
-    with pytest.raises(UserError, match=r"stages\.yaml: no such file"):
-        load(folder)
+    (folder / "smoke.yaml").write_text("study: mine\nresults: r\nbased_on: nowhere.yaml\n")
+    with pytest.raises(UserError, match=r"config/nowhere\.yaml: no such file"):
+        load(folder, "smoke.yaml")
 
 
 def test_more_than_one_epoch_is_refused_before_the_first_job(folder):

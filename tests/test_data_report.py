@@ -29,6 +29,7 @@ from fvlm.data_report import tables
 from fvlm.data_report.collect import facts_of, read_ledger
 from fvlm.data_report.command import make_report
 from fvlm.errors import UserError
+from tests.config_cases import CONFIG
 
 EVIL = '<script>alert("1")</script> & "quotes"'
 KINDS = {"moves": "video", "held": "video", "foreign": "video", "pairs": "preference", "one": "text", "none": "image"}
@@ -80,7 +81,7 @@ def first_members(tar: Path) -> dict[str, bytes]:
 
 
 def make_study(root: Path) -> Study:
-    smoke = study_from_files(["config/smoke.yaml"], folder=Path(__file__).resolve().parents[1] / "config")
+    smoke = study_from_files([str(CONFIG / "smoke.yaml")])
     run = smoke.runs["stage1"]
     data = run.data.model_copy(update={"sources": ("moves", "foreign", "pairs", "one", "none"), "max_text_tokens": 64})
     partner = {"moves": "held", "pairs": 0.5}

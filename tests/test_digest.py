@@ -7,8 +7,8 @@ import yaml
 from pydantic import create_model
 
 from fvlm import data_report
-from fvlm.config.resolve import read_yaml
 from fvlm.config.schema import Data, LanguageSize, Model, Run, Source, Study, added
+from fvlm.config.study_file import read_yaml
 from fvlm.costs.speed import model_digest
 from tests.config_cases import CONFIG, edit, load
 

@@ -107,7 +107,7 @@ def test_a_module_on_github_has_a_default_target_and_local_rules(elsewhere):
 def test_the_prefix_of_a_module_moves_its_results(elsewhere):
     elsewhere.snakefile(elsewhere.module(more='prefix: "deep/er"'))
     output = elsewhere.snakemake("-n", "-p", "deep/er/results/smoke/ledger.jsonl")
-    assert "--of-study --out deep/er/results/smoke/ledger.jsonl" in output
+    assert "--study deep/er/results/smoke/study.json" in output
     assert "-- deep/er/results/smoke/corpus/grid" in output and " results/smoke" not in output
 
 
@@ -171,7 +171,6 @@ def test_jobs_of_a_module_on_github_find_the_unpacked_package(elsewhere):
 
 
 @pytest.mark.workflow
-@pytest.mark.xfail(strict=True, reason="a process has one study for the jobs of all modules")
 def test_jobs_of_two_modules_have_their_own_studies(elsewhere):
     side_by_side(elsewhere)
     plans = [f"results/{name}/plan.txt" for name in ("first", "second")]
@@ -211,7 +210,7 @@ def test_the_python_of_a_conda_environment_comes_first_and_finds_the_package(els
 
 def finished(folder: Path) -> None:
     """Make files in the place of all results of the smoke study."""
-    study = StudyOfRules(load(CONFIG, "smoke.yaml"), None, {})
+    study = StudyOfRules(load(CONFIG, "smoke.yaml"), None)
     for name in (*study.prepared, *study.tables, *study.figures, *study.decisions):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

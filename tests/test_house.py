@@ -106,7 +106,7 @@ def test_the_example_of_own_videos_resolves(tmp_path):
         (tmp_path / f"{name}.yaml").write_text((ROOT / f"config/{name}.yaml").read_text())
     (tmp_path / "sources.yaml").write_text((ROOT / "config/sources.yaml").read_text() + entry)
     (tmp_path / "mine.yaml").write_text(study)
-    resolved = study_from_files([str(tmp_path / "mine.yaml")], folder=tmp_path)
+    resolved = study_from_files([str(tmp_path / "mine.yaml")])
     assert "mine" in resolved.runs["stage3"].data.sources
     check_schema("study.schema.json", yaml.safe_load(study))
 

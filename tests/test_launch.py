@@ -17,7 +17,8 @@ from fvlm.config.schema import Operation
 from fvlm.data.shards import text
 from fvlm.errors import Stopped, UserError
 from fvlm.model.build import ENCODER_FIELDS, load_pretrained
-from fvlm.train.launch import command_of
+from fvlm.train.launch import command_of, launched
+from fvlm.train.ranks import Ranks
 from fvlm.train.signals import REQUEUE, StopRequest
 
 TRAINING = ["-m", "fvlm", "train", "A6"]
@@ -150,3 +151,34 @@ def test_a_signal_while_a_file_loads_is_not_reported_as_a_damaged_file(tmp_path,
         with StopRequest().listening(), pytest.raises(Stopped) as stopped:
             load()
         assert stopped.value.status == REQUEUE
+
+
+@pytest.mark.parametrize("variables", [{"WORLD_SIZE": "2"}, {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}])
+def test_variables_of_others_make_no_ranks(monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert not launched() and Ranks.of_environment() == Ranks()
+
+
+@pytest.mark.parametrize(
+    ("variables", "scontrol", "status", "message"),
+    [
+        ({"SLURM_JOB_ID": "7"}, "kill -TERM $PPID", -15, "saved; Slurm job 7 is put back into the queue"),
+        ({"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "2"}, "kill -TERM $PPID", -15,
+         "saved; Slurm job 5_2 is put back into the queue"),
+        ({"SLURM_JOB_ID": "7"}, "echo denied >&2; exit 1", 0, "saved; Slurm job 7 is not put back: denied"),
+    ],
+    ids=["job", "task of an array", "denied"],
+)  # fmt: skip
+def test_a_slurm_job_says_whether_it_is_put_back(tmp_path, variables, scontrol, status, message):
+    commands = {"squeue": "echo RUNNING", "scontrol": f'echo "$@" > {tmp_path}/asked; {scontrol}'}
+    for name, line in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    code = "from fvlm.train.launch import requeue_this_job; requeue_this_job('saved')"
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | variables | {"PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == status and message in done.stderr, done
+    assert (tmp_path / "asked").read_text().split() == ["requeue", message.split()[3]]

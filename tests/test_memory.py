@@ -11,7 +11,8 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from fvlm.batch import Batch
-from fvlm.config.resolve import load_study, merged, read_yaml
+from fvlm.config.resolve import load_study
+from fvlm.config.study_file import merged, read_yaml
 from fvlm.costs import memory
 from fvlm.costs.flops import Trained, parameters
 from fvlm.data.batches.dealing import micro_batches

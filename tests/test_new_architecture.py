@@ -12,7 +12,7 @@ import textwrap
 import yaml
 
 from fvlm.config.architectures import ARCHITECTURES
-from fvlm.config.resolve import merged, read_yaml
+from fvlm.config.study_file import merged, read_yaml
 from fvlm.model.connector import CONNECTORS
 from tests.conftest import ROOT
 from tests.loader_cases import make_results

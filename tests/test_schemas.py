@@ -7,7 +7,7 @@ import runpy
 import jsonschema
 import pytest
 
-from fvlm.config.resolve import read_yaml
+from fvlm.config.study_file import read_yaml
 from tests.config_cases import CONFIG, SCHEMAS, check_schema
 
 NAMED = {"config": "study", "paper": "study", "smoke": "study", "sources": "sources"}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -12,9 +13,10 @@ import pytest
 from snakemake.exceptions import WorkflowError
 from snakemake.scheduling.job_scheduler import JobScheduler
 
-from fvlm.config.resolve import merged, read_yaml, study_of
-from fvlm.snakemake import slurm
-from fvlm.snakemake.process import answer_signals_in_a_thread, drop_stale_locks, is_target
+from fvlm.config.resolve import study_of
+from fvlm.config.study_file import merged, read_yaml
+from fvlm.snakemake import memory, slurm
+from fvlm.snakemake.process import answer_signals_in_a_thread, drop_stale_locks, is_alone, is_target
 from fvlm.snakemake.report import announce, make_report
 from fvlm.snakemake.resources import Resources
 from fvlm.snakemake.study import StudyOfRules, open_study
@@ -37,7 +39,6 @@ def of_snakemake(snakefile: Path, files: list[str]) -> SimpleNamespace:
 def opened(monkeypatch):
     """Opens a study as the Snakefile does."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("FVLM_STUDY", "{}")
     monkeypatch.setattr(sys, "argv", ["snakemake"])
 
     def open_it(name: str = "smoke", default_resources: tuple[str, ...] = (), **changes) -> StudyOfRules:
@@ -50,11 +51,50 @@ def opened(monkeypatch):
 # --- study ---
 
 
-def test_jobs_resolve_the_same_study_from_the_environment(opened):
-    study = opened(baseline={"train.seed": 7})
-    resolved = study_of(SimpleNamespace(study=None))
-    assert {run.digest for run in resolved.runs.values()} == {run.digest for run in study.runs.values()}
-    assert json.loads(os.environ["FVLM_STUDY"])["files"] == ["config/smoke.yaml"]
+def test_jobs_get_exactly_the_study_that_was_parsed(opened, tmp_path):
+    results = str(tmp_path / "it's mine")
+    study = opened(baseline={"train.seed": 7}, results=results)
+    memory.MEMORIES[Path(results)].begin()
+    name, file = shlex.split(study.option)
+    assert name == "--study"
+    assert study_of(SimpleNamespace(study=[file])) == study.settings
+    later = open_study({"study": "smoke", "results": results}, [], {}, main=False)  # in a job, after an edit
+    assert later.settings == study.settings
+
+
+def test_another_study_in_the_same_results_waits_for_a_living_snakemake(tmp_path):
+    first = memory.ResultsMemory(str(tmp_path), {"study": "one"}, lambda: True)
+    first.begin()
+    second = memory.ResultsMemory(str(tmp_path), {"study": "two"}, lambda: False)
+    with pytest.raises(WorkflowError, match=r"another snakemake.*study\.json.*`results:`"):
+        second.begin()
+    memory.ResultsMemory(str(tmp_path), {"study": "one"}, lambda: False).begin()  # the same study may
+    assert json.loads((tmp_path / "study.json").read_text()) == {"study": "one"}
+
+
+def test_results_remember_what_they_were_made_from_wherever_they_are(tmp_path):
+    old = memory.ResultsMemory("results/a", {}, lambda: True)
+    old.folder = tmp_path / "a"
+    old.folder.mkdir()
+    old.store(f"{old.folder}/evaluation/A1.csv", ["40", f"'{old.folder}/corpus/grid'"])
+    with open(old.folder / memory.MADE_FROM, "a") as file:
+        file.write('{"file": "cut')
+    new = memory.ResultsMemory(str(old.folder.rename(tmp_path / "b")), {}, lambda: True)
+    assert new.params(f"{new.folder}/evaluation/A1.csv") == ["40", f"'{new.folder}/corpus/grid'"]
+    assert new.params(f"{new.folder}/evaluation/A2.csv") is None is new.params("elsewhere/evaluation/A1.csv")
+
+
+def test_the_summary_of_a_run_decides_what_it_was_trained_with(tmp_path):
+    summary = tmp_path / "runs/A1/run_summary.json"
+    summary.parent.mkdir(parents=True)
+    summary.write_text('{"digest": "abc"}')
+    known = memory.ResultsMemory(str(tmp_path), {}, lambda: True)
+    assert known.params_of_run(f"{tmp_path}/runs/A1/model/best.safetensors") == ["'abc'"]
+    assert known.params_of_run(f"{tmp_path}/runs/A2/metrics.csv") is None
+    assert known.params_of_run(f"{tmp_path}/tables/runs.csv") is None
+    summary.write_text('{"digest": "def"}')
+    known.forget()
+    assert known.params_of_run(str(summary)) == ["'def'"]
 
 
 @pytest.mark.parametrize(
@@ -123,6 +163,24 @@ def test_what_the_rules_import_is_light():
     assert "fvlm" in loaded and not {"torch", "pandas", "scipy", "matplotlib", "transformers"} & set(loaded)
 
 
+def test_a_finished_run_of_another_configuration_is_kept(tmp_path, capsys):
+    run, files = tmp_path / "runs/A1", ("model/best.safetensors", "metrics.csv", "run_summary.json", "state/step_1.pt")
+    for name in files:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(json.dumps({"digest": "old"}))
+    known = memory.ResultsMemory(str(tmp_path), {}, lambda: True)
+    job = SimpleNamespace(output=[str(run / name) for name in files[:3]], params=SimpleNamespace(digest="old"))
+    known.keep_earlier(job)
+    assert not (tmp_path / "earlier").exists()
+    job.params.digest = "new"
+    known.keep_earlier(job)
+    known.keep_earlier(job)  # a call that resumes
+    (run / "run_summary.json").unlink()  # as Snakemake does before the training
+    kept = tmp_path / "earlier/A1-old"
+    assert sorted(str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file()) == sorted(files[:3])
+    assert capsys.readouterr().err.count(str(kept)) == 1
+
+
 # --- resources ---
 
 
@@ -165,19 +223,21 @@ def test_a_target_is_found_on_the_command_line(arguments, expected):
     assert is_target("preflight", arguments) == expected
 
 
-def test_locks_of_a_killed_snakemake_are_dropped_and_those_of_a_living_one_kept(tmp_path):
+def test_a_living_snakemake_is_noticed_and_the_locks_of_a_killed_one_are_dropped(tmp_path):
     lock = tmp_path / "locks/0.output.lock"
     lock.parent.mkdir()
     lock.touch()
-    code = "import sys; from pathlib import Path; from fvlm.snakemake.process import drop_stale_locks\n"
-    code += f"print(drop_stale_locks(Path({str(tmp_path)!r})), flush=True); sys.stdin.read()"
+    code = "import sys; from pathlib import Path; from fvlm.snakemake.process import is_alone\n"
+    code += f"print(is_alone(Path({str(tmp_path / 'alive')!r})), flush=True); sys.stdin.read()"
     living = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert living.stdout.readline() == "True\n" and not lock.exists()
-    lock.touch()
-    assert not drop_stale_locks(tmp_path) and lock.exists()
+    assert living.stdout.readline() == "True\n"
+    assert not is_alone(tmp_path / "alive")
     living.kill()
     living.communicate()
-    assert drop_stale_locks(tmp_path) and not lock.exists()
+    is_alone.cache_clear()
+    assert is_alone(tmp_path / "alive")
+    drop_stale_locks(tmp_path)
+    assert not lock.exists()
 
 
 def test_a_signal_is_answered_while_the_main_thread_holds_the_lock(monkeypatch):
@@ -212,7 +272,7 @@ def test_a_part_of_a_study_has_no_report(opened, tmp_path, capsys):
 
 
 def test_a_report_that_fails_names_its_log(workflow, monkeypatch):
-    study = StudyOfRules(load(CONFIG, "smoke.yaml"), None, {"files": ["nowhere.yaml"], "changes": {}})
+    study = StudyOfRules(load(CONFIG, "smoke.yaml"), None)
     monkeypatch.chdir(workflow.folder)
     for path in (*study.tables, *study.figures, *study.decisions):
         Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -5,8 +5,9 @@ import re
 import pytest
 import yaml
 
-from fvlm.config.resolve import load_study, read_yaml
+from fvlm.config.resolve import load_study
 from fvlm.config.schema import Source
+from fvlm.config.study_file import read_yaml
 from fvlm.data.readers import READERS
 from fvlm.data.sources import input_tars, ledgers_of, sample_count, shard_count, shard_inputs, tars_of, training_count
 from fvlm.errors import UserError

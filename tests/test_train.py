@@ -144,7 +144,7 @@ def test_a_validation_that_is_not_finite_stops_before_it_is_logged(prepared, tmp
 
 @pytest.mark.parametrize("name", ["config.yaml", "paper.yaml"])
 def test_stage_one_is_scored_on_all_text_later_stages_on_answers(name):
-    runs = study_from_files([str(ROOT / "config" / name)], {}, ROOT / "config").runs
+    runs = study_from_files([str(ROOT / "config" / name)], {}).runs
     assert [runs[stage].data.loss for stage in ("stage1", "stage2", "stage3")] == ["all", "answers", "answers"]
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from collections import defaultdict
@@ -14,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from fvlm.analysis import catalog
+from tests.conftest import jobs
 
 TIMING = ("samples_per_s", "mfu", "tflops", "memory_gb", "data_wait_s")
 SMOKE = ("--configfile", "config/smoke.yaml")
@@ -152,6 +154,22 @@ def test_an_edited_ablation_reruns_itself_and_what_follows(smoke):
     assert set(planned) <= COLLECTING
     smoke.edit("config/config.yaml", "LR3: {optim.lr.connector: 3.1e-3}", line)
     assert smoke.planned(*SMOKE) == {}
+
+
+@pytest.mark.workflow
+def test_results_know_their_configuration_without_snakemakes_memory(smoke):
+    """As after `cp -a results`, or where .snakemake was removed."""
+    memory, removed = smoke.folder / ".snakemake", smoke.folder / "removed"
+    memory.rename(removed)
+    try:
+        assert smoke.planned(*SMOKE) == {}
+        output = smoke.run("-n", *SMOKE, "--config", "only={ablations: [A1, B0]}", "baseline={train.samples: 52}")
+        assert jobs(output)["train"] == 2 and "A1, B0 train again: train.samples 48 -> 52\n" in output
+        planned = smoke.planned(*SMOKE, "--config", "evaluation={samples: 6}")
+        assert planned.pop("evaluate") == 15 and set(planned) <= COLLECTING | {"attention", "data_report"}
+    finally:
+        shutil.rmtree(memory)
+        removed.rename(memory)
 
 
 @pytest.mark.workflow

@@ -7,8 +7,9 @@ import numpy as np
 import yaml
 from safetensors.numpy import load_file
 
-from fvlm.config.resolve import load_study, merged, read_yaml
+from fvlm.config.resolve import load_study
 from fvlm.config.schema import Study
+from fvlm.config.study_file import merged, read_yaml
 from fvlm.data.demo.corpus import main as make_corpus
 from fvlm.data.readers import read_rows
 from fvlm.data.shards.index import write_index

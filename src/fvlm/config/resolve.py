@@ -9,58 +9,43 @@ import argparse
 import copy
 import hashlib
 import json
-import os
 import re
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from fvlm.config.checks import check_run, check_study, suggest
 from fvlm.config.comparisons import Ablation, Comparisons, Sweep
 from fvlm.config.schema import EncoderSize, LanguageSize, Run, Source, Study
+from fvlm.config.study_file import COMPLETE, complete, merged, read_yaml
 from fvlm.errors import UserError
 
 QUESTION = "question"  # reserved key of an ablation: a sentence, no field of the configuration
 CHANGES = ("baseline", "stages", "ablations", "scaling")  # sections of a study that change the file of that name
 FAMILY_KEYS = {"ablation": "ablations", "grid": "grid"}  # names in `seeds:` for all runs of a family
+LENGTHS = ("samples", "flops")  # of a training; one of them is set
 AXES = ("sizes", "budgets", "architectures", "base")  # keys of scaling.yaml
-FILES = ("models", "baseline", "stages", "ablations", "scaling", "sources", "comparisons")
+DEFAULT_STUDY = "config/config.yaml"
 
 
-def read_yaml(path: Path) -> dict:
-    """Return a YAML file's mapping; raise UserError if the file is missing or damaged, or is no mapping."""
-    try:
-        content = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path}: no such file; run the command in the folder that holds config/, or name a study: --study FILE"
-        ) from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: this is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a mapping of keys to values, found {type(content).__name__}")
-    return content
-
-
-def load_study(config: dict, folder: Path | str = "config") -> Study:
-    """Return the study of a study file's content and the other files in `folder`.
+def load_study(config: dict, *beside: Path | str) -> Study:
+    """Return the study of a study file's content and of the other files in config/.
 
     config      content of a study file (config.yaml, paper.yaml, ...), merged with changes from the command line
+    beside      folders of the study files, where the other files are looked for first
     raises      UserError for the first mistake, with file, field and remedy
     """
-    folder = Path(folder)
-    config = _with_base(config, folder)
+    config = complete(config, beside)
     for section in (*CHANGES, "sources", "only", "seeds", "comparisons"):
         if not isinstance(config.get(section, {}), dict):
             raise UserError(
                 f"study {config.get('study', '?')!r}: {section}: expected a mapping, found {config[section]!r}"
             )
-    files = {name: read_yaml(folder / f"{name}.yaml") for name in FILES}
+    files = config[COMPLETE]
     where = f"study {config.get('study', '?')!r}"
-    settings = {key: config[key] for key in config if key not in (*CHANGES, "based_on")}
+    settings = {key: config[key] for key in config if key not in (*CHANGES, COMPLETE)}
     if "results_from" in config:
         settings["results_from"] = _results_from(config["results_from"], where)
     settings["sources"] = _sources(files["sources"], config.get("sources", {}), where)
@@ -73,34 +58,21 @@ def load_study(config: dict, folder: Path | str = "config") -> Study:
     return study
 
 
-def study_from_files(paths: list[str], changes: dict | None = None, folder: Path | str = "config") -> Study:
-    """Return the study of several files and Snakemake's --config changes; later files override earlier ones."""
-    config: dict = {}
-    for path in paths:
-        config = merged(config, read_yaml(Path(path)))
-    return load_study(merged(config, changes or {}), folder)
-
-
 def add_study_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--study", nargs="+", help="study files, later ones win (default: config/config.yaml)")
 
 
 def study_of(args: argparse.Namespace) -> Study:
-    """Return the study of a command: of its --study, else of the Snakemake job that runs it, else the default."""
-    job = json.loads(os.environ.get("FVLM_STUDY", "{}"))
-    if args.study:
-        local = Path("config")
-        return study_from_files(args.study, folder=local if local.is_dir() else Path(args.study[0]).parent)
-    return study_from_files(job.get("files", ["config/config.yaml"]), job.get("changes"))
+    """Return the study of a command: of its --study, else the default."""
+    return study_from_files(args.study or [DEFAULT_STUDY])
 
 
-def merged(below: dict, above: dict) -> dict:
-    """Merge mappings at every level; any other value in `above` replaces the one below."""
-    result = dict(below)
-    for key, value in above.items():
-        old = result.get(key)
-        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return result
+def study_from_files(paths: list[str], changes: dict | None = None) -> Study:
+    """Return the study of several files, of which later ones win, and of changes to them."""
+    config: dict = {}
+    for path in paths:
+        config = merged(config, read_yaml(Path(path)))
+    return load_study(merged(config, changes or {}), *(Path(path).parent for path in reversed(paths)))
 
 
 def _named(runs: list[Run], where: str) -> dict[str, Run]:
@@ -123,12 +95,6 @@ def _results_from(value: object, where: str) -> list[str]:
             "them as '[A, B]'; leave it out to train the study"
         )
     return names
-
-
-def _with_base(config: dict, folder: Path) -> dict:
-    if "based_on" not in config:
-        return config
-    return merged(_with_base(read_yaml(folder / config["based_on"]), folder), config)
 
 
 def _validated(schema: type[BaseModel], content: dict, where: str) -> Any:
@@ -271,12 +237,17 @@ class _Builder:
         return runs
 
     def _seeded(self, family: str, name: str, lines: list, labels: dict | None = None) -> list[Run]:
-        """Return one run per seed; the first keeps the name, the others get the suffix -s and their seed."""
-        where = lines[-1][0]
+        """Return one run per seed. Its own seed keeps the name, any other gets the suffix -s and the seed.
+
+        So a run keeps its name when `seeds:` is sorted, shortened or extended.
+        """
+        where, own = lines[-1][0], self.base["train"]["seed"]
+        for _, overrides in lines:
+            own = overrides.get("train.seed", own) if isinstance(overrides, dict) else own
         runs = []
-        for seed in self.seeds.of(family, _checked_name(name, where), (labels or {}).get("budget")) or [None]:
-            own = lines if seed is None else [*lines, (where, {"train.seed": seed})]
-            runs.append(self._run(family, f"{name}-s{seed}" if runs else name, own, labels))
+        for seed in self.seeds.of(family, _checked_name(name, where), (labels or {}).get("budget")) or [own]:
+            full_name = name if seed == own else f"{name}-s{seed}"
+            runs.append(self._run(family, full_name, [*lines, (where, {"train.seed": seed})], labels))
         return runs
 
     def _run(self, family: str, name: str, lines: list[tuple[str, dict]], labels: dict | None = None) -> Run:
@@ -318,6 +289,9 @@ class _Builder:
             if not isinstance(place, dict) or leaf not in place:
                 raise UserError(f"{where}: unknown field {path!r}, {suggest(str(path), _paths(self.base))}")
             place[leaf] = copy.deepcopy(value)
+        given = [field for field in LENGTHS if overrides.get(f"train.{field}") is not None]
+        if len(given) == 1:  # it replaces the length that an earlier choice gave in the other unit
+            content["train"] |= {field: None for field in LENGTHS if field not in given}
 
 
 def _checked_name(name: object, where: str) -> str:

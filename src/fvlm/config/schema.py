@@ -259,7 +259,7 @@ class TokenizerChoice(Strict):
     @model_validator(mode="after")
     def _one_of_both(self) -> "TokenizerChoice":
         if (self.weights is None) == (self.vocabulary is None):
-            raise ValueError("give either `weights` or `vocabulary`")
+            raise ValueError("give either `weights` or `vocabulary`, and null for the other")
         return self
 
 
@@ -297,7 +297,7 @@ class Study(Strict):
     comparisons: Comparisons
     gpu: Gpu | None = None  # null: memory is not checked
     only: dict[Literal["stages", "ablations"], list[str]] = {}
-    seeds: dict[str, list[int]] = {}  # of a run, a budget or all `ablations` or `grid` runs; the first keeps its name
+    seeds: dict[str, list[int]] = {}  # of a run, a budget or all `ablations` or `grid` runs
     prepare: list[str] = []  # more sources to shard and index, which no run trains on
     results_from: tuple[str, ...] = ()  # finished results to make tables and figures of, without training
 

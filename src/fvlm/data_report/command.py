@@ -23,13 +23,14 @@ DPI = 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, help="folder of the page (default: data/ of the results)")
     add_study_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> None:
     study = study_of(args)
     style.apply()
-    page = make_report(study, Path(study.results) / "data")
+    page = make_report(study, args.out or Path(study.results) / "data")
     print(f"data report: {page}", file=sys.stderr)
 
 

@@ -1,11 +1,12 @@
 """This Snakefile as a module of another one: which rules are used, where its results go, and its handlers."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.path_modifier import PathModifier
 
-from fvlm.config.resolve import load_study
+from fvlm.config.study_file import complete
 from fvlm.errors import UserError
 
 
@@ -23,11 +24,12 @@ def with_prefix(workflow, config: dict) -> dict:
     if workflow.modifier.is_main_snakefile():
         return config
     paths, workflow.modifier.path_modifier = workflow.modifier.path_modifier, PathModifier(None, None, workflow)
-    try:
-        folder = config.get("results") or load_study(config).results  # of the study that it is based on
+    try:  # `results` may be in the study that this one is based on
+        beside = [Path(file).parent for file in reversed(workflow.configfiles)]
+        folder = config.get("results") or complete(config, beside).get("results")
     except UserError as error:
         raise WorkflowError(str(error)) from error
-    return {**config, "results": paths.replace_prefix(f"{folder}/").rstrip("/")}
+    return {**config, "results": paths.replace_prefix(f"{folder}/").rstrip("/")} if folder else config
 
 
 def call_handlers(workflow) -> None:

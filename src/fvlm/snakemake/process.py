@@ -16,6 +16,7 @@ from snakemake.scheduling.job_scheduler import JobScheduler
 from fvlm.snakemake.module import is_whole
 
 SLURM_PLUGIN = "snakemake_executor_plugin_slurm"
+ALIVE = Path(".snakemake/alive")  # a file that a snakemake at work in this directory holds locked
 
 
 def prepare_process(workflow, announce: Callable[[], None]) -> None:
@@ -27,15 +28,15 @@ def prepare_process(workflow, announce: Callable[[], None]) -> None:
         # Slurm warns all processes of a job before its time limit. Those around a training must not end before it.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     elif not workflow.output_settings.dryrun:
-        _prepare_to_run()
+        _prepare_to_work()
     elif is_whole(workflow):
         announce()
 
 
-@cache
-def _prepare_to_run() -> None:
-    """Once per process, also if several modules are this workflow."""
-    drop_stale_locks()
+@cache  # once, also where a workflow has several modules of this one
+def _prepare_to_work() -> None:
+    if is_alone():
+        drop_stale_locks()
     answer_signals_in_a_thread()
     if importlib.util.find_spec(SLURM_PLUGIN):
         from fvlm.snakemake.slurm import follow_earlier_jobs
@@ -53,21 +54,23 @@ def is_target(name: str, arguments: list[str] | None = None) -> bool:
     return any(re.fullmatch(rf"(\w+_)?{name}(:.*)?", word) for word in words)
 
 
-def drop_stale_locks(folder: Path = Path(".snakemake")) -> bool:
-    """Remove the lock files of a killed snakemake, and hold a lock that ends with this process.
-
-    returns   False, with nothing removed, if another snakemake is at work here
-    """
-    folder.mkdir(exist_ok=True)
-    alive = os.open(folder / "alive", os.O_WRONLY | os.O_CREAT)  # stays open until this process ends
+@cache
+def is_alone(file: Path = ALIVE) -> bool:
+    """Return whether no other snakemake is at work in this directory, and hold a lock that ends with this process."""
+    file.parent.mkdir(exist_ok=True)
+    alive = os.open(file, os.O_WRONLY | os.O_CREAT)  # stays open until this process ends
     try:
         fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(alive)
         return False
+    return True
+
+
+def drop_stale_locks(folder: Path = ALIVE.parent) -> None:
+    """Remove the lock files that a killed snakemake left; only for a process that is alone."""
     for lock in folder.glob("locks/*.lock"):
         lock.unlink()
-    return True
 
 
 def answer_signals_in_a_thread() -> None:

@@ -11,6 +11,7 @@ import yaml
 from snakemake.exceptions import WorkflowError
 
 from fvlm.analysis import catalog
+from fvlm.config.changes import runs_to_train_again
 from fvlm.snakemake.package import OF_JOBS, refuse_missing, uses_conda
 from fvlm.snakemake.process import is_target
 from fvlm.snakemake.study import StudyOfRules
@@ -25,7 +26,8 @@ def announce(study: StudyOfRules) -> None:
         return
     finished = ", ".join(study.settings.results_from)
     text = f"tables and figures of {finished}; nothing is trained" if finished else plan_text(study.settings)
-    print(text, file=sys.stderr, flush=True)
+    lines = [text] if finished else [text, *runs_to_train_again(study.settings)]
+    print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
 def start(study: StudyOfRules, workflow, source: str) -> None:

@@ -5,7 +5,6 @@ Snakemake imports this module while it parses the Snakefile, so nothing heavy ma
 
 import hashlib
 import json
-import os
 import shlex
 from functools import cache
 from pathlib import Path
@@ -15,36 +14,43 @@ from snakemake.exceptions import WorkflowError
 from fvlm import data_report
 from fvlm.analysis import catalog
 from fvlm.analysis.finished import check_results
-from fvlm.config.resolve import load_study
+from fvlm.config.resolve import DEFAULT_STUDY, load_study
 from fvlm.config.schema import Source, Study
+from fvlm.config.study_file import OWN, complete, typed
 from fvlm.costs.limits import check_data, check_memory
 from fvlm.costs.speed import calibration_path, read_calibration
 from fvlm.data import sources
 from fvlm.errors import UserError
-from fvlm.snakemake.process import is_target
+from fvlm.snakemake.memory import STUDY, ResultsMemory, remember
+from fvlm.snakemake.process import is_alone, is_target
 from fvlm.snakemake.resources import Resources
 from fvlm.study.plan import plan_csv, plan_rows, plan_text
-
-DEFAULT_STUDY = "config/config.yaml"
-ENVIRONMENT = "FVLM_STUDY"  # the variable from which every job resolves the study again
 
 
 def load_default_study(workflow) -> None:
     """Load the demo's study unless the command line names another one, which Snakemake would merge into it."""
     if "study" not in workflow.config:
-        workflow.configfile(DEFAULT_STUDY)
+        local = Path(DEFAULT_STUDY)
+        workflow.configfile(str(local if local.is_file() else OWN / local.name))
 
 
-def open_study(config: dict, files: list, changes: dict, default_resources=None) -> "StudyOfRules":
-    """Resolve and check the study before the first job, and pass it on to all jobs.
+def open_study(config: dict, files: list, changes: dict, default_resources=None, main: bool = True) -> "StudyOfRules":
+    """Resolve and check the study before the first job; a job gets the study that was saved for it.
 
     config              Snakemake's configuration
     files, changes      the configuration files and the --config changes that it was made of
     default_resources   Snakemake's object for the profile's default-resources, or None
+    main                whether the user started this process; otherwise Snakemake started it for a job
     raises              WorkflowError, with a sentence about what is wrong
     """
     try:
-        study = load_study(config)
+        content = typed(config, changes)
+        saved = _results_folder(content) / STUDY
+        if not main and saved.is_file():
+            content = json.loads(saved.read_text())
+        else:
+            content = complete(content, [Path(file).parent for file in reversed(files)])
+        study = load_study(content)
         check_results(study)
         read_calibration(study.results)
         if not study.results_from and not is_target("preflight"):  # preflight reports all mistakes at once
@@ -53,24 +59,30 @@ def open_study(config: dict, files: list, changes: dict, default_resources=None)
         resources = Resources(study.runs, default_resources.args if default_resources else [])
     except UserError as error:
         raise WorkflowError(str(error)) from error
-    origin = {"files": [str(path) for path in files], "changes": dict(changes)}
-    # An environment variable instead of params: a study file under another path must not run anything again.
-    os.environ[ENVIRONMENT] = json.dumps(origin)
-    return StudyOfRules(study, resources, origin)
+    if main:
+        remember(ResultsMemory(_results_folder(content), content, is_alone))
+    return StudyOfRules(study, resources)
+
+
+def _results_folder(content: dict) -> Path:
+    """Where results go; those made of finished results go into a folder of their own."""
+    folder = Path(str(content.get("results", "")))
+    return folder / "imported" if content.get("results_from") else folder
 
 
 class StudyOfRules:
     """Files, inputs and parameters of the rules. A method that takes `wildcards` is given to a rule as it is.
 
     settings   the resolved study
-    origin     {"files": the configuration files, "changes": the --config changes} that it was resolved from
     folder     where its results go; those made of finished results (`results_from`) go into a folder of their own
+    option     names the saved study in the command of a rule
     """
 
-    def __init__(self, settings: Study, resources: Resources, origin: dict):
-        self.settings, self.resources, self.origin = settings, resources, origin
+    def __init__(self, settings: Study, resources: Resources):
+        self.settings, self.resources = settings, resources
         self.runs, self.sources = settings.runs, settings.sources
         self.folder = f"{settings.results}/imported" if settings.results_from else settings.results
+        self.option = f" --study {shlex.quote(f'{self.folder}/{STUDY}')} "
         self._shards = cache(self._find_shards)
 
     # --- targets ---

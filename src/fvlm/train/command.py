@@ -4,6 +4,8 @@ Signals (fvlm.train.signals) are handled from the beginning on. In a Slurm job, 
 puts the job back into the queue.
 """
 
+from pathlib import Path
+
 from fvlm.config.resolve import add_study_arguments, study_of
 from fvlm.config.schema import Run
 from fvlm.errors import Stopped, UserError
@@ -13,6 +15,7 @@ from fvlm.train.signals import REQUEUE, StopRequest
 
 def add_arguments(parser) -> None:
     parser.add_argument("run", help="name of the run, as `fvlm plan` lists it")
+    parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RUN of the results)")
     add_study_arguments(parser)
     parser.add_argument("--digest", help="stop if the run's configuration has another digest")
 
@@ -24,6 +27,7 @@ def main(args) -> int:
         if args.run not in study.runs:
             raise UserError(f"no run {args.run!r} in study {study.study!r}; `fvlm plan` lists them")
         run = study.runs[args.run]
+        folder = args.out or Path(study.results) / "runs" / run.name
         if args.digest and args.digest != run.digest:
             raise UserError(
                 f"the configuration of run {run.name!r} changed since Snakemake planned it (digest {run.digest}, "
@@ -34,7 +38,7 @@ def main(args) -> int:
         from fvlm.train.training import train_here  # imports torch, which the process that starts ranks does not need
 
         try:
-            return train_here(run, study, stop)
+            return train_here(run, study, folder, stop)
         except Stopped as stopped:
             if stopped.status == REQUEUE and not launched():
                 requeue_this_job(f"{run.name}: stopped {stopped}")
@@ -44,6 +48,7 @@ def main(args) -> int:
 def _start_ranks(run: Run, args) -> int:
     training = ["-m", "fvlm", "train", run.name]
     training += ["--study", *args.study] if args.study else []
+    training += ["--out", str(args.out)] if args.out else []
     training += ["--digest", args.digest] if args.digest else []
     status = run_to_end(command_of(run.operation, training))
     if status == REQUEUE:

@@ -21,8 +21,11 @@ WAIT_S = 120  # after the first node has ended, srun ends the others
 
 
 def launched() -> bool:
-    """Return whether torchrun has started this process."""
-    return "WORLD_SIZE" in os.environ
+    """Return whether torchrun has started this process.
+
+    Pods, notebooks and srun set RANK and WORLD_SIZE for purposes of their own; this variable is torchrun's alone.
+    """
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def command_of(operation: Operation, training: list[str]) -> list[str]:
@@ -77,7 +80,7 @@ def requeue_this_job(message: str) -> None:
 
     message    what has happened, for the log
     """
-    job, restarts = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT", "0")
+    job, restarts = _slurm_job(), os.environ.get("SLURM_RESTART_COUNT", "0")
     if job is None or shutil.which("scontrol") is None or int(restarts) >= MAX_RESTARTS:
         return
     state = subprocess.run(["squeue", "--noheader", f"--jobs={job}", "--format=%T"], capture_output=True, text=True)
@@ -85,6 +88,18 @@ def requeue_this_job(message: str) -> None:
         return
     for number in PASSED_ON:
         signal.signal(number, signal.SIG_DFL)
-    print(f"{message}; Slurm job {job} is put back into the queue and will resume", file=sys.stderr, flush=True)
-    if subprocess.run(["scontrol", "requeue", job]).returncode == 0:
+    # Slurm ends this process as soon as it has put the job back, but not before the message.
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
+    answer = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+    done = answer.returncode == 0
+    ending = "is put back into the queue and will resume" if done else f"is not put back: {answer.stderr.strip()}"
+    print(f"{message}; Slurm job {job} {ending}", file=sys.stderr, flush=True)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+    if done:
         time.sleep(3600)
+
+
+def _slurm_job() -> str | None:
+    """The number of this Slurm job, of one task of a job array as ARRAY_TASK; None outside Slurm."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from fvlm.errors import Stopped, UserError, first_line
+from fvlm.train.launch import launched
 from fvlm.train.signals import ended_by_signals
 
 TIMEOUT = timedelta(minutes=30)  # the other ranks wait while the first one writes a checkpoint
@@ -35,9 +36,8 @@ class Ranks:
 
     @classmethod
     def of_environment(cls) -> "Ranks":
-        """Return what torchrun has set; without torchrun, one process."""
-        variables = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-        return cls(*(int(os.environ.get(name, default)) for name, default in variables))
+        """Return what torchrun has set; without torchrun, one process, whatever else has set these variables."""
+        return cls(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))) if launched() else cls()
 
     @property
     def first(self) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from fvlm.config.changes import STARTED, configuration_of, report_changes
+from fvlm.config.changes import STARTED, configuration_of, keep_earlier, report_changes
 from fvlm.config.schema import Run, Study
 from fvlm.costs.limits import check_run_memory
 from fvlm.device import device_of, gpu_of
@@ -25,19 +25,20 @@ from fvlm.train.state import RunLock, write_weights
 from fvlm.train.summary import summary_of
 
 
-def train_here(run: Run, study: Study, stop: StopRequest) -> int:
+def train_here(run: Run, study: Study, folder: Path, stop: StopRequest) -> int:
     """Train a run in this process, alone or as one of the ranks that torchrun has started; return the exit status.
 
     raises  Stopped in the first rank, if a signal ended the training
     """
     torch.set_num_threads(run.operation.threads)
-    folder, ranks = Path(study.results) / "runs" / run.name, Ranks.of_environment()
+    ranks = Ranks.of_environment()
     try:
         device = device_of(run, ranks.local, ranks.count)
         with ranks.joined(device):
             with ranks.together():
                 check_run_memory(run, study, gpu_of(device))
             with RunLock(folder / "state", ranks, run.digest):
+                ranks.at_first(lambda: keep_earlier(folder, run.digest))
                 train(run, study, folder, ranks, stop)
     except ReportedElsewhere:
         return 2

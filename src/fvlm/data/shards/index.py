@@ -245,6 +245,7 @@ def check_tokenizer(index: Index, tokenizer_folder: Path | str) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="name of a source in config/sources.yaml")
     parser.add_argument("--processes", type=int, default=1, help="number of shards to index at the same time")
+    parser.add_argument("--out", type=Path, help="the index to write (default: index/SOURCE.npz of the results)")
     add_study_arguments(parser)
 
 
@@ -259,7 +260,7 @@ def main(args: argparse.Namespace) -> None:
             f"{missing[0]}; correct `path` in config/sources.yaml, or copy them there"
         )
     forget(root / "shards" / source.name)
-    out, tokenizer = root / "index" / f"{source.name}.npz", root / "tokenizer"
+    out, tokenizer = args.out or root / "index" / f"{source.name}.npz", root / "tokenizer"
     index = write_index(
         shards, out, source.name, source.kind, tokenizer, source.prompt, root, args.processes, source.max_reject,
         foreign=source.reader == "shards",

@@ -1,0 +1,158 @@
+"""What the files in a results folder were made from, kept in that folder.
+
+Snakemake remembers the parameters of each job in .snakemake/ of the working directory. Results that were copied, or
+whose .snakemake/ was removed, would pass for results of any configuration. So the parameters are stored beside the
+results as well, and a run's own summary decides whether the run is up to date.
+"""
+
+import json
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import snakemake.api  # also imports snakemake.workflow, which cannot be imported first
+from snakemake.exceptions import WorkflowError
+from snakemake.persistence import RECORD_FORMAT_VERSION, MetadataRecord
+
+from fvlm.config.changes import FINISHED, digest_of_run, keep_earlier
+from fvlm.files import write_beside
+
+MADE_FROM = "made_from.jsonl"  # in a results folder: {"file": ..., "params": [...]}; later lines win
+STUDY = "study.json"  # in a results folder: the complete study, which its jobs read
+HERE = "'{results}/"  # stands for the results folder in stored parameters, so that it may be renamed
+
+
+class ResultsMemory:
+    """The memory of one results folder.
+
+    folder      the results folder
+    study       the complete study that Snakemake parsed
+    is_alone    tells whether no other snakemake is at work in this working directory
+    """
+
+    def __init__(self, folder: str, study: dict, is_alone: Callable[[], bool]):
+        self.folder, self.study, self.is_alone = Path(folder), study, is_alone
+        self._digests: dict[str, str | None] = {}
+
+    def begin(self) -> None:
+        """Save the study for the jobs, before the first of them starts.
+
+        raises   WorkflowError if another snakemake has jobs that read another study from there
+        """
+        path, text = self.folder / STUDY, json.dumps(self.study, indent=1, default=str) + "\n"
+        if path.exists() and path.read_text() == text:
+            return
+        if path.exists() and not self.is_alone():
+            raise WorkflowError(
+                f"another snakemake is at work in this folder, and its jobs read {path}, a study with other settings; "
+                "wait until it has ended, or give this one another `results:`"
+            )
+        write_beside(path, lambda part: part.write_text(text))
+
+    def params_of_run(self, path: str) -> list[str] | None:
+        """Return the parameters that the run of a file was trained with; None if it is no file of a finished run."""
+        inside = self._inside(path)
+        digest = self._digest(Path(inside).parts[1]) if inside and inside.startswith("runs/") else None
+        return [repr(digest)] if digest else None
+
+    def params(self, path: str) -> list[str] | None:
+        """Return the parameters that a file was made with, as Snakemake writes them; None if they are not known."""
+        stored = self._stored.get(self._inside(path))
+        return stored and [text.replace(HERE, f"'{self.folder}/", 1) for text in stored]
+
+    def store(self, path: str, params: list[str]) -> None:
+        """Store the parameters that a file was made with."""
+        inside = self._inside(path)
+        params = [text.replace(f"'{self.folder}/", HERE, 1) if text.startswith("'") else text for text in params]
+        if inside is None or self._stored.get(inside) == params:
+            return
+        self._stored[inside] = params
+        with open(self.folder / MADE_FROM, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"file": inside, "params": params}) + "\n")
+
+    def keep_earlier(self, job) -> None:
+        """Keep the finished run of another configuration that a training will replace."""
+        for path in job.output:
+            if (self._inside(path) or "").startswith("runs/") and path.endswith(FINISHED):
+                keep_earlier(Path(path).parent, job.params.digest)
+
+    def _inside(self, path: str) -> str | None:
+        path = Path(path)
+        return path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else None
+
+    def _digest(self, run: str) -> str | None:
+        """The digest of a finished run's configuration."""
+        if run not in self._digests:
+            self._digests[run] = digest_of_run(self.folder / "runs" / run)
+        return self._digests[run]
+
+    def forget(self) -> None:
+        """Read the summaries again: a run may have finished."""
+        self._digests.clear()
+
+    @cached_property
+    def _stored(self) -> dict[str, list[str]]:
+        found = {}
+        try:
+            lines = (self.folder / MADE_FROM).read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return found
+        for line in lines:
+            try:
+                entry = json.loads(line)
+                found[entry["file"]] = entry["params"]
+            except (ValueError, KeyError, TypeError):  # a line that a kill has cut
+                continue
+        return found
+
+
+MEMORIES: dict[Path, ResultsMemory] = {}  # of all studies that this snakemake has parsed, by results folder
+
+
+def remember(memory: ResultsMemory) -> None:
+    """Let Snakemake remember in a results folder, too."""
+    MEMORIES[memory.folder] = memory
+    for name in ("FilePersistence", "DbPersistence"):  # Snakemake makes one of them once all rules are parsed
+        original = getattr(snakemake.workflow, name)
+        if not issubclass(original, Remembering):
+            setattr(snakemake.workflow, name, type(name, (Remembering, original), {}))
+
+
+def memory_of(path: str) -> ResultsMemory | None:
+    """The memory of the innermost results folder that a file lies in."""
+    return next((MEMORIES[folder] for folder in Path(path).parents if folder in MEMORIES), None)
+
+
+class Remembering:
+    """Snakemake's memory of the working directory, extended by that of the results folders."""
+
+    def deactivate_cache(self) -> None:
+        """Snakemake calls this when all is planned and before the first job, but not in a dry run."""
+        for memory in MEMORIES.values():
+            memory.begin()
+            for job in self.dag.needrun_jobs():
+                memory.keep_earlier(job)
+        super().deactivate_cache()
+
+    def _clear_cache(self) -> None:
+        super()._clear_cache()
+        for memory in MEMORIES.values():
+            memory.forget()
+
+    def _read_record(self, key: str) -> MetadataRecord | None:
+        record, memory = super()._read_record(key), memory_of(key)
+        if memory is None:
+            return record
+        params = memory.params_of_run(key)  # also of a run that was trained by hand, or copied here
+        if params is None and record is None:
+            params = memory.params(key)
+        if params is None:
+            return record
+        known = MetadataRecord(record_format_version=RECORD_FORMAT_VERSION) if record is None else record
+        return known.model_copy(update={"params": params})
+
+    def _write_record(self, key: str, record: MetadataRecord) -> None:
+        super()._write_record(key, record)
+        memory = memory_of(key)
+        if memory is not None:
+            memory.store(key, record.params)
