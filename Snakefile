@@ -4,18 +4,24 @@
 #   snakemake --cores 1 results/figures/three_modes.png      one figure
 # The rules hold no code; what they call is in src/fvlm/snakemake/.
 
+from runpy import run_path
+
 from snakemake.utils import min_version
 
+min_version("9.27")
+package = run_path(workflow.source_path("src/fvlm/snakemake/package.py"))
+ORIGIN = package["find_package"](workflow)  # as pip installs it
+
 from fvlm.analysis import catalog
+from fvlm.snakemake.module import call_handlers, with_prefix
 from fvlm.snakemake.process import prepare_process
-from fvlm.snakemake.report import announce, captions, make_report
+from fvlm.snakemake.report import announce, captions, make_report, start, targets
 from fvlm.snakemake.study import load_default_study, open_study
 
-min_version("9.27")
 load_default_study(workflow)
 
 STUDY = open_study(
-    config,
+    with_prefix(workflow, config),
     workflow.configfiles,
     workflow.config_settings.config,
     workflow.resource_settings.default_resources,
@@ -24,15 +30,9 @@ STUDY = open_study(
 R = STUDY.folder
 RUNS = STUDY.runs
 SOURCES = STUDY.sources
+ALL = workflow.modifier.avail_rulename("all")  # its name if this is a module
 
-# For the report's first page, which sees nothing but the configuration.
-config["decisions"] = STUDY.decisions_text
-
-prepare_process(
-    workflow.is_main_process,
-    workflow.output_settings.dryrun,
-    lambda: announce(STUDY),
-)
+prepare_process(workflow, lambda: announce(STUDY))
 
 
 report: "workflow/report/workflow.rst"
@@ -48,18 +48,9 @@ include: "rules/report.smk"
 
 
 rule all:
-    default_target: True
     input:
-        STUDY.prepared,
-        STUDY.decisions,
-        STUDY.tables,
-        STUDY.figures,
-
-
-localrules:
-    all,
-    plan,
-    plan_files,
+        targets(STUDY),
+    localrule: True
 
 
 include: "rules/plan.smk"
@@ -71,8 +62,11 @@ include: "rules/analysis.smk"
 
 
 onstart:
-    announce(STUDY)
+    start(STUDY, workflow, ORIGIN)
 
 
 onsuccess:
-    make_report(STUDY)
+    make_report(STUDY, workflow, ALL)
+
+
+call_handlers(workflow)

@@ -5,16 +5,13 @@
 CAPTIONS = captions(lambda path: workflow.source_path(path))
 
 
-localrules:
-    figures,
-
-
 # All tables and the standard figures; with `results_from` of finished results, without training anything.
 rule figures:
     input:
         STUDY.decisions,
         STUDY.tables,
         STUDY.figures,
+    localrule: True
 
 
 rule table:

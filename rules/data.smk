@@ -10,7 +10,7 @@ rule corpus:
         "corpus"
     conda:
         "../envs/decode.yaml"
-    threads: workflow.cores
+    threads: lambda w: workflow.cores
     params:
         family=STUDY.demo_family,
         samples=lambda w: SOURCES[w.source].samples,
@@ -83,7 +83,7 @@ rule index:
     conda:
         "../envs/decode.yaml"
     # A killed index resumes from its finished shards, which are in an undeclared folder beside it.
-    threads: min(8, workflow.cores)
+    threads: lambda w: min(8, workflow.cores)
     params:
         kind=lambda w: SOURCES[w.source].kind,
         prompt=lambda w: SOURCES[w.source].prompt,

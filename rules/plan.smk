@@ -9,6 +9,7 @@ rule plan_files:
         table=f"{R}/plan.csv",
     log:
         f"{R}/logs/plan.log",
+    localrule: True
     conda:
         "../envs/analysis.yaml"
     params:
@@ -25,6 +26,7 @@ rule plan:
         rules.plan_files.output.text,
     log:
         f"{R}/logs/plan_shown.log",
+    localrule: True
     conda:
         "../envs/analysis.yaml"
     shell:

@@ -1,14 +1,11 @@
 # The data report: what is in the data, before anything is trained on them.
 
 
-localrules:
-    data,
-
-
 # Everything up to the data report, and no training.
 rule data:
     input:
         STUDY.data_report,
+    localrule: True
 
 
 rule data_report:

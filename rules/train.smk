@@ -14,6 +14,8 @@ rule train:
         run=f"{R}/runs/{{run}}/model/run.json",
     log:
         f"{R}/logs/train/{{run}}.log",
+    wildcard_constraints:
+        run=STUDY.pattern(stages=False),
     conda:
         "../envs/train.yaml"
     threads: STUDY.resources.threads
@@ -37,8 +39,5 @@ rule train:
 # The stages wait for each other, so they start first.
 use rule train as train_stage with:
     wildcard_constraints:
-        run="|".join(STUDY.stages),
+        run=STUDY.pattern(stages=True),
     priority: 50
-
-
-ruleorder: train_stage > train

@@ -9,7 +9,11 @@ LOOKUP = (
     *(ast.Name, ast.Attribute, ast.Subscript, ast.Call, ast.Constant, ast.keyword, ast.JoinedStr, ast.FormattedValue),
     ast.expr_context,
 )
-HEADER = "from snakemake.utils import min_version"
+HEADER = {  # before fvlm can be imported
+    "from runpy import run_path",
+    "from snakemake.utils import min_version",
+    'package = run_path(workflow.source_path("src/fvlm/snakemake/package.py"))',
+}
 IGNORED = {tokenize.COMMENT, tokenize.NL, tokenize.INDENT, tokenize.DEDENT}
 
 
@@ -24,6 +28,8 @@ def code_in(text: str) -> list[str]:
                 is_code = not _is_lookup(tokens[position:])
             elif first and token.string in ("import", "from"):
                 is_code = not _is_own_import(token.line)
+            elif token.string == "run_path":
+                is_code = token.line.strip() not in HEADER
             else:
                 is_code = token.string == "for" or (first and token.string in STATEMENTS)
             if is_code:
@@ -34,7 +40,7 @@ def code_in(text: str) -> list[str]:
 
 def _is_own_import(line: str) -> bool:
     words = line.split()
-    return line.strip() == HEADER or words[1].split(".")[0] == "fvlm"
+    return line.strip() in HEADER or words[1].split(".")[0] == "fvlm"
 
 
 def _is_lookup(tokens: list[tokenize.TokenInfo]) -> bool:

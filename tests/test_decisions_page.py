@@ -71,7 +71,7 @@ def test_the_report_opens_with_the_same_words(mixed):
             assert len(re.findall(f"<strong>{word}</strong>", html)) == number
     assert "*so*" in html  # a question is text, not markup
     first = (REPORT / "workflow.rst").read_text()
-    assert first.index('snakemake.config["decisions"]') < first.index("from raw videos")
+    assert first.index("file.job.output.text") < first.index("raw videos")
 
 
 def test_the_first_category_of_the_report_is_that_of_the_decisions():

@@ -18,7 +18,7 @@ from tests.config_cases import check_schema
 
 ROOT = Path(__file__).resolve().parents[1]
 MADE = {".git", ".venv", ".snakemake", ".pytest_cache", ".ruff_cache", ".hypothesis", "__pycache__"}
-RULES = [ROOT / "Snakefile", *sorted((ROOT / "rules").glob("*.smk"))]
+RULES = [ROOT / "Snakefile", ROOT / "workflow/Snakefile", *sorted((ROOT / "rules").glob("*.smk"))]
 ENVIRONMENTS = ("decode", "train", "report", "analysis")
 UNUSED = {"report": {"decord", "transformers"}}  # imported in functions that its commands do not call
 
@@ -202,7 +202,7 @@ def test_lines_end_with_a_line_feed_and_without_spaces():
         assert text.endswith("\n") or not text, name
 
 
-@pytest.mark.parametrize("path", RULES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", RULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_rules_call_commands_and_hold_no_code(path):
     text = path.read_text()
     assert not re.search(r"^    (script|run|notebook):", text, re.MULTILINE)
@@ -222,6 +222,7 @@ def test_rules_call_commands_and_hold_no_code(path):
         'with open("x") as file:\n    pass',
         'if "study" not in config:\n\n    configfile: "config/config.yaml"',
         "while living():\n    wait()",
+        'run_path("other.py")',
         "TABLES = [name for name in NAMES]",
         "rule a:\n    input:\n        [f'{run}.csv' for run in RUNS],",
         "rule a:\n    input:\n        lambda w: [w.run, w.shard],",

@@ -29,6 +29,12 @@ def of(**names: str) -> SimpleNamespace:
     return SimpleNamespace(**names)
 
 
+def of_snakemake(snakefile: Path, files: list[str]) -> SimpleNamespace:
+    """Snakemake's object of a workflow, as far as the report needs it."""
+    settings = SimpleNamespace(configfiles=files, config={}, replace_workflow_config=False)
+    return SimpleNamespace(main_snakefile=str(snakefile), config_settings=settings)
+
+
 @pytest.fixture
 def opened(monkeypatch):
     """Opens a study as the Snakefile does."""
@@ -208,6 +214,7 @@ def test_several_nodes_start_a_task_on_each():
     [
         (["--cores", "1", "preflight"], True),
         (["--target-jobs", "preflight:", "--mode", "remote"], True),
+        (["fvlm_preflight"], True),
         (["preflights", "results/preflight"], False),
         ([], False),
     ],
@@ -260,18 +267,18 @@ def test_the_plan_is_announced_unless_it_is_the_target(opened, monkeypatch, caps
 
 
 def test_a_part_of_a_study_has_no_report(opened, tmp_path, capsys):
-    make_report(opened(results=str(tmp_path)))
+    make_report(opened(results=str(tmp_path)), None, "all")
     assert not (tmp_path / "report.html").exists() and capsys.readouterr().err == ""
 
 
 def test_a_report_that_fails_names_its_log(workflow, monkeypatch):
-    study = StudyOfRules(load(CONFIG, "smoke.yaml"), None, {"files": ["nowhere.yaml"], "changes": {}})
+    study = StudyOfRules(load(CONFIG, "smoke.yaml"), None)
     monkeypatch.chdir(workflow.folder)
     for path in (*study.tables, *study.figures, *study.decisions):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).touch()
     with pytest.raises(WorkflowError, match=r"results/smoke/report\.html.*results/smoke/logs/report\.log"):
-        make_report(study)
+        make_report(study, of_snakemake(workflow.folder / "Snakefile", files=["nowhere.yaml"]), "all")
     assert "nowhere.yaml" in Path("results/smoke/logs/report.log").read_text()
 
 

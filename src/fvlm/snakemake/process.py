@@ -13,23 +13,24 @@ from pathlib import Path
 
 from snakemake.scheduling.job_scheduler import JobScheduler
 
+from fvlm.snakemake.module import is_whole
+
 SLURM_PLUGIN = "snakemake_executor_plugin_slurm"
 ALIVE = Path(".snakemake/alive")  # a file that a snakemake at work in this directory holds locked
 
 
-def prepare_process(main: bool, dry_run: bool, announce: Callable[[], None]) -> None:
+def prepare_process(workflow, announce: Callable[[], None]) -> None:
     """Make this process ready to run jobs, or to be one.
 
-    main       whether the user started it; otherwise Snakemake started it for a job
     announce   prints the plan; a dry run does so here, since Snakemake calls no onstart for it
     """
-    if not main:
+    if not workflow.is_main_process:  # Snakemake started it for a job
         # Slurm warns all processes of a job before its time limit. Those around a training must not end before it.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    elif dry_run:
-        announce()
-    else:
+    elif not workflow.output_settings.dryrun:
         _prepare_to_work()
+    elif is_whole(workflow):
+        announce()
 
 
 @cache  # once, also where a workflow has several modules of this one
@@ -46,10 +47,11 @@ def _prepare_to_work() -> None:
 def is_target(name: str, arguments: list[str] | None = None) -> bool:
     """Return whether a rule is a target on the command line; the process of a job has `name:` there.
 
+    A module's rule has a longer name, such as `fvlm_plan`.
     Snakemake's own objects hold the targets only after the Snakefile is parsed.
     """
     words = sys.argv[1:] if arguments is None else arguments
-    return any(re.fullmatch(rf"{name}(:.*)?", word) for word in words)
+    return any(re.fullmatch(rf"(\w+_)?{name}(:.*)?", word) for word in words)
 
 
 @cache

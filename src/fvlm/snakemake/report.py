@@ -1,6 +1,7 @@
 """What a study prints before its first job, and the report after its last."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from snakemake.exceptions import WorkflowError
 
 from fvlm.analysis import catalog
 from fvlm.config.changes import runs_to_train_again
+from fvlm.snakemake.package import OF_JOBS, refuse_missing, uses_conda
 from fvlm.snakemake.process import is_target
 from fvlm.snakemake.study import StudyOfRules
 from fvlm.study.plan import plan_text
@@ -28,6 +30,22 @@ def announce(study: StudyOfRules) -> None:
     print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
+def start(study: StudyOfRules, workflow, source: str) -> None:
+    """Print the plan and refuse to start without the Python packages of the jobs, which pip installs from `source`."""
+    announce(study)
+    if not (uses_conda(workflow) or study.settings.results_from or is_target("plan")):
+        refuse_missing(OF_JOBS, (source,))
+
+
+def targets(study: StudyOfRules) -> list[str]:
+    """Return all results; for `snakemake --report` those that exist, so that an unfinished study has a report too."""
+    paths = [*study.prepared, *study.decisions, *study.tables, *study.figures]
+    makes_report = any(word.partition("=")[0] == "--report" for word in sys.argv)
+    if makes_report and "--report-after-run" not in sys.argv:
+        return [path for path in paths if Path(path).exists()]
+    return paths
+
+
 def captions(path_of: Callable[[str], str]) -> dict[str, str]:
     """Return the captions of the report: of each figure under its name, of each table under NAME_table.
 
@@ -41,18 +59,17 @@ def captions(path_of: Callable[[str], str]) -> dict[str, str]:
     return figures | tables
 
 
-def make_report(study: StudyOfRules) -> None:
-    """Make the self-contained report of a finished study unless it is newer than all results; print where to look."""
+def make_report(study: StudyOfRules, workflow, target: str) -> None:
+    """Make the self-contained report of a finished study unless it is newer than all results; print where to look.
+
+    target   the rule `all`, which has another name in a module
+    """
     page = Path(study.folder) / "report.html"
     results = [Path(path) for path in (*study.tables, *study.figures, *study.decisions)]
     if not all(path.exists() for path in results):
         return  # only a part of the study was requested
     if not page.exists() or any(path.stat().st_mtime > page.stat().st_mtime for path in results):
-        # A snakemake of its own: its first page shows the decisions, which did not exist when this one was parsed.
-        command = [sys.executable, "-m", "snakemake", "--report", str(page), "--cores", "1", "--nolock"]
-        command += ["--configfile", *study.origin["files"]]
-        changes = [f"{key}={json.dumps(value)}" for key, value in study.origin["changes"].items()]
-        command += ["--config", *changes] if changes else []
+        command = [sys.executable, "-m", "snakemake", target, "--report", str(page), *_same_workflow(workflow)]
         log = Path(study.folder) / "logs/report.log"
         log.parent.mkdir(exist_ok=True)
         with open(log, "w") as output:
@@ -62,3 +79,13 @@ def make_report(study: StudyOfRules) -> None:
     lines = [f"\nreport   {page}", f"answers  {study.decisions[0]}"]
     lines += [f"figure   {path}" for path in study.headline]
     print(*lines, sep="\n", file=sys.stderr)
+
+
+def _same_workflow(workflow) -> list[str]:
+    """The arguments with which another snakemake parses what this one has parsed."""
+    settings = workflow.config_settings
+    arguments = ["--cores", "1", "--nolock", "--snakefile", workflow.main_snakefile, "--directory", os.getcwd()]
+    arguments += ["--configfile", *map(str, settings.configfiles)] if settings.configfiles else []
+    changes = [f"{key}={json.dumps(value)}" for key, value in settings.config.items()]
+    arguments += ["--config", *changes] if changes else []
+    return arguments + (["--replace-workflow-config"] if settings.replace_workflow_config else [])

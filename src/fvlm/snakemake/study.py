@@ -61,7 +61,7 @@ def open_study(config: dict, files: list, changes: dict, default_resources=None,
         raise WorkflowError(str(error)) from error
     if main:
         remember(ResultsMemory(_results_folder(content), content, is_alone))
-    return StudyOfRules(study, resources, {"files": [str(path) for path in files], "changes": dict(changes)})
+    return StudyOfRules(study, resources)
 
 
 def _results_folder(content: dict) -> Path:
@@ -74,13 +74,12 @@ class StudyOfRules:
     """Files, inputs and parameters of the rules. A method that takes `wildcards` is given to a rule as it is.
 
     settings   the resolved study
-    origin     {"files": the configuration files, "changes": the --config changes} that it was resolved from
     folder     where its results go; those made of finished results (`results_from`) go into a folder of their own
     option     names the saved study in the command of a rule
     """
 
-    def __init__(self, settings: Study, resources: Resources, origin: dict):
-        self.settings, self.resources, self.origin = settings, resources, origin
+    def __init__(self, settings: Study, resources: Resources):
+        self.settings, self.resources = settings, resources
         self.runs, self.sources = settings.runs, settings.sources
         self.folder = f"{settings.results}/imported" if settings.results_from else settings.results
         self.option = f" --study {shlex.quote(f'{self.folder}/{STUDY}')} "
@@ -91,6 +90,11 @@ class StudyOfRules:
     @property
     def stages(self) -> list[str]:
         return [name for name, run in self.runs.items() if run.family == "stage"]
+
+    def pattern(self, stages: bool) -> str:
+        """The regular expression of the names of all stages, or of all other runs."""
+        names = [name for name, run in self.runs.items() if (run.family == "stage") == stages]
+        return "|".join(names) or "(?!)"  # matches nothing; Snakemake takes an empty one for no constraint
 
     @property
     def evaluated(self) -> list[str]:
@@ -135,12 +139,6 @@ class StudyOfRules:
     def decisions(self) -> list[str]:
         """The page of the decisions, and their text for the report."""
         return [f"{self.folder}/decisions.html", f"{self.folder}/decisions.rst"]
-
-    @property
-    def decisions_text(self) -> str:
-        """The text of the decisions as far as they are made; the first page of the report shows it."""
-        path = Path(self.decisions[1])
-        return path.read_text(encoding="utf-8") if path.exists() else ""
 
     # --- plan ---
 

@@ -1,0 +1,48 @@
+"""This Snakefile as a module of another one: which rules are used, where its results go, and its handlers."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+from snakemake.path_modifier import PathModifier
+
+from fvlm.config.study_file import complete
+from fvlm.errors import UserError
+
+
+def is_whole(workflow) -> bool:
+    """Return whether all rules are used; `use rule NAME from MODULE` parses the Snakefile again for a single one."""
+    return workflow.modifier.rule_whitelist is None and workflow.modifier.avail_rulename("all") is not None
+
+
+def with_prefix(workflow, config: dict) -> dict:
+    """Return the configuration with the results in the folder that the module's `prefix` or `replace_prefix` gives.
+
+    Snakemake would change the files of the rules, but not the folder that the commands read from the configuration.
+    So the study gets the changed folder, and the rules get their files from the study.
+    """
+    if workflow.modifier.is_main_snakefile():
+        return config
+    paths, workflow.modifier.path_modifier = workflow.modifier.path_modifier, PathModifier(None, None, workflow)
+    try:  # `results` may be in the study that this one is based on
+        beside = [Path(file).parent for file in reversed(workflow.configfiles)]
+        folder = config.get("results") or complete(config, beside).get("results")
+    except UserError as error:
+        raise WorkflowError(str(error)) from error
+    return {**config, "results": paths.replace_prefix(f"{folder}/").rstrip("/")} if folder else config
+
+
+def call_handlers(workflow) -> None:
+    """Call onstart and onsuccess of this Snakefile in a module too, where Snakemake does not call them."""
+    if workflow.modifier.is_main_snakefile() or not is_whole(workflow):
+        return
+    for name in ("_onstart", "_onsuccess"):
+        setattr(workflow, name, _both(getattr(workflow, name), workflow.globals[name[1:]]))
+
+
+def _both(first: Callable, second: Callable) -> Callable:
+    def handler(log) -> None:
+        first(log)
+        second()
+
+    return handler
