@@ -14,6 +14,7 @@ rule train:
         run=f"{R}/runs/{{run}}/model/run.json",
     log:
         f"{R}/logs/train/{{run}}.log",
+    priority: STUDY.resources.priority
     conda:
         "../envs/train.yaml"
     threads: STUDY.resources.threads
@@ -29,13 +30,3 @@ rule train:
     shell:
         # bash and tee ignore the signals that stop a training, which still has to save and to report it
         "trap '' TERM USR1; python -m fvlm train {wildcards.run} --digest {params.digest} 2>&1 | tee -i {log:q}"
-
-
-# The stages wait for each other, so they start first.
-use rule train as train_stage with:
-    wildcard_constraints:
-        run="|".join(STUDY.stages),
-    priority: 50
-
-
-ruleorder: train_stage > train

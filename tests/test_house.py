@@ -237,7 +237,7 @@ def test_code_in_rules_is_found(code):
 def test_settings_of_rules_are_no_code():
     text = """
 include: "imported.smk" if STUDY.finished else "collect.smk"
-use rule train as train_stage with:
+use rule train as other with:
     params:
         digest=lambda w: RUNS[w.run].digest,
         gpu=lambda w: min(1, RUNS[w.run].operation.gpus),

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from snakemake.exceptions import WorkflowError
+from snakemake.iocontainers import ResourceList
 from snakemake.scheduling.job_scheduler import JobScheduler
 
 from fvlm.config.resolve import merged, read_yaml, study_of
@@ -133,6 +134,11 @@ def test_a_run_on_a_cpu_requests_no_kind_of_gpu():
     assert Resources(runs, ["gpu_models='tiny:0.001'"]).gpu_model(of(run="stage1")) is None
 
 
+def test_stages_start_first():
+    resources = Resources(load(CONFIG, "smoke.yaml").runs, [])
+    assert [resources.priority(of(run=run)) for run in ("stage1", "dpo", "baseline", "S-C1-F")] == [50, 50, 0, 0]
+
+
 def test_several_nodes_start_a_task_on_each():
     runs = load(CONFIG, "paper.yaml", baseline={"operation.gpus": 4, "operation.nodes": 2}).runs
     resources, run = Resources(runs, []), of(run="stage1")
@@ -251,6 +257,22 @@ def test_a_snakemake_waits_for_the_shards_of_an_earlier_one(squeue, monkeypatch,
     slurm.wait_while(lambda comment, number: comment.startswith("rule_decode_"), "waiting for {}")
     assert capsys.readouterr().err == "waiting for 7\n"
     assert len((squeue.parent / "asked").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "priority", "extra", "expected"),
+    [
+        ("train", 0, "--signal=USR1@300", "--signal=USR1@300 --nice=100"),
+        ("train", 0, None, "--nice=100"),
+        ("train", 0, "--nice=7", "--nice=7"),
+        ("train", 50, "--signal=USR1@300", "--signal=USR1@300"),
+        ("evaluate", 0, None, None),
+    ],
+)
+def test_a_training_lets_the_stages_go_first(name, priority, extra, expected):
+    job = SimpleNamespace(name=name, priority=priority, resources=ResourceList(fromdict={"slurm_extra": extra}))
+    slurm.go_behind_stages(job)
+    assert job.resources.get("slurm_extra") == expected
 
 
 def test_jobs_of_one_working_directory_have_one_name(tmp_path, monkeypatch):
