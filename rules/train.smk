@@ -28,5 +28,8 @@ rule train:
     params:
         digest=lambda w: RUNS[w.run].digest,
     shell:
+        # Snakemake deletes the log of a job before it starts it again. A second name in state/ keeps all parts of the log.
+        'kept="$(dirname {output.summary:q})/state/train.log"; mkdir -p "${{kept%/*}}"; : >> "$kept";'
+        ' ln -f "$kept" {log:q} || ln -fs "$(realpath "$kept")" {log:q};'
         # bash and tee ignore the signals that stop a training, which still has to save and to report it
-        "trap '' TERM USR1; python -m fvlm train {wildcards.run} --digest {params.digest} 2>&1 | tee -i {log:q}"
+        " trap '' TERM USR1; python -m fvlm train {wildcards.run} --digest {params.digest} 2>&1 | tee -ia {log:q}"
