@@ -53,6 +53,7 @@ def load_study(config: dict, folder: Path | str = "config") -> Study:
     """
     folder = Path(folder)
     config = _with_base(config, folder)
+    _refuse_unknown(config)
     for section in (*CHANGES, "sources", "only", "seeds", "comparisons"):
         if not isinstance(config.get(section, {}), dict):
             raise UserError(
@@ -129,6 +130,14 @@ def _with_base(config: dict, folder: Path) -> dict:
     if "based_on" not in config:
         return config
     return merged(_with_base(read_yaml(folder / config["based_on"]), folder), config)
+
+
+def _refuse_unknown(config: dict) -> None:
+    """Raise UserError for a key that no study has. `runs` is made from the sections, so a study does not set it."""
+    known = sorted({*CHANGES, "based_on", *Study.model_fields} - {"runs"})
+    for key in config:
+        if key not in known:
+            raise UserError(f"study {config.get('study', '?')!r}: unknown key {key!r}, {suggest(str(key), known)}")
 
 
 def _validated(schema: type[BaseModel], content: dict, where: str) -> Any:
