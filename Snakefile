@@ -8,7 +8,7 @@ from snakemake.utils import min_version
 
 from fvlm.analysis import catalog
 from fvlm.snakemake.process import prepare_process
-from fvlm.snakemake.report import announce, captions, make_report
+from fvlm.snakemake.report import announce, captions, make_report, report_failures
 from fvlm.snakemake.study import load_default_study, open_study
 
 min_version("9.27")
@@ -30,7 +30,7 @@ config["decisions"] = STUDY.decisions_text
 prepare_process(
     workflow.is_main_process,
     workflow.output_settings.dryrun,
-    lambda: announce(STUDY),
+    lambda: announce(STUDY, workflow.output_settings.quiet),
 )
 
 
@@ -70,8 +70,12 @@ include: "rules/analysis.smk"
 
 
 onstart:
-    announce(STUDY)
+    announce(STUDY, workflow.output_settings.quiet)
 
 
 onsuccess:
-    make_report(STUDY)
+    make_report(STUDY, workflow.output_settings.quiet)
+
+
+onerror:
+    report_failures(STUDY, workflow.scheduler.failed, workflow.output_settings.quiet)

@@ -1,15 +1,18 @@
-"""What a study prints before its first job, and the report after its last."""
+"""What a study prints before its first job and after its last, and its report."""
 
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import yaml
 from snakemake.exceptions import WorkflowError
+from snakemake.settings.enums import Quietness
 
 from fvlm.analysis import catalog
+from fvlm.files import last_lines
+from fvlm.records import newest_checkpoint
 from fvlm.snakemake.process import is_target
 from fvlm.snakemake.study import StudyOfRules
 from fvlm.study.plan import plan_text
@@ -17,9 +20,12 @@ from fvlm.study.plan import plan_text
 PRINT_IT_THEMSELVES = ("plan", "preflight", "calibrate")
 
 
-def announce(study: StudyOfRules) -> None:
-    """Print the plan, or which finished results are drawn."""
-    if any(is_target(name) for name in PRINT_IT_THEMSELVES):
+def announce(study: StudyOfRules, quiet: Collection[Quietness] | None) -> None:
+    """Print the plan, or which finished results are drawn.
+
+    quiet   Snakemake's --quiet; nothing is printed if it has `all`
+    """
+    if _is_silent(quiet) or any(is_target(name) for name in PRINT_IT_THEMSELVES):
         return
     finished = ", ".join(study.settings.results_from)
     text = f"tables and figures of {finished}; nothing is trained" if finished else plan_text(study.settings)
@@ -39,8 +45,11 @@ def captions(path_of: Callable[[str], str]) -> dict[str, str]:
     return figures | tables
 
 
-def make_report(study: StudyOfRules) -> None:
-    """Make the self-contained report of a finished study unless it is newer than all results; print where to look."""
+def make_report(study: StudyOfRules, quiet: Collection[Quietness] | None) -> None:
+    """Make the self-contained report of a finished study unless it is newer than all results; print where to look.
+
+    quiet   Snakemake's --quiet; nothing is printed if it has `all`
+    """
     page = Path(study.folder) / "report.html"
     results = [Path(path) for path in (*study.tables, *study.figures, *study.decisions)]
     if not all(path.exists() for path in results):
@@ -57,6 +66,52 @@ def make_report(study: StudyOfRules) -> None:
             done = subprocess.run(command, stdout=output, stderr=output)
         if done.returncode:
             raise WorkflowError(f"{page} could not be made, see {log}; the next snakemake tries again")
+    if _is_silent(quiet):
+        return
     lines = [f"\nreport   {page}", f"answers  {study.decisions[0]}"]
     lines += [f"figure   {path}" for path in study.headline]
     print(*lines, sep="\n", file=sys.stderr)
+
+
+def report_failures(study: StudyOfRules, failed: Iterable, quiet: Collection[Quietness] | None) -> None:
+    """Print which jobs failed, the last line of each one's log, and what the next call does.
+
+    failed  Snakemake's jobs that failed in their last try, as its scheduler lists them. Its events and its log file
+            also hold tries that were repeated, and lack jobs whose outputs were refused
+    quiet   Snakemake's --quiet; nothing is printed if it has `all`
+    """
+    if _is_silent(quiet):
+        return
+    lines = sorted(line for job in failed for line in _failures(study, job))
+    head = (
+        f"Failed jobs ({len(lines)}), each with the last line of its log:"
+        if lines
+        else "Stopped before all jobs were done."
+    )
+    print(
+        f"\n{head}", *lines,
+        "The same command goes on: finished files stay, and trainings resume from their checkpoints (see fvlm status).",
+        sep="\n", file=sys.stderr, flush=True,
+    )  # fmt: skip
+
+
+def _failures(study: StudyOfRules, job) -> list[str]:
+    """Return what a failed job reports; of a group only the members that have written something to their logs."""
+    if not job.is_group():
+        return [_failure(study, job)]
+    members = [member for member in job if any(last_lines(log, 1) for log in member.log)]
+    return [_failure(study, member) for member in members] or [f"  group {job.name}: no log of its jobs has a line"]
+
+
+def _failure(study: StudyOfRules, job) -> str:
+    log = next(iter(job.log), "no log")
+    line = "".join(last_lines(log, 1)) or "the log is empty or does not exist"
+    text = f"  {' '.join([job.rule.name, *job.wildcards])}: {line}\n    {log}"
+    if job.rule.name == "train":
+        checkpoint = newest_checkpoint(Path(study.folder) / "runs" / job.wildcards.run / "state")
+        text += f"; newest checkpoint: step {checkpoint[0]}" if checkpoint else "; no checkpoint yet"
+    return text
+
+
+def _is_silent(quiet: Collection[Quietness] | None) -> bool:
+    return Quietness.ALL in (quiet or ())

@@ -23,6 +23,7 @@ from fvlm.config.schema import Run, Study
 from fvlm.costs.amounts import Amounts, amounts_of
 from fvlm.costs.speed import hours_of, read_calibration, speed_of
 from fvlm.errors import UserError
+from fvlm.files import last_lines
 from fvlm.records import newest_checkpoint
 from fvlm.study.plan import hours, number
 
@@ -259,10 +260,9 @@ def _last_error(log: Path, lock: Path) -> str:
     try:
         if log.stat().st_mtime < lock.stat().st_mtime:
             return ""
-        lines = (_read(log) or "")[-20_000:].rstrip().splitlines()
     except OSError:
         return ""
-    last = lines[-1] if lines else ""
+    last = "".join(last_lines(log, 1))
     return last.removeprefix("fvlm train: ") if re.match(r"fvlm train: |\w*(Error|Exception)\b", last) else ""
 
 
