@@ -50,8 +50,9 @@ def pins() -> dict[str, Requirement]:
 
 def commands(text: str) -> list[str]:
     """Return the lines of all code blocks that start with a command."""
-    blocks = re.findall(r"```(?:bash|sh|console)?\n(.*?)```", text, re.DOTALL)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    shown = [block for language, block in blocks if language in ("", "bash", "sh", "console")]
+    lines = [line.split("  #")[0].strip() for block in shown for line in block.splitlines()]
     return [line for line in lines if re.match(r"(\w+=\S+ )*(make|snakemake|fvlm|python)\b", line)]
 
 

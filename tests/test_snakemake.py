@@ -10,13 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 from snakemake.exceptions import WorkflowError
-from snakemake.iocontainers import ResourceList
+from snakemake.iocontainers import ResourceList, Wildcards
 from snakemake.scheduling.job_scheduler import JobScheduler
+from snakemake.settings.enums import Quietness
 
 from fvlm.config.resolve import merged, read_yaml, study_of
 from fvlm.snakemake import slurm
-from fvlm.snakemake.process import answer_signals_in_a_thread, drop_stale_locks, is_target
-from fvlm.snakemake.report import announce, make_report
+from fvlm.snakemake.process import answer_signals_in_a_thread, drop_stale_locks, ends_of, is_target
+from fvlm.snakemake.report import announce, make_report, report_failures
 from fvlm.snakemake.resources import Resources
 from fvlm.snakemake.study import StudyOfRules, open_study
 from tests.config_cases import CONFIG, load
@@ -198,15 +199,19 @@ def test_a_signal_is_answered_while_the_main_thread_holds_the_lock(monkeypatch):
 
 def test_the_plan_is_announced_unless_it_is_the_target(opened, monkeypatch, capsys):
     study = opened()
-    announce(study)
+    announce(study, None)
     assert "27 runs" in capsys.readouterr().err
+    announce(study, {Quietness.RULES})
+    assert "27 runs" in capsys.readouterr().err
+    announce(study, {Quietness.ALL})
+    assert capsys.readouterr() == ("", "")
     monkeypatch.setattr(sys, "argv", ["snakemake", "plan"])
-    announce(study)
+    announce(study, None)
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_part_of_a_study_has_no_report(opened, tmp_path, capsys):
-    make_report(opened(results=str(tmp_path)))
+    make_report(opened(results=str(tmp_path)), None)
     assert not (tmp_path / "report.html").exists() and capsys.readouterr().err == ""
 
 
@@ -217,8 +222,86 @@ def test_a_report_that_fails_names_its_log(workflow, monkeypatch):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).touch()
     with pytest.raises(WorkflowError, match=r"results/smoke/report\.html.*results/smoke/logs/report\.log"):
-        make_report(study)
+        make_report(study, None)
     assert "nowhere.yaml" in Path("results/smoke/logs/report.log").read_text()
+
+
+# --- failures ---
+
+
+class Failed(SimpleNamespace):
+    """A failed job as the report sees it."""
+
+    def __init__(self, rule: str, log: Path | None, **wildcards: str):
+        rule, values = SimpleNamespace(name=rule), Wildcards(fromdict=wildcards)
+        super().__init__(rule=rule, wildcards=values, log=[str(log)] if log else [], is_group=lambda: False)
+
+
+class FailedGroup(list):
+    name = "decode"
+
+    def is_group(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def log(tmp_path):
+    """Writes a log and returns its path."""
+
+    def write(name: str, text: str) -> Path:
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+def test_failed_jobs_are_listed_with_their_last_lines(opened, tmp_path, log, capsys):
+    (tmp_path / "runs/A6/state").mkdir(parents=True)
+    for step in (100, 200):
+        (tmp_path / f"runs/A6/state/step_{step:08d}.pt").touch()
+    failed = [
+        Failed("train", log("a.log", "step 1\nfvlm train: the loss is nan\n\n"), run="A6"),
+        Failed("train", log("b.log", "Killed"), run="A7"),
+        Failed("figure", tmp_path / "none.log", figure="gap"),
+        Failed("plan", None),
+        FailedGroup(
+            [Failed("shard", log("0", ""), shard="00000"), Failed("shard", log("1", "full disk"), shard="00001")]
+        ),
+        FailedGroup([Failed("shard", log("2", ""), shard="00002")]),
+    ]
+    report_failures(opened(results=str(tmp_path)), failed, {Quietness.RULES})
+    assert capsys.readouterr().err.splitlines() == [
+        "",
+        "Failed jobs (6), each with the last line of its log:",
+        "  figure gap: the log is empty or does not exist",
+        f"    {tmp_path}/none.log",
+        "  group decode: no log of its jobs has a line",
+        "  plan: the log is empty or does not exist",
+        "    no log",
+        "  shard 00001: full disk",
+        f"    {tmp_path}/1",
+        "  train A6: fvlm train: the loss is nan",
+        f"    {tmp_path}/a.log; newest checkpoint: step 200",
+        "  train A7: Killed",
+        f"    {tmp_path}/b.log; no checkpoint yet",
+        "The same command goes on: finished files stay, and trainings resume from their checkpoints (see fvlm status).",
+    ]
+
+
+def test_a_stopped_call_says_how_to_go_on_and_a_quiet_one_nothing(opened, capsys):
+    report_failures(opened(), [], None)
+    assert capsys.readouterr().err.startswith("\nStopped before all jobs were done.\nThe same command goes on")
+    report_failures(opened(), [], {Quietness.ALL})
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_long_log_is_shown_from_its_end(tmp_path, log):
+    long = log("long", "".join(f"line {i}\n\n" for i in range(50_000)))
+    assert list(ends_of([str(tmp_path / "none"), str(long)])) == [
+        f"Log {tmp_path}/none is empty or does not exist.",
+        f"Last lines of {long}:",
+        *(f"    line {i}" for i in range(49_980, 50_000)),
+    ]
 
 
 # --- Slurm; tests/slurm has a real one ---
