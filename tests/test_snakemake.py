@@ -290,7 +290,7 @@ def test_failed_jobs_are_listed_with_their_last_lines(opened, tmp_path, log, cap
 
 def test_a_stopped_call_says_how_to_go_on_and_a_quiet_one_nothing(opened, capsys):
     report_failures(opened(), [], None)
-    assert capsys.readouterr().err.startswith("\nStopped before all jobs were done.\nThe same command goes on")
+    assert capsys.readouterr().err.startswith("\nStopped.\nThe same command goes on")
     report_failures(opened(), [], {Quietness.ALL})
     assert capsys.readouterr() == ("", "")
 
