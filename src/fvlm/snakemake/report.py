@@ -83,11 +83,7 @@ def report_failures(study: StudyOfRules, failed: Iterable, quiet: Collection[Qui
     if _is_silent(quiet):
         return
     lines = sorted(line for job in failed for line in _failures(study, job))
-    head = (
-        f"Failed jobs ({len(lines)}), each with the last line of its log:"
-        if lines
-        else "Stopped before all jobs were done."
-    )
+    head = f"Failed jobs ({len(lines)}), each with the last line of its log:" if lines else "Stopped."
     print(
         f"\n{head}", *lines,
         "The same command goes on: finished files stay, and trainings resume from their checkpoints (see fvlm status).",
