@@ -15,7 +15,7 @@ from snakemake.scheduling.job_scheduler import JobScheduler
 from snakemake.settings.enums import Quietness
 
 from fvlm.config.resolve import merged, read_yaml, study_of
-from fvlm.snakemake import slurm
+from fvlm.snakemake import report, slurm
 from fvlm.snakemake.process import answer_signals_in_a_thread, drop_stale_locks, ends_of, is_target
 from fvlm.snakemake.report import announce, make_report, report_failures
 from fvlm.snakemake.resources import Resources
@@ -232,9 +232,9 @@ def test_a_report_that_fails_names_its_log(workflow, monkeypatch):
 class Failed(SimpleNamespace):
     """A failed job as the report sees it."""
 
-    def __init__(self, rule: str, log: Path | None, **wildcards: str):
+    def __init__(self, rule: str, log: Path, **wildcards: str):
         rule, values = SimpleNamespace(name=rule), Wildcards(fromdict=wildcards)
-        super().__init__(rule=rule, wildcards=values, log=[str(log)] if log else [], is_group=lambda: False)
+        super().__init__(rule=rule, wildcards=values, log=[str(log)], is_group=lambda: False)
 
 
 class FailedGroup(list):
@@ -263,23 +263,24 @@ def test_failed_jobs_are_listed_with_their_last_lines(opened, tmp_path, log, cap
         Failed("train", log("a.log", "step 1\nfvlm train: the loss is nan\n\n"), run="A6"),
         Failed("train", log("b.log", "Killed"), run="A7"),
         Failed("figure", tmp_path / "none.log", figure="gap"),
-        Failed("plan", None),
+        Failed("table", log("old.log", "ValueError: of an earlier call"), table="gap"),
         FailedGroup(
             [Failed("shard", log("0", ""), shard="00000"), Failed("shard", log("1", "full disk"), shard="00001")]
         ),
         FailedGroup([Failed("shard", log("2", ""), shard="00002")]),
     ]
+    os.utime(tmp_path / "old.log", (report.BEGUN - 1, report.BEGUN - 1))
     report_failures(opened(results=str(tmp_path)), failed, {Quietness.RULES})
     assert capsys.readouterr().err.splitlines() == [
         "",
         "Failed jobs (6), each with the last line of its log:",
-        "  figure gap: the log is empty or does not exist",
+        "  figure gap: nothing in its log since this call began",
         f"    {tmp_path}/none.log",
-        "  group decode: no log of its jobs has a line",
-        "  plan: the log is empty or does not exist",
-        "    no log",
+        "  group decode: nothing in the logs of its jobs",
         "  shard 00001: full disk",
         f"    {tmp_path}/1",
+        "  table gap: nothing in its log since this call began",
+        f"    {tmp_path}/old.log",
         "  train A6: fvlm train: the loss is nan",
         f"    {tmp_path}/a.log; newest checkpoint: step 200",
         "  train A7: Killed",

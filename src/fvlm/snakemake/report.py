@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from fvlm.snakemake.process import is_target
 from fvlm.snakemake.study import StudyOfRules
 from fvlm.study.plan import plan_text
 
+BEGUN = time.time()  # of this snakemake, which imports the module first
 PRINT_IT_THEMSELVES = ("plan", "preflight", "calibrate")
 
 
@@ -95,18 +97,24 @@ def _failures(study: StudyOfRules, job) -> list[str]:
     """Return what a failed job reports; of a group only the members that have written something to their logs."""
     if not job.is_group():
         return [_failure(study, job)]
-    members = [member for member in job if any(last_lines(log, 1) for log in member.log)]
-    return [_failure(study, member) for member in members] or [f"  group {job.name}: no log of its jobs has a line"]
+    members = [member for member in job if _last_line(member)]
+    return [_failure(study, member) for member in members] or [f"  group {job.name}: nothing in the logs of its jobs"]
 
 
 def _failure(study: StudyOfRules, job) -> str:
-    log = next(iter(job.log), "no log")
-    line = "".join(last_lines(log, 1)) or "the log is empty or does not exist"
-    text = f"  {' '.join([job.rule.name, *job.wildcards])}: {line}\n    {log}"
+    line = _last_line(job) or "nothing in its log since this call began"
+    text = f"  {' '.join([job.rule.name, *job.wildcards])}: {line}\n    {job.log[0]}"
     if job.rule.name == "train":
         checkpoint = newest_checkpoint(Path(study.folder) / "runs" / job.wildcards.run / "state")
         text += f"; newest checkpoint: step {checkpoint[0]}" if checkpoint else "; no checkpoint yet"
     return text
+
+
+def _last_line(job) -> str:
+    """Return the last line of a job's log; empty if the job died before it wrote, as when Slurm does not accept it."""
+    log = Path(job.log[0])  # each rule has one
+    is_new = log.exists() and log.stat().st_mtime > BEGUN
+    return "".join(last_lines(log, 1)) if is_new else ""
 
 
 def _is_silent(quiet: Collection[Quietness] | None) -> bool:
