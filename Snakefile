@@ -15,7 +15,14 @@ ORIGIN = package["find_package"](workflow)  # as pip installs it
 from fvlm.analysis import catalog
 from fvlm.snakemake.module import call_handlers, with_prefix
 from fvlm.snakemake.process import prepare_process
-from fvlm.snakemake.report import announce, captions, make_report, start, targets
+from fvlm.snakemake.report import (
+    announce,
+    captions,
+    make_report,
+    report_failures,
+    start,
+    targets,
+)
 from fvlm.snakemake.study import load_default_study, open_study
 
 load_default_study(workflow)
@@ -32,7 +39,7 @@ RUNS = STUDY.runs
 SOURCES = STUDY.sources
 ALL = workflow.modifier.avail_rulename("all")  # its name if this is a module
 
-prepare_process(workflow, lambda: announce(STUDY))
+prepare_process(workflow, lambda: announce(STUDY, workflow))
 
 
 report: "workflow/report/workflow.rst"
@@ -67,6 +74,10 @@ onstart:
 
 onsuccess:
     make_report(STUDY, workflow, ALL)
+
+
+onerror:
+    report_failures(STUDY, workflow)
 
 
 call_handlers(workflow)

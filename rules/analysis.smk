@@ -39,9 +39,9 @@ rule table:
         caption=lambda wildcards: CAPTIONS[f"{wildcards.table}_table"],
         comparisons=STUDY.table_comparisons,
     shell:
-        "python -m fvlm table {wildcards.table}"
-        + STUDY.option
-        + "--tables {params.folder:q} --out {output:q} 2> {log:q}"
+        STUDY.command(
+            "table {wildcards.table} --tables {params.folder:q} --out {output:q} 2> {log:q}"
+        )
 
 
 # What the report opens with. Its words are read back when the report is made.
@@ -102,7 +102,7 @@ rule figure:
         caption=lambda wildcards: CAPTIONS[wildcards.figure],
         comparisons=STUDY.figure_comparisons,
     shell:
-        "python -m fvlm figure {wildcards.figure}"
-        + STUDY.option
-        + "--tables {params.results:q}/tables"
-        " --attention {input.attention:q} --out-dir {params.folder:q} 2> {log:q}"
+        STUDY.command(
+            "figure {wildcards.figure} --tables {params.results:q}/tables --attention {input.attention:q}"
+            " --out-dir {params.folder:q} 2> {log:q}"
+        )

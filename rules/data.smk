@@ -89,10 +89,9 @@ rule index:
         prompt=lambda w: SOURCES[w.source].prompt,
         max_reject=lambda w: SOURCES[w.source].max_reject,
     shell:
-        "python -m fvlm index {wildcards.source}"
-        + STUDY.option
-        + "--processes {threads}"
-        " --out {output.index:q} 2> {log:q}"
+        STUDY.command(
+            "index {wildcards.source} --processes {threads} --out {output.index:q} 2> {log:q}"
+        )
 
 
 rule ledger:
@@ -111,6 +110,6 @@ rule ledger:
     conda:
         "../envs/decode.yaml"
     shell:
-        "python -m fvlm ledger --of-study"
-        + STUDY.option
-        + "--out {output.ledger:q} --table {output.table:q} 2> {log:q}"
+        STUDY.command(
+            "ledger --of-study --out {output.ledger:q} --table {output.table:q} 2> {log:q}"
+        )

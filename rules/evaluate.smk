@@ -18,9 +18,7 @@ rule evaluate:
     params:
         samples=STUDY.settings.evaluation.samples,
     shell:
-        "python -m fvlm evaluate {wildcards.run}"
-        + STUDY.option
-        + "--out {output:q} 2> {log:q}"
+        STUDY.command("evaluate {wildcards.run} --out {output:q} 2> {log:q}")
 
 
 rule attention:
@@ -40,6 +38,4 @@ rule attention:
     params:
         videos=STUDY.settings.evaluation.attention_videos,
     shell:
-        "python -m fvlm attention {wildcards.run}"
-        + STUDY.option
-        + "--out {output:q} 2> {log:q}"
+        STUDY.command("attention {wildcards.run} --out {output:q} 2> {log:q}")

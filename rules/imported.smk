@@ -14,6 +14,4 @@ rule import_results:
         folder=f"{R}/tables",
         architectures=STUDY.imported_architectures,
     shell:
-        "python -m fvlm import"
-        + STUDY.option
-        + "--out-dir {params.folder:q} -- {input:q} 2> {log:q}"
+        STUDY.command("import --out-dir {params.folder:q} -- {input:q} 2> {log:q}")

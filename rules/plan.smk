@@ -15,9 +15,7 @@ rule plan_files:
     params:
         plan=STUDY.plan_digest,
     shell:
-        "python -m fvlm plan"
-        + STUDY.option
-        + '--out "$(dirname {output.text:q})" > {log:q} 2>&1'
+        STUDY.command('plan --out "$(dirname {output.text:q})" > {log:q} 2>&1')
 
 
 # No output, so that it prints the plan every time.
@@ -45,7 +43,7 @@ rule preflight:
         gpu_model=STUDY.resources.largest_gpu_model,
         constraint=STUDY.resources.largest_gpu_constraint,
     shell:
-        "python -m fvlm preflight" + STUDY.option + "2>&1 | tee {log:q}"
+        STUDY.command("preflight 2>&1 | tee {log:q}")
 
 
 rule calibrate:
@@ -59,4 +57,4 @@ rule calibrate:
         gpu_model=STUDY.resources.largest_gpu_model,
         constraint=STUDY.resources.largest_gpu_constraint,
     shell:
-        "python -m fvlm calibrate" + STUDY.option + "2>&1 | tee {log:q}"
+        STUDY.command("calibrate 2>&1 | tee {log:q}")

@@ -28,6 +28,4 @@ rule data_report:
     params:
         settings=STUDY.data_report_digest,
     shell:
-        "python -m fvlm data-report"
-        + STUDY.option
-        + '--out "$(dirname {output.page:q})" 2> {log:q}'
+        STUDY.command('data-report --out "$(dirname {output.page:q})" 2> {log:q}')

@@ -14,8 +14,7 @@ rule train:
         run=f"{R}/runs/{{run}}/model/run.json",
     log:
         f"{R}/logs/train/{{run}}.log",
-    wildcard_constraints:
-        run=STUDY.pattern(stages=False),
+    priority: STUDY.resources.priority
     conda:
         "../envs/train.yaml"
     threads: STUDY.resources.threads
@@ -29,15 +28,9 @@ rule train:
     params:
         digest=lambda w: RUNS[w.run].digest,
     shell:
+        # Snakemake deletes the log of a job before it starts it again. A second name in state/ keeps all parts of the log.
+        'kept="$(dirname {output.summary:q})/state/train.log"; mkdir -p "${{kept%/*}}"; : >> "$kept";'
+        ' ln -f "$kept" {log:q} || ln -fs "$(realpath "$kept")" {log:q};'
         # bash and tee ignore the signals that stop a training, which still has to save and to report it
-        "trap '' TERM USR1; python -m fvlm train {wildcards.run}"
-        + STUDY.option
-        + "--digest {params.digest}"
-        ' --out "$(dirname {output.summary:q})" 2>&1 | tee -i {log:q}'
-
-
-# The stages wait for each other, so they start first.
-use rule train as train_stage with:
-    wildcard_constraints:
-        run=STUDY.pattern(stages=True),
-    priority: 50
+        f" trap '' TERM USR1; {STUDY.command('train')} {{wildcards.run}} --digest {{params.digest}}"
+        ' --out "$(dirname {output.summary:q})" 2>&1 | tee -ia {log:q}'

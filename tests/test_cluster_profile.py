@@ -20,10 +20,9 @@ def requests_of(output: str, rule: str) -> list[dict[str, str]]:
 def test_a_run_gets_the_smallest_gpu_that_it_fits(workflow):
     workflow.edit(PROFILE, "  # - gpu_models='a100:40 h100:80'", "  - gpu_models='l40:48 h100:80 a100:40'")
     output = workflow.run("all", "preflight", "calibrate", *DRY)
-    stages, trainings = requests_of(output, "train_stage"), requests_of(output, "train")
-    assert {job["gpu_model"] for job in stages} == {"a100"} and {job["gpu"] for job in stages} == {"1"}
-    assert {job["gpu_model"] for job in trainings} == {"a100", "h100"}
-    assert all("--signal=USR1@" in job["slurm_extra"] for job in (*stages, *trainings))
+    trainings = requests_of(output, "train")
+    assert {job["gpu_model"] for job in trainings} == {"a100", "h100"} and {job["gpu"] for job in trainings} == {"1"}
+    assert all("--signal=USR1@" in job["slurm_extra"] for job in trainings)
     assert "gpu" not in requests_of(output, "ledger")[0]
     for rule in ("preflight", "calibrate"):  # they go where the largest run will go
         (job,) = requests_of(output, rule)
@@ -46,7 +45,7 @@ def test_a_training_on_several_nodes_is_one_job_of_several_tasks(workflow):
     workflow.edit(
         "config/paper.yaml", "study: paper", "study: paper\nbaseline: {operation.gpus: 4, operation.nodes: 2}"
     )
-    job = requests_of(workflow.run(*DRY), "train_stage")[0]
+    job = requests_of(workflow.run(*DRY), "train")[0]
     assert {name: job[name] for name in ("gpu", "nodes", "tasks", "mpi")} == {
         "gpu": "8", "nodes": "2", "tasks": "2", "mpi": "srun"
     }  # fmt: skip

@@ -120,6 +120,21 @@ def test_a_mistake_is_one_sentence_with_its_place_and_remedy(folder, mistake):
     assert [fact for fact in expected if fact not in message] == [], message
 
 
+@pytest.mark.parametrize("key, nearest", [
+    ("ablation", "ablations"), ("baselin", "baseline"), ("stage", "stages"), ("scalin", "scaling"), ("seed", "seeds"),
+    ("onyl", "only"), ("base_on", "based_on"), ("result", "results"), ("comparison", "comparisons"),
+])  # fmt: skip
+def test_a_hint_knows_every_key_of_a_study(folder, key, nearest):
+    with pytest.raises(UserError, match=f"unknown key '{key}', did you mean '{nearest}'"):
+        load(folder, **{key: {}})
+
+
+def test_a_study_does_not_set_its_runs(folder):
+    with pytest.raises(UserError, match="'demo': unknown key 'runs'") as error:
+        load(folder, runs=1)
+    assert "'runs'?" not in str(error.value)
+
+
 def test_a_missing_file_is_named(folder):
     (folder / "smoke.yaml").write_text("study: mine\nresults: r\nbased_on: nowhere.yaml\n")
     with pytest.raises(UserError, match=r"config/nowhere\.yaml: no such file"):

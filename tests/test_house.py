@@ -50,8 +50,9 @@ def pins() -> dict[str, Requirement]:
 
 def commands(text: str) -> list[str]:
     """Return the lines of all code blocks that start with a command."""
-    blocks = re.findall(r"```(?:bash|sh|console)?\n(.*?)```", text, re.DOTALL)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    shown = [block for language, block in blocks if language in ("", "bash", "sh", "console")]
+    lines = [line.split("  #")[0].strip() for block in shown for line in block.splitlines()]
     return [line for line in lines if re.match(r"(\w+=\S+ )*(make|snakemake|fvlm|python)\b", line)]
 
 
@@ -150,7 +151,7 @@ def commands_in(environment: str) -> set[str]:
     for path in sorted((ROOT / "rules").glob("*.smk")):
         for rule in re.split(r"^(?:use )?rule ", path.read_text(), flags=re.MULTILINE):
             if f"envs/{environment}.yaml" in rule:
-                result |= set(re.findall(r"python -m fvlm ([\w-]+)", rule))
+                result |= set(re.findall(r"(?:python -m fvlm |STUDY\.command\(\s*[\"'])([\w-]+)", rule))
     return result
 
 
@@ -238,7 +239,7 @@ def test_code_in_rules_is_found(code):
 def test_settings_of_rules_are_no_code():
     text = """
 include: "imported.smk" if STUDY.finished else "collect.smk"
-use rule train as train_stage with:
+use rule train as other with:
     params:
         digest=lambda w: RUNS[w.run].digest,
         gpu=lambda w: min(1, RUNS[w.run].operation.gpus),

@@ -93,7 +93,7 @@ def wait_until_ready(folder: Path, process: subprocess.Popen, ranks: int = 2) ->
 @pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 2)])
 def test_a_signal_reaches_the_training_through_shell_and_tee(number, ranks, tmp_path):
     """The shell line of the Snakemake rule: all its processes get the signal, and its status is the training's."""
-    line = f"set -euo pipefail; trap '' TERM USR1; {launch(tmp_path, ranks)} 2>&1 | tee -i log"
+    line = f"set -euo pipefail; trap '' TERM USR1; {launch(tmp_path, ranks)} 2>&1 | tee -ia log"
     shell = start(tmp_path, f"{line} > /dev/null")
     wait_until_ready(tmp_path, shell, ranks)
     os.killpg(shell.pid, number)

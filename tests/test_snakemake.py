@@ -11,13 +11,15 @@ from types import SimpleNamespace
 
 import pytest
 from snakemake.exceptions import WorkflowError
+from snakemake.iocontainers import ResourceList, Wildcards
 from snakemake.scheduling.job_scheduler import JobScheduler
+from snakemake.settings.enums import Quietness
 
 from fvlm.config.resolve import study_of
 from fvlm.config.study_file import merged, read_yaml
-from fvlm.snakemake import memory, slurm
-from fvlm.snakemake.process import answer_signals_in_a_thread, drop_stale_locks, is_alone, is_target
-from fvlm.snakemake.report import announce, make_report
+from fvlm.snakemake import memory, report, slurm
+from fvlm.snakemake.process import answer_signals_in_a_thread, drop_stale_locks, ends_of, is_alone, is_target
+from fvlm.snakemake.report import announce, make_report, report_failures
 from fvlm.snakemake.resources import Resources
 from fvlm.snakemake.study import StudyOfRules, open_study
 from tests.config_cases import CONFIG, load
@@ -29,10 +31,16 @@ def of(**names: str) -> SimpleNamespace:
     return SimpleNamespace(**names)
 
 
-def of_snakemake(snakefile: Path, files: list[str]) -> SimpleNamespace:
+def of_snakemake(
+    snakefile: Path = Path("Snakefile"), files: tuple[str, ...] = (), quiet: Quietness | None = None, failed: tuple = ()
+) -> SimpleNamespace:
     """Snakemake's object of a workflow, as far as the report needs it."""
-    settings = SimpleNamespace(configfiles=files, config={}, replace_workflow_config=False)
-    return SimpleNamespace(main_snakefile=str(snakefile), config_settings=settings)
+    return SimpleNamespace(
+        main_snakefile=str(snakefile),
+        config_settings=SimpleNamespace(configfiles=files, config={}, replace_workflow_config=False),
+        output_settings=SimpleNamespace(quiet=quiet and {quiet}),
+        scheduler=SimpleNamespace(failed=failed),
+    )
 
 
 @pytest.fixture
@@ -55,8 +63,9 @@ def test_jobs_get_exactly_the_study_that_was_parsed(opened, tmp_path):
     results = str(tmp_path / "it's mine")
     study = opened(baseline={"train.seed": 7}, results=results)
     memory.MEMORIES[Path(results)].begin()
-    name, file = shlex.split(study.option)
-    assert name == "--study"
+    *_, option, run = shlex.split(study.command("train A1"))
+    file = option.removeprefix("--study=")
+    assert run == "A1"
     assert study_of(SimpleNamespace(study=[file])) == study.settings
     later = open_study({"study": "smoke", "results": results}, [], {}, main=False)  # in a job, after an edit
     assert later.settings == study.settings
@@ -197,6 +206,11 @@ def test_a_run_on_a_cpu_requests_no_kind_of_gpu():
     assert Resources(runs, ["gpu_models='tiny:0.001'"]).gpu_model(of(run="stage1")) is None
 
 
+def test_stages_start_first():
+    resources = Resources(load(CONFIG, "smoke.yaml").runs, [])
+    assert [resources.priority(of(run=run)) for run in ("stage1", "dpo", "baseline", "S-C1-F")] == [50, 50, 0, 0]
+
+
 def test_several_nodes_start_a_task_on_each():
     runs = load(CONFIG, "paper.yaml", baseline={"operation.gpus": 4, "operation.nodes": 2}).runs
     resources, run = Resources(runs, []), of(run="stage1")
@@ -259,10 +273,14 @@ def test_a_signal_is_answered_while_the_main_thread_holds_the_lock(monkeypatch):
 
 def test_the_plan_is_announced_unless_it_is_the_target(opened, monkeypatch, capsys):
     study = opened()
-    announce(study)
+    announce(study, of_snakemake())
     assert "27 runs" in capsys.readouterr().err
+    announce(study, of_snakemake(quiet=Quietness.RULES))
+    assert "27 runs" in capsys.readouterr().err
+    announce(study, of_snakemake(quiet=Quietness.ALL))
+    assert capsys.readouterr() == ("", "")
     monkeypatch.setattr(sys, "argv", ["snakemake", "plan"])
-    announce(study)
+    announce(study, of_snakemake())
     assert capsys.readouterr() == ("", "")
 
 
@@ -278,8 +296,87 @@ def test_a_report_that_fails_names_its_log(workflow, monkeypatch):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).touch()
     with pytest.raises(WorkflowError, match=r"results/smoke/report\.html.*results/smoke/logs/report\.log"):
-        make_report(study, of_snakemake(workflow.folder / "Snakefile", files=["nowhere.yaml"]), "all")
+        make_report(study, of_snakemake(workflow.folder / "Snakefile", files=("nowhere.yaml",)), "all")
     assert "nowhere.yaml" in Path("results/smoke/logs/report.log").read_text()
+
+
+# --- failures ---
+
+
+class Failed(SimpleNamespace):
+    """A failed job as the report sees it."""
+
+    def __init__(self, rule: str, log: Path, **wildcards: str):
+        rule, values = SimpleNamespace(name=rule), Wildcards(fromdict=wildcards)
+        super().__init__(rule=rule, wildcards=values, log=[str(log)], is_group=lambda: False)
+
+
+class FailedGroup(list):
+    name = "decode"
+
+    def is_group(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def log(tmp_path):
+    """Writes a log and returns its path."""
+
+    def write(name: str, text: str) -> Path:
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+def test_failed_jobs_are_listed_with_their_last_lines(opened, tmp_path, log, capsys):
+    (tmp_path / "runs/A6/state").mkdir(parents=True)
+    for step in (100, 200):
+        (tmp_path / f"runs/A6/state/step_{step:08d}.pt").touch()
+    failed = [
+        Failed("train", log("a.log", "step 1\nfvlm train: the loss is nan\n\n"), run="A6"),
+        Failed("train", log("b.log", "Killed"), run="A7"),
+        Failed("figure", tmp_path / "none.log", figure="gap"),
+        Failed("table", log("old.log", "ValueError: of an earlier call"), table="gap"),
+        FailedGroup(
+            [Failed("shard", log("0", ""), shard="00000"), Failed("shard", log("1", "full disk"), shard="00001")]
+        ),
+        FailedGroup([Failed("shard", log("2", ""), shard="00002")]),
+    ]
+    os.utime(tmp_path / "old.log", (report.BEGUN - 1, report.BEGUN - 1))
+    report_failures(opened(results=str(tmp_path)), of_snakemake(quiet=Quietness.RULES, failed=failed))
+    assert capsys.readouterr().err.splitlines() == [
+        "",
+        "Failed jobs (6), each with the last line of its log:",
+        "  figure gap: nothing in its log since this call began",
+        f"    {tmp_path}/none.log",
+        "  group decode: nothing in the logs of its jobs",
+        "  shard 00001: full disk",
+        f"    {tmp_path}/1",
+        "  table gap: nothing in its log since this call began",
+        f"    {tmp_path}/old.log",
+        "  train A6: fvlm train: the loss is nan",
+        f"    {tmp_path}/a.log; newest checkpoint: step 200",
+        "  train A7: Killed",
+        f"    {tmp_path}/b.log; no checkpoint yet",
+        "The same command goes on: finished files stay, and trainings resume from their checkpoints (see fvlm status).",
+    ]
+
+
+def test_a_stopped_call_says_how_to_go_on_and_a_quiet_one_nothing(opened, capsys):
+    report_failures(opened(), of_snakemake())
+    assert capsys.readouterr().err.startswith("\nStopped.\nThe same command goes on")
+    report_failures(opened(), of_snakemake(quiet=Quietness.ALL))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_long_log_is_shown_from_its_end(tmp_path, log):
+    long = log("long", "".join(f"line {i}\n\n" for i in range(50_000)))
+    assert list(ends_of([str(tmp_path / "none"), str(long)])) == [
+        f"Log {tmp_path}/none is empty or does not exist.",
+        f"Last lines of {long}:",
+        *(f"    line {i}" for i in range(49_980, 50_000)),
+    ]
 
 
 # --- Slurm; tests/slurm has a real one ---
@@ -318,6 +415,22 @@ def test_a_snakemake_waits_for_the_shards_of_an_earlier_one(squeue, monkeypatch,
     slurm.wait_while(lambda comment, number: comment.startswith("rule_decode_"), "waiting for {}")
     assert capsys.readouterr().err == "waiting for 7\n"
     assert len((squeue.parent / "asked").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "priority", "extra", "expected"),
+    [
+        ("train", 0, "--signal=USR1@300", "--signal=USR1@300 --nice=100"),
+        ("train", 0, None, "--nice=100"),
+        ("train", 0, "--nice=7", "--nice=7"),
+        ("train", 50, "--signal=USR1@300", "--signal=USR1@300"),
+        ("evaluate", 0, None, None),
+    ],
+)
+def test_a_training_lets_the_stages_go_first(name, priority, extra, expected):
+    job = SimpleNamespace(name=name, priority=priority, resources=ResourceList(fromdict={"slurm_extra": extra}))
+    slurm.go_behind_stages(job)
+    assert job.resources.get("slurm_extra") == expected
 
 
 def test_jobs_of_one_working_directory_have_one_name(tmp_path, monkeypatch):

@@ -90,6 +90,20 @@ def test_a_run_whose_process_is_gone_has_failed_with_the_error_in_its_log(begun)
         assert (state_of(begun).state, state_of(begun).note) == (state, error)
 
 
+def test_an_error_of_an_earlier_part_is_not_reported(begun):
+    log, lock = begun / "logs/train/baseline.log", begun / "runs/baseline/state/lock"
+    log.parent.mkdir(parents=True)
+    log.write_text(
+        "fvlm train: the loss is nan\n--- 2026-11-29 20:04:31  training of baseline: its newest checkpoint\n"
+    )
+    assert "its process is gone" in state_of(begun).note
+    log.write_text("fvlm train: the loss is nan\n")
+    assert state_of(begun).note == "the loss is nan"
+    later = log.stat().st_mtime + 1
+    os.utime(lock, (later, later))  # started since then, but not by Snakemake
+    assert "its process is gone" in state_of(begun).note
+
+
 def test_a_run_on_another_machine_is_judged_by_the_age_of_its_files(begun):
     (begun / "runs/baseline/state/lock").write_text("process 1 on node17")
     assert state_of(begun).state == "running" and state_of(begun).note == "on node17"

@@ -106,7 +106,7 @@ def test_a_finished_run_answers_about_a_video(smoke):
 @pytest.mark.workflow
 def test_finished_results_are_drawn_without_training(smoke):
     options = (*SMOKE, "--config", "results_from=results/smoke/runs")
-    assert not set(smoke.planned("figures", *options)) & {"train", "train_stage", "evaluate", "shard", "corpus"}
+    assert not set(smoke.planned("figures", *options)) & {"train", "evaluate", "shard", "corpus"}
     smoke.run("results/smoke/imported/figures/factorial.png", *options)
     own, imported = (smoke.folder / "results/smoke" / folder for folder in ("tables", "imported/tables"))
     for name in ("runs", "validation_curves", "training_curves"):
@@ -273,7 +273,7 @@ def test_the_paper_study_expands_without_its_data(workflow):
     output = workflow.run("-n", "--configfile", "config/paper.yaml")
     planned = output.split("Job stats:")[1]
     counts = {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)\s*$", planned, re.MULTILINE)}
-    assert counts["train"] + counts["train_stage"] == 46
+    assert counts["train"] == 46
     assert "1.7B-C4-B" in output and "training FLOPs" in output
 
 

@@ -8,6 +8,8 @@ import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+LOG_END = 20_000  # bytes that are read from the end of a log, which can be long
+
 
 def write_beside(path: Path | str, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file in the same folder, flush it to disk and rename it to `path`.
@@ -35,6 +37,17 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def last_lines(path: Path | str, count: int) -> list[str]:
+    """Return at most `count` lines from the end of a log, without empty lines; none if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_END))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.strip()][-count:]
 
 
 def sweep(folder: Path) -> None:

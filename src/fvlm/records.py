@@ -46,6 +46,12 @@ class MetricsLog:
         return [json.loads(line) for line in self.path.read_text().splitlines()]
 
 
+def newest_checkpoint(state: Path) -> tuple[int, Path] | None:
+    """Return the step and the path of the newest checkpoint in the folder state/ of a run, None if there is none."""
+    found = [path for path in state.glob("step_*.pt") if path.stem[5:].isdecimal()]
+    return max(((int(path.stem[5:]), path) for path in found), default=None)
+
+
 def write_csv(path: Path, records: list[dict]) -> None:
     """Write all records as one table. Its columns are the fields of all records, in order of appearance."""
     columns = list(dict.fromkeys(key for record in records for key in record))

@@ -39,7 +39,7 @@ def write_profile(folder: Path, **extra) -> None:
     profile["default-resources"] = ["slurm_partition=small", kinds, "mem_mb=700", "runtime=20"]
     for rule, resources in profile["set-resources"].items():
         resources |= {"mem_mb": 700 if rule in ("corpus", "shard", "index") else 1500, "runtime": 20}
-        resources |= {"slurm_partition": "gpu"} if rule.startswith("train") else {}
+        resources |= {"slurm_partition": "gpu"} if rule == "train" else {}
     profile |= {
         "cores": 2,
         "set-threads": ["corpus=2"],

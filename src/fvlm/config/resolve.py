@@ -38,6 +38,7 @@ def load_study(config: dict, *beside: Path | str) -> Study:
     raises      UserError for the first mistake, with file, field and remedy
     """
     config = complete(config, beside)
+    _refuse_unknown(config)
     for section in (*CHANGES, "sources", "only", "seeds", "comparisons"):
         if not isinstance(config.get(section, {}), dict):
             raise UserError(
@@ -95,6 +96,14 @@ def _results_from(value: object, where: str) -> list[str]:
             "them as '[A, B]'; leave it out to train the study"
         )
     return names
+
+
+def _refuse_unknown(config: dict) -> None:
+    """Raise UserError for a key that no study has. `runs` is made from the sections, so a study does not set it."""
+    known = sorted({*CHANGES, "based_on", *Study.model_fields} - {"runs"})
+    for key in config:
+        if key not in known and key != COMPLETE:
+            raise UserError(f"study {config.get('study', '?')!r}: unknown key {key!r}, {suggest(str(key), known)}")
 
 
 def _validated(schema: type[BaseModel], content: dict, where: str) -> Any:

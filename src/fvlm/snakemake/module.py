@@ -33,10 +33,10 @@ def with_prefix(workflow, config: dict) -> dict:
 
 
 def call_handlers(workflow) -> None:
-    """Call onstart and onsuccess of this Snakefile in a module too, where Snakemake does not call them."""
+    """Call onstart, onsuccess and onerror of this Snakefile in a module too, where Snakemake does not call them."""
     if workflow.modifier.is_main_snakefile() or not is_whole(workflow):
         return
-    for name in ("_onstart", "_onsuccess"):
+    for name in ("_onstart", "_onsuccess", "_onerror"):
         setattr(workflow, name, _both(getattr(workflow, name), workflow.globals[name[1:]]))
 
 

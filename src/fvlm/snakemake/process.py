@@ -7,16 +7,19 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
+from snakemake import logging
 from snakemake.scheduling.job_scheduler import JobScheduler
 
+from fvlm.files import last_lines
 from fvlm.snakemake.module import is_whole
 
 SLURM_PLUGIN = "snakemake_executor_plugin_slurm"
 ALIVE = Path(".snakemake/alive")  # a file that a snakemake at work in this directory holds locked
+SHOWN = 20  # lines of the log of a failed job
 
 
 def prepare_process(workflow, announce: Callable[[], None]) -> None:
@@ -38,6 +41,7 @@ def _prepare_to_work() -> None:
     if is_alone():
         drop_stale_locks()
     answer_signals_in_a_thread()
+    logging.show_logs = ends_of  # for `show-failed-logs`; Snakemake would print all of a training's log
     if importlib.util.find_spec(SLURM_PLUGIN):
         from fvlm.snakemake.slurm import follow_earlier_jobs
 
@@ -85,3 +89,11 @@ def answer_signals_in_a_thread() -> None:
         threading.Thread(target=exit_gracefully, args=(self, *args), daemon=True).start()
 
     JobScheduler.exit_gracefully = in_a_thread
+
+
+def ends_of(logs: Iterable[str]) -> Iterator[str]:
+    """Yield the last lines of each log of a failed job, as Snakemake prints them."""
+    for log in logs:
+        lines = last_lines(log, SHOWN)
+        yield f"Last lines of {log}:" if lines else f"Log {log} is empty or does not exist."
+        yield from (f"    {line}" for line in lines)

@@ -1,28 +1,33 @@
-"""What a study prints before its first job, and the report after its last."""
+"""What a study prints before its first job and after its last, and its report."""
 
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 from snakemake.exceptions import WorkflowError
+from snakemake.settings.enums import Quietness
 
 from fvlm.analysis import catalog
 from fvlm.config.changes import runs_to_train_again
+from fvlm.files import last_lines
+from fvlm.records import newest_checkpoint
 from fvlm.snakemake.package import OF_JOBS, refuse_missing, uses_conda
 from fvlm.snakemake.process import is_target
 from fvlm.snakemake.study import StudyOfRules
 from fvlm.study.plan import plan_text
 
+BEGUN = time.time()  # of this snakemake, which imports the module first
 PRINT_IT_THEMSELVES = ("plan", "preflight", "calibrate")
 
 
-def announce(study: StudyOfRules) -> None:
-    """Print the plan, or which finished results are drawn."""
-    if any(is_target(name) for name in PRINT_IT_THEMSELVES):
+def announce(study: StudyOfRules, workflow) -> None:
+    """Print the plan, or which finished results are drawn; with --quiet all nothing."""
+    if _is_silent(workflow) or any(is_target(name) for name in PRINT_IT_THEMSELVES):
         return
     finished = ", ".join(study.settings.results_from)
     text = f"tables and figures of {finished}; nothing is trained" if finished else plan_text(study.settings)
@@ -32,7 +37,7 @@ def announce(study: StudyOfRules) -> None:
 
 def start(study: StudyOfRules, workflow, source: str) -> None:
     """Print the plan and refuse to start without the Python packages of the jobs, which pip installs from `source`."""
-    announce(study)
+    announce(study, workflow)
     if not (uses_conda(workflow) or study.settings.results_from or is_target("plan")):
         refuse_missing(OF_JOBS, (source,))
 
@@ -76,6 +81,8 @@ def make_report(study: StudyOfRules, workflow, target: str) -> None:
             done = subprocess.run(command, stdout=output, stderr=output)
         if done.returncode:
             raise WorkflowError(f"{page} could not be made, see {log}; the next snakemake tries again")
+    if _is_silent(workflow):
+        return
     lines = [f"\nreport   {page}", f"answers  {study.decisions[0]}"]
     lines += [f"figure   {path}" for path in study.headline]
     print(*lines, sep="\n", file=sys.stderr)
@@ -89,3 +96,48 @@ def _same_workflow(workflow) -> list[str]:
     changes = [f"{key}={json.dumps(value)}" for key, value in settings.config.items()]
     arguments += ["--config", *changes] if changes else []
     return arguments + (["--replace-workflow-config"] if settings.replace_workflow_config else [])
+
+
+def report_failures(study: StudyOfRules, workflow) -> None:
+    """Print which jobs failed, the last line of each one's log, and what the next call does.
+
+    Snakemake's scheduler lists the jobs that failed in their last try. Its events and its log file also hold tries that
+    were repeated, and lack jobs whose outputs were refused.
+    """
+    if _is_silent(workflow):
+        return
+    lines = sorted(line for job in workflow.scheduler.failed for line in _failures(study, job))
+    head = f"Failed jobs ({len(lines)}), each with the last line of its log:" if lines else "Stopped."
+    print(
+        f"\n{head}", *lines,
+        "The same command goes on: finished files stay, and trainings resume from their checkpoints (see fvlm status).",
+        sep="\n", file=sys.stderr, flush=True,
+    )  # fmt: skip
+
+
+def _failures(study: StudyOfRules, job) -> list[str]:
+    """Return what a failed job reports; of a group only the members that have written something to their logs."""
+    if not job.is_group():
+        return [_failure(study, job)]
+    members = [member for member in job if _last_line(member)]
+    return [_failure(study, member) for member in members] or [f"  group {job.name}: nothing in the logs of its jobs"]
+
+
+def _failure(study: StudyOfRules, job) -> str:
+    line = _last_line(job) or "nothing in its log since this call began"
+    text = f"  {' '.join([job.rule.name, *job.wildcards])}: {line}\n    {job.log[0]}"
+    if job.rule.name.endswith("train"):  # a module may add a prefix
+        checkpoint = newest_checkpoint(Path(study.folder) / "runs" / job.wildcards.run / "state")
+        text += f"; newest checkpoint: step {checkpoint[0]}" if checkpoint else "; no checkpoint yet"
+    return text
+
+
+def _last_line(job) -> str:
+    """Return the last line of a job's log; empty if the job died before it wrote, as when Slurm does not accept it."""
+    log = Path(job.log[0])  # each rule has one
+    is_new = log.exists() and log.stat().st_mtime > BEGUN
+    return "".join(last_lines(log, 1)) if is_new else ""
+
+
+def _is_silent(workflow) -> bool:
+    return Quietness.ALL in (workflow.output_settings.quiet or ())

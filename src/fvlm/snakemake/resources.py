@@ -6,6 +6,7 @@ from fvlm.costs.memory import GB, predicted_bytes
 from fvlm.errors import UserError
 
 KINDS = ("gpu_models", "gpu_constraints")  # default-resources that list a cluster's kinds of GPU as NAME:GB
+STAGES_FIRST = 50  # priority of a stage; that of all other jobs is 0
 
 
 class Resources:
@@ -28,6 +29,10 @@ class Resources:
         """CPU cores of a training: those of all its processes on one node."""
         operation = self.runs[wildcards.run].operation
         return operation.threads * operation.ranks_per_node
+
+    def priority(self, wildcards) -> int:
+        """Stages wait for each other, so they start before all other jobs that are ready."""
+        return STAGES_FIRST if self.runs[wildcards.run].family == "stage" else 0
 
     def gpus(self, wildcards) -> int:
         """GPUs of a training, on all its nodes."""

@@ -1,4 +1,4 @@
-"""Jobs of an earlier snakemake in Slurm's queue, which the plugin does not handle.
+"""What the plugin for Slurm does not handle: jobs of an earlier snakemake in the queue, and stages that go first.
 
 A snakemake that was killed leaves its jobs alive. The next one must neither submit them again nor repeat what they have
 finished. Only the process that submits imports this module; it extends a class of one version of the plugin.
@@ -17,6 +17,7 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
 SECONDS_BETWEEN_QUERIES = 5
+NICE = 100  # points that Slurm subtracts from a job's priority
 
 
 def follow_earlier_jobs() -> None:
@@ -59,6 +60,16 @@ def wait_while(selected: Callable[[str, str], bool], message: str) -> None:
         time.sleep(SECONDS_BETWEEN_QUERIES)
 
 
+def go_behind_stages(job) -> None:
+    """Let Slurm start the stages before a training that is none.
+
+    Without this, a stage waits for all trainings in the queue, since it is submitted when its parent has finished.
+    """
+    extra = job.resources.get("slurm_extra") or ""
+    if job.name == "train" and not job.priority and "--nice" not in extra:
+        job.resources.slurm_extra = f"{extra} --nice={NICE}".strip()
+
+
 class FollowingExecutor(Executor):
     """The plugin's executor, which also follows the jobs of an earlier snakemake."""
 
@@ -71,6 +82,7 @@ class FollowingExecutor(Executor):
     def run_jobs(self, jobs):
         new = [job for job in jobs if not self.follow(job)]
         for job in new:
+            go_behind_stages(job)
             for member in job if job.is_group() else [job]:
                 self.record(member)
         super().run_jobs(new)

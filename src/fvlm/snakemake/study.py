@@ -75,15 +75,18 @@ class StudyOfRules:
 
     settings   the resolved study
     folder     where its results go; those made of finished results (`results_from`) go into a folder of their own
-    option     names the saved study in the command of a rule
     """
 
     def __init__(self, settings: Study, resources: Resources):
         self.settings, self.resources = settings, resources
         self.runs, self.sources = settings.runs, settings.sources
         self.folder = f"{settings.results}/imported" if settings.results_from else settings.results
-        self.option = f" --study {shlex.quote(f'{self.folder}/{STUDY}')} "
         self._shards = cache(self._find_shards)
+
+    def command(self, command: str) -> str:
+        """Return a rule's command `NAME ...` of fvlm with the study that was saved for the jobs."""
+        name, _, arguments = command.partition(" ")
+        return f"python -m fvlm {name} --study={shlex.quote(f'{self.folder}/{STUDY}')} {arguments}"
 
     # --- targets ---
 

@@ -23,6 +23,8 @@ from fvlm.config.schema import Run, Study
 from fvlm.costs.amounts import Amounts, amounts_of
 from fvlm.costs.speed import hours_of, read_calibration, speed_of
 from fvlm.errors import UserError
+from fvlm.files import last_lines
+from fvlm.records import newest_checkpoint
 from fvlm.study.plan import hours, number
 
 RECENT = 50  # logged steps that the speed is averaged over
@@ -209,10 +211,10 @@ def _cost(run: Run, study: Study, spent: float) -> float | None:
 
 
 def _add_checkpoint(status: Status, state: Path) -> None:
-    newest = max((path for path in state.glob("step_*.pt") if path.stem[5:].isdecimal()), default=None)
-    age = None if newest is None else _age(newest)
+    step, path = newest_checkpoint(state) or (None, None)
+    age = None if path is None else _age(path)
     if age is not None:
-        status.checkpoint, status.checkpoint_age_s = int(newest.stem[5:]), age
+        status.checkpoint, status.checkpoint_age_s = step, age
 
 
 def _usual_silence(status: Status, run: Run, amounts: Amounts | None, records: list[dict]) -> float:
@@ -229,7 +231,7 @@ def _state_and_note(state: Path, lock_text: str, quiet: float, log: Path) -> tup
     host = match[1] if match else "a machine that its lock does not name"
     here = host == socket.gethostname() or (match is None and is_held(lock))
     if here and not is_held(lock):
-        error = _last_error(log) or "its process is gone; the same command resumes from the last checkpoint"
+        error = _last_error(log, lock) or "its process is gone; the same command resumes from the last checkpoint"
         return "stopped" if error.startswith("stopped") else "failed", error
     files = [lock, state / "metrics.jsonl", state / "validation.jsonl", *state.glob("step_*.pt")]
     age = min((age for path in files if (age := _age(path)) is not None), default=math.inf)
@@ -250,13 +252,17 @@ def is_held(path: Path) -> bool:
     return False
 
 
-def _last_error(log: Path) -> str:
-    """Return the error in the last line of a training's log, or an empty text."""
+def _last_error(log: Path, lock: Path) -> str:
+    """Return the error in the last line of a training's log, or an empty text.
+
+    lock    written at each start: an older log belongs to an earlier part of the training
+    """
     try:
-        lines = (_read(log) or "")[-20_000:].rstrip().splitlines()
+        if log.stat().st_mtime < lock.stat().st_mtime:
+            return ""
     except OSError:
         return ""
-    last = lines[-1] if lines else ""
+    last = "".join(last_lines(log, 1))
     return last.removeprefix("fvlm train: ") if re.match(r"fvlm train: |\w*(Error|Exception)\b", last) else ""
 
 

@@ -4,11 +4,14 @@ Signals (fvlm.train.signals) are handled from the beginning on. In a Slurm job, 
 puts the job back into the queue.
 """
 
+import sys
+import time
 from pathlib import Path
 
 from fvlm.config.resolve import add_study_arguments, study_of
 from fvlm.config.schema import Run
 from fvlm.errors import Stopped, UserError
+from fvlm.records import newest_checkpoint
 from fvlm.train.launch import command_of, launched, requeue_this_job, run_to_end
 from fvlm.train.signals import REQUEUE, StopRequest
 
@@ -28,6 +31,8 @@ def main(args) -> int:
             raise UserError(f"no run {args.run!r} in study {study.study!r}; `fvlm plan` lists them")
         run = study.runs[args.run]
         folder = args.out or Path(study.results) / "runs" / run.name
+        if not launched():
+            print(_heading(run, folder / "state"), file=sys.stderr, flush=True)
         if args.digest and args.digest != run.digest:
             raise UserError(
                 f"the configuration of run {run.name!r} changed since Snakemake planned it (digest {run.digest}, "
@@ -43,6 +48,13 @@ def main(args) -> int:
             if stopped.status == REQUEUE and not launched():
                 requeue_this_job(f"{run.name}: stopped {stopped}")
             raise
+
+
+def _heading(run: Run, state: Path) -> str:
+    """Return the first line of this part of the log; a log holds all parts of its training."""
+    checkpoint = newest_checkpoint(state)
+    start = f"its newest checkpoint is of step {checkpoint[0]}" if checkpoint else "it begins, there is no checkpoint"
+    return f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}  training of {run.name}: {start}"
 
 
 def _start_ranks(run: Run, args) -> int:
