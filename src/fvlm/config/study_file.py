@@ -4,6 +4,7 @@ A complete study (`complete`) holds all of that in one mapping. Snakemake saves 
 read that file, so that they get exactly what was parsed. No torch, no pandas: Snakemake imports this.
 """
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,13 @@ OWN = Path(__file__).resolve().parents[3] / "config"  # of the workflow that thi
 def read_yaml(path: Path) -> dict:
     """Return a YAML file's mapping; raise UserError if the file is missing or damaged, or is no mapping."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)  # JSON: 100 times faster
     except FileNotFoundError as error:
         raise UserError(
             f"{path}: no such file; run the command in the folder that holds config/, or name a study: --study FILE"
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: this is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping of keys to values, found {type(content).__name__}")
