@@ -13,13 +13,15 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
+# On a terminal one panel with bars; elsewhere a line per finished job.
+LOOK := $(shell test -t 2 && echo --logger rich || echo --quiet rules reason host)
 SNAKEFILES := Snakefile workflow/Snakefile $(sort $(wildcard rules/*.smk))
 OLD_PYTHON := needs Python 3.11 or newer, but $(PYTHON) is %d.%d; name another one: make PYTHON=python3.12 ...
 
 .PHONY: demo test test-slurm lint lock schemas clean
 
 demo: $(VENV)/package.stamp
-	$(RUN) snakemake --cores $(CORES)
+	$(RUN) snakemake --cores $(CORES) $(LOOK)
 
 test: $(VENV)/package.stamp
 	$(RUN) python -m pytest $(ARGS)

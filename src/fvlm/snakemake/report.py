@@ -19,19 +19,23 @@ from fvlm.records import newest_checkpoint
 from fvlm.snakemake.package import OF_JOBS, refuse_missing, uses_conda
 from fvlm.snakemake.process import is_target
 from fvlm.snakemake.study import StudyOfRules
-from fvlm.study.plan import plan_text
+from fvlm.study.plan import plan_rows, totals
 
 BEGUN = time.time()  # of this snakemake, which imports the module first
 PRINT_IT_THEMSELVES = ("plan", "preflight", "calibrate")
 
 
 def announce(study: StudyOfRules, workflow) -> None:
-    """Print the plan, or which finished results are drawn; with --quiet all nothing."""
+    """Print the plan's totals, or which finished results are drawn; with --quiet all nothing."""
     if _is_silent(workflow) or any(is_target(name) for name in PRINT_IT_THEMSELVES):
         return
     finished = ", ".join(study.settings.results_from)
-    text = f"tables and figures of {finished}; nothing is trained" if finished else plan_text(study.settings)
-    lines = [text] if finished else [text, *runs_to_train_again(study.settings)]
+    if finished:
+        lines = [f"tables and figures of {finished}; nothing is trained"]
+    else:
+        settings = study.settings
+        lines = [f"study {settings.study}, results in {study.folder}", *totals(settings, plan_rows(settings))]
+        lines += ["each run's share: `fvlm plan`, or plan.csv of the results", *runs_to_train_again(settings)]
     print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
