@@ -8,6 +8,7 @@ import torch
 
 from fvlm.costs import speed
 from fvlm.costs.amounts import amounts_of
+from fvlm.costs.limits import check_tokenizer
 from fvlm.errors import UserError
 from fvlm.study import plan
 from fvlm.study.calibrate import main as calibrate
@@ -38,6 +39,29 @@ def test_planned_tokens_are_those_of_a_real_run(prepared, tmp_path):
 def test_a_pooled_model_reads_sixteen_tokens_a_frame_and_a_blind_one_none():
     baseline, pooled, blind = (only(name)["visual_tokens"] for name in ("baseline", "B1", "B0"))
     assert pooled == pytest.approx(16 * baseline, rel=1e-6) and blind == 0
+
+
+# --- tokenizer ---
+
+
+@pytest.mark.parametrize(
+    ("model", "added", "entries"),
+    [
+        ({"type": "BPE", "vocab": {"a": 0, "b": 700}}, [], 701),
+        ({"type": "BPE", "vocab": {"a": 0}}, [{"id": 600, "content": "<x>"}], 601),
+        ({"type": "Unigram", "vocab": [["a", 0.0]] * 513}, [], 513),
+        ({"type": "BPE", "vocab": {"a": 0, "b": 511}}, [], None),  # ids with holes are fine
+        ({"type": "Unigram", "vocab": [["a", 0.0]] * 20}, [{"id": 20, "content": "<x>"}], None),
+    ],
+)
+def test_a_tokenizer_with_ids_that_have_no_embedding_is_refused(tmp_path, model, added, entries):
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": model, "added_tokens": added}))
+    study = load(CONFIG, "smoke.yaml", tokenizer={"weights": str(tmp_path)}, results=str(tmp_path / "results"))
+    if entries is None:
+        check_tokenizer(study)
+    else:
+        with pytest.raises(UserError, match=rf"'stage1'.*tokenizer\.json has {entries} entries.*512 embeddings"):
+            check_tokenizer(study)
 
 
 # --- speed, hours, cost ---

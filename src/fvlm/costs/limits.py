@@ -1,6 +1,9 @@
 """Checks before the first job of a study: enough data, and runs that fit the GPU."""
 
+import json
 import math
+from collections.abc import Iterable
+from pathlib import Path
 
 from fvlm.config.schema import Run, Study
 from fvlm.costs.amounts import Stream, planned_samples, streams
@@ -81,3 +84,36 @@ def _remedy(run: Run, memory_gb: float) -> str:
         return ""
     changes = " and ".join(f"operation.{name} to {str(value).lower()}" for name, value in settings.items())
     return f"{'lower' if set(settings) <= {'micro_frames', 'micro_tokens'} else 'set'} {changes}, or "
+
+
+def check_tokenizer(study: Study, runs: Iterable[Run] | None = None) -> None:
+    """Raise UserError if the tokenizer has ids for which a language model has no embedding.
+
+    A smaller tokenizer is fine. One that is not on this disk yet, such as a hub name, is checked once it is there.
+
+    runs    those to check; None: all of the study
+    """
+    folders = [Path(study.results) / "tokenizer", *([Path(study.tokenizer.weights)] if study.tokenizer.weights else [])]
+    file = next((folder / "tokenizer.json" for folder in folders if (folder / "tokenizer.json").is_file()), None)
+    if file is None:
+        return
+    entries = _entries(file)
+    for run in study.runs.values() if runs is None else runs:
+        rows = run.model.language.vocabulary
+        if entries > rows:
+            raise UserError(
+                f"run {run.name!r}: the tokenizer {file} has {entries} entries, but model.language "
+                f"{run.model.language.name} has {rows} embeddings; use the tokenizer that belongs to the model "
+                "(tokenizer: in the study)"
+            )
+
+
+def _entries(file: Path) -> int:
+    """The largest id of a tokenizer and one; 0 if the file is no tokenizer, which its readers report."""
+    try:
+        content = json.loads(file.read_bytes())
+        vocabulary = content["model"]["vocab"]
+        ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else range(len(vocabulary))  # Unigram: a list
+        return 1 + max([*ids, *(token["id"] for token in content.get("added_tokens") or [])])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0

@@ -17,7 +17,7 @@ from fvlm.analysis.finished import check_results
 from fvlm.config.resolve import DEFAULT_STUDY, load_study
 from fvlm.config.schema import Source, Study
 from fvlm.config.study_file import OWN, complete, typed
-from fvlm.costs.limits import check_data, check_memory
+from fvlm.costs.limits import check_data, check_memory, check_tokenizer
 from fvlm.costs.speed import calibration_path, read_calibration
 from fvlm.data import sources
 from fvlm.errors import UserError
@@ -56,6 +56,7 @@ def open_study(config: dict, files: list, changes: dict, default_resources=None,
         if not study.results_from and not is_target("preflight"):  # preflight reports all mistakes at once
             check_data(study)
             check_memory(study)
+            check_tokenizer(study)
         resources = Resources(study.runs, default_resources.args if default_resources else [])
     except UserError as error:
         raise WorkflowError(str(error)) from error

@@ -11,7 +11,7 @@ from fvlm.config.resolve import add_study_arguments, study_of
 from fvlm.config.schema import Study
 from fvlm.costs.amounts import amounts_of
 from fvlm.costs.flops import parameters
-from fvlm.costs.limits import check_data, check_memory, check_sources
+from fvlm.costs.limits import check_data, check_memory, check_sources, check_tokenizer
 from fvlm.costs.memory import GB, predicted_bytes
 from fvlm.costs.speed import calibration_path, hours_of, peak_tflops, read_calibration, speed_of
 from fvlm.data.sources import sample_count
@@ -167,4 +167,5 @@ def main(args) -> int:
         write_beside(args.out / "plan.txt", lambda beside: beside.write_text(text + "\n"))
     check_data(study)
     check_memory(study)
+    check_tokenizer(study)
     return 0

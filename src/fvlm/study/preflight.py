@@ -13,7 +13,7 @@ from pathlib import Path
 from fvlm.analysis.finished import check_results
 from fvlm.config.resolve import add_study_arguments, study_of
 from fvlm.config.schema import Study
-from fvlm.costs.limits import check_data, check_memory
+from fvlm.costs.limits import check_data, check_memory, check_tokenizer
 from fvlm.files import write_beside
 from fvlm.study import check_data as data
 from fvlm.study import check_machine as machine
@@ -66,6 +66,7 @@ def planned(study: Study, scratch: Path) -> dict:
     checks = {
         "enough samples": partial(_passed, check_data, study, "no run needs more samples than its sources have"),
         "GPU memory": partial(_passed, check_memory, study, "every run fits, as predicted"),
+        "tokenizer": partial(_passed, check_tokenizer, study, "every language model has an embedding for each entry"),
         "finished results": partial(_passed, check_results, study, "all files in results_from are valid"),
         "disk": partial(machine.disk, study),
         "file locks": partial(machine.file_lock, scratch),

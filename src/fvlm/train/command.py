@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fvlm.config.resolve import add_study_arguments, study_of
 from fvlm.config.schema import Run
+from fvlm.costs.limits import check_tokenizer
 from fvlm.errors import Stopped, UserError
 from fvlm.records import newest_checkpoint
 from fvlm.train.launch import command_of, launched, requeue_this_job, run_to_end
@@ -38,6 +39,7 @@ def main(args) -> int:
                 f"the configuration of run {run.name!r} changed since Snakemake planned it (digest {run.digest}, "
                 f"planned {args.digest}); start snakemake again"
             )
+        check_tokenizer(study, [run])
         if run.operation.total_ranks > 1 and not launched():
             return _start_ranks(run, args)
         from fvlm.train.training import train_here  # imports torch, which the process that starts ranks does not need
