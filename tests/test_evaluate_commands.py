@@ -21,9 +21,11 @@ from fvlm.config.schema import Run
 from fvlm.data.shards.text import encode_chat, load_tokenizer, question_length
 from fvlm.errors import UserError
 from fvlm.evaluate import losses
-from fvlm.evaluate.caption import prompt_batch
+from fvlm.evaluate.answer import prompt_batch
+from fvlm.evaluate.caption import shown_like
 from fvlm.evaluate.load import load_run
 from fvlm.evaluate.maps import attention_maps, fixed_videos
+from fvlm.evaluate.read import read_run
 from fvlm.model.build import build_model
 from fvlm.train.ranks import Ranks
 from fvlm.train.watch import Watch
@@ -31,6 +33,7 @@ from tests.conftest import ROOT
 from tests.decode_cases import X264, write
 from tests.evaluate_cases import finished, finished_study, has_frames, make_chats, make_held_out, model_of, run_of
 from tests.model_cases import language_states, visual_tokens
+from tests.train_cases import study_in, trained
 
 CPU = torch.device("cpu")
 NO_AUTOCAST = torch.autocast("cpu", enabled=False)
@@ -277,7 +280,9 @@ def test_a_caption_is_the_repeated_argmax_of_full_forward_passes(data, tmp_path,
     main(["caption", str(picture), str(video), "--run", str(folder), "--question", QUESTION, "--tokens", "6", *options])
     printed = capsys.readouterr().out
     for file, frames in ((picture, run.data.static_frames), (video, 3)):
-        batch = prompt_batch(file, prompt, run.data.static_frames, question if share > 0.5 else 0)
+        batch = prompt_batch(
+            file, prompt, run.data.static_frames, question if share > 0.5 else 0, still=file == picture
+        )
         assert batch.frame_counts.tolist() == [frames]
         answer = by_argmax(model, batch, 6, mode or "autoregressive")
         assert len(set(answer)) > 3 and f"{file}: {tokenizer.decode(answer).strip()}\n" in printed
@@ -292,6 +297,48 @@ def test_a_caption_in_an_unknown_mode_or_of_no_video_is_refused(study, picture, 
     assert main(["caption", str(study.with_name(file)), "--run", str(folder), *options]) == 2
     error = capsys.readouterr().err
     assert all(fact in error for fact in facts), error
+
+
+def shown(kind: str, crop: bool, prompt: str) -> dict:
+    return {"kind": kind, "crop": crop, "prompt": prompt}
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected", "warned"),
+    [
+        ("video", shown("video", False, "Describe."), ["squashed", "clips"]),
+        ("image", shown("image", True, "What?"), []),
+    ],
+)
+def test_a_file_is_shown_as_the_sources_of_its_kind(capsys, kind, expected, warned):
+    sources = {
+        "chat": shown("text", True, "Say."), "films": shown("video", False, "Describe."),
+        "pictures": shown("image", True, "What?"), "clips": shown("video", True, "Tell."),
+    }  # fmt: skip
+    assert shown_like(sources, kind, "A6") == expected
+    error = capsys.readouterr().err
+    assert all(word in error for word in warned) and bool(error) == bool(warned)
+    assert shown_like({"films": sources["films"]}, "image", "A6") == sources["films"]
+    assert shown_like({}, kind, "A6") == {}
+
+
+def test_a_run_saves_how_its_sources_show_their_samples(prepared, tmp_path):
+    folder, _, _ = trained(prepared, tmp_path)
+    run, sources = read_run(folder)
+    study = study_in(prepared)
+    assert run == study.runs[run.name] and set(sources) == set(run.data.sources)
+    assert all(entry["crop"] is True and entry["prompt"] == study.sources[n].prompt for n, entry in sources.items())
+
+
+@pytest.mark.parametrize("command", ["evaluate", "attention", "caption"])
+def test_a_wrong_path_is_reported_without_torch(tmp_path, command):
+    arguments = ["x.mp4", "--run", str(tmp_path)] if command == "caption" else ["nowhere", "--out", "x"]
+    code = (
+        "import sys; from fvlm.__main__ import main; status = main(sys.argv[1:]); print(status, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, command, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "2 False\n", done
+    assert "Traceback" not in done.stderr
 
 
 # --- runs that cannot be read ---

@@ -55,7 +55,7 @@ GROUPS = {
         "tokenizer": ("fvlm.data.shards.text", "train the demo's byte-level BPE tokenizer, or copy a pretrained one"),
         "index": ("fvlm.data.shards.index", "index a source's shards: byte offsets, frame counts, text lengths"),
         "ledger": ("fvlm.data.shards.ledger", "add up the ledgers of all shards"),
-        "evaluate": ("fvlm.evaluate.losses", "compute a finished run's held-out losses, by source and mode"),
+        "evaluate": ("fvlm.evaluate.command", "compute a finished run's held-out losses, by source and mode"),
         "attention": ("fvlm.evaluate.attention", "save a finished run's attention maps on fixed held-out videos"),
         "collect": ("fvlm.analysis.collect", "gather finished runs into one table"),
         "table": ("fvlm.analysis.tables", "make one table from the collected ones"),

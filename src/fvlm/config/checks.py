@@ -85,6 +85,11 @@ def check_study(study: Study) -> None:
         _check_source_exists(name, study, f"study {study.study!r}: prepare")
     for source in study.sources.values():
         _check_held_out(source, study)
+        if source.reader == "shards" and not source.crop:
+            raise UserError(
+                f"config/sources.yaml: source {source.name!r}: crop is false, but the frames of finished shards "
+                "(reader: shards) are not cut any more; remove `crop`, or say so where the shards are made"
+            )
         for place in filter(None, (source.path, source.table)):
             if len(place.splitlines()) > 1 or place.endswith("\n"):
                 raise UserError(

@@ -309,6 +309,11 @@ class Study(Strict):
         partners = {self.sources[name].held_out for name in used}
         return [name for name in self.sources if name in used | partners]
 
+    def shown_to(self, run: Run) -> dict[str, dict]:
+        """How the sources of a run show their samples: source -> {"kind", "crop", "prompt"}."""
+        sources = [self.sources[name] for name in run.data.sources]
+        return {source.name: source.model_dump(include={"kind", "crop", "prompt"}) for source in sources}
+
     @property
     def tokenizer_sources(self) -> list[str]:
         """Sources that a tokenizer is trained on: those of the stages, so that no ablation changes it."""

@@ -3,10 +3,8 @@
 from pathlib import Path
 
 from fvlm.config.resolve import add_study_arguments, study_of
-from fvlm.device import autocast
 from fvlm.errors import UserError
-from fvlm.evaluate.load import load_run
-from fvlm.evaluate.maps import attention_maps, fixed_videos, write_maps
+from fvlm.evaluate.read import read_run
 
 
 def add_arguments(parser) -> None:
@@ -17,12 +15,19 @@ def add_arguments(parser) -> None:
 
 def main(args) -> int:
     study = study_of(args)
-    run, model, device = load_run(Path(study.results) / "runs" / args.run)
+    folder = Path(study.results) / "runs" / args.run
+    run, _ = read_run(folder)
     if not run.model.variant.queries:
         raise UserError(
             f"run {run.name!r}: architecture {run.model.architecture} has no query, so there is no attention to show; "
             "name a foveated run"
         )
+    # These import torch, which takes seconds.
+    from fvlm.device import autocast
+    from fvlm.evaluate.load import load_run
+    from fvlm.evaluate.maps import attention_maps, fixed_videos, write_maps
+
+    run, model, device = load_run(folder)
     videos = fixed_videos(run, study, study.evaluation.attention_videos)
     if not len(videos):
         raise UserError(

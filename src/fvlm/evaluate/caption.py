@@ -1,19 +1,13 @@
 """`fvlm caption FILE --run results/runs/stage3`: caption a video, or answer a question about it."""
 
+import sys
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from fvlm.batch import Batch
-from fvlm.data.batches.loader import pack
-from fvlm.data.decode.media import IMAGE_SUFFIXES, MediaError
-from fvlm.data.decode.video import decode_image, decode_video
-from fvlm.data.shards.text import END, START, encode_prompt, load_tokenizer
-from fvlm.device import autocast
+from fvlm.data.decode.media import IMAGE_SUFFIXES
 from fvlm.errors import UserError
-from fvlm.evaluate.load import load_run
-from fvlm.model.generate import generate
+from fvlm.evaluate.read import read_run
+
+QUESTION = "Say what happens in the video."  # for a run that did not save the prompts of its sources
 
 
 def add_arguments(parser) -> None:
@@ -21,9 +15,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--run", required=True, type=Path, help="folder of a finished run, for example results/runs/stage3"
     )
-    parser.add_argument(
-        "--question", default="Say what happens in the video.", help="question or instruction (default: %(default)s)"
-    )
+    parser.add_argument("--question", help="question or instruction (default: the prompt that the run was trained on)")
     parser.add_argument("--tokens", type=int, default=60, help="longest answer, in tokens (default: %(default)s)")
     parser.add_argument(
         "--mode",
@@ -33,33 +25,38 @@ def add_arguments(parser) -> None:
 
 
 def main(args) -> int:
-    run, model, device = load_run(args.run)
-    tokenizer = load_tokenizer(args.run.parent.parent / "tokenizer")
-    mode = args.mode or run.model.variant.inference_mode
-    ids = encode_prompt(tokenizer, args.question)
-    question = 0
-    if run.data.question_first > 0.5:  # as in most of the run's training samples
-        question = int(np.flatnonzero(ids == tokenizer.token_to_id(START))[-1])  # all but the header of the answer
+    run, sources = read_run(args.run)
+    missing = [str(file) for file in args.files if not file.is_file()]
+    if missing:
+        raise UserError(f"{missing[0]}: no such file; expected a video or an image")
+    from fvlm.evaluate.answer import Answers  # imports torch, which takes seconds
+
+    answers = Answers(args.run, args.mode, args.tokens)
     for file in args.files:
-        batch = prompt_batch(file, ids, run.data.static_frames, question)
-        with torch.no_grad(), autocast(run, device):
-            answer = generate(model, batch.to(device), tokenizer.token_to_id(END), args.tokens, mode)
-        print(f"{file}: {tokenizer.decode(answer).strip()}")
+        still = file.suffix.lower() in IMAGE_SUFFIXES
+        shown = shown_like(sources, "image" if still else "video", run.name)
+        question = args.question or shown.get("prompt") or QUESTION
+        print(f"{file}: {answers.answer(file, question, still, shown.get('crop', True))}")
     return 0
 
 
-def prompt_batch(file: Path, ids: np.ndarray, static_frames: int, question: int) -> Batch:
-    """Return a batch of one sample: the frames of a file, and a prompt.
+def shown_like(sources: dict[str, dict], kind: str, run: str) -> dict:
+    """Return how the run's samples of this kind were shown, or of its other kinds if it has none of this one.
 
-    ids             (S,) tokens of the prompt, of which the first `question` stand before the frames
-    static_frames   visual positions of an image
-    raises          UserError if the file is no video or image that can be decoded
+    Its sources may differ; the first is taken, and named.
+
+    sources     source -> {"kind", "crop", "prompt"}; empty for a run of an earlier version
     """
-    still = file.suffix.lower() in IMAGE_SUFFIXES
-    try:
-        frames = (decode_image(file) if still else decode_video(file)).frames
-    except MediaError as error:
-        raise UserError(f"{file} cannot be decoded ({error.reason}: {error}); expected a video or an image") from error
-    positions = static_frames if still else len(frames)
-    sample = {"frames": frames, "positions": positions, "ids": ids, "mask": np.zeros(len(ids), dtype=bool)}
-    return pack([{**sample, "question": question, "key": file.name, "source": "yours"}])
+    frames = {name: entry for name, entry in sources.items() if entry["kind"] != "text"}
+    alike = {name: entry for name, entry in frames.items() if entry["kind"] == kind} or frames
+    if not alike:
+        return {}
+    first = next(iter(alike))
+    others = [name for name in alike if alike[name]["crop"] != alike[first]["crop"]]
+    if others:
+        way, other = ("cropped", "squashed") if alike[first]["crop"] else ("squashed", "cropped")
+        print(
+            f"{run}: frames are {way} as in source {first!r}; those of {', '.join(others)} were {other}",
+            file=sys.stderr,
+        )
+    return alike[first]

@@ -1,13 +1,12 @@
 """A finished run, loaded for inference from the configuration and the weights that it saved."""
 
-import json
 from pathlib import Path
 
 import torch
 
 from fvlm.config.schema import Run
 from fvlm.device import device_of
-from fvlm.errors import UserError
+from fvlm.evaluate.read import read_run
 from fvlm.model.build import build_model, load_weights
 from fvlm.model.foveated import VideoLanguageModel
 
@@ -19,18 +18,7 @@ def load_run(folder: Path | str) -> tuple[Run, VideoLanguageModel, torch.device]
     raises  UserError if the run is not finished, is of another version, or its weights are damaged
     """
     folder = Path(folder)
-    saved = folder / "model" / "run.json"
-    if not saved.is_file():
-        raise UserError(
-            f"{saved}: no such file, so {folder} is no finished run; train it first: snakemake --cores all "
-            f"{folder}/run_summary.json"
-        )
-    try:
-        run = Run.model_validate(json.loads(saved.read_text()))
-    except ValueError as error:
-        raise UserError(
-            f"{saved}: not a run of this version ({' '.join(str(error).split())[:200]}); train it again"
-        ) from error
+    run, _ = read_run(folder)
     # The run's own weights are loaded below, so the pretrained ones are not fetched.
     without_pretrained = run.model.model_copy(update={
         part: getattr(run.model, part).model_copy(update={"weights": None}) for part in ("encoder", "language")

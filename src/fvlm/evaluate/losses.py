@@ -1,4 +1,4 @@
-"""`fvlm evaluate RUN`: held-out losses of a finished run, per sample, mode and kind of frames.
+"""Held-out losses of a finished run, per sample, mode and kind of frames.
 
 Each sample is scored with its own frames in every mode, without frames (blind), and with the frames of another video.
 A model uses its frames if the loss with its own frames is clearly the lowest of the three. Only answers are scored,
@@ -17,7 +17,6 @@ import torch
 
 from fvlm import __version__
 from fvlm.batch import Batch
-from fvlm.config.resolve import add_study_arguments, study_of
 from fvlm.config.schema import Run, Study
 from fvlm.data.batches.loader import Steps, data_files, open_held_out
 from fvlm.data.batches.order import in_file_order
@@ -31,28 +30,20 @@ from fvlm.records import MetricsLog, write_csv
 BATCH = 8  # samples per forward pass
 
 
-def add_arguments(parser) -> None:
-    parser.add_argument("run", help="a finished run")
-    parser.add_argument("--out", required=True, type=Path, help="CSV with one row per sample, mode and kind of frames")
-    add_study_arguments(parser)
-
-
-def main(args) -> int:
-    study = study_of(args)
-    folder = Path(study.results) / "runs" / args.run
+def evaluate(folder: Path, study: Study, out: Path) -> None:
+    """Score a finished run and write the table, with one row per sample, mode and kind of frames."""
     run, model, device = load_run(folder)
     steps = held_out_samples(run, study)
     batches = batches_by_source(steps)
-    scored = Scored(args.out.with_suffix(".scored.jsonl"), identity(run, study, folder, steps, device))
+    scored = Scored(out.with_suffix(".scored.jsonl"), identity(run, study, folder, steps, device))
     if scored:
         print(f"{run.name}: {len(scored)} of {len(batches)} batches were scored before", file=sys.stderr, flush=True)
     with torch.no_grad(), autocast(run, device):
         for places, videos in batches[len(scored) :]:
             scored.append(score(run, model, steps.batch(places).to(device), study, videos))
             print(f"{run.name}: batch {len(scored)} of {len(batches)} scored", file=sys.stderr, flush=True)
-    write_csv(args.out, scored.rows)
+    write_csv(out, scored.rows)
     scored.delete()
-    return 0
 
 
 def identity(run: Run, study: Study, folder: Path, steps: Steps, device: torch.device) -> str:

@@ -15,6 +15,7 @@ from fvlm.config.schema import Run, Study
 from fvlm.costs.limits import check_run_memory
 from fvlm.device import device_of, gpu_of
 from fvlm.errors import Stopped
+from fvlm.evaluate.read import SOURCES
 from fvlm.files import write_json
 from fvlm.records import write_csv
 from fvlm.train.loop import Trainer
@@ -71,5 +72,6 @@ def _write_results(trainer: Trainer, folder: Path) -> None:
     write_csv(folder / "validation.csv", trainer.validations.records())
     best = trainer.path_of_best(trainer.best)
     write_weights(folder / "model/best.safetensors", lambda part: shutil.copyfile(best, part))
-    write_json(folder / "model/run.json", trainer.run.model_dump(mode="json"))
+    shown = {SOURCES: trainer.setup.study.shown_to(trainer.run)}
+    write_json(folder / "model/run.json", trainer.run.model_dump(mode="json") | shown)
     write_json(folder / "run_summary.json", summary_of(trainer))

@@ -1,0 +1,31 @@
+"""What a finished run saved about itself; read without torch, so that a wrong path is reported at once."""
+
+import json
+from pathlib import Path
+
+from fvlm.config.schema import Run
+from fvlm.errors import UserError
+
+SOURCES = "sources"  # key of model/run.json beside the fields of the run: what `Study.shown_to` returns
+
+
+def read_run(folder: Path | str) -> tuple[Run, dict[str, dict]]:
+    """Return a finished run and how its sources showed their samples, source -> {"kind", "crop", "prompt"}.
+
+    folder  results/runs/NAME
+    raises  UserError if the run is not finished, or is of another version
+    """
+    saved = Path(folder) / "model" / "run.json"
+    if not saved.is_file():
+        raise UserError(
+            f"{saved}: no such file, so {folder} is no finished run; train it first: snakemake --cores all "
+            f"{folder}/run_summary.json"
+        )
+    try:
+        content = json.loads(saved.read_text())
+        sources = content.pop(SOURCES, {})  # runs of an earlier version do not have it
+        return Run.model_validate(content), sources
+    except (ValueError, AttributeError) as error:
+        raise UserError(
+            f"{saved}: not a run of this version ({' '.join(str(error).split())[:200]}); train it again"
+        ) from error
