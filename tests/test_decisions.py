@@ -338,7 +338,7 @@ def test_nothing_evaluated_still_gives_a_page(tmp_path):
     ],
 )
 def test_the_verdict_of_an_estimate_alone(estimate, confounded, verdict):
-    assert judge(estimate, confounded=confounded).word == verdict
+    assert judge(estimate, confounded=confounded)["verdict"] == verdict
 
 
 def test_a_setting_reads_back_as_yaml():

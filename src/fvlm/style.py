@@ -4,7 +4,7 @@ Solid line: fitted, or measured. Dashed line: extrapolated. Hollow marker: exclu
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import cycle
 
 import matplotlib
@@ -102,6 +102,23 @@ def legend_below(figure: Figure, ax: Axes, note: str, ncols: int = 3) -> None:
     figure.legend(
         *ax.get_legend_handles_labels(), loc="outside lower center", ncols=ncols, title=note, title_fontsize=8
     )
+
+
+def markers(sizes: Iterable[str]) -> dict[str, str]:
+    """Size -> marker, in the order given."""
+    return {size: MARKERS[i % len(MARKERS)] for i, size in enumerate(dict.fromkeys(sizes))}
+
+
+def legend_of_grid(
+    ax: Axes, architectures: Iterable[str], sizes: dict[str, str], fits: dict[str, str] | None = None, **options
+) -> None:
+    """Colours for architectures, with the words of their fits; markers for sizes."""
+    for name in architectures:
+        ax.plot([], [], color=ARCHITECTURE[name], lw=2, label=NAMES[name] + (fits or {}).get(name, ""))
+    for size, marker in sizes.items():
+        ax.plot([], [], color=GREY, marker=marker, ls="", label=size)
+    if options:
+        ax.legend(**options)
 
 
 def seeded(name: str, n_seeds: int) -> str:

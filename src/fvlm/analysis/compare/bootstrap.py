@@ -38,6 +38,11 @@ class Estimate:
     interval: str = NO_INTERVAL
     n_seeds: int = 0
 
+    def columns(self, value: str, prefix: str = "") -> dict:
+        """The columns of a table that hold it: `value`, low and high after `prefix`, interval, n_seeds."""
+        ends = {f"{prefix}low": self.low, f"{prefix}high": self.high}
+        return {value: self.value, **ends, "interval": self.interval, "n_seeds": self.n_seeds}
+
 
 class Replicates:
     """The bootstrap table: every row was resampled with the same draws, so that rows may be subtracted."""

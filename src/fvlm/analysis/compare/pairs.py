@@ -147,7 +147,7 @@ def read_samples(path: str, points: pd.DataFrame) -> pd.DataFrame:
     needed = ("run",) if by_run else ("architecture", "N")
     optional = ("source", "video") if by_run else ("group", "source", "video")
     as_named = argparse.Namespace(columns="", keep=[])
-    samples = read(path, as_named, (*needed, "key", "loss_sum", "tokens"), optional, positive=("tokens",))
+    samples = read(path, as_named, (*needed, "key", "loss_sum", "tokens"), optional)
     if "source" in samples:
         samples["key"] = samples["source"] + "/" + samples["key"]
     return samples

@@ -92,17 +92,9 @@ def differences(study: ComparedRuns, base: str, reference: str, kind: str) -> di
     quoted, measure = evaluated, "evaluation loss"
     if np.isnan(evaluated.value):
         quoted, measure = best, "best validation loss"
-    return {
-        "n_seeds": quoted.n_seeds,
-        "best_difference": best.value,
-        "final_difference": final.value,
-        "evaluation_difference": evaluated.value,
-        "difference": quoted.value,
-        "low": quoted.low,
-        "high": quoted.high,
-        "interval": quoted.interval,
-        "measure": measure,
-    }
+    all_three = {"best": best, "final": final, "evaluation": evaluated}
+    values = {f"{name}_difference": one.value for name, one in all_three.items()}
+    return {**values, **quoted.columns("difference"), "measure": measure}
 
 
 def paired(losses: dict[float, float], others: dict[float, float]) -> Estimate:
@@ -156,15 +148,9 @@ def ranked(last: pd.DataFrame, baseline: str, by: str) -> pd.DataFrame:
         row = {"run": run, "group": groups[run], "n_seeds": len(own)}
         for measure in MEASURES:
             gap = Estimate(0.0) if run == baseline else paired(_by_seed(own, measure), _by_seed(base, measure))
-            row |= {
-                f"{measure}_loss": mean(own, measure),
-                f"{measure}_difference": gap.value,
-                f"{measure}_low": gap.low,
-                f"{measure}_high": gap.high,
-                "interval": gap.interval,
-            }
+            row |= {f"{measure}_loss": mean(own, measure)} | gap.columns(f"{measure}_difference", f"{measure}_")
         row |= {name: mean(own, name) for name in ("best_step", "final_step", "samples")}
-        rows.append(row | {"warning": "; ".join(warnings(own, base))})
+        rows.append(row | {"n_seeds": len(own), "warning": "; ".join(warnings(own, base))})
     table = pd.DataFrame(rows)
     for measure in MEASURES:
         table[f"{measure}_rank"] = table[f"{measure}_loss"].rank(method="min").astype(int)

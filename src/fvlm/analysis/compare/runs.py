@@ -51,7 +51,7 @@ class ComparedRuns:
     """
 
     def __init__(self, runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame):
-        self.runs = runs.assign(base=runs["run"].map(base_name)).set_index("run", drop=False)
+        self.runs = runs.copy().assign(base=runs["run"].map(base_name)).set_index("run", drop=False)
         self._replicates = Replicates(bootstrap)
         keys = evaluation[["run", *Cell._fields]].itertuples(index=False, name=None)
         found = evaluation[["loss", "tokens"]].astype(float).itertuples(index=False, name=None)

@@ -6,11 +6,12 @@ order, a change of the mixture, a new shard. Across such a jump no power law in 
 
 import argparse
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.inputs import add_columns, plain, read_curves, write_result
+from fvlm.analysis.inputs import add_columns, finish, read_curves
 from fvlm.errors import UserError
 
 SIDE = 4  # evaluations on each side of a possible jump; a curve with fewer than twice as many is not judged
@@ -216,9 +217,7 @@ def main(args: argparse.Namespace) -> None:
     if table.empty:
         raise UserError(f"{args.curves}: no evaluation after the first sample; expected curves")
     content, curves = check_curves(table, args.tolerance)
-    if args.out:
-        write_result(args.curves, args.out, content)
-    print("\n".join(summary(plain(content), len(curves))))
+    finish(args.curves, args.out, content, partial(summary, runs=len(curves)))
 
 
 def summary(content: dict, runs: int) -> list[str]:

@@ -15,7 +15,7 @@ from fvlm import style
 from fvlm.analysis.fits.grid import grid_points
 from fvlm.analysis.fits.sums import DELTA, Estimate, PowerLaws, bootstrap, estimates
 from fvlm.analysis.plots.fits import LINE, notes_below
-from fvlm.style import BEYOND, GREY, MARKERS, NothingToDraw, counts, heading, panels
+from fvlm.style import BEYOND, GREY, NothingToDraw, counts, heading, panels
 
 NAMES = ("N", "D")
 PARAMETERS = {"E": "E (nats)", "alpha": "α", "beta": "β", "a": "a, of N* ∝ $C^a$"}
@@ -144,23 +144,20 @@ def residuals(runs: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     if table.empty:
         raise NothingToDraw(" ".join(refusals(found)))
     figure, axes = panels(3, height=3.3, sharey=True)
-    sizes = list(table.sort_values("N")["size"].drop_duplicates())
+    sizes = style.markers(table.sort_values("N")["size"])
     labels = {"N": "parameters N", "D": "training samples D", "C": "training FLOPs C"}
     for ax, (column, label) in zip(axes, labels.items(), strict=True):
         ax.axhspan(-DELTA, DELTA, color="#dddddd", lw=0, zorder=0)
         ax.axhline(0, color=GREY, lw=0.8)
         for (name, size), own in table.groupby(["architecture", "size"], sort=False):
-            marker, colour = MARKERS[sizes.index(size) % len(MARKERS)], style.ARCHITECTURE[name]
+            colour = style.ARCHITECTURE[name]
             fill = "white" if own["reason"].iloc[0] else colour
-            ax.plot(own[column], own["residual"], marker, color=colour, mfc=fill, ms=4.5)
+            ax.plot(own[column], own["residual"], sizes[size], color=colour, mfc=fill, ms=4.5)
         ax.set(xscale="log", xlabel=label)
         ax.margins(x=0.1)
         style.powers(ax) if column == "C" else counts(ax)
     axes[0].set_ylabel("log predicted / observed")
-    for name in found:
-        axes[0].plot([], [], color=style.ARCHITECTURE[name], lw=2, label=style.NAMES[name])
-    for i, size in enumerate(sizes):
-        axes[0].plot([], [], MARKERS[i % len(MARKERS)], color=GREY, label=size)
+    style.legend_of_grid(axes[0], found, sizes)
     axes[0].fill_between([], [], [], color="#dddddd", label=f"±{DELTA:g}: Huber's loss is quadratic")
     heading(figure, "Residuals of the joint fit")
     hollow = ["Hollow: parameters not identified."] if table["reason"].any() else []

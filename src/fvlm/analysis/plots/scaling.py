@@ -14,7 +14,7 @@ from fvlm.analysis.compare.bootstrap import bars_words
 from fvlm.analysis.fits.grid import grid_points, lowest_by_budget
 from fvlm.analysis.fits.scaling import STARVED
 from fvlm.analysis.fits.sums import bootstrap, fit_power_laws
-from fvlm.style import BEYOND, GREY, LOSS, MARKERS, NothingToDraw, dots, heading, panels
+from fvlm.style import BEYOND, GREY, LOSS, NothingToDraw, dots, heading, panels
 
 NOTE = 105  # letters in a line below an axis
 
@@ -27,17 +27,11 @@ def _points(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _markers(points: pd.DataFrame) -> dict[str, str]:
-    sizes = list(points.sort_values("N")["size"].drop_duplicates())
-    return {size: MARKERS[i % len(MARKERS)] for i, size in enumerate(sizes)}
+    return style.markers(points.sort_values("N")["size"])
 
 
 def _legend(ax: Axes, points: pd.DataFrame, fits: dict[str, str] | None = None, **options) -> None:
-    """Colours for architectures, markers for sizes."""
-    for name in points["architecture"].drop_duplicates():
-        ax.plot([], [], color=style.ARCHITECTURE[name], lw=2, label=style.NAMES[name] + (fits or {}).get(name, ""))
-    for size, marker in _markers(points).items():
-        ax.plot([], [], color=GREY, marker=marker, ls="", label=size)
-    ax.legend(**options)
+    style.legend_of_grid(ax, points["architecture"].drop_duplicates(), _markers(points), fits, **options)
 
 
 def loss_vs_flops(
@@ -137,8 +131,8 @@ def isoflop(runs: pd.DataFrame, isoflop: pd.DataFrame) -> tuple[Figure, pd.DataF
     figure, axes = panels(len(names), height=4.0, sharey=True)
     budgets = list(points.sort_values("C")["budget"].drop_duplicates())
     looks = {
-        budget: {"marker": MARKERS[i % len(MARKERS)], "ms": 4, "lw": 0.8, "alpha": 0.35 + 0.65 * (i + 1) / len(budgets)}
-        for i, budget in enumerate(budgets)
+        budget: {"marker": marker, "ms": 4, "lw": 0.8, "alpha": 0.35 + 0.65 * (i + 1) / len(budgets)}
+        for i, (budget, marker) in enumerate(style.markers(budgets).items())
     }
     reach = 0.25 * np.log(points["N"].max() / points["N"].min())  # of a parabola, in log N
     for ax, name in zip(axes, names, strict=True):
