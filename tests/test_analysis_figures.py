@@ -12,7 +12,7 @@ from fvlm.analysis.catalog import FIGURES
 from fvlm.analysis.files import read_tables
 from fvlm.analysis.fits.exponents import METHODS, exponents, grid_curves
 from fvlm.analysis.fits.slopes import log_band
-from fvlm.analysis.plots.captions import SENTENCES, as_rst, caption, number, span, spread
+from fvlm.analysis.plots.captions import SENTENCES, as_rst, caption, number, spread
 from fvlm.analysis.plots.joint import frontier, joint_fits
 from fvlm.analysis.tables import load
 from tests.analysis_cases import LAW
@@ -24,7 +24,6 @@ FORMS = {
     "rich": {},
     "sparse": {"sizes": {"135M": 1.4e8, "360M": 3.8e8}, "budgets": {"C1": 1e17, "C2": 3e17}},
     "one": {"sizes": {"135M": 1.4e8}, "budgets": {"C1": 1e17}, "letters": "F"},
-    "empty": {"sizes": {"135M": 1.4e8}, "budgets": {"C1": 1e17}},
 }
 A = LAW["b"] / (LAW["a"] + LAW["b"])  # of N_opt ~ C^a
 
@@ -35,8 +34,6 @@ def forms(tmp_path_factory) -> dict[str, tuple[Path, dict[str, pd.DataFrame]]]:
     found = {}
     for name, options in FORMS.items():
         tables = grid_tables(**options)
-        if name == "empty":
-            tables = {key: table.iloc[:0] for key, table in tables.items()}
         folder = tmp_path_factory.mktemp(name)
         write_tables(folder / "tables", tables)
         found[name] = (folder, tables)
@@ -62,7 +59,7 @@ def test_every_figure_is_drawn_from_any_study(forms, name, form):
     text = sentences(forms, form, name)
     nothing = list(table.columns) == ["reason"]
     assert text.startswith("Nothing to draw: ") == nothing
-    assert nothing if form == "empty" else (form != "rich" or not nothing)
+    assert form != "rich" or not nothing
     assert nothing or ("n = " in text and "nan" not in text)
 
 
@@ -141,14 +138,12 @@ def test_the_frontier_has_the_lowest_loss_at_its_compute(forms):
         expected = fits.loc[("parameters and samples", "multi_token", known), ["value", "low", "high"]]
         found = parameters.loc[("multi_token", name), ["value", "low", "high"]]
         assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
-        assert f"{name} {number(found['value'])} ({number(found['low'])} to" in sentences(forms, "rich", "contours")
 
 
 def test_contours_of_an_unidentified_fit_are_not_drawn(forms):
     table = drawn(forms, "sparse", "contours")
     assert set(table["what"]) == {"run", "parameter"}
     assert table.loc[table["what"] == "parameter", "value"].isna().all()
-    assert sentences(forms, "sparse", "contours").count("not identified") == 2
 
 
 def test_residuals_are_of_the_log_loss(forms):
@@ -173,7 +168,8 @@ def test_arrows_end_where_the_gaps_say(forms):
     inside = own[~own["at_foveated_extrapolates"]]
     read = np.interp(np.log(inside["n_foveated"]), np.log(own["n_baseline"]), own["loss_baseline"])
     assert inside["baseline_at_n_foveated"].to_numpy() == pytest.approx(read, rel=1e-4)
-    text = sentences(forms, "rich", "gap_arrows")
+    drawn(forms, "rich", "gap")
+    text = sentences(forms, "rich", "gap")
     assert f"raw gap: {spread(table['raw_percent'], ' %')}." in text
     assert f"({table['at_baseline_extrapolates'].sum()} of {len(table)} extrapolate)" in text
 
@@ -201,8 +197,6 @@ def test_every_choice_finds_the_exponent_of_the_law(forms):
     assert (own["low"] < own["value"]).all() and (own["value"] < own["high"]).all()
     shown = drawn(forms, "rich", "exponents")
     assert shown["value"].to_numpy() == pytest.approx(table["value"].to_numpy(), rel=1e-5, nan_ok=True)
-    text = f"N_opt, foveated: identified in 10 of 10 analyses, {span(own[own['architecture'] == 'foveated']['value'])}"
-    assert text in sentences(forms, "rich", "exponents")
 
 
 def test_a_long_reason_stays_within_the_figure(forms):
@@ -226,6 +220,5 @@ def test_numbers_have_three_digits(value, text):
     assert number(value) == text and number(0.5, sign=True) == "+0.5"
 
 
-def test_spans_and_special_characters():
-    assert span([2.0, 1.0, np.nan]) == "between 1 and 2" and span([3.0]) == "3"
+def test_special_characters_are_escaped():
     assert as_rst("N* of |x_1|") == "N\\* of \\|x\\_1\\|\n"

@@ -27,11 +27,16 @@ def cells_of(seeds, noise=0.002, named=True):
     return frames
 
 
+def effects_of(folder, *frames):
+    """What the command writes of curves."""
+    run("factorial", save(folder / "curves.csv", *frames), "--cells", CELLS, "--out", folder / "f.json")
+    return made(folder / "f.json")
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_effects_over_seeds_by_hand(tmp_path, named):
     frames = cells_of(3, named=named)
-    run("factorial", save(tmp_path / "curves.csv", *frames), "--cells", CELLS, "--out", tmp_path / "f.json")
-    found = made(tmp_path / "f.json")
+    found = effects_of(tmp_path, *frames)
     final = np.array([frame["val_loss"].iloc[-1] for frame in frames]).reshape(4, 3)
     depth = (final[0] - final[1] + final[2] - final[3]) / 2
     sure = ttest_rel(depth, np.zeros(3)).confidence_interval()
@@ -65,8 +70,7 @@ def test_other_seeds_in_each_cell_are_not_paired(tmp_path):
         for place, (name, loss) in enumerate((("baseline", 1.36), ("A1", 1.35), ("A6", 1.37), ("A7", 1.375)))
         for seed in range(2)
     ]
-    run("factorial", save(tmp_path / "curves.csv", *frames), "--cells", CELLS, "--out", tmp_path / "f.json")
-    found = made(tmp_path / "f.json")
+    found = effects_of(tmp_path, *frames)
     row = found["evaluations"]["final"]["effects"][1]
     assert "Welch" in found["method"] and row["low"] < row["estimate"] < row["high"]
     assert row["estimate"] == pytest.approx((1.36 + 1.35 - 1.37 - 1.375) / 2)

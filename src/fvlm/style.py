@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -134,6 +135,28 @@ def dots(
     x, y = (where, value) if up else (value, where)
     look = {"ms": 4.5, "color": colour, "capsize": 2, "lw": 1.2, "mfc": "white" if hollow else colour}
     ax.errorbar(x, y, **{"yerr" if up else "xerr": bars(low, value, high)}, fmt=marker, label=label, **look)
+
+
+def forest(
+    axes: Sequence[Axes], table: pd.DataFrame, by: str, looks: dict[str, tuple[str, str, str]],
+    columns: Sequence[tuple[str, str, str]], rows: pd.Series, apart: float = 0.0,
+) -> None:  # fmt: skip
+    """Values with their intervals, the groups of a table side by side in each row.
+
+    by       column with the name of the group; looks: group -> label, colour, marker, in the order drawn
+    columns  of each panel: value, low, high; all panels but the first are differences, with a line at zero
+    rows     place of each line of the table from the top; apart: distance of neighbouring groups
+    """
+    present = [name for name in looks if (table[by] == name).any()]
+    for i, name in enumerate(present):
+        own, (label, *look) = table[table[by] == name], looks[name]
+        y = rows[own.index] + apart * (i - (len(present) - 1) / 2)
+        for ax, ends in zip(axes, columns, strict=True):
+            value, low, high = (own[column] for column in ends)
+            if value.notna().any():
+                dots(ax, value, y, low, high, *look, label=label if ax is axes[0] else None)
+    for ax in axes[1:]:
+        ax.axvline(0, color=GREY, lw=1)
 
 
 def bands(axes: Sequence[Axes], labels: Sequence[str]) -> None:

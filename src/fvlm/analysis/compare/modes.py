@@ -6,7 +6,7 @@ import pandas as pd
 from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.compare.bootstrap import OVERALL, QUESTION_FIRST, VIDEO_FIRST, VISUAL, Cell, Estimate
 from fvlm.analysis.compare.gap import percent
-from fvlm.analysis.compare.runs import ComparedRuns, difference, scores_tokens, trained_mode
+from fvlm.analysis.compare.runs import EVALUATION, VALIDATION, ComparedRuns, difference, scores_tokens, trained_mode
 from fvlm.config.architectures import ARCHITECTURES
 from fvlm.config.comparisons import Comparisons
 
@@ -85,7 +85,7 @@ def _efficiency_row(study: ComparedRuns, base: str, comparisons: Comparisons, ev
         "loss": study.level(base).value if evaluated else members["best.val_loss"].mean(),
         **gap.columns("difference"),
         "n_seeds": gap.n_seeds or len(members),  # that the interval is over
-        "measure": "evaluation loss" if evaluated else "best validation loss",
+        "measure": EVALUATION if evaluated else VALIDATION,
         "flops_per_sample": (members["flops"] / members["samples"]).mean(),
         "samples": members["samples"].mean(),
         "data_differs": study.data_differs(first["run"], reference) if reference else "",
@@ -115,7 +115,7 @@ def _withheld_row(study: ComparedRuns, baseline: str) -> list[dict]:
             "loss": loss.value,
             **study.estimate([(baseline, blind), (baseline, OVERALL)], difference).columns("difference"),
             "n_seeds": loss.n_seeds,
-            "measure": "evaluation loss",
+            "measure": EVALUATION,
         }
     ]
 

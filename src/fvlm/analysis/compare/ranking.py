@@ -89,9 +89,7 @@ def differences(study: ComparedRuns, base: str, reference: str, kind: str) -> di
     evaluation, or of the best validation where there is none; over the seeds common to both."""
     evaluated = study.difference(base, reference, Cell(kind=kind))
     best, final = (study.validation_difference(base, reference, which) for which in ("best", "final"))
-    quoted, measure = evaluated, "evaluation loss"
-    if np.isnan(evaluated.value):
-        quoted, measure = best, "best validation loss"
+    quoted, measure = study.quoted(base, reference, Cell(kind=kind))
     all_three = {"best": best, "final": final, "evaluation": evaluated}
     values = {f"{name}_difference": one.value for name, one in all_three.items()}
     return {**values, **quoted.columns("difference"), "measure": measure}

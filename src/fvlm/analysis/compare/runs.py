@@ -12,6 +12,7 @@ from fvlm.config.architectures import ARCHITECTURES
 from fvlm.config.comparisons import Comparisons
 
 WITH_QUERIES = [name for name, architecture in ARCHITECTURES.items() if architecture.queries]
+EVALUATION, VALIDATION = "evaluation loss", "best validation loss"
 DATA_FIELDS = {  # a difference in one of these means that two runs saw different data
     "config.data.sources": "sources",
     "config.data.share": "mixture",
@@ -131,6 +132,13 @@ class ComparedRuns:
         """How far the evaluation loss of `base` lies above that of `other`."""
         return self.estimate([(base, cell), (other, cell)], difference)
 
+    def quoted(self, base: str, other: str, cell: Cell = OVERALL, level: float = LEVEL) -> tuple[Estimate, str]:
+        """The difference of the evaluation loss, or of the best validation loss if there is none; and which it is."""
+        evaluated = self.estimate([(base, cell), (other, cell)], difference, level)
+        if np.isfinite(evaluated.value):
+            return evaluated, EVALUATION
+        return self.validation_estimate([base, other], difference, level=level), VALIDATION
+
     def validation_difference(self, base: str, other: str, which: str = "best") -> Estimate:
         """How far the best or final validation loss of `base` lies above that of `other`; over seeds."""
         return self.validation_estimate([base, other], difference, which)
@@ -170,7 +178,7 @@ class ComparedRuns:
         return [
             word
             for word, names in self._data_fields().items()
-            if any(not _same(one.get(name), two.get(name)) for name in names)
+            if any(not same(one.get(name), two.get(name)) for name in names)
         ]
 
     def _data_fields(self) -> dict[str, list[str]]:
@@ -181,5 +189,5 @@ class ComparedRuns:
         }
 
 
-def _same(one, two) -> bool:
+def same(one, two) -> bool:
     return (pd.isna(one) and pd.isna(two)) or one == two

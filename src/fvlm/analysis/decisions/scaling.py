@@ -5,9 +5,9 @@ import pandas as pd
 
 from fvlm.analysis.compare.bootstrap import OVERALL, Estimate
 from fvlm.analysis.compare.gap import Budget, budgets_of, corrected, percent
-from fvlm.analysis.compare.runs import ComparedRuns
+from fvlm.analysis.compare.runs import EVALUATION, ComparedRuns
 from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, OPEN, judge, not_run, verdict
-from fvlm.analysis.decisions.wording import EVALUATION, EXPONENT, PERCENT, answered, interval_words, number, side, size
+from fvlm.analysis.decisions.wording import EXPONENT, PERCENT, answered, interval_words, number, side, size
 
 MINIMA = "iso-FLOP minima"  # the fit that an exponent is taken from
 OVER_BUDGETS = "t over iso-FLOP minima"

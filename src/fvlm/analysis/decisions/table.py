@@ -11,27 +11,15 @@ import numpy as np
 import pandas as pd
 
 from fvlm.analysis.columns import COLUMNS
-from fvlm.analysis.compare.bootstrap import LEVEL, QUESTION_FIRST, VIDEO_FIRST, VISUAL, Cell, Estimate
+from fvlm.analysis.compare.bootstrap import LEVEL, QUESTION_FIRST, VIDEO_FIRST, VISUAL, Cell
 from fvlm.analysis.compare.factorial import EFFECTS, contrast
-from fvlm.analysis.compare.runs import ComparedRuns, difference, trained_mode
+from fvlm.analysis.compare.runs import EVALUATION, VALIDATION, ComparedRuns, difference, trained_mode
 from fvlm.analysis.decisions.scaling import scaling_rows
 from fvlm.analysis.decisions.settings import lines
 from fvlm.analysis.decisions.sweeps import Compared, compared_sweeps
 from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, OPEN, judge, not_run
-from fvlm.analysis.decisions.wording import (
-    EVALUATION,
-    NATS,
-    answered,
-    compared,
-    data_words,
-    interval_words,
-    number,
-    side,
-    size,
-)
+from fvlm.analysis.decisions.wording import NATS, answered, compared, data_words, interval_words, number, side, size
 from fvlm.config.comparisons import BothOrders, Comparisons, Factorial
-
-VALIDATION = "best validation loss"
 
 
 def decisions(
@@ -71,7 +59,8 @@ def _sweep_row(study: ComparedRuns, one: Compared, default: str) -> dict:
     members = {base: study.first(base) for base in (sweep.reference, *tried)}
     differs = {base: study.data_differs(members[base]["run"], members[sweep.reference]["run"]) for base in tried}
     doubts = {base: ", ".join(w for w in differs[base].split(", ") if w and w not in one.varies) for base in tried}
-    found = {base: _difference(study, base, one, level) for base in tried}
+    cell = Cell(kind=sweep.samples)
+    found = {base: study.quoted(base, sweep.reference, cell, level) for base in tried}
     judged = {base: judge(found[base][0], level, doubts[base]) for base in tried}
     quoted, winner = _chosen(found, judged, sweep.reference)
     (estimate, measure), decided = found[quoted], judged[quoted]["verdict"] == DECIDED
@@ -90,15 +79,6 @@ def _sweep_row(study: ComparedRuns, one: Compared, default: str) -> dict:
         "data_differs": differs[quoted],
         "measure": measure,
     }  # fmt: skip
-
-
-def _difference(study: ComparedRuns, base: str, one: Compared, level: float) -> tuple[Estimate, str]:
-    """The difference of the evaluation loss, or of the best validation loss if there is none; and which it is."""
-    cell, reference = Cell(kind=one.sweep.samples), one.sweep.reference
-    evaluated = study.estimate([(base, cell), (reference, cell)], difference, level)
-    if np.isfinite(evaluated.value):
-        return evaluated, EVALUATION
-    return study.validation_estimate([base, reference], difference, level=level), VALIDATION
 
 
 def _chosen(found: dict, judged: dict[str, dict], reference: str) -> tuple[str, str]:

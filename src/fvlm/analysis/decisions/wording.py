@@ -3,9 +3,9 @@
 import numpy as np
 
 from fvlm.analysis.compare.bootstrap import OVER_SEEDS, OVER_VIDEOS, Estimate
+from fvlm.analysis.compare.runs import EVALUATION
 from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, judge
 
-EVALUATION = "evaluation loss"
 NATS, PERCENT, EXPONENT = "nats per token", "percent", "exponent"
 SHORT = {PERCENT: " %", NATS: " nats per token", EXPONENT: ""}
 

@@ -1,6 +1,7 @@
 """The sentences with numbers that the report prints under a figure, made of the figure's CSV and nothing else.
 
-How to read a figure does not depend on its numbers: that is in workflow/report/captions.yaml.
+How to read a figure does not depend on its numbers: that is in workflow/report/captions.yaml. Figures on request are
+not in the report: n and the kind of their intervals are enough.
 """
 
 import re
@@ -44,13 +45,6 @@ def within(row: pd.Series | dict, column: str, sign: bool = False) -> str:
     low, high = row["low"], row["high"]
     interval = f" ({number(low, sign)} to {number(high, sign)})" if np.isfinite([low, high]).all() else ""
     return number(row[column], sign) + interval
-
-
-def span(values) -> str:
-    """'between low and high' of values, or the one that all are."""
-    values = np.asarray(values, float)
-    low, high = number(np.nanmin(values)), number(np.nanmax(values))
-    return low if low == high else f"between {low} and {high}"
 
 
 def spread(values, unit: str = "") -> str:
@@ -122,21 +116,12 @@ def _seeing(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def _question_order(table: pd.DataFrame) -> list[str]:
-    return [f"{row['run']}, {row['mode']}: {within(row, 'difference', True)} nats." for _, row in table.iterrows()]
-
-
 def _three_modes(table: pd.DataFrame) -> list[str]:
     others = table[(table["mode"] != table["trained_mode"]) | (table["frames"] != "own")]
     shown = others["mode"].where(others["frames"] != "other", "other")
     gaps = {name: others.loc[shown == name, "gap_percent"].dropna() for name in style.MODE_NAMES}
     parts = [f"{style.MODE_NAMES[name]} {spread(own, ' %')}" for name, own in gaps.items() if len(own)]
     return [f"Above the mode trained in: {'; '.join(parts)}."] if parts else []
-
-
-def _preference(table: pd.DataFrame) -> list[str]:
-    last = table.dropna(subset=["reward_accuracy"]).sort_values("step").groupby("run")["reward_accuracy"].last()
-    return [f"At the end the better answer is preferred in {span(100 * last)} % of the pairs."] if len(last) else []
 
 
 def _gap(table: pd.DataFrame) -> list[str]:
@@ -151,16 +136,6 @@ def _gap(table: pd.DataFrame) -> list[str]:
     if rising := int(grid["note"].astype(str).str.contains(RISES).sum()):
         parts.append(f"In {rising} of {len(grid)} a curve that is read off {RISES}: it does not show what N is worth.")
     return parts + _intervals(table)
-
-
-def _exponents(table: pd.DataFrame) -> list[str]:
-    parts = []
-    for (exponent, name), own in table.groupby(["exponent", "architecture"], sort=False):
-        known = own[own["value"].notna()]
-        count = f"{exponent}, {style.NAMES[name]}: identified in {len(known)} of {len(own)} analyses"
-        between = f", {span(known['value'])}" if len(known) else ""
-        parts.append(f"{count}{between} (n = {int(own['n'].min())} to {int(own['n'].max())} points).")
-    return [*parts, *_intervals(table)]
 
 
 def _each(about: Callable[[str, pd.DataFrame], str], last: str = "") -> Callable[[pd.DataFrame], list[str]]:
@@ -217,34 +192,11 @@ def _isoflop_optimum(name: str, own: pd.DataFrame) -> str:
     return f"{name}: {'; '.join(exponents)}; {left_out} left out."
 
 
-def _envelope(name: str, own: pd.DataFrame) -> str:
-    row, along = own[own["what"] == "exponent"].iloc[0], own[own["what"] == "envelope"]
-    inside = (along["used"].astype(str) == "True").mean()
-    fitted = _exponent(row, "N*", _n(int(row["n"]), "change") + " of the best size")
-    note = f" {row['note']}." if isinstance(row["note"], str) and row["note"] else ""
-    share = f"the best size is inside those tried at {number(100 * inside)} % of the budgets"
-    return f"{name}: {fitted}; {share}.{note}"
-
-
-def _contours(name: str, own: pd.DataFrame) -> str:
-    rows, runs = own[own["what"] == "parameter"], own[own["what"] == "run"]
-    known, refused = rows[rows["value"].notna()], rows[rows["value"].isna()]
-    words = [f"{row['parameter']} {within(row, 'value')}" for _, row in known.iterrows()]
-    if len(refused):
-        words.append(f"{', '.join(refused['parameter'])} {_reason(refused.iloc[-1])}")
-    return f"{name}: {', '.join(words)}; {_n(len(runs), 'run')}."
-
-
-OVER_LINE = "t of the least-squares line in log-log."
 FITS = {
     "loss_vs_flops": _each(_loss_vs_flops, "95 % intervals and bands: bootstrap of the residuals."),
     "isoflop": _each(_isoflop),
-    "isoflop_optimum": _each(_isoflop_optimum, f"95 % intervals and bands: {OVER_LINE}"),
-    "envelope": _each(_envelope, f"95 % intervals: {OVER_LINE}"),
-    "contours": _each(_contours, "95 % intervals: bootstrap of the residuals."),
+    "isoflop_optimum": _each(_isoflop_optimum, "95 % intervals and bands: t of the least-squares line in log-log."),
     "gap": _gap,
-    "gap_arrows": _gap,
-    "exponents": _exponents,
 }
 SENTENCES = FITS | {
     "ablation_ranking": _ranking,
@@ -252,8 +204,6 @@ SENTENCES = FITS | {
     "foveated_vs_alternatives": _alternatives,
     "token_efficiency": _token_efficiency,
     "seeing": _seeing,
-    "question_order": _question_order,
     "three_modes": _three_modes,
-    "preference": _preference,
     "model_size_scaling": _each(_model_size),
 }

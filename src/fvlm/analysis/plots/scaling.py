@@ -14,6 +14,7 @@ from fvlm.analysis.compare.bootstrap import bars_words
 from fvlm.analysis.fits.grid import grid_points, lowest_by_budget
 from fvlm.analysis.fits.scaling import STARVED
 from fvlm.analysis.fits.sums import bootstrap, fit_power_laws
+from fvlm.analysis.plots.fits import law
 from fvlm.style import BEYOND, GREY, LOSS, NothingToDraw, dots, heading, panels
 
 NOTE = 105  # letters in a line below an axis
@@ -96,17 +97,13 @@ def _draw_fit(ax: Axes, architecture: str, best: pd.DataFrame, fits: pd.DataFram
             continue
         floor = own.loc["E", "value"] if "E" in own.index else 0.0
         exponent = own.loc["exponent_C"]
-        ends = np.array([best["C"].min(), best["C"].max(), best["C"].max() * BEYOND])
-        parts = []
-        for what, line, flops in (
-            ("fitted", "-", np.geomspace(*ends[:2], 60)),
-            ("extrapolated", "--", np.geomspace(*ends[1:], 30)),
-        ):
-            loss = floor + own.loc["A_C", "value"] * flops ** -exponent["value"]
-            low, high = _band(best, "E" in own.index, flops)
-            ax.plot(flops, loss, color=style.ARCHITECTURE[architecture], ls=line)
-            ax.fill_between(flops, low, high, color=style.ARCHITECTURE[architecture], alpha=0.15, lw=0)
-            parts.append(pd.DataFrame({"what": what, "C": flops, "loss": loss, "low": low, "high": high}))
+
+        def curve(flops: np.ndarray, own=own, floor=floor) -> tuple[np.ndarray, ...]:
+            loss = floor + own.loc["A_C", "value"] * flops ** -own.loc["exponent_C", "value"]
+            return loss, *_band(best, "E" in own.index, flops)
+
+        drawn = law(ax, style.ARCHITECTURE[architecture], best["C"], curve)
+        parts = [drawn.rename(columns={"at": "C", "value": "loss"})]
         row = {"what": "exponent", "value": exponent["value"], "low": exponent["low"], "high": exponent["high"]}
         parts.append(pd.DataFrame([row | {"runs": len(best)}]))
         word = f": C$^{{-{exponent['value']:.3f}}}$" + (f" + {floor:.2f}" if floor else "")
