@@ -164,8 +164,11 @@ def test_a_validation_of_other_tokens_is_not_compared():
 
 
 def test_gap_table_has_a_raw_row_for_the_ablation_pair():
-    table = gap(runs_of(study_summaries()), *NOTHING)
+    runs = runs_of(study_summaries())
+    table = gap(runs, *NOTHING)
     assert len(table) == 12 + 1
+    spent = runs.assign(flops=runs["flops"] * (1 - 1e-11 * runs["params_total"]))  # larger models spend a little less
+    pd.testing.assert_frame_equal(gap(spent, *NOTHING), table)
     pair = table[table["family"] == "ablation"].iloc[0]
     assert pair["raw_percent"] == pytest.approx(100 * (1.364 / 1.334 - 1))
     assert "one size" in pair["note"] and np.isnan(pair["at_foveated_percent"])

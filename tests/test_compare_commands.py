@@ -93,8 +93,9 @@ def test_a_jump_is_clear_in_one_run_and_confirmed_by_another(monkeypatch, scores
     runs = {f"run{place}": (samples, np.full(40, score)) for place, score in enumerate(scores)}
 
     def steps(run, samples, loss):
-        row = (run, 8000.0, 16_000.0, 2.0 * np.sign(loss[0]), loss[0])
-        return pd.DataFrame([row], columns=list(curves.STEP))
+        percent = 2.0 * np.sign(loss[0])  # a little of the step shows at the next place, too
+        rows = [(run, 8000.0, 16_000.0, percent, loss[0]), (run, 16_000.0, 24_000.0, percent, 0.9 * loss[0])]
+        return pd.DataFrame(rows, columns=list(curves.STEP))
 
     monkeypatch.setattr(curves, "steps_of", steps)
     found = curves.find_jumps(runs)

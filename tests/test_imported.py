@@ -133,9 +133,11 @@ def test_a_size_is_that_of_the_runs_with_the_same_name_of_it(tmp_path):
         evaluations("baseline", model_size="135M", total_params=157.6e6),
         evaluations("LR2", model_size="135M", total_params=np.nan),
         evaluations("large", model_size="360M", total_params=np.nan),
+        evaluations("known", model_size="", total_params=1e8),
+        evaluations("unknown", model_size="", total_params=np.nan),
     ]
     runs = read_results([save(tmp_path / "points.csv", frames)])["runs"]
-    assert runs["params_total"].fillna(0).tolist() == [157.6e6, 157.6e6, 0]
+    assert runs["params_total"].fillna(0).tolist() == [157.6e6, 157.6e6, 0, 1e8, 0]
 
 
 def test_names_imply_what_a_run_is():
