@@ -214,6 +214,9 @@ def test_the_two_by_two_is_decided_by_its_interaction(tmp_path):
     assert row["estimate"] == pytest.approx(expected) and row["estimate"] == pytest.approx(-0.09, abs=0.01)
     assert row["verdict"] == DECIDED and "more with a deep query" in row["answer"]
     assert row["setting"] == "model.deep_query: true; model.fine_pass: true"
+    shares = {"A7": {"video": 0.5, "image": 0.36, "text": 0.14}}
+    row = table_of(tmp_path, shares=shares, **levels)[0].loc["query depth x fine pass"]
+    assert row["verdict"] == LIKELY and "saw different data: mixture" in row["answer"]
 
 
 def test_the_question_in_front_is_judged_by_what_the_fine_pass_gains(tmp_path):

@@ -126,7 +126,16 @@ def _number(text: str) -> float | None:
         return None
 
 
-def add_columns(parser: ArgumentParser, example: str) -> None:
+def add_files(
+    parser: ArgumentParser, what: str, columns: str, example: str, written: str = "JSON", needed: bool = False
+) -> None:
+    """The arguments of a command that reads a CSV file: the file, --out, --columns, --keep.
+
+    what, columns  of the file; example: of --columns
+    written        what --out names; needed: without it the command does nothing
+    """
+    parser.add_argument(what, help=f"CSV: {columns}")
+    parser.add_argument("--out", required=needed, metavar="FILE", help=f"the {written} to write")
     parser.add_argument(
         "--columns",
         default="",

@@ -12,7 +12,7 @@ from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.compare.bootstrap import LEVEL, OVER_SEEDS, OVERALL, Estimate, pooled
 from fvlm.analysis.compare.runs import ComparedRuns
 from fvlm.analysis.fits.curves import ends
-from fvlm.analysis.inputs import add_columns, assignments, finish, read_curves
+from fvlm.analysis.inputs import add_files, assignments, finish, read_curves
 from fvlm.config.comparisons import Cells, Comparisons
 from fvlm.errors import UserError
 
@@ -133,10 +133,8 @@ def _unequal(last: pd.DataFrame) -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("curves", help="CSV: run, step, val_loss; optional seed, samples")
+    add_files(parser, "curves", "run, step, val_loss; optional seed, samples", "run=name,val_loss=loss")
     parser.add_argument("--cells", required=True, metavar="CELL=RUN,...", help=f"the run of each of {', '.join(CELLS)}")
-    parser.add_argument("--out", metavar="FILE", help="the JSON to write")
-    add_columns(parser, "run=name,val_loss=loss")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from fvlm.analysis.compare.pairs import Group, Pair, architectures, read_samples
 from fvlm.analysis.compare.runs import ComparedRuns
 from fvlm.analysis.files import check_out
 from fvlm.analysis.fits.grid import PAIRED, grid_points
-from fvlm.analysis.inputs import add_columns, finish, natural, read, resamples
+from fvlm.analysis.inputs import add_files, finish, natural, read, resamples
 from fvlm.config.comparisons import Comparisons
 from fvlm.errors import UserError
 
@@ -197,8 +197,12 @@ def rises(foveated: np.ndarray, baseline: np.ndarray, names: tuple[str, str]) ->
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("points", help="CSV: architecture, N, L; optional group, pair, seed, run")
-    parser.add_argument("--out", metavar="FILE", help="the JSON to write")
+    add_files(
+        parser,
+        "points",
+        "architecture, N, L; optional group, pair, seed, run",
+        "architecture=arch,N=params_M,L=loss,group=frames",
+    )
     parser.add_argument("--linear", action="store_true", help="read the curves off linearly in N, not in log N")
     parser.add_argument("--foveated", metavar="NAME", help="the architecture in question, as the file calls it")
     parser.add_argument("--baseline", metavar="NAME", help="the one it is compared with, as the file calls it")
@@ -209,7 +213,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--bootstrap", type=resamples, default=2000, help="resamples of the samples")
     parser.add_argument("--seed", type=natural, default=0, help="of the resampling")
-    add_columns(parser, "architecture=arch,N=params_M,L=loss,group=frames")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from fvlm.analysis.compare.bootstrap import NO_INTERVAL, Cell, Estimate, pooled
 from fvlm.analysis.compare.runs import ComparedRuns, question_of
 from fvlm.analysis.files import check_out, write_table
 from fvlm.analysis.fits.curves import ends
-from fvlm.analysis.inputs import add_columns, read_curves
+from fvlm.analysis.inputs import add_files, read_curves
 from fvlm.config.comparisons import Comparisons
 from fvlm.errors import UserError
 
@@ -190,11 +190,11 @@ def warnings(own: list[dict], base: list[dict]) -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("curves", help="CSV: run, step, val_loss; optional seed, samples, lr_schedule")
+    add_files(
+        parser, "curves", "run, step, val_loss; optional seed, samples, lr_schedule", "run=name,val_loss=loss", "CSV"
+    )
     parser.add_argument("--baseline", required=True, metavar="RUN", help="the run that the others are compared with")
     parser.add_argument("--by", choices=MEASURES, default="final", help="the evaluation that ranks; default: final")
-    parser.add_argument("--out", metavar="FILE", help="the CSV to write")
-    add_columns(parser, "run=name,val_loss=loss")
 
 
 def main(args: argparse.Namespace) -> None:

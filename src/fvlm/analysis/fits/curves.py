@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.inputs import add_columns, finish, read_curves
+from fvlm.analysis.inputs import add_files, finish, read_curves
 from fvlm.errors import UserError
 
 SIDE = 4  # evaluations on each side of a possible jump; a curve with fewer than twice as many is not judged
@@ -157,15 +157,18 @@ def check_curves(table: pd.DataFrame, tolerance: float | None = None) -> tuple[d
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("curves", help="CSV: run, samples, val_loss; optional lr_schedule, seed")
-    parser.add_argument("--out", metavar="FILE", help="the JSON to write")
+    add_files(
+        parser,
+        "curves",
+        "run, samples, val_loss; optional lr_schedule, seed",
+        "run=name,samples=images_seen,val_loss=loss",
+    )
     parser.add_argument(
         "--tolerance",
         type=float,
         metavar="SAMPLES",
         help="how far apart the jumps of two runs may be; default: half the distance between evaluations",
     )
-    add_columns(parser, "run=name,samples=images_seen,val_loss=loss")
 
 
 def main(args: argparse.Namespace) -> None:

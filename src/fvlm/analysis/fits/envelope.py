@@ -10,7 +10,7 @@ import pandas as pd
 from fvlm.analysis.fits.points import check_falls, one_schedule
 from fvlm.analysis.fits.slopes import log_slope, size_exponents
 from fvlm.analysis.fits.sums import Estimate
-from fvlm.analysis.inputs import add_columns, finish, natural, read, shown
+from fvlm.analysis.inputs import add_files, finish, natural, read, shown
 from fvlm.errors import UserError
 
 STEPS = 200  # budgets at which training curves are compared
@@ -101,9 +101,7 @@ def warnings_of(curves: pd.DataFrame) -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("curves", help="CSV: run, N, C, L; optional D, lr_schedule")
-    parser.add_argument("--out", required=True, help="the JSON file to write")
-    add_columns(parser, "run=name,L=loss")
+    add_files(parser, "curves", "run, N, C, L; optional D, lr_schedule", "run=name,L=loss", needed=True)
     parser.add_argument("--budgets", type=natural, default=STEPS, help=f"log-spaced budgets (default {STEPS})")
     parser.add_argument("--smooth", type=natural, default=1, help="points of a moving mean of log L (default 1: none)")
 

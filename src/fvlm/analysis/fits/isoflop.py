@@ -12,7 +12,7 @@ from fvlm.analysis.fits.grid import grid_points, separate_budgets
 from fvlm.analysis.fits.points import check_falls, one_schedule
 from fvlm.analysis.fits.slopes import log_slope, size_exponents
 from fvlm.analysis.fits.sums import Estimate
-from fvlm.analysis.inputs import add_columns, finish, read, shown
+from fvlm.analysis.inputs import add_files, finish, read, shown
 
 # Points of the local parabola: one over the whole range misplaces the minimum of a skewed curve; three points or an
 # interpolant (Akima) do so least without noise, but move up to four times as far with a noise of 0.2 %.
@@ -83,9 +83,7 @@ def exponents(found: pd.DataFrame) -> list[tuple[Estimate, float]]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("points", help="CSV: C, N, L; optional D, lr_schedule")
-    parser.add_argument("--out", required=True, help="the JSON file to write")
-    add_columns(parser, "N=params,L=loss")
+    add_files(parser, "points", "C, N, L; optional D, lr_schedule", "N=params,L=loss", needed=True)
 
 
 def main(args: argparse.Namespace) -> None:

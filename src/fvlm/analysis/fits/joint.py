@@ -6,7 +6,7 @@ import pandas as pd
 
 from fvlm.analysis.fits.points import check_falls, longest_run, one_schedule
 from fvlm.analysis.fits.sums import as_fields, estimates
-from fvlm.analysis.inputs import BLANK, add_columns, finish, natural, positive, read, resamples, shown
+from fvlm.analysis.inputs import BLANK, add_files, finish, natural, positive, read, resamples, shown
 
 METHOD = (
     "Huber's loss (delta 1e-3) of log predicted - log observed, summed over the points (Hoffmann et al. 2022, eq. 3); "
@@ -27,9 +27,7 @@ OF_N = ("E", "A", "alpha", "a", "b", "N_opt", "D_opt")  # not given unless both 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("points", help="CSV: N, D, L; optional C, lr_schedule, run")
-    parser.add_argument("--out", required=True, help="the JSON file to write")
-    add_columns(parser, "N=params,L=loss")
+    add_files(parser, "points", "N, D, L; optional C, lr_schedule, run", "N=params,L=loss", needed=True)
     parser.add_argument("--bootstrap", type=resamples, default=0, metavar="n", help="resamples for 95 %% intervals")
     parser.add_argument("--seed", type=natural, default=0, help="of the resamples (default 0)")
     parser.add_argument("--budget", type=positive, help="FLOPs at which N_opt is wanted (default: the largest here)")

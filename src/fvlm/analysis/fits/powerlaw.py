@@ -10,7 +10,7 @@ from fvlm.analysis.fits.grid import separate_budgets
 from fvlm.analysis.fits.joint import bootstrap_record
 from fvlm.analysis.fits.points import check_falls, longest_run, one_schedule
 from fvlm.analysis.fits.sums import DELTA, SQUARES, as_fields, estimates
-from fvlm.analysis.inputs import BLANK, KINDS, SIZE, WORD, add_columns, finish, natural, read, resamples, shown
+from fvlm.analysis.inputs import BLANK, KINDS, SIZE, WORD, add_files, finish, natural, read, resamples, shown
 from fvlm.errors import UserError
 
 LOSSES = {  # delta, of log loss, in words
@@ -20,11 +20,9 @@ LOSSES = {  # delta, of log loss, in words
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("points", help="CSV: x, L; optional architecture, run, lr_schedule")
-    parser.add_argument("--out", required=True, help="the JSON file to write")
+    add_files(parser, "points", "x, L; optional architecture, run, lr_schedule", "L=loss,run=name", needed=True)
     parser.add_argument("--x", default="C", help="column of x (default C)")
     parser.add_argument("--by", metavar="COLUMN", help="one fit for each of its values (default: architecture)")
-    add_columns(parser, "L=loss,run=name")
     parser.add_argument("--loss", choices=LOSSES, default="huber", help="the loss to minimise (default huber)")
     parser.add_argument("--lowest", action="store_true", help="keep the lowest loss at each budget (x within 5 %%)")
     parser.add_argument(
