@@ -191,6 +191,16 @@ def test_a_long_reason_stays_within_the_figure(forms):
     style.plt.close(figure)
 
 
+def test_groups_stand_side_by_side_in_their_rows():
+    table = pd.DataFrame({"group": ["one", "two", "one"], "value": [1.0, 2.0, 3.0], "low": np.nan, "high": np.nan})
+    figure, (ax,) = style.panels(1)
+    looks = {"one": ("first", "red", "o"), "none": ("", "red", "o"), "two": ("second", "blue", "s")}
+    style.forest([ax], table, "group", looks, [("value", "low", "high")], pd.Series([0, 0, 1]), apart=0.2)
+    drawn = {bars.get_label(): bars[0].get_xydata().tolist() for bars in ax.containers}
+    assert drawn == {"first": [[1.0, -0.1], [3.0, 0.9]], "second": [[2.0, 0.1]]}
+    style.plt.close(figure)
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(-0.02814, "−0.0281"), (6971230, "6.97e6"), (1523, "1520"), (1.5e-7, "1.5e−7")]
 )
