@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.compare.bootstrap import LEVEL, OVERALL, Cell, Estimate, Replicates, pooled
+from fvlm.analysis.compare.bootstrap import LEVEL, OVERALL, Cell, Estimate, pooled
 from fvlm.analysis.finished import base_name
 from fvlm.config.architectures import ARCHITECTURES
 from fvlm.config.comparisons import Comparisons
@@ -53,10 +53,11 @@ class ComparedRuns:
 
     def __init__(self, runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame):
         self.runs = runs.copy().assign(base=runs["run"].map(base_name)).set_index("run", drop=False)
-        self._replicates = Replicates(bootstrap)
-        keys = evaluation[["run", *Cell._fields]].itertuples(index=False, name=None)
-        found = evaluation[["loss", "tokens"]].astype(float).itertuples(index=False, name=None)
-        self._evaluated = dict(zip(keys, found, strict=True))  # a loss, and how many tokens were scored for it
+        keys = ["run", *Cell._fields]
+        drawn = bootstrap.drop(columns=keys).to_numpy(float)  # all rows with the same draws: they may be subtracted
+        self._draws = dict(zip(bootstrap[keys].itertuples(index=False, name=None), drawn, strict=True))
+        found = evaluation[["loss", "tokens"]].to_numpy(float)  # a loss, and how many tokens were scored for it
+        self._evaluated = dict(zip(evaluation[keys].itertuples(index=False, name=None), found, strict=True))
 
     def of_family(self, family: str) -> pd.DataFrame:
         """Its runs with a loss in nats per token."""
@@ -87,7 +88,8 @@ class ComparedRuns:
         return self._evaluated.get((run, *self._full(run, cell)), (np.nan, 0.0))[0]
 
     def draws(self, run: str, cell: Cell = OVERALL) -> np.ndarray | None:
-        return self._replicates.loss(run, self._full(run, cell))
+        """Bootstrap replicates (R,) of that loss; None if this was not evaluated."""
+        return self._draws.get((run, *self._full(run, cell)))
 
     def _full(self, run: str, cell: Cell) -> Cell:
         return cell if cell.mode else cell._replace(mode=trained_mode(self.runs.loc[run]))
