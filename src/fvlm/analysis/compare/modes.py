@@ -85,7 +85,7 @@ def _efficiency_row(study: ComparedRuns, base: str, comparisons: Comparisons, ev
         "loss": study.level(base).value if evaluated else members["best.val_loss"].mean(),
         **gap.columns("difference"),
         "n_seeds": gap.n_seeds or len(members),  # that the interval is over
-        "measure": EVALUATION if evaluated else VALIDATION,
+        "measure": EVALUATION if evaluated else f"best {VALIDATION}",
         "flops_per_sample": (members["flops"] / members["samples"]).mean(),
         "samples": members["samples"].mean(),
         "data_differs": study.data_differs(first["run"], reference) if reference else "",

@@ -10,7 +10,7 @@ import pandas as pd
 
 from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.compare.bootstrap import NO_INTERVAL, Cell, Estimate, pooled
-from fvlm.analysis.compare.runs import ComparedRuns, question_of
+from fvlm.analysis.compare.runs import ComparedRuns, difference, question_of
 from fvlm.analysis.files import check_out, write_table
 from fvlm.analysis.fits.curves import ends
 from fvlm.analysis.inputs import add_files, read_curves
@@ -89,7 +89,7 @@ def differences(study: ComparedRuns, base: str, reference: str, kind: str) -> di
     evaluation, or of the best validation where there is none; over the seeds common to both."""
     evaluated = study.difference(base, reference, Cell(kind=kind))
     best, final = (study.validation_difference(base, reference, which) for which in ("best", "final"))
-    quoted, measure = study.quoted(base, reference, Cell(kind=kind))
+    quoted, measure = study.quoted([base, reference], difference, Cell(kind=kind))
     all_three = {"best": best, "final": final, "evaluation": evaluated}
     values = {f"{name}_difference": one.value for name, one in all_three.items()}
     return {**values, **quoted.columns("difference"), "measure": measure}

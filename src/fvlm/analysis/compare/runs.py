@@ -12,7 +12,7 @@ from fvlm.config.architectures import ARCHITECTURES
 from fvlm.config.comparisons import Comparisons
 
 WITH_QUERIES = [name for name, architecture in ARCHITECTURES.items() if architecture.queries]
-EVALUATION, VALIDATION = "evaluation loss", "best validation loss"
+EVALUATION, VALIDATION = "evaluation loss", "validation loss"
 DATA_FIELDS = {  # a difference in one of these means that two runs saw different data
     "config.data.sources": "sources",
     "config.data.share": "mixture",
@@ -134,12 +134,19 @@ class ComparedRuns:
         """How far the evaluation loss of `base` lies above that of `other`."""
         return self.estimate([(base, cell), (other, cell)], difference)
 
-    def quoted(self, base: str, other: str, cell: Cell = OVERALL, level: float = LEVEL) -> tuple[Estimate, str]:
-        """The difference of the evaluation loss, or of the best validation loss if there is none; and which it is."""
-        evaluated = self.estimate([(base, cell), (other, cell)], difference, level)
+    def quoted(
+        self,
+        bases: list[str],
+        combine: Callable[[np.ndarray], np.ndarray],
+        cell: Cell = OVERALL,
+        which: str = "best",
+        level: float = LEVEL,
+    ) -> tuple[Estimate, str]:
+        """`combine` of evaluation losses, or of best or final validation losses if there are none; and which it is."""
+        evaluated = self.estimate([(base, cell) for base in bases], combine, level)
         if np.isfinite(evaluated.value):
             return evaluated, EVALUATION
-        return self.validation_estimate([base, other], difference, level=level), VALIDATION
+        return self.validation_estimate(bases, combine, which, level), f"{which} {VALIDATION}"
 
     def validation_difference(self, base: str, other: str, which: str = "best") -> Estimate:
         """How far the best or final validation loss of `base` lies above that of `other`; over seeds."""

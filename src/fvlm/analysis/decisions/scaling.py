@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.compare.bootstrap import OVERALL, Estimate
+from fvlm.analysis.compare.bootstrap import Estimate
 from fvlm.analysis.compare.gap import Budget, budgets_of, corrected, percent
-from fvlm.analysis.compare.runs import EVALUATION, ComparedRuns
+from fvlm.analysis.compare.runs import ComparedRuns
 from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, OPEN, judge, not_run, verdict
 from fvlm.analysis.decisions.wording import EXPONENT, PERCENT, answered, interval_words, number, side, size
 
@@ -83,11 +83,7 @@ def _gap_row(study: ComparedRuns, budgets: list[Budget], name: str, combine) -> 
     def gap(losses: np.ndarray) -> np.ndarray:
         return combine(budgets, losses)
 
-    measure = EVALUATION
-    estimate = study.estimate([(base, OVERALL) for base in bases(budgets)], gap)
-    if not np.isfinite(estimate.value):
-        measure = "final validation loss"
-        estimate = study.validation_estimate(bases(budgets), gap, "final")
+    estimate, measure = study.quoted(bases(budgets), gap, which="final")
     row |= _gap_answer(estimate, name, pairs)
     better = "multi_token" if row["verdict"] == DECIDED and estimate.value > 0 else "foveated"
     row |= {"setting": f"model.architecture: {better}", "changes_default": better == "multi_token"}

@@ -13,7 +13,7 @@ import pandas as pd
 from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.compare.bootstrap import LEVEL, QUESTION_FIRST, VIDEO_FIRST, VISUAL, Cell
 from fvlm.analysis.compare.factorial import EFFECTS, contrast
-from fvlm.analysis.compare.runs import EVALUATION, VALIDATION, ComparedRuns, difference, trained_mode
+from fvlm.analysis.compare.runs import ComparedRuns, difference, trained_mode
 from fvlm.analysis.decisions.scaling import scaling_rows
 from fvlm.analysis.decisions.settings import lines
 from fvlm.analysis.decisions.sweeps import Compared, compared_sweeps
@@ -60,7 +60,7 @@ def _sweep_row(study: ComparedRuns, one: Compared, default: str) -> dict:
     differs = {base: study.data_differs(members[base]["run"], members[sweep.reference]["run"]) for base in tried}
     doubts = {base: ", ".join(w for w in differs[base].split(", ") if w and w not in one.varies) for base in tried}
     cell = Cell(kind=sweep.samples)
-    found = {base: study.quoted(base, sweep.reference, cell, level) for base in tried}
+    found = {base: study.quoted([base, sweep.reference], difference, cell, level=level) for base in tried}
     judged = {base: judge(found[base][0], level, doubts[base]) for base in tried}
     quoted, winner = _chosen(found, judged, sweep.reference)
     (estimate, measure), decided = found[quoted], judged[quoted]["verdict"] == DECIDED
@@ -146,13 +146,8 @@ def _factorial_row(study: ComparedRuns, factorial: Factorial) -> dict:
     row = _row("query depth x fine pass", factorial.question, bases)
     if missing := [base for base in bases if not study.seeds(base)]:
         return row | _without(missing)
-    effects, measure = {}, EVALUATION
-    for effect, weights in EFFECTS.items():
-        effects[effect] = study.estimate([(base, Cell()) for base in bases], partial(contrast, weights=weights))
-        if not np.isfinite(effects[effect].value):
-            measure = VALIDATION
-            effects[effect] = study.validation_estimate(bases, partial(contrast, weights=weights))
-    depth, fine, interaction = effects.values()
+    effects = [study.quoted(bases, partial(contrast, weights=weights)) for weights in EFFECTS.values()]
+    (depth, _), (fine, _), (interaction, measure) = effects
     first = study.matched(bases)[0]
     differs = ", ".join(dict.fromkeys(filter(None, (study.data_differs(run, first[0]) for run in first[1:]))))
     more = side(interaction, "less", "more")
