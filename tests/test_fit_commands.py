@@ -224,6 +224,7 @@ def test_powerlaw_by_a_column_of_some_rows(tmp_path, capsys):
     for options, expected in {
         ("--by", "size"): "rises with C for large",
         ("--by", "shape"): "no column 'shape'",
+        ("--by", "size", "--columns", "size=shape"): "no column 'shape'",
         ("--by", "size", "--keep", "run=b"): "no row has a word in size",
         ("--by", "L"): "expected a column that separates",
         ("--by", "C"): "expected a column that separates",

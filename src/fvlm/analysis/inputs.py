@@ -184,7 +184,7 @@ def read(
     extra = [column for column, _ in filters if column not in chosen.values()]
     kinds = KINDS | (kinds or {})
     cells = {column: kinds.get(name, NUMBER) for name, column in chosen.items()} | dict.fromkeys(extra, WORD)
-    check_header(path, header, [column for column, kind in cells.items() if kind != BLANK])
+    check_header(path, header, cells)
     rows = _kept(path, header, rows, filters)
     table = table_of(path, header, rows, cells)
     if table.duplicated().any():
@@ -194,7 +194,7 @@ def read(
             f"{path}: rows {rows[first][0]} and {rows[last][0]} have the same {', '.join(table)}; "
             "each measurement is expected once: remove one of them"
         )
-    return pd.DataFrame({name: table[column] for name, column in chosen.items() if column in table})
+    return pd.DataFrame({name: table[column] for name, column in chosen.items()})
 
 
 def _chosen(path: Path | str, header: list[str], given: dict[str, str], needed: tuple, optional: tuple) -> dict:
