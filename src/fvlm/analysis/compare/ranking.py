@@ -111,22 +111,18 @@ def _mean(losses: dict[float, float]) -> float:
 
 
 def tied(losses: dict[str, dict[float, float]]) -> dict[str, int | None]:
-    """Return run -> its group, 1 the best; the runs in ascending order of their mean loss.
+    """Return run -> its group, 1 the best.
 
-    A run belongs to the group before it if the interval of its difference to the best of that group includes zero,
-    else it begins the next. A run whose difference has no interval is in no group (None).
+    In the order of their mean loss, a run belongs to the group before it if the interval of its difference to the best
+    of that group includes zero, else it begins the next. A run whose difference has no interval is in no group (None).
 
     losses  run -> seed -> loss
     """
-    groups: dict[str, int | None] = {}
+    groups: dict[str, int | None] = dict.fromkeys(losses)
     leader, group = None, 0
     for run in sorted(losses, key=lambda name: _mean(losses[name])):
-        if len(losses[run]) < 2:
-            groups[run] = None
-            continue
         gap = None if leader is None else paired(losses[run], losses[leader])
-        if gap is not None and np.isnan(gap.low):
-            groups[run] = None
+        if len(losses[run]) < 2 or (gap and np.isnan(gap.low)):
             continue
         if gap is None or gap.low > 0 or gap.high < 0:
             leader, group = run, group + 1
