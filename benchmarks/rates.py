@@ -49,7 +49,8 @@ def jumps(quick: bool) -> str:
             false = sum(bool(find_jumps(curves_of(rng, runs, n, noise, 0.0))[0]) for _ in range(files))
             found = [find_jumps(curves_of(rng, runs, n, noise, -0.03))[0] for _ in range(files)]
             middle = EVERY * (n // 2)
-            hit = sum(any(jump.low <= middle < jump.high for jump in one) for one in found)
+            places = [[jump.iloc[0][["from_samples", "to_samples"]] for jump in one] for one in found]
+            hit = sum(any(low <= middle < high for low, high in one) for one in places)
             rows.append([runs, n, f"{noise:.1%}", f"{false / files:.1%}", f"{hit / files:.0%}"])
     header = ["runs", "evaluations each", "noise", "files with a false jump", "a jump of 3 % found"]
     return f"{files} files each\n\n{markdown(header, rows, words=0)}"

@@ -121,32 +121,18 @@ def curve(found, rng):
     final, fine = found["final"]["val_loss"], found["architecture"] == "foveated" and found["fine_pass"]
     loss = final + 1.2 * np.exp(-6 * share) - 1.2 * np.exp(-6) + 0.004 * rng.normal(size=21) * (share < 1)
     loss[0] = 7.0
-    table = pd.DataFrame(
-        {
-            "step": (share * found["steps"]).astype(int),
-            "samples": share * found["samples"],
-            "flops": share * found["flops"],
-            "val_loss": loss,
-            "loss_fine": loss if fine else np.nan,
-            "loss_coarse": loss * (1 + 0.01 * share) if fine else np.nan,
-            "attention_entropy": 4.6 - 1.2 * share if fine else np.nan,
-        }
-    )
-    for source in SOURCES:
-        table[f"loss:{source}"] = loss
     x = np.linspace(0.001, 1, 900)
     train = final - 0.1 + 1.2 * np.exp(-6 * x) + 0.1 * rng.normal(size=900)
-    metrics = pd.DataFrame(
-        {
-            "step": (x * found["steps"]).astype(int),
-            "samples": x * found["samples"],
-            "flops": x * found["flops"],
-            "train_loss": train,
-            "loss_fine": train if fine else np.nan,
-            "loss_coarse": train * 1.01 if fine else np.nan,
-            "fine_coarse_ratio": 0.99 if fine else np.nan,
-        }
-    )
+    table, metrics = (
+        pd.DataFrame({
+            "step": (at * found["steps"]).astype(int), "samples": at * found["samples"], "flops": at * found["flops"],
+            name: losses, "loss_fine": losses if fine else np.nan, "loss_coarse": losses * ratio if fine else np.nan,
+        })
+        for name, at, losses, ratio in (("val_loss", share, loss, 1 + 0.01 * share), ("train_loss", x, train, 1.01))
+    )  # fmt: skip
+    table["attention_entropy"] = 4.6 - 1.2 * share if fine else np.nan
+    metrics["fine_coarse_ratio"] = 0.99 if fine else np.nan
+    table = table.assign(**{f"loss:{source}": loss for source in SOURCES})
     if found["config"]["data"]["loss"] == "preference":
         _prefer(table, share), _prefer(metrics, x)
     return table, metrics
@@ -185,16 +171,9 @@ def evaluated(found, difficulty):
         seen = own["kind"] != "text"
         level = (found["best"]["val_loss"] + own["shift"]) * np.where(seen, factor, 1.0) + gain
         per_token = level + 0.02 * rng.normal(size=len(own))
-        parts.append(
-            own[["source", "kind", "key", "group", "tokens"]].assign(
-                run=found["run"],
-                mode=mode,
-                frames=frames,
-                order=order,
-                loss_sum=per_token * own["tokens"],
-                entropy=3.4 if mode != "blind" and trained != "direct" else np.nan,
-            )
-        )
+        place = {"run": found["run"], "mode": mode, "frames": frames, "order": order}
+        entropy = 3.4 if mode != "blind" and trained != "direct" else np.nan
+        parts.append(own.assign(**place, loss_sum=per_token * own["tokens"], entropy=entropy))
     columns = ["run", "mode", "frames", "order", "source", "kind", "key", "group", "loss_sum", "tokens", "entropy"]
     return pd.concat(parts)[columns]
 
@@ -224,20 +203,12 @@ def attention_file(path, videos=3, frames=8):
 def write_study(root: Path, found: list[dict], per_source: int = 40) -> None:
     """All artefacts of the given runs, below root."""
     rng = np.random.default_rng(2)
-    difficulty = pd.DataFrame(
-        [
-            {
-                "source": source,
-                "kind": kind,
-                "key": f"{source}-{i:07d}",
-                "group": i // 2,
-                "shift": 0.5 * rng.normal(),
-                "tokens": int(rng.integers(20, 120)),
-            }
-            for source, kind in {**SOURCES, "rlaif_v": "preference"}.items()
-            for i in range(per_source)
-        ]
-    )
+    rows = [
+        (source, kind, f"{source}-{i:07d}", i // 2, 0.5 * rng.normal(), int(rng.integers(20, 120)))
+        for source, kind in {**SOURCES, "rlaif_v": "preference"}.items()
+        for i in range(per_source)
+    ]
+    difficulty = pd.DataFrame(rows, columns=["source", "kind", "key", "group", "shift", "tokens"])
     (root / "evaluation").mkdir(parents=True)
     for one in found:
         folder = root / "runs" / one["run"]

@@ -16,10 +16,10 @@ def law(n, d):
     return LAW["E"] + LAW["A"] * n ** -LAW["alpha"] + LAW["B"] * d ** -LAW["beta"]
 
 
-def joint_points(sizes=8, budgets=6, noise=0.003, seed=0) -> pd.DataFrame:
+def joint_points(sizes=8, budgets=6, noise=0.003, seed=0, low=5e7, high=1e10) -> pd.DataFrame:
     """N, D, C, L of sizes x budgets, with heavy-tailed noise."""
     rng = np.random.default_rng(seed)
-    n, c = (part.ravel() for part in np.meshgrid(np.geomspace(5e7, 1e10, sizes), np.geomspace(6e18, 3e21, budgets)))
+    n, c = (part.ravel() for part in np.meshgrid(np.geomspace(low, high, sizes), np.geomspace(6e18, 3e21, budgets)))
     d = c / (6 * n)
     return pd.DataFrame({"N": n, "D": d, "C": c, "L": law(n, d) * np.exp(noise * rng.standard_t(4, size=len(n)))})
 
@@ -66,11 +66,6 @@ def refuse(command: str, table: pd.DataFrame | str, folder: Path, capsys, *optio
     return said.err
 
 
-def grid(sizes=13, low=2e7, high=2e10, noise=0.0, seed=0) -> pd.DataFrame:
-    rng = np.random.default_rng(seed)
-    rows = [
-        (c, n, c / 6 / n, law(n, c / 6 / n) * np.exp(noise * rng.normal()))
-        for c in np.geomspace(6e18, 3e21, 6)
-        for n in np.geomspace(low, high, sizes)
-    ]
-    return pd.DataFrame(rows, columns=["C", "N", "D", "L"])
+def grid(low=2e7, high=2e10, noise=0.0, seed=0) -> pd.DataFrame:
+    """Many sizes at each budget, for minima."""
+    return joint_points(13, 6, noise, seed, low, high)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from fvlm.__main__ import main
-from fvlm.analysis.collect import collect_curves, collect_evaluation, collect_runs
+from fvlm.analysis.collect import collect_curves, collect_evaluation
 from fvlm.analysis.columns import RUN
 from fvlm.analysis.files import read_table, replacing
 from fvlm.errors import UserError
@@ -51,21 +51,6 @@ def test_a_failure_leaves_the_old_table_and_no_half_one(tmp_path):
         raise RuntimeError
     assert out.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"family": "stage"}', None])
-def test_a_broken_summary_is_named(tmp_path, content):
-    path = tmp_path / "run_summary.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(UserError, match=r"summary\.json"):
-        collect_runs([path])
-
-
-def test_a_run_given_twice_is_refused(tmp_path):
-    (path,) = summaries(tmp_path, {"run": "one"})
-    with pytest.raises(UserError, match="runs one are in several"):
-        collect_runs([path, path])
 
 
 def test_curves_are_thinned_by_averaging(tmp_path):

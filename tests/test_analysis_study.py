@@ -35,17 +35,8 @@ def study(tmp_path_factory):
 
 
 def draw(root: Path, name: str, attention: list[str] | None = None) -> int:
-    return main(
-        [
-            "figure",
-            name,
-            "--tables",
-            str(root / "tables"),
-            "--out-dir",
-            str(root / "figures"),
-            *(["--attention", *attention] if attention else []),
-        ]
-    )
+    maps = ["--attention", *attention] if attention else []
+    return main(["figure", name, "--tables", f"{root}/tables", "--out-dir", f"{root}/figures", *maps])
 
 
 @pytest.mark.parametrize("name", [*COLLECTED, *TABLES])

@@ -197,8 +197,8 @@ def test_an_import_that_fails_leaves_no_table(tmp_path, capsys):
 RESULT = {"config": "S", "model_type": "fov", "step": 1, "loss_mean": 3.0, "samples_seen": 5}
 NO_FRAMES = {"model_type": "fov", "step": 1, "loss_mean": 2, "total_flops": 1, "flops_per_sample": 0, "num_frames": 0}
 IMPORTED = {
-    "no FLOPs": (RUNS.assign(total_flops=-1.0), "total_flops '-1.0'; expected a number, zero or more"),
-    "infinite N": (RUNS.assign(total_params=np.inf), "total_params 'inf'; expected"),
+    "no FLOPs": (RUNS.assign(total_flops=-1.0), "total_flops is -1.0; expected a number, zero or more"),
+    "infinite N": (RUNS.assign(total_params=np.inf), "total_params is inf; expected"),
     "a huge integer": ([RESULT | {"step": 10**400}], "step is 1000"),
     "a negative step": ([RESULT | {"step": -1}], "step is -1"),
     "no frames": ([NO_FRAMES], "no samples_seen"),

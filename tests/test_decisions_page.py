@@ -51,14 +51,14 @@ def test_a_drawing_lies_on_its_axis(mixed):
     assert limits[1] == pytest.approx(min(ends.max(), FARTHEST * ends.median())) and limits[0] == -limits[1]
     for row in table[table["estimate"].notna()].to_dict("records"):
         drawn = drawing(row, limits)
-        assert 0 <= drawn.left <= drawn.right <= WIDTH and drawn.left <= drawn.at <= drawn.right
-        assert (drawn.beyond != 0) == (abs(row["estimate"]) > limits[1])
-        if not drawn.beyond:
-            assert (drawn.at > drawn.zero) == (row["estimate"] > 0)
+        assert 0 <= drawn["left"] <= drawn["right"] <= WIDTH and drawn["left"] <= drawn["at"] <= drawn["right"]
+        assert (drawn["beyond"] != 0) == (abs(row["estimate"]) > limits[1])
+        if not drawn["beyond"]:
+            assert (drawn["at"] > drawn["zero"]) == (row["estimate"] > 0)
         if row["verdict"] == DECIDED:
-            assert not drawn.left < drawn.zero < drawn.right
-        assert drawn.seeds == (row["interval"] == OVER_SEEDS)
-    assert any(drawing(row, limits).beyond for row in table[table["estimate"].notna()].to_dict("records"))
+            assert not drawn["left"] < drawn["zero"] < drawn["right"]
+        assert drawn["seeds"] == (row["interval"] == OVER_SEEDS)
+    assert any(drawing(row, limits)["beyond"] for row in table[table["estimate"].notna()].to_dict("records"))
 
 
 def test_the_report_opens_with_the_same_words(mixed):

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,12 @@ import pandas as pd
 import pytest
 
 from fvlm.__main__ import COMMANDS
-from fvlm.analysis.fits.points import read_points
+from fvlm.analysis.inputs import BLANK, read
 from fvlm.errors import UserError
 from tests.fit_cases import A_OPT, LAW, correlated, grid, joint_points, law, refuse, run, training_curves
-from tests.test_analysis_fits import REFERENCE
 
 ROOT = Path(__file__).resolve().parents[1]
+AS_NAMED = Namespace(columns="", keep=[])
 FITS = ("fit", "powerlaw", "isoflop", "envelope")
 COMPARISONS = ("gap", "factorial", "rank", "check-curves")
 REFUSED = ("alpha", "a", "b", "N_opt")
@@ -40,19 +41,6 @@ def test_n_opt_is_where_the_fitted_loss_is_lowest(tmp_path):
     loss = found["A"] * n ** -found["alpha"] + found["B"] * (1e21 / 7 / n) ** -found["beta"]
     assert found["N_opt"] == pytest.approx(n[np.argmin(loss)], rel=1e-3)
     assert found["N_opt"] * found["D_opt"] == pytest.approx(1e21 / 7)
-
-
-def test_fit_with_intervals_holds_the_law_and_depends_on_the_seed_alone(tmp_path):
-    table = joint_points(seed=3)
-    found = run("fit", table, tmp_path, "--bootstrap", "400", "--seed", "1")
-    for name, value in {**LAW, "a": A_OPT, "b": 1 - A_OPT}.items():
-        low, high = found["ci"][name]
-        assert low < found[name] < high
-        assert low - (high - low) / 4 < value < high + (high - low) / 4, name
-    assert found["bootstrap"]["draws"] == 400
-    assert run("fit", table, tmp_path, "--bootstrap", "400", "--seed", "1") == found
-    other = run("fit", table, tmp_path, "--bootstrap", "400", "--seed", "2")
-    assert other["ci"] != found["ci"] and other["alpha"] == found["alpha"]
 
 
 @pytest.mark.parametrize("scales", [(1e9, 1e-9), (3.7e-9, 1.0)])
@@ -87,45 +75,53 @@ def test_fit_does_not_depend_on_the_order_of_rows_or_on_other_columns(tmp_path):
         assert other[name] == pytest.approx(found[name], rel=1e-6)
 
 
-def refused(found: dict) -> str:
-    assert found["identified"] is False
-    assert all(found[name] is None for name in REFUSED), found
-    assert all(found["ci"][name] is None for name in REFUSED) if found["ci"] else True
-    return found["reason"]
+def sizes_of(table: pd.DataFrame, first: int, last: int) -> pd.DataFrame:
+    return table[table["N"].isin(sorted(table["N"].unique())[first:last])]
+
+
+def along_one_line(spread: float) -> pd.DataFrame:
+    """Samples that grow with parameters; `spread` of log D around the line."""
+    n = np.geomspace(1e7, 1e10, 40)
+    d = 20 * n * np.exp(spread * np.random.default_rng(0).normal(size=40))
+    return pd.DataFrame({"N": n, "D": d, "L": law(n, d)})
+
+
+def without_n() -> pd.DataFrame:
+    table = joint_points()
+    noise = np.exp(0.003 * np.random.default_rng(1).normal(size=len(table)))
+    return table.assign(L=(1.9 + LAW["B"] * table["D"] ** -LAW["beta"]) * noise)
+
+
+TABLE, TWO = joint_points(), sizes_of(joint_points(), 2, 4)
+STEEP = 2 + 0.5 * (TABLE["N"] / 1e8) ** -5.0 + 0.3 * (TABLE["D"] / 1e10) ** -0.3
+MIXED = TABLE.assign(lr_schedule=["constant", "cosine"] * 24)
+UNIDENTIFIED = {  # points, and a part of the reason
+    "two sizes": (TWO, "^2 values of N; an exponent needs three$"),
+    "sizes less than a percent apart": (pd.concat([TWO, TWO.assign(N=TWO["N"] * 1.004, L=TWO["L"] * 1.001)]), "^2 val"),
+    "no term of N": (without_n(), "the N term vanishes|ran into its bound"),
+    "N and D together": (along_one_line(0.005), "varies only together"),
+    "a bound": (TABLE.assign(L=STEEP), "exponent of N ran into its bound 3"),
+    "five points": (TABLE.iloc[::9].iloc[:5], "^5 points cannot carry 5 parameters and an error$"),
+    "two schedules": (MIXED, "2 learning-rate schedules are mixed .*cosine: 24 points"),
+}
 
 
 @pytest.mark.parametrize("options", [(), ("--bootstrap", "100")])
-def test_two_sizes_give_no_exponent(tmp_path, options):
-    table = joint_points()
-    two = table[table["N"].isin(sorted(table["N"].unique())[2:4])]
-    found = run("fit", two, tmp_path, *options)
-    assert refused(found) == "2 values of N; an exponent needs three"
-    assert found["E"] is None and found["A"] is None and found["n"] == 12 and found["objective"] > 0
+@pytest.mark.parametrize("name", UNIDENTIFIED)
+def test_what_the_points_do_not_identify_is_null_with_a_reason(tmp_path, name, options):
+    table, reason = UNIDENTIFIED[name]
+    found = run("fit", table, tmp_path, *options)
+    assert found["identified"] is False and re.search(reason, found["reason"]) and found["n"] == len(table)
+    assert all(found[one] is None for one in REFUSED) and not any((found["ci"] or {}).get(one) for one in REFUSED)
+    assert (found["E"] is None and found["A"] is None) and (found["objective"] is None) == (name == "five points")
 
 
-def test_sizes_that_differ_by_less_than_a_percent_are_one(tmp_path):
-    table = joint_points()
-    two = table[table["N"].isin(sorted(table["N"].unique())[2:4])]
-    near = pd.concat([two, two.assign(N=two["N"] * 1.004, L=two["L"] * 1.001)])
-    assert "2 values of N" in refused(run("fit", near, tmp_path))
-
-
-@pytest.mark.parametrize("options", [(), ("--bootstrap", "200")])
-def test_a_vanishing_term_gives_no_exponent(tmp_path, options):
-    table = joint_points()
-    rng = np.random.default_rng(1)
-    flat = (1.9 + LAW["B"] * table["D"] ** -LAW["beta"]) * np.exp(0.003 * rng.normal(size=len(table)))
-    reason = refused(run("fit", table.assign(L=flat), tmp_path, *options))
-    assert "the N term vanishes" in reason or "ran into its bound" in reason
-
-
-@pytest.mark.parametrize(("spread", "together"), [(0.005, True), (0.1, False)])
-def test_samples_that_grow_with_parameters_give_no_exponent(tmp_path, spread, together):
-    rng = np.random.default_rng(0)
-    n = np.geomspace(1e7, 1e10, 40)
-    table = pd.DataFrame({"N": n, "D": 20 * n * np.exp(spread * rng.normal(size=40))})
-    found = run("fit", table.assign(L=law(table["N"], table["D"])), tmp_path)
-    assert ("varies only together" in (found["reason"] or "")) == together
+def test_what_they_identify_is_not_refused(tmp_path):
+    assert "varies only together" not in (run("fit", along_one_line(0.1), tmp_path)["reason"] or "")
+    assert run("fit", TABLE.assign(lr_schedule="cosine"), tmp_path)["identified"] is True
+    rough = joint_points(sizes=4, budgets=3, noise=0.02)  # only the bootstrap shows how wide its interval is
+    assert run("fit", rough, tmp_path)["identified"] is True
+    assert "too wide" in run("fit", rough, tmp_path, "--bootstrap", "300")["reason"]
 
 
 def test_a_missing_term_is_seldom_called_identified(tmp_path):
@@ -138,33 +134,6 @@ def test_a_missing_term_is_seldom_called_identified(tmp_path):
     assert sum(identified) <= 1
 
 
-def test_mixed_schedules_give_nothing(tmp_path):
-    table = joint_points()
-    kinds = np.where(np.arange(len(table)) % 2, "cosine", "constant")
-    found = run("fit", table.assign(lr_schedule=kinds), tmp_path, "--bootstrap", "50")
-    assert "2 learning-rate schedules are mixed" in refused(found) and "cosine: 24 points" in found["reason"]
-    assert found["E"] is None and found["beta"] is None
-    assert run("fit", table.assign(lr_schedule="cosine"), tmp_path)["identified"] is True
-
-
-def test_an_exponent_at_its_bound_is_no_exponent(tmp_path):
-    table = joint_points()
-    steep = 2 + 0.5 * (table["N"] / 1e8) ** -5.0 + 0.3 * (table["D"] / 1e10) ** -0.3
-    assert "exponent of N ran into its bound 3" in refused(run("fit", table.assign(L=steep), tmp_path))
-
-
-def test_an_interval_that_is_too_wide_is_seen_by_the_bootstrap(tmp_path):
-    table = joint_points(sizes=4, budgets=3, noise=0.02)
-    assert run("fit", table, tmp_path)["identified"] is True
-    assert "too wide" in refused(run("fit", table, tmp_path, "--bootstrap", "300"))
-
-
-def test_five_points_carry_no_fit(tmp_path):
-    found = run("fit", joint_points().iloc[::9].iloc[:5], tmp_path, "--bootstrap", "50")
-    assert refused(found) == "5 points cannot carry 5 parameters and an error"
-    assert found["objective"] is None
-
-
 def test_intervals_cover_the_law_about_as_often_as_they_say(tmp_path):
     inside = []
     for seed in range(40):
@@ -172,6 +141,12 @@ def test_intervals_cover_the_law_about_as_often_as_they_say(tmp_path):
         truth = {"alpha": LAW["alpha"], "beta": LAW["beta"], "a": A_OPT}
         inside += [found["ci"][name][0] <= value <= found["ci"][name][1] for name, value in truth.items()]
     assert 0.85 <= np.mean(inside) <= 0.995  # 120 of them, three by three dependent
+
+
+def test_intervals_depend_on_the_seed_alone(tmp_path):
+    one, same, other = (run("fit", TABLE, tmp_path, "--bootstrap", "100", "--seed", seed) for seed in "112")
+    assert one == same and other["ci"] != one["ci"] and other["alpha"] == one["alpha"]
+    assert one["bootstrap"]["draws"] == 100 and one["ci"]["E"][0] < one["E"] < one["ci"]["E"][1]
 
 
 # --- powerlaw ---
@@ -249,6 +224,7 @@ def test_powerlaw_by_a_column_of_some_rows(tmp_path, capsys):
     for options, expected in {
         ("--by", "size"): "rises with C for large",
         ("--by", "shape"): "no column 'shape'",
+        ("--by", "size", "--columns", "size=shape"): "no column 'shape'",
         ("--by", "size", "--keep", "run=b"): "no row has a word in size",
         ("--by", "L"): "expected a column that separates",
         ("--by", "C"): "expected a column that separates",
@@ -262,16 +238,11 @@ def test_curves_with_a_decaying_rate_are_not_pooled(tmp_path):
     assert run("powerlaw", table.assign(lr_schedule=""), tmp_path)["fits"]["all"]["identified"]
     one = run("powerlaw", table.assign(lr_schedule="cosine"), tmp_path)["fits"]["all"]
     assert one["alpha"] is None and "2 runs whose learning rate decays (cosine)" in one["reason"] and one["optimum"]
-    ends = power_points().assign(run=[f"r{i}" for i in range(12)], lr_schedule="cosine")
-    assert run("powerlaw", ends, tmp_path)["fits"]["all"]["identified"]
-
-
-def test_three_points_or_two_schedules_give_no_power_law(tmp_path):
-    one = run("powerlaw", power_points(n=3), tmp_path)["fits"]["all"]
-    assert one["alpha"] is None and "3 points cannot carry 3 parameters" in one["reason"]
     mixed = power_points().assign(lr_schedule=["constant", "cosine"] * 6)
     one = run("powerlaw", mixed, tmp_path)["fits"]["all"]
     assert one["identified"] is False and one["alpha"] is None and one["L_inf"] is None and "mixed" in one["reason"]
+    ends = power_points().assign(run=[f"r{i}" for i in range(12)], lr_schedule="cosine")
+    assert run("powerlaw", ends, tmp_path)["fits"]["all"]["identified"]
 
 
 # --- bad input, for all ---
@@ -288,29 +259,29 @@ BAD = {
     "one point": (lambda t: t.iloc[:1], "1 row below the header; expected 2 or more"),
     "no points": (lambda t: t.iloc[:0], "0 rows below the header"),
     "nothing": (lambda t: "", "the file is empty"),
-    "ragged": (lambda t: "run,N,D,C,L\nr,1,1,1,2\nr,1,1,1\n", "row 3: 4 cells where the header has 5"),
-    "binary": (lambda t: "run,N,D,C,L\nr,1,1,1,1\nr,1,1,2,\x00\n", "it holds null bytes"),
-    "rising": (lambda t: t.assign(L=1 / t["L"]), "the loss L rises with"),
+    "ragged": (lambda t: "C,L\n1,2\n1\n", "row 3: 1 cells where the header has 2"),
+    "binary": (lambda t: "C,L\n1,1\n2,\x00\n", "it holds null bytes"),
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-@pytest.mark.parametrize("command", FITS)
+@pytest.mark.parametrize(("command", "name"), [*(("powerlaw", name) for name in BAD), *((c, "twice") for c in FITS)])
 def test_bad_input_is_one_sentence(tmp_path, capsys, command, name):
-    if (command, name) == ("fit", "zero"):
-        pytest.skip("fit reads no C")
     change, words = BAD[name]
-    table = {"envelope": training_curves, "isoflop": grid}.get(command, joint_points)()
-    if command == "powerlaw":
-        table = table.groupby("C", as_index=False).agg({"N": "first", "D": "first", "L": "min"})
+    table = {"envelope": training_curves, "isoflop": grid, "powerlaw": power_points}.get(command, joint_points)()
     assert words in refuse(command, change(table), tmp_path, capsys)
+
+
+@pytest.mark.parametrize("command", FITS)
+def test_a_loss_that_rises_is_refused(tmp_path, capsys, command):
+    table = {"envelope": training_curves, "isoflop": grid, "powerlaw": power_points}.get(command, joint_points)()
+    assert "the loss L rises with" in refuse(command, table.assign(L=1 / table["L"]), tmp_path, capsys)
 
 
 def test_a_file_as_a_spreadsheet_writes_it_is_read(tmp_path):
     """A byte order mark, Windows line ends, quotes, spaces, blank lines at the end."""
     path = tmp_path / "points.csv"
     path.write_bytes('\ufeffN, D ,"L",note\r\n1e8,"2e9",2.5,"a, b"\r\n2e8, 2e9,2.25,\r\n\r\n,,,\r\n'.encode())
-    table = read_points(path, ("N", "D", "L"), positive=("N", "D", "L"))
+    table = read(path, AS_NAMED, ("N", "D", "L"))
     assert table.to_dict("list") == {"N": [1e8, 2e8], "D": [2e9, 2e9], "L": [2.5, 2.25]}
 
 
@@ -318,11 +289,11 @@ def test_rows_are_counted_as_in_the_file(tmp_path):
     path = tmp_path / "points.csv"
     path.write_text("run,L\nr,1\n\nr,2\nr,1_0\n")
     with pytest.raises(UserError, match="row 5: L is '1_0'"):
-        read_points(path, ("L",))
+        read(path, AS_NAMED, ("L",))
     path.write_text("run,L\nr,1\n,2\n")
-    assert list(read_points(path, ("L",), optional=("run",), text=("run",))["run"]) == ["r", ""]
+    assert list(read(path, AS_NAMED, ("L",), ("run",), {"run": BLANK})["run"]) == ["r", ""]
     with pytest.raises(UserError, match="row 3: run is empty"):
-        read_points(path, ("run", "L"), text=("run",))
+        read(path, AS_NAMED, ("run", "L"))
 
 
 def test_the_page_runs(tmp_path):
@@ -346,50 +317,3 @@ def test_no_command_imports_what_is_slow():
     code = f"import sys, {', '.join(modules)}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-# --- the first study's data ---
-
-
-@pytest.mark.skipif(not REFERENCE.is_dir(), reason="no reference data (FVLM_TEST_REFERENCE)")
-class TestReference:
-    """Evaluation points of the first study; D is samples, N total parameters."""
-
-    @staticmethod
-    def points() -> pd.DataFrame:
-        table = pd.read_csv(REFERENCE / "release_scaling_data" / "all_eval_points.csv")
-        sizes = table["model_size"].map({"135M": 157.6e6, "360M": 382.6e6})
-        return table.assign(N=sizes, D=table["samples_seen"].astype(float), L=table["val_loss"])
-
-    def power(self, query, folder) -> dict:
-        return run("powerlaw", self.points().query(query), folder, "--x", "D", "--loss", "squares")["fits"]["all"]
-
-    def test_135m_at_a_constant_rate(self, tmp_path):
-        one = self.power("run_id == '135M-scaling'", tmp_path)
-        assert one["A"] == pytest.approx(13.73, abs=0.01)
-        assert one["alpha"] == pytest.approx(0.346, abs=0.001)
-        assert one["L_inf"] == pytest.approx(1.057, abs=0.001)
-        assert one["rmse"] == pytest.approx(0.0119, abs=1e-4) and not one["warnings"]
-        assert one["ci"]["alpha"] == pytest.approx([0.27, 0.43], abs=0.03)
-        assert one["ci"]["L_inf"] == pytest.approx([0.976, 1.107], abs=0.03)
-
-    def test_the_stored_pooled_fit_is_four_cosine_runs(self, tmp_path):
-        one = self.power("run_id in ['135M-C1-F', '135M-C2-F', '135M-C3-F', '135M-C4-F']", tmp_path)
-        best = one["optimum"]
-        assert [best["A"], best["alpha"], best["L_inf"]] == pytest.approx([3321.8, 0.9261, 1.279], rel=1e-4)
-        assert one["n"] == 82 and one["rmse"] == pytest.approx(0.0581, abs=1e-4)
-        assert any("4 runs are pooled" in text for text in one["warnings"])
-        assert any("cosine" in text for text in one["warnings"])
-
-    def test_360m_is_not_identified(self, tmp_path):
-        one = self.power("run_id == '360M-scaling'", tmp_path)
-        best = one["optimum"]
-        assert [best["A"], best["alpha"], best["L_inf"]] == pytest.approx([3.23, 0.1705, 1.0201], rel=2e-3)
-        assert one["identified"] is False and one["alpha"] is None and "too wide" in one["reason"]
-
-    def test_the_joint_fit_is_refused(self, tmp_path):
-        constant = self.points().query("run_id in ['135M-scaling', '360M-scaling']")
-        assert "2 values of N" in refused(run("fit", constant, tmp_path))
-        stored = self.points().query("run_id == '360M-scaling' or run_id.str.match('135M-C.-F')")
-        assert "schedules are mixed" in refused(run("fit", stored, tmp_path))
-        assert "2 values of N" in refused(run("fit", stored.drop(columns="lr_schedule"), tmp_path))

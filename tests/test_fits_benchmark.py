@@ -47,14 +47,3 @@ def test_a_fit_that_is_not_the_optimum_is_noticed():
     script["measure_fit"].__globals__["fit_power_laws"] = off
     with pytest.raises(RuntimeError, match="our objective is"):
         script["measure_fit"](x, loss, script["STARTS"][37::300], 1)
-
-
-def test_the_gradient_is_that_of_the_objective():
-    script = runpy.run_path(str(SCRIPT))
-    x, loss = script["points"](6, 4)
-    data, p = (np.log(x), np.log(loss)), np.array([6.1, 6.2, 0.5, 0.33, 0.29])
-    value, gradient = script["with_gradient"](p, *data)
-    assert value == pytest.approx(1e3 * script["objective"](p, *data))
-    for i, step in enumerate(1e-6 * np.eye(5)):
-        sides = [script["objective"](p + sign * step, *data) for sign in (1, -1)]
-        assert gradient[i] == pytest.approx(1e3 * (sides[0] - sides[1]) / 2e-6, rel=1e-3, abs=1e-6)

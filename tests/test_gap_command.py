@@ -12,7 +12,10 @@ NAMED = ["--columns", "architecture=arch,N=params_M,L=loss_train,group=frames,pa
 reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="no reference data (FVLM_TEST_REFERENCE)")
 
 
-# --- gap ---
+def gaps(folder, *frames):
+    """What the command writes of points."""
+    run("gap", save(folder / "points.csv", *frames), "--out", folder / "gap.json")
+    return made(folder / "gap.json")
 
 
 def test_parallel_curves_have_one_gap_in_both_directions(tmp_path, capsys):
@@ -45,8 +48,7 @@ def test_a_curve_is_read_off_on_its_own_segment(tmp_path):
     frame = points(sizes=sizes)
     losses = {1e8: 4.0, 2.5e8: 3.0, 1e9: 2.8, 3e9: 2.7}
     frame.loc[frame["architecture"] == "pooled", "L"] = list(losses.values())
-    run("gap", save(tmp_path / "points.csv", frame), "--out", tmp_path / "gap.json")
-    pairs = made(tmp_path / "gap.json")["groups"][0]["pairs"]
+    pairs = gaps(tmp_path, frame)["groups"][0]["pairs"]
     for pair in pairs:
         n, loss = pair["N"]["foveated"], pair["L"]["foveated"]
         there = np.interp(np.log(n), np.log(list(losses)), list(losses.values()))
@@ -57,38 +59,33 @@ def test_a_curve_is_read_off_on_its_own_segment(tmp_path):
 def test_a_size_without_partner_still_shapes_its_curve(tmp_path):
     """The baseline's extra size makes the smallest pair an interpolation."""
     more = pd.DataFrame([{"architecture": "pooled", "N": 5e7, "L": 5 - 0.15 * np.log(5e7), "pair": "small"}])
-    run("gap", save(tmp_path / "points.csv", points(), more), "--out", tmp_path / "gap.json")
-    (group,) = made(tmp_path / "gap.json")["groups"]
+    (group,) = gaps(tmp_path, points(), more)["groups"]
     assert [pair["pair"] for pair in group["pairs"]] == ["p0", "p1", "p2"]
     assert group["pairs"][0]["at_foveated"]["extrapolates"] is False and group["sizes"]["baseline"] == 4
 
 
 def test_without_names_of_pairs_the_sizes_are_matched_by_rank(tmp_path):
     frame = points().drop(columns="pair").sample(frac=1, random_state=0)
-    run("gap", save(tmp_path / "points.csv", frame), "--out", tmp_path / "gap.json")
-    pairs = made(tmp_path / "gap.json")["groups"][0]["pairs"]
+    pairs = gaps(tmp_path, frame)["groups"][0]["pairs"]
     assert [(pair["N"]["foveated"], pair["N"]["baseline"]) for pair in pairs] == list(SIZES)
 
 
 def test_one_size_has_a_raw_gap_alone(tmp_path, capsys):
-    run("gap", save(tmp_path / "points.csv", points(sizes=SIZES[:1])), "--out", tmp_path / "gap.json")
-    (pair,) = made(tmp_path / "gap.json")["groups"][0]["pairs"]
+    (pair,) = gaps(tmp_path, points(sizes=SIZES[:1]))["groups"][0]["pairs"]
     assert pair["raw"]["percent"] > 2 and pair["at_foveated"]["percent"] is None
     assert "no curve to correct with" in capsys.readouterr().out
 
 
 def test_seeds_give_the_gaps_a_t_interval(tmp_path):
     frames = [points(above).assign(seed=seed) for seed, above in enumerate((1.01, 1.02, 1.04))]
-    run("gap", save(tmp_path / "points.csv", *frames), "--out", tmp_path / "gap.json")
-    found = made(tmp_path / "gap.json")["groups"][0]["pairs"][1]["at_foveated"]
+    found = gaps(tmp_path, *frames)["groups"][0]["pairs"][1]["at_foveated"]
     sure = ttest_rel([1.0, 2.0, 4.0], [0.0, 0.0, 0.0]).confidence_interval()
     assert (found["percent"], found["low"], found["high"]) == pytest.approx((7 / 3, sure.low, sure.high))
 
 
 def test_seeds_that_some_runs_lack_are_left_out(tmp_path, capsys):
     frames = [points(1.01).assign(seed=1), points(1.03).assign(seed=2), points(2.0)[:1].assign(seed=3)]
-    run("gap", save(tmp_path / "points.csv", *frames), "--out", tmp_path / "gap.json")
-    found = made(tmp_path / "gap.json")["groups"][0]["pairs"][1]
+    found = gaps(tmp_path, *frames)["groups"][0]["pairs"][1]
     assert found["n_seeds"] == 2 and found["at_foveated"]["percent"] == pytest.approx(2)
     assert "seeds 3 are left out" in capsys.readouterr().out
 
@@ -162,36 +159,14 @@ def test_samples_that_disagree_with_their_loss_have_a_warning(tmp_path, capsys):
     assert pair["L"]["foveated"] == pytest.approx(frame["L"][0])
 
 
-def reference_gaps(tmp_path, *options):
-    path = REFERENCE / "derived" / "comprehensive_scaling.csv"
-    run("gap", path, *NAMED, "--keep", "config=S-S,M-S", "--out", tmp_path / "gap.json", *options)
-    found = {group["group"]: group for group in made(tmp_path / "gap.json")["groups"]}
-    return {frames: group["pairs"] for frames, group in found.items()}, found
-
-
-@reference
-def test_gaps_of_the_reference(tmp_path, capsys):
-    gaps, groups = reference_gaps(tmp_path)
-    expected = {
-        "8": {"S-S": (2.82, 2.24, 2.21), "M-S": (2.35, 1.86, 1.83)},
-        "64": {"S-S": (2.96, 2.33, 2.42), "M-S": (3.93, 3.38, 3.46)},
-    }
-    for frames, pairs in expected.items():
-        for pair in gaps[frames]:
-            found = [pair[name]["percent"] for name in ("raw", "at_foveated", "at_baseline")]
-            assert found == pytest.approx(pairs[pair["pair"]], abs=0.006)
-        assert "agree almost by construction" in groups[frames]["note"]
-    small, large = gaps["8"]
-    assert (small["pair"], large["pair"]) == ("S-S", "M-S")
-    assert small["at_foveated"]["extrapolates"] and not small["at_baseline"]["extrapolates"]
-    assert large["at_baseline"]["extrapolates"] and not large["at_foveated"]["extrapolates"]
-    assert "by construction" in capsys.readouterr().out
-
-
 @reference
 def test_the_published_gaps_are_linear_and_of_eight_frames(tmp_path):
     """2.44 and 1.60 %, published for 64 frames: the mean of both directions of the 8-frame losses, linear in N."""
-    gaps, _ = reference_gaps(tmp_path, "--linear")
+    path, out = REFERENCE / "derived" / "comprehensive_scaling.csv", tmp_path / "gap.json"
+    run("gap", path, *NAMED, "--keep", "config=S-S,M-S", "--linear", "--out", out)
+    groups = {group["group"]: group for group in made(out)["groups"]}
+    assert all("agree almost by construction" in group["note"] for group in groups.values())
+    gaps = {frames: group["pairs"] for frames, group in groups.items()}
     means = [np.mean([pair[name]["percent"] for name in ("at_foveated", "at_baseline")]) for pair in gaps["8"]]
     assert means == pytest.approx([2.44, 1.60], abs=0.01)
     assert all(gap["at_foveated"]["percent"] > 2.5 for gap in gaps["64"])

@@ -8,10 +8,8 @@ from scipy.stats import ttest_ind, ttest_rel
 from fvlm.analysis.compare.factorial import welch
 from fvlm.analysis.fits.curves import ends
 from tests.compare_cases import curve, ending, made, run, save
-from tests.test_analysis_fits import REFERENCE
 
 CELLS = "deep_fine=baseline,shallow_fine=A1,deep_coarse=A6,shallow_coarse=A7"
-reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="no reference data (FVLM_TEST_REFERENCE)")
 
 
 # --- factorial ---
@@ -29,11 +27,16 @@ def cells_of(seeds, noise=0.002, named=True):
     return frames
 
 
+def effects_of(folder, *frames):
+    """What the command writes of curves."""
+    run("factorial", save(folder / "curves.csv", *frames), "--cells", CELLS, "--out", folder / "f.json")
+    return made(folder / "f.json")
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_effects_over_seeds_by_hand(tmp_path, named):
     frames = cells_of(3, named=named)
-    run("factorial", save(tmp_path / "curves.csv", *frames), "--cells", CELLS, "--out", tmp_path / "f.json")
-    found = made(tmp_path / "f.json")
+    found = effects_of(tmp_path, *frames)
     final = np.array([frame["val_loss"].iloc[-1] for frame in frames]).reshape(4, 3)
     depth = (final[0] - final[1] + final[2] - final[3]) / 2
     sure = ttest_rel(depth, np.zeros(3)).confidence_interval()
@@ -67,8 +70,7 @@ def test_other_seeds_in_each_cell_are_not_paired(tmp_path):
         for place, (name, loss) in enumerate((("baseline", 1.36), ("A1", 1.35), ("A6", 1.37), ("A7", 1.375)))
         for seed in range(2)
     ]
-    run("factorial", save(tmp_path / "curves.csv", *frames), "--cells", CELLS, "--out", tmp_path / "f.json")
-    found = made(tmp_path / "f.json")
+    found = effects_of(tmp_path, *frames)
     row = found["evaluations"]["final"]["effects"][1]
     assert "Welch" in found["method"] and row["low"] < row["estimate"] < row["high"]
     assert row["estimate"] == pytest.approx((1.36 + 1.35 - 1.37 - 1.375) / 2)
@@ -80,19 +82,6 @@ def test_cells_with_other_amounts_of_data_have_a_warning(tmp_path, capsys):
     run("factorial", save(tmp_path / "curves.csv", *frames), "--cells", CELLS)
     said = capsys.readouterr().out
     assert "last steps differ: 3000 to 4000" in said and "samples seen at the end differ" in said
-
-
-@reference
-def test_factorial_of_the_reference(tmp_path):
-    cells = "deep_fine=baseline,shallow_fine=A1_deep_query_off,deep_coarse=A6_coarse_only,"
-    cells += "shallow_coarse=A7_shallow_coarse_only"
-    path = REFERENCE / "release_scaling_data" / "all_eval_points.csv"
-    run("factorial", path, "--cells", cells, "--out", tmp_path / "f.json")
-    found = made(tmp_path / "f.json")["evaluations"]
-    assert list(found["best"]["cells"].values()) == pytest.approx([1.3605, 1.3491, 1.3686, 1.3732], abs=5e-5)
-    best = [row["estimate"] for row in found["best"]["effects"]]
-    assert best == pytest.approx([0.0034, -0.0161, 0.0160], abs=5e-5)
-    assert found["final"]["effects"][2]["estimate"] == pytest.approx(0.0176, abs=5e-5)
 
 
 # --- rank ---
@@ -118,18 +107,6 @@ def test_runs_without_significant_difference_share_a_group(tmp_path, capsys):
     assert row["final_low"] < row["final_difference"] < row["final_high"] < 0
     assert row["interval"] == "t over seeds" and np.isnan(table.loc["baseline", "final_low"])
     assert "one group: no significant difference" in capsys.readouterr().out
-
-
-def test_the_difference_is_paired_by_seed(tmp_path):
-    """Seeds move both runs alike, and the difference hardly."""
-    rng = np.random.default_rng(1)
-    moved = 0.05 * rng.normal(size=3)
-    own = {name: loss + moved + 0.001 * rng.normal(size=3) for name, loss in (("baseline", 1.4), ("other", 1.39))}
-    frames = [curve(name, ending(loss), seed=seed) for name, all_ in own.items() for seed, loss in enumerate(all_)]
-    run("rank", save(tmp_path / "curves.csv", *frames), "--baseline", "baseline", "--out", tmp_path / "rank.csv")
-    row = pd.read_csv(tmp_path / "rank.csv").set_index("run").loc["other"]
-    sure = ttest_rel(own["other"], own["baseline"]).confidence_interval()
-    assert (row["final_low"], row["final_high"]) == pytest.approx((sure.low, sure.high), rel=1e-5)
 
 
 def test_one_seed_claims_no_groups(tmp_path, capsys):
@@ -172,19 +149,6 @@ def test_a_short_curve_that_falls_has_no_early_best(tmp_path, capsys):
     frames = [curve("baseline", [3.0, 2.0, 1.5, 1.4]), curve("late", [3.0, 2.0, 1.4, 1.5])]
     run("rank", save(tmp_path / "curves.csv", *frames), "--baseline", "baseline")
     assert "warning" not in capsys.readouterr().out
-
-
-@reference
-def test_static_frames_of_the_reference(tmp_path):
-    """Eight frames win at the best evaluation, the first of 46; at the end they are third."""
-    path = REFERENCE / "release_scaling_data" / "all_eval_points.csv"
-    chosen = [f"A8_static_{n}frame{'s' * (n > 1)}" for n in (1, 4, 8, 16)]
-    run("rank", path, "--baseline", chosen[0], "--keep", f"run_id={','.join(chosen)}", "--out", tmp_path / "rank.csv")
-    table = pd.read_csv(tmp_path / "rank.csv").set_index("run")
-    assert table.index.tolist() == [chosen[0], chosen[3], chosen[2], chosen[1]]
-    assert table["final_loss"].tolist() == pytest.approx([3.027, 3.049, 3.141, 3.177], abs=6e-4)
-    assert table["best_rank"].idxmin() == chosen[2]
-    assert "step 200 of 9200" in table.loc[chosen[2], "warning"] and "300490" in table.loc[chosen[3], "warning"]
 
 
 def ragged(names, rng):

@@ -48,7 +48,7 @@ GROUPS = {
         "factorial": ("fvlm.analysis.compare.factorial", "estimate both main effects and the interaction of a 2 x 2"),
         "rank": ("fvlm.analysis.compare.ranking", "rank runs against a baseline, best and final loss, ties grouped"),
         "check-curves": ("fvlm.analysis.fits.curves", "find jumps of the loss that several runs share"),
-        "import": ("fvlm.analysis.import_results", "make a study's tables from finished results"),
+        "import": ("fvlm.analysis.imported", "make a study's tables from finished results"),
     },
     "called by the workflow": {
         "corpus": ("fvlm.data.demo.corpus", "make the demo corpus: videos, images, texts, preference pairs"),

@@ -4,7 +4,7 @@ Solid line: fitted, or measured. Dashed line: extrapolated. Hollow marker: exclu
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import cycle
 
 import matplotlib
@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -104,6 +105,23 @@ def legend_below(figure: Figure, ax: Axes, note: str, ncols: int = 3) -> None:
     )
 
 
+def markers(sizes: Iterable[str]) -> dict[str, str]:
+    """Size -> marker, in the order given."""
+    return {size: MARKERS[i % len(MARKERS)] for i, size in enumerate(dict.fromkeys(sizes))}
+
+
+def legend_of_grid(
+    ax: Axes, architectures: Iterable[str], sizes: dict[str, str], fits: dict[str, str] | None = None, **options
+) -> None:
+    """Colours for architectures, with the words of their fits; markers for sizes."""
+    for name in architectures:
+        ax.plot([], [], color=ARCHITECTURE[name], lw=2, label=NAMES[name] + (fits or {}).get(name, ""))
+    for size, marker in sizes.items():
+        ax.plot([], [], color=GREY, marker=marker, ls="", label=size)
+    if options:
+        ax.legend(**options)
+
+
 def seeded(name: str, n_seeds: int) -> str:
     """A run's name with its seeds where there are several: those that its interval is over."""
     return f"{name}, {n_seeds:.0f} seeds" if n_seeds > 1 else name
@@ -117,6 +135,28 @@ def dots(
     x, y = (where, value) if up else (value, where)
     look = {"ms": 4.5, "color": colour, "capsize": 2, "lw": 1.2, "mfc": "white" if hollow else colour}
     ax.errorbar(x, y, **{"yerr" if up else "xerr": bars(low, value, high)}, fmt=marker, label=label, **look)
+
+
+def forest(
+    axes: Sequence[Axes], table: pd.DataFrame, by: str, looks: dict[str, tuple[str, str, str]],
+    columns: Sequence[tuple[str, str, str]], rows: pd.Series, apart: float = 0.0,
+) -> None:  # fmt: skip
+    """Values with their intervals, the groups of a table side by side in each row.
+
+    by       column with the name of the group; looks: group -> label, colour, marker, in the order drawn
+    columns  of each panel: value, low, high; all panels but the first are differences, with a line at zero
+    rows     place of each line of the table from the top; apart: distance of neighbouring groups
+    """
+    present = [name for name in looks if (table[by] == name).any()]
+    for i, name in enumerate(present):
+        own, (label, *look) = table[table[by] == name], looks[name]
+        y = rows[own.index] + apart * (i - (len(present) - 1) / 2)
+        for ax, ends in zip(axes, columns, strict=True):
+            value, low, high = (own[column] for column in ends)
+            if value.notna().any():
+                dots(ax, value, y, low, high, *look, label=label if ax is axes[0] else None)
+    for ax in axes[1:]:
+        ax.axvline(0, color=GREY, lw=1)
 
 
 def bands(axes: Sequence[Axes], labels: Sequence[str]) -> None:

@@ -9,20 +9,9 @@ FIRST = "1. Decisions"  # Snakemake sorts the categories of a report
 
 
 @dataclass(frozen=True)
-class Table:
-    """A derived table: `function` ("module:name" in this package) makes it of the tables in `needs`, which may be
-    derived tables above it, and of the study's comparisons if `comparisons`."""
-
-    title: str
-    category: str
-    needs: tuple[str, ...]
-    function: str
-    comparisons: bool = False
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure: `function` draws it from the tables in `needs`, and from the study's comparisons or attention maps."""
+class Entry:
+    """A derived table or a figure: `function` ("module:name" in this package) makes it of the tables in `needs`, which
+    may be derived tables above it, and of the study's comparisons or attention maps."""
 
     title: str
     category: str
@@ -30,7 +19,7 @@ class Figure:
     function: str
     comparisons: bool = False
     attention: bool = False
-    on_request: str = ""  # why it is not in the report: `snakemake results/figures/NAME.png` makes it
+    on_request: str = ""  # why a figure is not in the report: `snakemake results/figures/NAME.png` makes it
 
 
 COLLECTED = ("runs", "validation_curves", "training_curves", "evaluation", "bootstrap")
@@ -39,105 +28,105 @@ COMPARED = ("runs", "evaluation", "bootstrap")
 CURVES = ("runs", "validation_curves", "training_curves")
 
 TABLES = {
-    "ablations": Table("Ablations, ranked", "Ablations", COMPARED, "compare.ranking:ablations", comparisons=True),
-    "factorial": Table(
+    "ablations": Entry("Ablations, ranked", "Ablations", COMPARED, "compare.ranking:ablations", comparisons=True),
+    "factorial": Entry(
         "Query depth x fine pass", "Ablations", COMPARED, "compare.factorial:factorial", comparisons=True
     ),
-    "modes": Table("Losses by evaluation mode", "Evaluation", COMPARED, "compare.modes:modes"),
-    "token_efficiency": Table(
+    "modes": Entry("Losses by evaluation mode", "Evaluation", COMPARED, "compare.modes:modes"),
+    "token_efficiency": Entry(
         "Loss against visual tokens per frame", "Baselines", COMPARED, "compare.modes:token_efficiency",
         comparisons=True,
     ),
-    "question_order": Table(
+    "question_order": Entry(
         "Question first or video first", "Evaluation", COMPARED, "compare.modes:question_order"
     ),
-    "points": Table("Points of the grid", "Scaling", ("runs",), "fits.grid:points"),
-    "points_by_run": Table("Points of the grid, by run", "Scaling", ("runs",), "fits.grid:points_by_run"),
-    "curves": Table("Validation curves, with sizes", "Training", ("runs", "validation_curves"), "fits.grid:curves"),
-    "scaling_fits": Table("Scaling fits", "Scaling", ("runs",), "fits.scaling:scaling_fits"),
-    "isoflop": Table("Iso-FLOP minima", "Scaling", ("runs",), "fits.isoflop:isoflop"),
-    "gap": Table("Gap to pooled tokens", "Scaling", COMPARED, "compare.gap:gap", comparisons=True),
-    "decisions": Table(
+    "points": Entry("Points of the grid", "Scaling", ("runs",), "fits.grid:points"),
+    "points_by_run": Entry("Points of the grid, by run", "Scaling", ("runs",), "fits.grid:points_by_run"),
+    "curves": Entry("Validation curves, with sizes", "Training", ("runs", "validation_curves"), "fits.grid:curves"),
+    "scaling_fits": Entry("Scaling fits", "Scaling", ("runs",), "fits.scaling:scaling_fits"),
+    "isoflop": Entry("Iso-FLOP minima", "Scaling", ("runs",), "fits.isoflop:isoflop"),
+    "gap": Entry("Gap to pooled tokens", "Scaling", COMPARED, "compare.gap:gap", comparisons=True),
+    "decisions": Entry(
         "Decisions", FIRST, (*COMPARED, "scaling_fits", "isoflop"), "decisions.table:decisions", comparisons=True
     ),
 }  # fmt: skip
 
 FIGURES = {
     # the standard set: what a reader needs to decide what to do next
-    "seeing": Figure(
+    "seeing": Entry(
         "Does the model use its frames?", "Evaluation", COMPARED, "plots.seeing:seeing", comparisons=True
     ),
-    "three_modes": Figure("Evaluation modes", "Evaluation", ("modes",), "plots.evaluation:three_modes"),
-    "foveated_vs_alternatives": Figure(
+    "three_modes": Entry("Evaluation modes", "Evaluation", ("modes",), "plots.evaluation:three_modes"),
+    "foveated_vs_alternatives": Entry(
         "Foveated model against its alternatives", "Baselines", COMPARED, "plots.evaluation:alternatives",
         comparisons=True,
     ),
-    "token_efficiency": Figure(
+    "token_efficiency": Entry(
         "Loss against visual tokens and FLOPs", "Baselines", ("token_efficiency",), "plots.evaluation:token_efficiency"
     ),
-    "ablation_ranking": Figure("Ablations, ranked", "Ablations", ("ablations",), "plots.ablation:ranking"),
-    "factorial": Figure("Query depth x fine pass", "Ablations", ("factorial",), "plots.ablation:factorial"),
-    "attention_heatmaps": Figure("Where the model looks", "Attention", (), "plots.attention:heatmaps", attention=True),
-    "training_curves": Figure(
+    "ablation_ranking": Entry("Ablations, ranked", "Ablations", ("ablations",), "plots.ablation:ranking"),
+    "factorial": Entry("Query depth x fine pass", "Ablations", ("factorial",), "plots.ablation:factorial"),
+    "attention_heatmaps": Entry("Where the model looks", "Attention", (), "plots.attention:heatmaps", attention=True),
+    "training_curves": Entry(
         "Training curves", "Training", CURVES, "plots.training:training_curves", comparisons=True
     ),
-    "loss_vs_flops": Figure(
+    "loss_vs_flops": Entry(
         "Loss against training FLOPs", "Scaling", ("runs", "validation_curves", "scaling_fits"),
         "plots.scaling:loss_vs_flops",
     ),
-    "isoflop": Figure("Iso-FLOP curves", "Scaling", ("runs", "isoflop"), "plots.scaling:isoflop"),
-    "isoflop_optimum": Figure(
+    "isoflop": Entry("Iso-FLOP curves", "Scaling", ("runs", "isoflop"), "plots.scaling:isoflop"),
+    "isoflop_optimum": Entry(
         "Best size at each budget", "Scaling", ("isoflop", "scaling_fits"), "plots.fits:isoflop_optimum"
     ),
-    "model_size_scaling": Figure("Loss against model size", "Scaling", ("runs",), "plots.scaling:model_size"),
-    "gap": Figure("Gap to pooled tokens", "Scaling", ("gap",), "plots.scaling:gap"),
+    "model_size_scaling": Entry("Loss against model size", "Scaling", ("runs",), "plots.scaling:model_size"),
+    "gap": Entry("Gap to pooled tokens", "Scaling", ("gap",), "plots.scaling:gap"),
     # on request, with the reason
-    "freezing": Figure(
+    "freezing": Entry(
         "What must be trained", "Ablations", ("runs", "validation_curves"), "plots.training:freezing",
         comparisons=True, on_request="its runs are in the ranking and among the training curves",
     ),
-    "question_order": Figure(
+    "question_order": Entry(
         "Question first or video first", "Evaluation", ("question_order",), "plots.seeing:question_order",
         on_request="of one run; the decision page answers its question, the table has its numbers",
     ),
-    "attention_entropy": Figure(
+    "attention_entropy": Entry(
         "Attention entropy over training", "Attention", ("runs", "validation_curves"),
         "plots.training:attention_entropy", comparisons=True,
         on_request="a check of the optimisation: a query that stays uniform has not learnt to look",
     ),
-    "fine_coarse_ratio": Figure(
+    "fine_coarse_ratio": Entry(
         "Loss of the fine pass over the coarse pass", "Training", ("runs", "validation_curves"),
         "plots.training:fine_coarse_ratio", comparisons=True,
         on_request="the evaluation modes compare the passes on held-out samples",
     ),
-    "preference": Figure(
+    "preference": Entry(
         "Preferring the better answer", "Training", CURVES, "plots.training:preference", comparisons=True,
         on_request="of one optional stage",
     ),
-    "chinchilla_ratio": Figure(
+    "chinchilla_ratio": Entry(
         "Tokens per parameter", "Scaling", ("runs",), "plots.scaling:chinchilla_ratio",
         on_request="the table of fits has the ratio and marks runs with too few tokens",
     ),
-    "gap_arrows": Figure(
+    "gap_arrows": Entry(
         "The gap on its curves", "Scaling", ("gap",), "plots.gap:gap_arrows",
         on_request="explains how the gap at equal parameters is read off; the numbers are those of `gap`",
     ),
-    "envelope": Figure(
+    "envelope": Entry(
         "Envelope of training curves", "Scaling", ("runs", "validation_curves"), "plots.fits:envelope",
         on_request="a second estimate of the best size, beside the iso-FLOP minima",
     ),
-    "contours": Figure(
+    "contours": Entry(
         "Fitted loss over N and D", "Scaling", ("runs",), "plots.joint:contours", on_request="a check of the joint fit"
     ),
-    "residuals": Figure(
+    "residuals": Entry(
         "Residuals of the joint fit", "Scaling", ("runs",), "plots.joint:residuals",
         on_request="a check of the joint fit",
     ),
-    "bootstrap_pairs": Figure(
+    "bootstrap_pairs": Entry(
         "Bootstrap of the joint fit", "Scaling", ("runs",), "plots.joint:bootstrap_pairs",
         on_request="a check of the joint fit",
     ),
-    "exponents": Figure(
+    "exponents": Entry(
         "Exponents under each choice", "Scaling", ("runs", "validation_curves"), "plots.fits:exponents",
         on_request="a check that the exponents do not depend on the analysis",
     ),

@@ -132,10 +132,15 @@ def collect_evaluation(paths: list[Path], replicates: int = 1000) -> tuple[pd.Da
         ("all", kinds),
     ):
         if summed:
-            sums["all", name] = _added([sums[key] for key in alone if key[1] in summed])
-    losses = pd.concat([_loss_rows(cells, *key, *value) for key, value in sums.items()], ignore_index=True)
-    draws = [_draw_rows(cells, *key, *value[:2]) for key, value in sums.items()]
-    return losses.sort_values([*CELL, "source", "kind"], ignore_index=True), pd.concat(draws, ignore_index=True)
+            parts = [sums[key] for key in alone if key[1] in summed]
+            sums["all", name] = tuple(sum(values) for values in zip(*parts, strict=True))
+    places = pd.concat([cells.assign(source=source, kind=kind) for source, kind in sums], ignore_index=True)
+    loss, tokens, samples, groups = map(np.concatenate, zip(*sums.values(), strict=True))
+    values = np.divide(loss, tokens, out=np.full_like(loss, np.nan), where=tokens > 0)
+    losses = _with_intervals(places.assign(tokens=tokens[:, 0].astype(int), samples=samples, groups=groups), values)
+    losses = losses[samples > 0].sort_values([*CELL, "source", "kind"], ignore_index=True)
+    draws = pd.concat([places, pd.DataFrame(values[:, 1:]).add_prefix("r")], axis=1)
+    return losses[list(COLUMNS["evaluation"])], draws[tokens[:, 0] > 0].reset_index(drop=True)
 
 
 def _resampled_sums(part: pd.DataFrame, cells: int, replicates: int, seed: int) -> tuple[np.ndarray, ...]:
@@ -153,30 +158,10 @@ def _resampled_sums(part: pd.DataFrame, cells: int, replicates: int, seed: int) 
     return loss @ weights, tokens @ weights, samples.sum(1).astype(int), (samples > 0).sum(1)
 
 
-def _added(parts: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
-    return tuple(sum(values) for values in zip(*parts, strict=True))
-
-
-def _losses(loss: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    return np.divide(loss, tokens, out=np.full_like(loss, np.nan), where=tokens > 0)
-
-
-def _loss_rows(cells: pd.DataFrame, source: str, kind: str, loss, tokens, samples, groups) -> pd.DataFrame:
-    values = _losses(loss, tokens)
-    seen = samples > 0
-    values, frame = values[seen], cells[seen].reset_index(drop=True)
-    enough = np.isfinite(values[:, 1:]).all(axis=1) & (groups[seen] > 1)  # one video has no spread
-    low, high = (
-        np.quantile(values[:, 1:], [0.025, 0.975], axis=1) if values.shape[1] > 1 else np.full((2, len(frame)), np.nan)
-    )
-    frame = frame.assign(
-        source=source, kind=kind, loss=values[:, 0], standard_error=values[:, 1:].std(axis=1), low=low, high=high,
-        tokens=tokens[seen, 0].astype(int), samples=samples[seen], groups=groups[seen],
-    )  # fmt: skip
-    frame.loc[~enough, ["standard_error", "low", "high"]] = np.nan
-    return frame
-
-
-def _draw_rows(cells: pd.DataFrame, source: str, kind: str, loss, tokens) -> pd.DataFrame:
-    draws = pd.DataFrame(_losses(loss, tokens)[:, 1:]).add_prefix("r")
-    return pd.concat([cells.assign(source=source, kind=kind), draws], axis=1)[tokens[:, 0] > 0]
+def _with_intervals(table: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
+    """Add loss, standard error and 95 % interval; values (rows, 1 + replicates). One video alone has no spread."""
+    draws = values[:, 1:]
+    enough = np.isfinite(draws).all(axis=1) & (table["groups"] > 1)
+    low, high = np.quantile(draws, [0.025, 0.975], axis=1) if draws.size else np.full((2, len(table)), np.nan)
+    spread = {"standard_error": draws.std(axis=1), "low": low, "high": high}
+    return table.assign(loss=values[:, 0], **{name: np.where(enough, own, np.nan) for name, own in spread.items()})

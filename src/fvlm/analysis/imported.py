@@ -1,4 +1,4 @@
-"""Finished results from elsewhere as the tables that collecting a study makes, so that they can be drawn untrained.
+"""`fvlm import RESULTS...`: finished results from elsewhere as the tables that collecting a study makes.
 
 Four kinds are read: evaluation points (CSV: run_id, step, samples_seen, val_loss, ...; a run_summaries.csv beside it
 may add total_params), a table with one row per run (CSV: run_id, best_val_loss, ...), a list of results (JSON:
@@ -6,6 +6,8 @@ model_type, step, loss_mean, ...), and folders with runs as this project leaves 
 empty; only `finished.place_of` infers something, from a run's name.
 """
 
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,13 @@ import pandas as pd
 
 from fvlm.analysis.catalog import COLLECTED
 from fvlm.analysis.collect import collect_curves, collect_evaluation, collect_runs
-from fvlm.analysis.columns import COLUMNS, RUN, SCHEDULE
-from fvlm.analysis.files import read_csv
+from fvlm.analysis.columns import COLUMNS, REWARDS, RUN, SCHEDULE
+from fvlm.analysis.files import replacing, write_csv
 from fvlm.analysis.finished import (
+    BEST,
+    FINAL,
     POINTS,
+    RUN_NAMES,
     SUMMARIES,
     Ablations,
     check_folder,
@@ -30,14 +35,63 @@ from fvlm.analysis.finished import (
     summaries_in,
     with_runs,
 )
-from fvlm.analysis.fits.points import LOSS, SIZE, header_of, read_points
-from fvlm.analysis.summaries import ARCHITECTURES, FLOPS, PARAMETERS, runs_of
+from fvlm.analysis.inputs import BLANK, COUNT, LOSS, NUMBER, SIZE, WORD, Kind, Rows, check_header, read_cells, table_of
+from fvlm.config.architectures import ARCHITECTURES as DECLARED
+from fvlm.config.resolve import add_study_arguments, study_of
 from fvlm.errors import UserError
 
 TRAINING_POINTS = 400  # of a run's training curve, as the workflow collects it
+PARAMETERS = ("total_params", "n_params", "params")  # what a file may call the number of parameters
+MILLIONS = "params_M"
+SAMPLES = ("total_samples", "samples", "samples_seen")
+FLOPS = ("flops", "total_flops")
+TOKENS = "visual_tokens_per_frame"
+NAMED = {"architecture": ("architecture", "arch"), "pair": ("pair", "config"), "group": ("group", "frames")}
+ARCHITECTURES = {
+    **{name: name for name in DECLARED},
+    "fov": "foveated",
+    "baseline": "multi_token",
+    "bas": "multi_token",
+}
+LETTERS = {"foveated": "F", "multi_token": "B"}
+OPTIONAL = Kind("number, zero or more, or an empty cell", 0.0, blank=True)
+OF_SUMMARIES = {"run_id": WORD, **dict.fromkeys(PARAMETERS, OPTIONAL)}
+OF_POINTS = {  # columns of evaluation points
+    **OF_SUMMARIES,
+    **{"step": COUNT, "samples_seen": COUNT, "val_loss": LOSS},
+    **dict.fromkeys(("architecture", "lr_schedule", "model_size"), BLANK),
+    **dict.fromkeys(("train_loss", "attention_entropy", "loss_fine", "loss_coarse", *FLOPS), OPTIONAL),
+    **dict.fromkeys(REWARDS, replace(NUMBER, blank=True)),
+}
+OF_RUNS = {  # columns of a table with one row per run, beside its name
+    **dict.fromkeys((*(name for names in NAMED.values() for name in names), "lr_schedule"), BLANK),
+    **dict.fromkeys((*FINAL, *BEST), LOSS),
+    **dict.fromkeys((*PARAMETERS, MILLIONS, *SAMPLES, *FLOPS, TOKENS), SIZE),
+}
+Tables = dict[str, pd.DataFrame]
 
 
-def read_results(paths: list[Path], known: Ablations) -> dict[str, pd.DataFrame]:
+def add_arguments(parser) -> None:
+    parser.add_argument(
+        "results", nargs="+", type=Path, help="CSV of evaluation points or of runs, JSON list, or folder with runs"
+    )
+    add_study_arguments(parser)
+    parser.add_argument("--out-dir", required=True, type=Path, help="folder of the tables")
+
+
+def main(args) -> None:
+    tables = read_results(args.results, study_of(args).comparisons.ablations)
+    places = {name: args.out_dir / f"{name}.csv" for name in tables}
+    for place in places.values():
+        if place.resolve() in {path.resolve() for path in args.results}:
+            raise UserError(f"--out-dir {args.out_dir}: {place} was read, and would be lost; expected another folder")
+    with ExitStack() as together:  # a table that cannot be written leaves none
+        for name, table in tables.items():
+            write_csv(table, together.enter_context(replacing(places[name])))
+    print(f"{len(tables['runs'])} runs, {len(tables['validation_curves'])} evaluation points -> {args.out_dir}")
+
+
+def read_results(paths: list[Path], known: Ablations) -> Tables:
     """Table -> rows, for all of COLLECTED, with the columns of the collected tables.
 
     paths   files of evaluation points or results, or folders with run_summary.json files, in any mixture
@@ -65,22 +119,20 @@ def _joined(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _read(path: Path, known: Ablations) -> dict[str, pd.DataFrame]:
+def _read(path: Path, known: Ablations) -> Tables:
     kind = kind_of(path)
-    if kind == ".csv" and is_by_run(header_of(path)):
-        return {"runs": runs_of(path, known)}
-    if kind == ".csv":
-        return _from_points(path, known)
-    return _from_folder(path) if kind == "folder" else _from_json(path)
+    if kind == "folder":
+        return _from_summaries(summaries_in(path), path)
+    if kind == ".json":
+        content = results_in(path)
+        return _from_summaries([path]) if isinstance(content, dict) else _from_list(path, content)
+    header, rows = read_cells(path)
+    return (_from_runs if is_by_run(header) else _from_points)(path, header, rows, known)
 
 
-def _from_folder(folder: Path) -> dict[str, pd.DataFrame]:
+def _from_summaries(summaries: list[Path], folder: Path | None = None) -> Tables:
     """Runs as this project writes them: run_summary.json, and beside it validation.csv and metrics.csv where they
     are; evaluation/RUN.csv below the folder."""
-    return _from_summaries(summaries_in(folder), folder)
-
-
-def _from_summaries(summaries: list[Path], folder: Path | None = None) -> dict[str, pd.DataFrame]:
     runs = collect_runs(summaries)
     for path, name in zip(summaries, runs["run"], strict=True):
         check_folder(path, name)
@@ -97,17 +149,76 @@ def _from_summaries(summaries: list[Path], folder: Path | None = None) -> dict[s
     return {"runs": runs, **curves, "evaluation": evaluation, "bootstrap": bootstrap}
 
 
-def _from_points(path: Path, known: Ablations) -> dict[str, pd.DataFrame]:
-    checked = read_points(path, POINTS, ("val_loss",), (), ("run_id",), ("val_loss",), ("step", "samples_seen"))
-    table = read_csv(path, ()).rename(columns=str.strip).dropna(how="all").reset_index(drop=True)
-    if "architecture" in table:
-        table["architecture"] = table["architecture"].astype(str).str.strip()
-    if len(table) != len(checked):
-        raise UserError(f"{path}: found rows of blanks; expected a row for each evaluation: remove them")
-    table[list(POINTS)] = checked
-    for column in ("train_loss", "attention_entropy", "loss_fine", "loss_coarse", *PARAMETERS, *FLOPS):
-        if column in table:
-            table[column] = _numbers(path, table, column)
+def _from_runs(path: Path, header: list[str], cells: Rows, known: Ablations) -> Tables:
+    """The table of runs of a file with one row per run.
+
+    A file with the columns architecture and `pair` (or `config`) compares two architectures at equal samples. Its runs
+    are of the family `pairs`; their budget is in the column `group` or `frames`.
+    """
+    name = next(word for word in RUN_NAMES if word in header)
+    rows = table_of(path, header, cells, {name: WORD, **OF_RUNS})
+    runs = rows[name]
+    if runs.duplicated().any():
+        raise UserError(f"{path}: run {runs[runs.duplicated()].iloc[0]} is there twice; give each run one row")
+    names = short_names(list(runs), known)
+    found = [_one_of_runs(path, row, names[run], known) for run, row in zip(runs, rows.to_dict("records"), strict=True)]
+    return {"runs": _runs(found)}
+
+
+def _one_of_runs(path: Path, row: dict, run: str, known: Ablations) -> dict:
+    words = {what: next((row[name] for name in names if row.get(name)), "") for what, names in NAMED.items()}
+    place, architecture = place_of(run, known), words["architecture"]
+    if architecture and architecture not in ARCHITECTURES:
+        raise UserError(
+            f"{path}: run {run} has architecture {architecture!r}; expected one of {', '.join(ARCHITECTURES)}"
+        )
+    place |= {"architecture": ARCHITECTURES[architecture]} if architecture else {}
+    if words["pair"] and architecture and place["architecture"] in LETTERS:
+        group = f"{words['group']} frames" if "frames" in row and words["group"] else words["group"]
+        place |= {"family": "pairs", "size": words["pair"], "budget": group, "letter": LETTERS[place["architecture"]]}
+    elif place["family"] == "grid":
+        place |= {"family": "stage"}  # a point of the grid is N, D, C and loss, and C is seldom counted alike
+    found = _run(place) | {
+        "params_total": _first(row, PARAMETERS, row.get(MILLIONS, np.nan) * 1e6),
+        "samples": _first(row, SAMPLES),
+        "flops": _first(row, FLOPS),
+        "final.val_loss": _first(row, FINAL),
+        "best.val_loss": _first(row, BEST, _first(row, FINAL)),
+    }
+    found |= {"visual_tokens": row[TOKENS]} if TOKENS in row else {}
+    return found | ({SCHEDULE: row["lr_schedule"]} if "lr_schedule" in row else {})
+
+
+def _run(place: dict) -> dict:
+    """A row of the table of runs that has nothing but its place in the study."""
+    empty = dict.fromkeys(RUN, np.nan) | dict.fromkeys(("size", "budget", "letter"), "")
+    return empty | place | {"visual_tokens": 1.0 if place["architecture"] == "foveated" else np.nan}
+
+
+def _first(row: dict, names: tuple[str, ...], other: float = np.nan) -> float:
+    return next((row[name] for name in names if name in row), other)
+
+
+def _runs(rows: list[dict]) -> pd.DataFrame:
+    runs = pd.DataFrame(rows)
+    return runs.reindex(columns=[*RUN, *(name for name in runs if name == SCHEDULE)])
+
+
+def _from_points(path: Path, header: list[str], cells: Rows, known: Ablations) -> Tables:
+    check_header(path, header, POINTS)
+    table = table_of(path, header, cells, OF_POINTS)
+    _refuse_two_at_a_step(path, table)
+    sizes, names = _parameters(path, table), short_names(list(table["run_id"].drop_duplicates()), known)
+    parts = []
+    for run, own in table.groupby("run_id", sort=False):
+        row, curve = _one_run(place_of(names[run], known), own.sort_values("step"), sizes.get(run, np.nan))
+        if row["family"] == "grid" and not np.isfinite([row["flops"], row["params_total"]]).all():
+            row["family"] = "stage"  # a point of the grid is N, D, C and loss
+        parts.append((row, curve))
+    return _tables(parts)
+
+
+def _refuse_two_at_a_step(path: Path, table: pd.DataFrame) -> None:
     twice = table[table.duplicated(["run_id", "step"])]
     if len(twice):
         run, step = twice.iloc[0][["run_id", "step"]]
@@ -115,141 +226,97 @@ def _from_points(path: Path, known: Ablations) -> dict[str, pd.DataFrame]:
             f"{path}: run {run} has two evaluations at step {step:.10g}; expected one: remove one, "
             "or name a further seed RUN-s43"
         )
-    beside = path.with_name(SUMMARIES)
-    sizes = _parameters(path, table, read_csv(beside, ()) if beside.exists() else None)
-    names = short_names(list(table["run_id"].drop_duplicates()), known)
-    parts = [
-        _one_run(place_of(names[run], known), own.sort_values("step"), sizes.get(run, np.nan))
-        for run, own in table.groupby("run_id", sort=False)
-    ]
-    return _tables(parts)
 
 
-def _numbers(path: Path, table: pd.DataFrame, column: str) -> pd.Series:
-    """An optional column; empty cells are missing; words, infinities and negative numbers are refused."""
-    numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
-    wrong = table[~(numbers.between(0, SIZE[1]) | table[column].isna())]
-    if len(wrong):
-        raise UserError(
-            f"{path}: run {wrong['run_id'].iloc[0]} has {column} {str(wrong[column].iloc[0])!r}; "
-            "expected a number, zero or more: mend the cell, or leave it empty"
-        )
-    return numbers
-
-
-def _parameters(path: Path, table: pd.DataFrame, summaries: pd.DataFrame | None) -> dict[str, float]:
+def _parameters(path: Path, table: pd.DataFrame) -> dict[str, float]:
     """Run -> total parameters: from the points, else from the summaries, else from a run of the same model_size."""
     known: dict[str, float] = {}
-    sources = [(path.with_name(SUMMARIES), summaries)] if summaries is not None else []
-    for where, rows in [*sources, (path, table)]:
-        if "run_id" not in rows:
-            raise UserError(f"{where}: no column 'run_id'; found {', '.join(rows.columns[:12])}; rename the column")
+    sources, beside = [table], path.with_name(SUMMARIES)
+    if beside.exists():
+        header, cells = read_cells(beside, fewest=0)
+        check_header(beside, header, ("run_id",))
+        sources.insert(0, table_of(beside, header, cells, OF_SUMMARIES))
+    for rows in sources:
         column = next((name for name in PARAMETERS if name in rows), None)
         if column:
-            numbers = _numbers(where, rows, column)
-            known |= {run: n for run, n in zip(rows["run_id"].astype(str), numbers, strict=True) if n > 0}
+            known |= {run: n for run, n in zip(rows["run_id"], rows[column], strict=True) if n > 0}
     if "model_size" in table:
         sizes = table.drop_duplicates("run_id").set_index("run_id")["model_size"]
-        for _, members in sizes.groupby(sizes):
+        for _, members in sizes[sizes != ""].groupby(sizes):
             found = {known[run] for run in members.index if run in known}
             if len(found) == 1:
                 known |= {run: next(iter(found)) for run in members.index if run not in known}
     return known
 
 
-def _one_run(place: dict, own: pd.DataFrame, parameters: float) -> tuple[dict, pd.DataFrame, pd.DataFrame]:
-    """Row of the runs table, validation curve and training curve, of a run's points in ascending order."""
+def _one_run(place: dict, own: pd.DataFrame, parameters: float) -> tuple[dict, pd.DataFrame]:
+    """Row of the runs table, and curve, of a run's points in ascending order."""
     last, best = own.iloc[-1], own.loc[own["val_loss"].idxmin()]
-    flops = next((name for name in FLOPS if name in own), None)
+    flops = next((own[name] for name in FLOPS if name in own), pd.Series(np.nan, index=own.index))
     if "architecture" in own and last["architecture"] in ARCHITECTURES:
         place |= {"architecture": ARCHITECTURES[last["architecture"]]}
-    row = dict.fromkeys(RUN, np.nan) | dict.fromkeys(("size", "budget", "letter"), "") | place
-    row |= {
+    row = _run(place) | {
         "params_total": parameters,
         "samples": last["samples_seen"],
-        "flops": last[flops] if flops else np.nan,
-        "visual_tokens": 1.0 if place["architecture"] == "foveated" else np.nan,
+        "flops": flops.iloc[-1],
         "final.val_loss": last["val_loss"],
         "best.val_loss": best["val_loss"],
         "best.samples": best["samples_seen"],
     }
-    if "lr_schedule" in own:
-        row[SCHEDULE] = _schedule(own["lr_schedule"])
-    if row["family"] == "grid" and not (np.isfinite(row["flops"]) and np.isfinite(parameters)):
-        row["family"] = "stage"  # a point of the grid is N, D, C and loss
-    curve = own.rename(columns={"samples_seen": "samples"}).assign(run=row["run"])
-    curve["flops"] = own[flops] if flops else np.nan
-    trained = curve.reindex(columns=[*COLUMNS["validation_curves"][:4], "train_loss"])
-    return row, curve, trained[trained["train_loss"].notna()]
+    if "lr_schedule" in own:  # several are named together, for the learning rate is then not that of either
+        row[SCHEDULE] = " and ".join(dict.fromkeys(filter(None, own["lr_schedule"])))
+    return row, own.rename(columns={"samples_seen": "samples"}).assign(run=row["run"], flops=flops)
 
 
-def _schedule(cells: pd.Series) -> str:
-    """Of one run's points; several are named together, for the learning rate is then not that of either."""
-    return " and ".join(dict.fromkeys(word for cell in cells.dropna() if (word := str(cell).strip())))
-
-
-def _tables(parts: list[tuple[dict, pd.DataFrame, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
-    runs = pd.DataFrame([row for row, _, _ in parts])
-    runs = runs.reindex(columns=[*RUN, *(name for name in runs if name == SCHEDULE)])
+def _tables(parts: list[tuple[dict, pd.DataFrame]]) -> Tables:
+    runs = _runs([row for row, _ in parts])
     grid = runs["family"] == "grid"
-    budgets = runs[grid].groupby("budget")["flops"].median()
-    runs["flops_budget"] = runs["budget"].where(grid).map(budgets)
-    curves = {
-        name: pd.concat([part[place] for part in parts], ignore_index=True).reindex(columns=list(COLUMNS[name]))
-        for place, name in ((1, "validation_curves"), (2, "training_curves"))
-    }
-    return {"runs": runs, **curves}
+    runs["flops_budget"] = runs["budget"].where(grid).map(runs[grid].groupby("budget")["flops"].median())
+    curves = pd.concat([curve for _, curve in parts], ignore_index=True)
+    validation = curves.reindex(columns=list(COLUMNS["validation_curves"]))
+    training = curves.reindex(columns=[*COLUMNS["validation_curves"][:4], "train_loss"]).dropna(subset="train_loss")
+    training = training.reset_index(drop=True).reindex(columns=list(COLUMNS["training_curves"]))
+    return {"runs": runs, "validation_curves": validation, "training_curves": training}
 
 
-def _from_json(path: Path) -> dict[str, pd.DataFrame]:
-    content = results_in(path)
-    if isinstance(content, dict):
-        return _from_summaries([path])
+def _from_list(path: Path, content: list[dict]) -> Tables:
     rows = pd.DataFrame([_result(path, number, one) for number, one in enumerate(content, 1)])
-    twice = rows[rows.duplicated(["run_id", "step"])]
-    if len(twice):
-        raise UserError(f"{path}: {twice['run_id'].iloc[0]} has two results at one step; expected one")
+    _refuse_two_at_a_step(path, rows)
     parts = []
     for run, own in rows.groupby("run_id", sort=False):
         place = {"run": run, "family": "stage", "architecture": own["architecture"].iloc[0]}
-        row, curve, trained = _one_run(place, own.sort_values("step"), own["parameters"].iloc[0])
+        row, curve = _one_run(place, own.sort_values("step"), own["parameters"].iloc[0])
         tokens = own["tokens"].iloc[0]
-        parts.append((row | {"visual_tokens": tokens if np.isfinite(tokens) else row["visual_tokens"]}, curve, trained))
+        parts.append((row | ({"visual_tokens": tokens} if np.isfinite(tokens) else {}), curve))
     return _tables(parts)
 
 
 def _result(path: Path, number: int, one: dict) -> dict:
     """One entry of a list of results, under the names of evaluation points."""
+    where = f"{path}, result {number}"
     architecture = ARCHITECTURES.get(str(one["model_type"]))
     if architecture is None:
-        raise UserError(
-            f"{path}, result {number}: model_type is {one['model_type']!r}; expected one of {', '.join(ARCHITECTURES)}"
-        )
+        raise UserError(f"{where}: model_type is {one['model_type']!r}; expected one of {', '.join(ARCHITECTURES)}")
 
-    def value(*names: str) -> float:
+    def value(*names: str, kind=COUNT) -> float:
         found = next((one[name] for name in names if one.get(name) is not None), np.nan)
         if isinstance(found, bool) or not isinstance(found, (int, float)):
-            raise UserError(f"{path}, result {number}: {names[0]} is {found!r}; expected a number")
-        if not (0 <= found <= SIZE[1] or found is np.nan):
-            raise UserError(
-                f"{path}, result {number}: {names[0]} is {str(found)[:12]}; expected a number, zero or more"
-            )
+            raise UserError(f"{where}: {names[0]} is {found!r}; expected a number")
+        if not (kind.low <= found <= kind.high or found is np.nan):
+            raise UserError(f"{where}: {names[0]} is {str(found)[:12]}; expected a {kind.words}")
         return float(found)
 
-    loss = value("loss_mean")
-    if not LOSS[0] <= loss <= LOSS[1]:
-        raise UserError(f"{path}, result {number}: loss_mean is {loss:g}; expected a positive number, in nats")
     samples = value("samples_seen", "samples")
     if np.isnan(samples):
         samples = value("total_flops") / (value("flops_per_sample") or np.nan)
     if np.isnan(samples):
-        raise UserError(f"{path}, result {number}: no samples_seen, and no total_flops with flops_per_sample; add one")
+        raise UserError(f"{where}: no samples_seen, and no total_flops with flops_per_sample; add one")
     return {
         "run_id": result_name(one),
         "architecture": architecture,
         "step": value("step"),
         "samples_seen": samples,
-        "val_loss": loss,
+        "val_loss": value("loss_mean", kind=LOSS),
         "flops": value(*FLOPS),
         "parameters": value(*PARAMETERS),
         "tokens": value("visual_tokens") / (value("num_frames") or np.nan),

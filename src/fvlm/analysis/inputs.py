@@ -1,29 +1,141 @@
 """What all commands of the analysis share: how they read a CSV file, and how they write and print a result.
 
 A column has one name in the code (`run`, `samples`, ...). A file may use that name, another usual one (ALSO), or any
-name that `--columns` gives.
+name that `--columns` gives. Every cell is checked before anything is fitted to it.
 """
 
+import csv
 import math
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 from fvlm.analysis.files import check_out
 from fvlm.analysis.finished import base_name
-from fvlm.analysis.fits.points import FEWEST, SIZE, Rows, header_of, read_points
 from fvlm.errors import UserError
 from fvlm.files import write_json
 
-ALSO = {"run": ("run_id",), "samples": ("samples_seen",), "pair": ("size",), "C": ("flops",)}
-TEXT = ("run", "architecture", "group", "pair", "key", "source", "video", "lr_schedule", "model_size")
-BLANK = ("lr_schedule", "model_size")  # these columns of words may have empty cells
+FEWEST = 2  # rows
 RESAMPLES = (40, 1_000_000)  # fewer have no 2.5 % beyond an end of the interval
+ALSO = {"run": ("run_id",), "samples": ("samples_seen",), "pair": ("size",), "C": ("flops",)}
+Rows = list[tuple[int, list[str]]]  # the number of a row in its file (the header is row 1), and its cells
 
 
-def add_columns(parser: ArgumentParser, example: str) -> None:
+@dataclass(frozen=True)
+class Kind:
+    """What the cells of a column hold: words, or numbers from `low` to `high`; with `blank` a cell may be empty."""
+
+    words: str
+    low: float = math.nan
+    high: float = 1e40
+    blank: bool = False
+
+
+WORD = Kind("word")
+BLANK = replace(WORD, blank=True)
+NUMBER = Kind("number", -1e40)
+COUNT = Kind("number, zero or more", 0.0)
+SIZE = Kind("positive number from 1e-40 to 1e+40", 1e-40)  # in any unit
+LOSS = Kind("positive number from 1e-06 to 1e+06 (nats)", 1e-6, 1e6)  # optimizers end short of the optimum beyond
+KINDS = {
+    **dict.fromkeys(("run", "architecture", "group", "pair", "key", "source", "video"), WORD),
+    **dict.fromkeys(("lr_schedule", "model_size"), BLANK),
+    **dict.fromkeys(("step", "samples", "loss_sum"), COUNT),
+    **dict.fromkeys(("N", "D", "C", "tokens"), SIZE),
+    **dict.fromkeys(("L", "val_loss"), LOSS),
+}
+
+
+def read_cells(path: Path | str, fewest: int = FEWEST) -> tuple[list[str], Rows]:
+    """Return the header of a CSV file, and its rows that are not blank.
+
+    raises  UserError for a file that is missing or no CSV, for a column that is there twice, or too few rows
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader if any(map(str.strip, line))]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a CSV file") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: this is no CSV file ({error}); expected a header and rows of numbers") from error
+    if not lines:
+        raise UserError(f"{path}: the file is empty; expected a CSV file with a header")
+    header, rows = lines[0][1], lines[1:]
+    for separator, word in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and separator in header[0]:
+            raise UserError(
+                f"{path}: the columns are separated by {word}; expected commas (and points in decimals): save it as CSV"
+            )
+    if any("\0" in cell for _, cells in lines for cell in cells):
+        raise UserError(f"{path}: this is no CSV file (it holds null bytes); expected text in UTF-8: save it again")
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise UserError(f"{path}: column {', '.join(map(repr, twice))} is there twice; expected each name once")
+    for number, cells in rows:
+        if len(cells) != len(header):
+            raise UserError(
+                f"{path}, row {number}: {len(cells)} cells where the header has {len(header)}; mend or remove the row"
+            )
+    if len(rows) < fewest:
+        raise UserError(f"{path}: {len(rows)} row{'s' * (len(rows) != 1)} below the header; expected {fewest} or more")
+    return header, rows
+
+
+def check_header(path: Path | str, header: list[str], columns: Iterable[str]) -> None:
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise UserError(
+            f"{path}: no column {', '.join(map(repr, missing))}; found {', '.join(header[:12])}; "
+            f"expected {', '.join(columns)}: rename the columns or choose another file"
+        )
+
+
+def table_of(path: Path | str, header: list[str], rows: Rows, kinds: dict[str, Kind]) -> pd.DataFrame:
+    """Return those columns of `kinds` that a file has, each cell checked. An empty cell is NaN, or an empty word.
+
+    raises  UserError for a cell of another kind
+    """
+    places = {name: header.index(name) for name in kinds if name in header}
+    values = [
+        tuple(_value_of(path, number, name, cells[place], kinds[name]) for name, place in places.items())
+        for number, cells in rows
+    ]
+    return pd.DataFrame(values, columns=list(places))
+
+
+def _value_of(path: Path | str, number: int, name: str, cell: str, kind: Kind) -> str | float:
+    is_word = math.isnan(kind.low)
+    if not cell and kind.blank:
+        return "" if is_word else math.nan
+    value = cell if is_word else _number(cell.replace("_", "?"))  # Python would read 1_0 as 10
+    if cell and (is_word or (value is not None and kind.low <= value <= kind.high)):
+        return value
+    found = "is empty" if not cell else f"is {cell!r}" if value is None else f"is {cell}"
+    what = "word" if is_word else f"{kind.words}: mend or remove the row"
+    raise UserError(f"{path}, row {number}: {name} {found}; expected a {what}")
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def add_files(
+    parser: ArgumentParser, what: str, columns: str, example: str, written: str = "JSON", needed: bool = False
+) -> None:
+    """The arguments of a command that reads a CSV file: the file, --out, --columns, --keep.
+
+    what, columns  of the file; example: of --columns
+    written        what --out names; needed: without it the command does nothing
+    """
+    parser.add_argument(what, help=f"CSV: {columns}")
+    parser.add_argument("--out", required=needed, metavar="FILE", help=f"the {written} to write")
     parser.add_argument(
         "--columns",
         default="",
@@ -56,19 +168,37 @@ def read(
     args: Namespace,
     needed: tuple[str, ...],
     optional: tuple[str, ...] = (),
-    positive: tuple[str, ...] = (),
-    words: tuple[str, ...] = (),
-    blank: tuple[str, ...] = BLANK,
+    kinds: dict[str, Kind] | None = None,
 ) -> pd.DataFrame:
     """Return the needed columns of a CSV file, and the optional ones that it has, under their names in the code.
 
-    args      columns: text of --columns; keep: texts of --keep
-    positive  of all columns: those whose numbers must be above zero
-    words     columns of words beside TEXT; blank: columns of words that may have empty cells
+    args   columns: text of --columns; keep: texts of --keep, which choose rows before other cells are checked
+    kinds  of columns that differ from KINDS; a column in neither holds numbers
 
-    raises  UserError as `read_points`, for unknown names in --columns, and where --keep leaves fewer than two rows
+    raises  UserError as `read_cells` and `table_of`, for unknown names in --columns, for a column that is missing, two
+            equal rows, and where --keep leaves fewer than two rows
     """
-    given, header = assignments(args.columns, "--columns"), header_of(path)
+    given, (header, rows) = assignments(args.columns, "--columns"), read_cells(path)
+    chosen = _chosen(path, header, given, needed, optional)
+    filters = [_filter(text) for text in args.keep]
+    extra = [column for column, _ in filters if column not in chosen.values()]
+    kinds = KINDS | (kinds or {})
+    cells = {column: kinds.get(name, NUMBER) for name, column in chosen.items()} | dict.fromkeys(extra, WORD)
+    check_header(path, header, cells)
+    rows = _kept(path, header, rows, filters)
+    table = table_of(path, header, rows, cells)
+    if table.duplicated().any():
+        last = table.duplicated().idxmax()
+        first = (table == table.loc[last]).all(axis=1).idxmax()
+        raise UserError(
+            f"{path}: rows {rows[first][0]} and {rows[last][0]} have the same {', '.join(table)}; "
+            "each measurement is expected once: remove one of them"
+        )
+    return pd.DataFrame({name: table[column] for name, column in chosen.items()})
+
+
+def _chosen(path: Path | str, header: list[str], given: dict[str, str], needed: tuple, optional: tuple) -> dict:
+    """Name in the code -> column of the file, of all columns that the file has or --columns names."""
     names = tuple(dict.fromkeys([*needed, *optional]))
     unknown = [name for name in given if name not in names]
     if unknown:
@@ -86,20 +216,31 @@ def read(
         both = [name for name, other in chosen.items() if other == column]
         if len(both) > 1 and set(both) & set(given):
             raise UserError(f"{path}: column {column!r} would be {_listed(both)}; say with --columns which is which")
-    filters = [_filter(text) for text in args.keep]
-    extra = [column for column, _ in filters if column not in chosen.values()]
-    empty = tuple(dict.fromkeys(chosen[name] for name in blank if name in chosen))
-    table = read_points(
-        path,
-        tuple(name for name in dict.fromkeys([*chosen.values(), *extra]) if name not in empty),
-        optional=empty,
-        positive=tuple(chosen[name] for name in positive if name in chosen),
-        text=(*(chosen[name] for name in (*TEXT, *words) if name in chosen), *extra),
-        losses=tuple(chosen[name] for name in ("L", "val_loss") if name in chosen),
-        counts=tuple(chosen[name] for name in ("step", "samples", "loss_sum") if name in chosen),
-        keep=_kept(path, filters),
-    )
-    return pd.DataFrame({name: table[column] for name, column in chosen.items()})
+    return chosen
+
+
+def _kept(path: Path | str, header: list[str], rows: Rows, filters: list[tuple[str, list[str]]]) -> Rows:
+    """The rows that pass all filters."""
+    for column, values in filters:
+        place, numbers = header.index(column), {_number(value) for value in values} - {None}
+        rows = [row for row in rows if row[1][place] in values or _number(row[1][place]) in numbers]
+        if len(rows) < FEWEST:
+            left = "1 row is" if len(rows) else "no row is"
+            raise UserError(f"{path}: {left} left whose {column} is {_listed(values, 'or')}; change --keep")
+    return rows
+
+
+def _filter(text: str) -> tuple[str, list[str]]:
+    column, equals, values = text.partition("=")
+    wanted = [value.strip() for value in values.split(",") if value.strip()]
+    if not (column.strip() and equals and wanted):
+        raise UserError(f"--keep: found {text!r}; expected COLUMN=VALUE,VALUE")
+    return column.strip(), wanted
+
+
+def _listed(names, last: str = "and") -> str:
+    *first, end = map(str, names)
+    return f"{', '.join(first)} {last} {end}" if first else end
 
 
 def read_curves(path: Path | str, args: Namespace, along: str) -> pd.DataFrame:
@@ -110,8 +251,7 @@ def read_curves(path: Path | str, args: Namespace, along: str) -> pd.DataFrame:
 
     raises  UserError as `read`, and for two evaluations of a run at one point
     """
-    optional = ("samples", "lr_schedule", "model_size", "seed")
-    curves = read(path, args, ("run", along, "val_loss"), optional, positive=("val_loss",))
+    curves = read(path, args, ("run", along, "val_loss"), ("samples", "lr_schedule", "model_size", "seed"))
     if "seed" not in curves:
         curves["seed"] = curves["run"].str.extract(r"-s(\d+)$")[0].astype(float).fillna(-1)  # -1: a name without one
         curves["run"] = curves["run"].map(base_name)
@@ -125,47 +265,6 @@ def read_curves(path: Path | str, args: Namespace, along: str) -> pd.DataFrame:
     order = {name: place for place, name in enumerate(curves["run"].drop_duplicates())}
     curves = curves.assign(order=curves["run"].map(order)).sort_values(["order", "seed", along], ignore_index=True)
     return curves.drop(columns="order")
-
-
-def _kept(path: Path | str, filters: list[tuple[str, list[str]]]) -> Callable[[list[str], Rows], Rows]:
-    """The rows that pass all filters, chosen before their other cells are checked."""
-
-    def keep(header: list[str], rows: Rows) -> Rows:
-        for column, values in filters:
-            place = header.index(column)
-            rows = [row for row in rows if _holds(row[1][place], values)]
-            if len(rows) < FEWEST:
-                left = "1 row is" if len(rows) else "no row is"
-                raise UserError(f"{path}: {left} left whose {column} is {_listed(values, 'or')}; change --keep")
-        return rows
-
-    return keep
-
-
-def _filter(text: str) -> tuple[str, list[str]]:
-    column, equals, values = text.partition("=")
-    wanted = [value.strip() for value in values.split(",") if value.strip()]
-    if not (column.strip() and equals and wanted):
-        raise UserError(f"--keep: found {text!r}; expected COLUMN=VALUE,VALUE")
-    return column.strip(), wanted
-
-
-def _holds(cell: str, values: list[str]) -> bool:
-    """True if a cell holds one of the values: the same word, or the same number."""
-    value = _value(cell)
-    return cell in values or (value is not None and value in map(_value, values))
-
-
-def _value(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _listed(names, last: str = "and") -> str:
-    *first, end = map(str, names)
-    return f"{', '.join(first)} {last} {end}" if first else end
 
 
 def natural(text: str) -> int:
@@ -185,9 +284,9 @@ def resamples(text: str) -> int:
 
 def positive(text: str) -> float:
     """An argument that is a positive number."""
-    value = _value(text)
-    if value is None or not SIZE[0] <= value <= SIZE[1]:
-        raise ArgumentTypeError(f"found {text!r}; expected a positive number from {SIZE[0]:g} to {SIZE[1]:g}")
+    value = _number(text)
+    if value is None or not SIZE.low <= value <= SIZE.high:
+        raise ArgumentTypeError(f"found {text!r}; expected a {SIZE.words}")
     return value
 
 
@@ -202,16 +301,19 @@ def plain(content):
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def write_result(read_from: Path | str, out: Path | str, content: dict) -> None:
-    """Write a command's JSON, whole or not at all.
+def finish(read_from: Path | str, out: Path | str | None, content: dict, summary: Callable[[dict], list[str]]) -> None:
+    """Write a command's JSON, whole or not at all, where there is an `out`; then print its summary.
 
     raises  UserError if that would overwrite the file that was read, or cannot be written
     """
-    check_out(out, read_from)
-    try:
-        write_json(out, plain(content))
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror}); choose another place") from error
+    content = plain(content)
+    if out is not None:
+        check_out(out, read_from)
+        try:
+            write_json(out, content)
+        except OSError as error:
+            raise UserError(f"--out {out}: cannot be written ({error.strerror}); choose another place") from error
+    print("\n".join(summary(content)))
 
 
 def shown(value: float | None, ci: list[float] | None = None) -> str:

@@ -5,7 +5,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
-from fvlm.analysis.catalog import TABLES, Figure, Table
+from fvlm.analysis.catalog import TABLES, Entry
 from fvlm.analysis.files import check_out, read_tables, write_table
 from fvlm.config.resolve import add_study_arguments, study_of
 
@@ -23,7 +23,7 @@ def main(args) -> None:
     write_table(load(table.function)(**inputs_of(table, args)), args.out)
 
 
-def inputs_of(entry: Table | Figure, args: Namespace) -> dict:
+def inputs_of(entry: Entry, args: Namespace) -> dict:
     """The tables that an entry of the catalog needs, and the study's comparisons if it compares runs by name."""
     inputs = read_tables(args.tables, entry.needs)
     return inputs | {"comparisons": study_of(args).comparisons} if entry.comparisons else inputs

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from scipy.special import stdtrit
 
 LEVEL = 0.95
@@ -38,19 +37,10 @@ class Estimate:
     interval: str = NO_INTERVAL
     n_seeds: int = 0
 
-
-class Replicates:
-    """The bootstrap table: every row was resampled with the same draws, so that rows may be subtracted."""
-
-    def __init__(self, table: pd.DataFrame):
-        keys = ["run", *Cell._fields]
-        names = [name for name in table.columns if name not in keys]
-        values = table[names].to_numpy(float)
-        self._rows = dict(zip(table[keys].itertuples(index=False, name=None), values, strict=True))
-
-    def loss(self, run: str, cell: Cell) -> np.ndarray | None:
-        """Replicates (R,) of a loss in nats per token; None if this was not evaluated."""
-        return self._rows.get((run, *cell))
+    def columns(self, value: str, prefix: str = "") -> dict:
+        """The columns of a table that hold it: `value`, low and high after `prefix`, interval, n_seeds."""
+        ends = {f"{prefix}low": self.low, f"{prefix}high": self.high}
+        return {value: self.value, **ends, "interval": self.interval, "n_seeds": self.n_seeds}
 
 
 def pooled(values: np.ndarray, draws: np.ndarray | None = None, level: float = LEVEL) -> Estimate:

@@ -12,7 +12,7 @@ from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.compare.bootstrap import LEVEL, OVER_SEEDS, OVERALL, Estimate, pooled
 from fvlm.analysis.compare.runs import ComparedRuns
 from fvlm.analysis.fits.curves import ends
-from fvlm.analysis.inputs import add_columns, assignments, plain, read_curves, write_result
+from fvlm.analysis.inputs import add_files, assignments, finish, read_curves
 from fvlm.config.comparisons import Cells, Comparisons
 from fvlm.errors import UserError
 
@@ -85,18 +85,8 @@ def factorial(
 
 
 def _row(measure: str, name: str, effect: Estimate, cells: np.ndarray) -> dict:
-    return {"measure": measure, **_fields(name, effect), **dict(zip(CELLS, cells.mean(axis=1), strict=True))}
-
-
-def _fields(name: str, effect: Estimate) -> dict:
-    return {
-        "effect": name,
-        "estimate": effect.value,
-        "low": effect.low,
-        "high": effect.high,
-        "interval": effect.interval,
-        "n_seeds": effect.n_seeds,
-    }
+    place = {"measure": measure, "effect": name, **dict(zip(CELLS, cells.mean(axis=1), strict=True))}
+    return place | effect.columns("estimate")
 
 
 def of_curves(last: pd.DataFrame, named: dict[str, str]) -> dict:
@@ -114,7 +104,7 @@ def of_curves(last: pd.DataFrame, named: dict[str, str]) -> dict:
         cells = [own[measure].to_numpy(float) for own in members]
         if paired:
             cells = np.array([own.loc[common, measure].to_numpy(float) for own in members])
-        rows = [_fields(name, effect) for name, effect in effects(cells).items()]
+        rows = [{"effect": name} | effect.columns("estimate") for name, effect in effects(cells).items()]
         evaluations[measure] = {"cells": dict(zip(CELLS, map(np.mean, cells), strict=True)), "effects": rows}
     interval = "Welch interval at 95 % over the seeds of each cell" if several else "no interval"
     if len(common) > 1:
@@ -143,18 +133,14 @@ def _unequal(last: pd.DataFrame) -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("curves", help="CSV: run, step, val_loss; optional seed, samples")
+    add_files(parser, "curves", "run, step, val_loss; optional seed, samples", "run=name,val_loss=loss")
     parser.add_argument("--cells", required=True, metavar="CELL=RUN,...", help=f"the run of each of {', '.join(CELLS)}")
-    parser.add_argument("--out", metavar="FILE", help="the JSON to write")
-    add_columns(parser, "run=name,val_loss=loss")
 
 
 def main(args: argparse.Namespace) -> None:
     curves = read_curves(args.curves, args, "step")
     content = of_curves(ends(curves), chosen_cells(args.cells, list(curves["run"].drop_duplicates()), args.curves))
-    if args.out:
-        write_result(args.curves, args.out, content)
-    print("\n".join(summary(plain(content))))
+    finish(args.curves, args.out, content, summary)
 
 
 def chosen_cells(text: str, runs: list[str], path: str) -> dict[str, str]:

@@ -7,17 +7,18 @@ FLOPs, is read off at the other's parameter count: once at the foveated model's,
 
 import argparse
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from fvlm.analysis.columns import COLUMNS
-from fvlm.analysis.compare.bootstrap import Estimate, pooled
+from fvlm.analysis.compare.bootstrap import pooled
 from fvlm.analysis.compare.pairs import Group, Pair, architectures, read_samples
 from fvlm.analysis.compare.runs import ComparedRuns
 from fvlm.analysis.files import check_out
 from fvlm.analysis.fits.grid import PAIRED, grid_points
-from fvlm.analysis.inputs import add_columns, natural, plain, read, resamples, write_result
+from fvlm.analysis.inputs import add_files, finish, natural, read, resamples
 from fvlm.config.comparisons import Comparisons
 from fvlm.errors import UserError
 
@@ -86,12 +87,35 @@ def corrected(
     }
 
 
+@dataclass(frozen=True)
+class Budget:
+    """The sizes that both architectures have at one budget: their names, parameters (k,) and base names, ascending in
+    N, first those of the foveated model."""
+
+    family: str
+    name: str
+    sizes: list[str]
+    n: tuple[np.ndarray, np.ndarray]
+    bases: tuple[list[str], list[str]]
+
+
+def budgets_of(study: ComparedRuns, family: str = "grid") -> list[Budget]:
+    """Return the budgets of the grid, or of another family, at which both architectures have a size in common."""
+    found, grid = [], study.of_family(family)
+    named = grid.drop_duplicates(["architecture", "size", "budget"]).set_index(["architecture", "size", "budget"])
+    points = grid_points(study.runs.reset_index(drop=True), family).sort_values("C", kind="stable")
+    for name, own in points.groupby("budget", sort=False):
+        sides = [own[own["architecture"] == side].set_index("size").sort_values("N") for side in ARCHITECTURES]
+        sizes = [size for size in sides[0].index if size in sides[1].index]
+        if sizes:
+            n = tuple(side.loc[sizes, "N"].to_numpy(float) for side in sides)
+            bases = tuple([named.loc[(side, size, name), "base"] for size in sizes] for side in ARCHITECTURES)
+            found.append(Budget(family, name, sizes, n, bases))
+    return found
+
+
 def gap(
-    runs: pd.DataFrame,
-    evaluation: pd.DataFrame,
-    bootstrap: pd.DataFrame,
-    comparisons: Comparisons,
-    sides: tuple[str, str] = ARCHITECTURES,
+    runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame, comparisons: Comparisons
 ) -> pd.DataFrame:
     """Return one row per pair and measure: each size of the grid at each budget, imported pairs, two ablations.
 
@@ -100,50 +124,26 @@ def gap(
     evaluation videos, and the validation none.
     """
     study = ComparedRuns(runs, evaluation, bootstrap)
-    rows = []
-    for family in PAIRED:
-        by_budget = grid_points(runs, family).sort_values("C", kind="stable").groupby("budget", sort=False)
-        for budget, points in by_budget:
-            rows += _rows_at_budget(study, family, budget, points, sides)
+    budgets = [budget for family in PAIRED for budget in budgets_of(study, family)]
     ablations = (comparisons.gap.foveated, comparisons.gap.pooled) if comparisons.gap else ()
     if ablations and all(study.seeds(base) for base in ablations):
-        n = [study.runs.loc[study.runs["base"] == base, "params_total"].mean() for base in ablations]
-        rows += _rows(study, "ablation", "", [", ".join(ablations)], [np.array([one]) for one in n], ablations)
-    return pd.DataFrame(rows, columns=COLUMNS["gap"])
+        n = tuple(np.array([study.runs.loc[study.runs["base"] == base, "params_total"].mean()]) for base in ablations)
+        budgets.append(Budget("ablation", "", [", ".join(ablations)], n, tuple([base] for base in ablations)))
+    return pd.DataFrame([row for one in budgets for row in _rows(study, one)], columns=COLUMNS["gap"])
 
 
-def _rows_at_budget(
-    study: ComparedRuns, family: str, budget: str, points: pd.DataFrame, sides: tuple[str, str]
-) -> list[dict]:
-    own = [points[points["architecture"] == name].set_index("size").sort_values("N") for name in sides]
-    common = [size for size in own[0].index if size in own[1].index]
-    if not common:
-        return []
-    n = [side.loc[common, "N"].to_numpy(float) for side in own]
-    bases = [grid_base(study, name, size, budget, family) for name in sides for size in common]
-    return _rows(study, family, budget, common, n, bases)
-
-
-def grid_base(study: ComparedRuns, architecture: str, size: str, budget: str, family: str = "grid") -> str:
-    """Return the name, without its seed, of the grid's run of one architecture, size and budget."""
-    grid = study.of_family(family)
-    own = grid[(grid["architecture"] == architecture) & (grid["size"] == size) & (grid["budget"] == budget)]
-    return own["base"].iloc[0]
-
-
-def _rows(study: ComparedRuns, family: str, budget: str, sizes: list[str], n: list[np.ndarray], bases) -> list[dict]:
-    """Of the pairs of one budget: `bases` are first the foveated runs, then the baselines, by size as in n."""
-    matched = study.matched(list(bases))  # per seed
+def _rows(study: ComparedRuns, budget: Budget) -> list[dict]:
+    matched = study.matched([*budget.bases[0], *budget.bases[1]])  # per seed
     validation = np.array([study.runs.loc[runs, "final.val_loss"] for runs in matched], float).T
     evaluation = np.array([[study.loss(run) for run in runs] for runs in matched]).T
     draws = [study.draws(run) for run in matched[0]]
     sampled = None if any(draw is None for draw in draws) else np.array(draws)
-    pairs = [(size, (place, place)) for place, size in enumerate(sizes)]
+    pairs = [(size, (place, place)) for place, size in enumerate(budget.sizes)]
     rows = []
     for measure, losses, replicates in (("validation", validation, None), ("evaluation", evaluation, sampled)):
         if np.isfinite(losses).all():
-            place = {"family": family, "budget": budget, "measure": measure}
-            rows += [place | row for row in pair_rows(n, losses, replicates, pairs)]
+            place = {"family": budget.family, "budget": budget.name, "measure": measure}
+            rows += [place | row for row in pair_rows(budget.n, losses, replicates, pairs)]
     return rows
 
 
@@ -165,14 +165,14 @@ def pair_rows(
         if min(map(len, n)) < 2:
             chosen = [left, cut + right]
             raw = pooled(percent(*losses[chosen]), None if draws is None else percent(*draws[chosen]))
-            rows.append(row | _columns("raw", raw) | {"note": "one size: no curve to correct with"})
+            rows.append(row | raw.columns("raw_percent", "raw_") | {"note": "one size: no curve to correct with"})
             continue
         gaps, spread = (
             {} if values is None else corrected(n[0], values[:cut], n[1], values[cut:], (left, right), scale)
             for values in (losses, draws)
         )
         for direction in DIRECTIONS:
-            row |= _columns(direction, pooled(gaps[direction], spread.get(direction)))
+            row |= pooled(gaps[direction], spread.get(direction)).columns(f"{direction}_percent", f"{direction}_")
         row["directions_differ"] = abs(row["at_foveated_percent"] - row["at_baseline_percent"])
         beyond = []
         for direction, curve in (("at_foveated", "baseline's"), ("at_baseline", "foveated")):
@@ -196,19 +196,13 @@ def rises(foveated: np.ndarray, baseline: np.ndarray, names: tuple[str, str]) ->
     return [name for name, losses in curves if (np.diff(losses.mean(axis=1)) > 0).any()]
 
 
-def _columns(name: str, gap: Estimate) -> dict:
-    return {
-        f"{name}_percent": gap.value,
-        f"{name}_low": gap.low,
-        f"{name}_high": gap.high,
-        "interval": gap.interval,
-        "n_seeds": gap.n_seeds,
-    }
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("points", help="CSV: architecture, N, L; optional group, pair, seed, run")
-    parser.add_argument("--out", metavar="FILE", help="the JSON to write")
+    add_files(
+        parser,
+        "points",
+        "architecture, N, L; optional group, pair, seed, run",
+        "architecture=arch,N=params_M,L=loss,group=frames",
+    )
     parser.add_argument("--linear", action="store_true", help="read the curves off linearly in N, not in log N")
     parser.add_argument("--foveated", metavar="NAME", help="the architecture in question, as the file calls it")
     parser.add_argument("--baseline", metavar="NAME", help="the one it is compared with, as the file calls it")
@@ -219,13 +213,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--bootstrap", type=resamples, default=2000, help="resamples of the samples")
     parser.add_argument("--seed", type=natural, default=0, help="of the resampling")
-    add_columns(parser, "architecture=arch,N=params_M,L=loss,group=frames")
 
 
 def main(args: argparse.Namespace) -> None:
     if not args.bootstrap:
         raise UserError("--bootstrap 0: an interval takes resamples; expected some thousand, or no --samples")
-    points = read(args.points, args, ("architecture", "N", "L"), ("group", "pair", "seed", "run"), ("N", "L"))
+    points = read(args.points, args, ("architecture", "N", "L"), ("group", "pair", "seed", "run"))
     names = architectures(args.points, points, args.foveated, args.baseline)
     points = points[points["architecture"].isin(names)]
     samples = read_samples(args.samples, points) if args.samples else None
@@ -257,10 +250,9 @@ def main(args: argparse.Namespace) -> None:
         "groups": groups,
         "warnings": warnings,
     }
-    if args.out:
+    if args.out is not None:
         check_out(args.out, args.samples or args.points)
-        write_result(args.points, args.out, content)
-    print("\n".join(summary(plain(content))))
+    finish(args.points, args.out, content, summary)
 
 
 def _fields(row: dict) -> dict:

@@ -6,7 +6,7 @@ import pandas as pd
 from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.compare.bootstrap import OVERALL, QUESTION_FIRST, VIDEO_FIRST, VISUAL, Cell, Estimate
 from fvlm.analysis.compare.gap import percent
-from fvlm.analysis.compare.runs import ComparedRuns, difference, scores_tokens, trained_mode
+from fvlm.analysis.compare.runs import EVALUATION, VALIDATION, ComparedRuns, difference, scores_tokens, trained_mode
 from fvlm.config.architectures import ARCHITECTURES
 from fvlm.config.comparisons import Comparisons
 
@@ -30,19 +30,12 @@ def modes(runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame)
         looks = overall[overall["run"].isin(own["run"])].drop_duplicates(["mode", "frames"])
         for mode, frames, samples in looks[["mode", "frames", "samples"]].itertuples(index=False, name=None):
             loss = study.level(base, Cell(mode, frames))
-            row = {
-                "run": base, "family": own["family"].iloc[0], "mode": mode, "frames": frames, "trained_mode": trained,
-                "loss": loss.value, "low": loss.low, "high": loss.high, "n_seeds": loss.n_seeds, "samples": samples,
-            }  # fmt: skip
+            row = {"run": base, "family": own["family"].iloc[0], "mode": mode, "frames": frames, "samples": samples}
+            row |= {"trained_mode": trained} | loss.columns("loss")
             if (mode, frames) != (trained, "own"):
                 terms = [(base, Cell(mode, frames)), (base, OVERALL)]
                 gap = study.estimate(terms, lambda losses: percent(losses[0], losses[1]))
-                row |= {
-                    "gap_percent": gap.value,
-                    "gap_low": gap.low,
-                    "gap_high": gap.high,
-                    "gap_interval": gap.interval,
-                }
+                row |= {"gap_interval": gap.interval, **gap.columns("gap_percent", "gap_"), "n_seeds": loss.n_seeds}
             rows.append(row)
     return pd.DataFrame(rows, columns=COLUMNS["modes"])
 
@@ -90,17 +83,13 @@ def _efficiency_row(study: ComparedRuns, base: str, comparisons: Comparisons, ev
         "architecture": first["architecture"],
         "tokens_per_frame": first["visual_tokens"],
         "loss": study.level(base).value if evaluated else members["best.val_loss"].mean(),
-        **_above(gap),
+        **gap.columns("difference"),
         "n_seeds": gap.n_seeds or len(members),  # that the interval is over
-        "measure": "evaluation loss" if evaluated else "best validation loss",
+        "measure": EVALUATION if evaluated else f"best {VALIDATION}",
         "flops_per_sample": (members["flops"] / members["samples"]).mean(),
         "samples": members["samples"].mean(),
         "data_differs": study.data_differs(first["run"], reference) if reference else "",
     }
-
-
-def _above(gap: Estimate) -> dict:
-    return {"difference": gap.value, "low": gap.low, "high": gap.high, "interval": gap.interval}
 
 
 def _label(run: pd.Series, comparisons: Comparisons) -> str:
@@ -124,9 +113,9 @@ def _withheld_row(study: ComparedRuns, baseline: str) -> list[dict]:
             "architecture": "blind",
             "tokens_per_frame": 0,
             "loss": loss.value,
-            **_above(study.estimate([(baseline, blind), (baseline, OVERALL)], difference)),
+            **study.estimate([(baseline, blind), (baseline, OVERALL)], difference).columns("difference"),
             "n_seeds": loss.n_seeds,
-            "measure": "evaluation loss",
+            "measure": EVALUATION,
         }
     ]
 
@@ -161,10 +150,4 @@ def _order_row(study: ComparedRuns, base: str, name: str) -> dict:
         order: study.estimate(terms(order), lambda losses: np.tensordot(signs, losses, axes=1)).value
         for order in (VIDEO_FIRST, QUESTION_FIRST)
     }
-    return {
-        "run": base,
-        "mode": name,
-        **level,
-        **_above(gap),
-        "n_seeds": gap.n_seeds,
-    }
+    return {"run": base, "mode": name, **level, **gap.columns("difference")}

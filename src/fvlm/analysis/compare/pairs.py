@@ -42,38 +42,36 @@ class Group:
 
     def __init__(self, path: str, name: str, points: pd.DataFrame, names: tuple[str, str]):
         self.where, self.name = f"{path}{f', group {name}' * bool(name)}", name
-        self.sides = [self._side(points[points["architecture"] == one], one) for one in names]
-        self.runs = pd.concat(self.sides, ignore_index=True)
-        every = [set(losses) for losses in self.runs["losses"]]
-        seeds, other = sorted(set.intersection(*every)), sorted(set.union(*every) - set.intersection(*every))
-        if not seeds:
-            raise UserError(f"{self.where}: no seed is common to all runs; expected the same seeds, or no column seed")
-        self.n = [side["N"].to_numpy(float) for side in self.sides]
-        self.losses = np.array([[losses[seed] for seed in seeds] for losses in self.runs["losses"]])
-        self.pairs = self._pairs(paired="pair" in points)
-        left_out = ", ".join(f"{seed:g}" for seed in other)
-        self.warnings = [f"{self.where}: seeds {left_out} are left out, since not every run has them"] if other else []
-
-    def _side(self, points: pd.DataFrame, name: str) -> pd.DataFrame:
-        """Return one row per size, ascending in N: architecture, pair, N, losses {seed: loss}, run."""
-        if points.empty:
-            raise UserError(f"{self.where}: no run of architecture {name}; expected runs of both")
         by = "pair" if "pair" in points else "N"
-        rows = []
-        for key, own in points.groupby(by, sort=False):
-            seeds = own["seed"] if "seed" in own else pd.Series(0.0, index=own.index)
-            if seeds.duplicated().any():
+        points = points.assign(pair=points[by].astype(str), seed=points.get("seed", 0.0), run=points.get("run", ""))
+        self._check(points, names, by)
+        runs = points.groupby(["architecture", "pair"], as_index=False).agg({"N": "mean", "run": "first"})
+        runs = runs.assign(side=runs["architecture"].map(names.index)).sort_values(["side", "N"], ignore_index=True)
+        if runs.duplicated(["side", "N"]).any():
+            twice = runs.loc[runs.duplicated(["side", "N"]), "architecture"].iloc[0]
+            raise UserError(f"{self.where}: two sizes of {twice} have the same N; a curve needs one loss at each N")
+        losses = points.pivot(index=["architecture", "pair"], columns="seed", values="L")
+        losses = losses.loc[pd.MultiIndex.from_frame(runs[["architecture", "pair"]])]
+        common = losses.dropna(axis="columns")
+        if common.empty:
+            raise UserError(f"{self.where}: no seed is common to all runs; expected the same seeds, or no column seed")
+        self.runs, self.losses = runs, common.to_numpy(float)
+        self.sides = [runs[runs["side"] == side] for side in (0, 1)]
+        self.n = [side["N"].to_numpy(float) for side in self.sides]
+        self.pairs = self._pairs(paired=by == "pair")
+        left_out = ", ".join(f"{seed:g}" for seed in losses.columns.difference(common.columns))
+        self.warnings = [f"{self.where}: seeds {left_out} are left out, since not every run has them"] * bool(left_out)
+
+    def _check(self, points: pd.DataFrame, names: tuple[str, str], by: str) -> None:
+        for name in names:
+            if name not in set(points["architecture"]):
+                raise UserError(f"{self.where}: no run of architecture {name}; expected runs of both")
+        for (name, pair, _), own in points.groupby(["architecture", "pair", "seed"]):
+            if len(own) > 1:
                 raise UserError(
-                    f"{self.where}: {len(own)} runs of {name} have {by} {key}; expected one for each seed: give the "
+                    f"{self.where}: {len(own)} runs of {name} have {by} {pair}; expected one for each seed: give the "
                     "columns seed, pair or group, or choose rows with --keep"
                 )
-            losses = dict(zip(seeds, own["L"], strict=True))
-            run = own["run"].iloc[0] if "run" in own else ""
-            rows.append({"architecture": name, "pair": str(key), "N": own["N"].mean(), "losses": losses, "run": run})
-        side = pd.DataFrame(rows).sort_values("N", ignore_index=True)
-        if side["N"].duplicated().any():
-            raise UserError(f"{self.where}: two sizes of {name} have the same N; a curve needs one loss at each N")
-        return side
 
     def _pairs(self, paired: bool) -> list[Pair]:
         left, right = (list(side["pair"]) for side in self.sides)
@@ -147,7 +145,7 @@ def read_samples(path: str, points: pd.DataFrame) -> pd.DataFrame:
     needed = ("run",) if by_run else ("architecture", "N")
     optional = ("source", "video") if by_run else ("group", "source", "video")
     as_named = argparse.Namespace(columns="", keep=[])
-    samples = read(path, as_named, (*needed, "key", "loss_sum", "tokens"), optional, positive=("tokens",))
+    samples = read(path, as_named, (*needed, "key", "loss_sum", "tokens"), optional)
     if "source" in samples:
         samples["key"] = samples["source"] + "/" + samples["key"]
     return samples

@@ -10,10 +10,10 @@ import pandas as pd
 
 from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.compare.bootstrap import NO_INTERVAL, Cell, Estimate, pooled
-from fvlm.analysis.compare.runs import ComparedRuns, question_of
+from fvlm.analysis.compare.runs import ComparedRuns, difference, question_of
 from fvlm.analysis.files import check_out, write_table
 from fvlm.analysis.fits.curves import ends
-from fvlm.analysis.inputs import add_columns, read_curves
+from fvlm.analysis.inputs import add_files, read_curves
 from fvlm.config.comparisons import Comparisons
 from fvlm.errors import UserError
 
@@ -89,20 +89,10 @@ def differences(study: ComparedRuns, base: str, reference: str, kind: str) -> di
     evaluation, or of the best validation where there is none; over the seeds common to both."""
     evaluated = study.difference(base, reference, Cell(kind=kind))
     best, final = (study.validation_difference(base, reference, which) for which in ("best", "final"))
-    quoted, measure = evaluated, "evaluation loss"
-    if np.isnan(evaluated.value):
-        quoted, measure = best, "best validation loss"
-    return {
-        "n_seeds": quoted.n_seeds,
-        "best_difference": best.value,
-        "final_difference": final.value,
-        "evaluation_difference": evaluated.value,
-        "difference": quoted.value,
-        "low": quoted.low,
-        "high": quoted.high,
-        "interval": quoted.interval,
-        "measure": measure,
-    }
+    quoted, measure = study.quoted([base, reference], difference, Cell(kind=kind))
+    all_three = {"best": best, "final": final, "evaluation": evaluated}
+    values = {f"{name}_difference": one.value for name, one in all_three.items()}
+    return {**values, **quoted.columns("difference"), "measure": measure}
 
 
 def paired(losses: dict[float, float], others: dict[float, float]) -> Estimate:
@@ -121,22 +111,18 @@ def _mean(losses: dict[float, float]) -> float:
 
 
 def tied(losses: dict[str, dict[float, float]]) -> dict[str, int | None]:
-    """Return run -> its group, 1 the best; the runs in ascending order of their mean loss.
+    """Return run -> its group, 1 the best.
 
-    A run belongs to the group before it if the interval of its difference to the best of that group includes zero,
-    else it begins the next. A run whose difference has no interval is in no group (None).
+    In the order of their mean loss, a run belongs to the group before it if the interval of its difference to the best
+    of that group includes zero, else it begins the next. A run whose difference has no interval is in no group (None).
 
     losses  run -> seed -> loss
     """
-    groups: dict[str, int | None] = {}
+    groups: dict[str, int | None] = dict.fromkeys(losses)
     leader, group = None, 0
     for run in sorted(losses, key=lambda name: _mean(losses[name])):
-        if len(losses[run]) < 2:
-            groups[run] = None
-            continue
         gap = None if leader is None else paired(losses[run], losses[leader])
-        if gap is not None and np.isnan(gap.low):
-            groups[run] = None
+        if len(losses[run]) < 2 or (gap and np.isnan(gap.low)):
             continue
         if gap is None or gap.low > 0 or gap.high < 0:
             leader, group = run, group + 1
@@ -156,15 +142,9 @@ def ranked(last: pd.DataFrame, baseline: str, by: str) -> pd.DataFrame:
         row = {"run": run, "group": groups[run], "n_seeds": len(own)}
         for measure in MEASURES:
             gap = Estimate(0.0) if run == baseline else paired(_by_seed(own, measure), _by_seed(base, measure))
-            row |= {
-                f"{measure}_loss": mean(own, measure),
-                f"{measure}_difference": gap.value,
-                f"{measure}_low": gap.low,
-                f"{measure}_high": gap.high,
-                "interval": gap.interval,
-            }
+            row |= {f"{measure}_loss": mean(own, measure)} | gap.columns(f"{measure}_difference", f"{measure}_")
         row |= {name: mean(own, name) for name in ("best_step", "final_step", "samples")}
-        rows.append(row | {"warning": "; ".join(warnings(own, base))})
+        rows.append(row | {"n_seeds": len(own), "warning": "; ".join(warnings(own, base))})
     table = pd.DataFrame(rows)
     for measure in MEASURES:
         table[f"{measure}_rank"] = table[f"{measure}_loss"].rank(method="min").astype(int)
@@ -206,11 +186,11 @@ def warnings(own: list[dict], base: list[dict]) -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("curves", help="CSV: run, step, val_loss; optional seed, samples, lr_schedule")
+    add_files(
+        parser, "curves", "run, step, val_loss; optional seed, samples, lr_schedule", "run=name,val_loss=loss", "CSV"
+    )
     parser.add_argument("--baseline", required=True, metavar="RUN", help="the run that the others are compared with")
     parser.add_argument("--by", choices=MEASURES, default="final", help="the evaluation that ranks; default: final")
-    parser.add_argument("--out", metavar="FILE", help="the CSV to write")
-    add_columns(parser, "run=name,val_loss=loss")
 
 
 def main(args: argparse.Namespace) -> None:

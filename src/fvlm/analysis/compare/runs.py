@@ -6,12 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.compare.bootstrap import LEVEL, OVERALL, Cell, Estimate, Replicates, pooled
+from fvlm.analysis.compare.bootstrap import LEVEL, OVERALL, Cell, Estimate, pooled
 from fvlm.analysis.finished import base_name
 from fvlm.config.architectures import ARCHITECTURES
 from fvlm.config.comparisons import Comparisons
 
 WITH_QUERIES = [name for name, architecture in ARCHITECTURES.items() if architecture.queries]
+EVALUATION, VALIDATION = "evaluation loss", "validation loss"
 DATA_FIELDS = {  # a difference in one of these means that two runs saw different data
     "config.data.sources": "sources",
     "config.data.share": "mixture",
@@ -51,11 +52,12 @@ class ComparedRuns:
     """
 
     def __init__(self, runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame):
-        self.runs = runs.assign(base=runs["run"].map(base_name)).set_index("run", drop=False)
-        self._replicates = Replicates(bootstrap)
-        keys = evaluation[["run", *Cell._fields]].itertuples(index=False, name=None)
-        found = evaluation[["loss", "tokens"]].astype(float).itertuples(index=False, name=None)
-        self._evaluated = dict(zip(keys, found, strict=True))  # a loss, and how many tokens were scored for it
+        self.runs = runs.copy().assign(base=runs["run"].map(base_name)).set_index("run", drop=False)
+        keys = ["run", *Cell._fields]
+        drawn = bootstrap.drop(columns=keys).to_numpy(float)  # all rows with the same draws: they may be subtracted
+        self._draws = dict(zip(bootstrap[keys].itertuples(index=False, name=None), drawn, strict=True))
+        found = evaluation[["loss", "tokens"]].to_numpy(float)  # a loss, and how many tokens were scored for it
+        self._evaluated = dict(zip(evaluation[keys].itertuples(index=False, name=None), found, strict=True))
 
     def of_family(self, family: str) -> pd.DataFrame:
         """Its runs with a loss in nats per token."""
@@ -86,7 +88,8 @@ class ComparedRuns:
         return self._evaluated.get((run, *self._full(run, cell)), (np.nan, 0.0))[0]
 
     def draws(self, run: str, cell: Cell = OVERALL) -> np.ndarray | None:
-        return self._replicates.loss(run, self._full(run, cell))
+        """Bootstrap replicates (R,) of that loss; None if this was not evaluated."""
+        return self._draws.get((run, *self._full(run, cell)))
 
     def _full(self, run: str, cell: Cell) -> Cell:
         return cell if cell.mode else cell._replace(mode=trained_mode(self.runs.loc[run]))
@@ -131,6 +134,20 @@ class ComparedRuns:
         """How far the evaluation loss of `base` lies above that of `other`."""
         return self.estimate([(base, cell), (other, cell)], difference)
 
+    def quoted(
+        self,
+        bases: list[str],
+        combine: Callable[[np.ndarray], np.ndarray],
+        cell: Cell = OVERALL,
+        which: str = "best",
+        level: float = LEVEL,
+    ) -> tuple[Estimate, str]:
+        """`combine` of evaluation losses, or of best or final validation losses if there are none; and which it is."""
+        evaluated = self.estimate([(base, cell) for base in bases], combine, level)
+        if np.isfinite(evaluated.value):
+            return evaluated, EVALUATION
+        return self.validation_estimate(bases, combine, which, level), f"{which} {VALIDATION}"
+
     def validation_difference(self, base: str, other: str, which: str = "best") -> Estimate:
         """How far the best or final validation loss of `base` lies above that of `other`; over seeds."""
         return self.validation_estimate([base, other], difference, which)
@@ -170,7 +187,7 @@ class ComparedRuns:
         return [
             word
             for word, names in self._data_fields().items()
-            if any(not _same(one.get(name), two.get(name)) for name in names)
+            if any(not same(one.get(name), two.get(name)) for name in names)
         ]
 
     def _data_fields(self) -> dict[str, list[str]]:
@@ -181,5 +198,5 @@ class ComparedRuns:
         }
 
 
-def _same(one, two) -> bool:
+def same(one, two) -> bool:
     return (pd.isna(one) and pd.isna(two)) or one == two

@@ -5,7 +5,6 @@ Both are made from the table `decisions` alone.
 
 import argparse
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
@@ -27,18 +26,6 @@ UNITS = {
 }
 WIDTH, HEIGHT, MARGIN = 230, 26, 12  # of a drawing, in pixels
 FARTHEST = 3.0  # an axis ends at this many times the median row's far end: a huge difference must not hide the others
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """An interval in pixels; `beyond`: -1, 0 or 1, on which side the estimate lies outside the axis."""
-
-    zero: float
-    left: float | None
-    right: float | None
-    at: float
-    beyond: int
-    seeds: bool
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -157,12 +144,17 @@ def _place(value: float, limits: tuple[float, float]) -> float:
     return round(MARGIN + float(np.clip(share, 0, 1)) * (WIDTH - 2 * MARGIN), 1)
 
 
-def drawing(row: dict, limits: tuple[float, float]) -> Drawing | None:
-    """None without an estimate; `left` and `right` are None without an interval."""
+def drawing(row: dict, limits: tuple[float, float]) -> dict | None:
+    """Return the places of an interval in pixels; None without an estimate.
+
+    `left` and `right` are None without an interval. `beyond` is -1, 0 or 1: on which side the estimate lies outside the
+    axis. `seeds`: whether the interval is over seeds.
+    """
     value = row["estimate"]
     if not np.isfinite(value):
         return None
     known = np.isfinite(row["low"])
     left, right = (_place(row[name], limits) if known else None for name in ("low", "high"))
     beyond = int(value > limits[1]) - int(value < limits[0])
-    return Drawing(_place(0.0, limits), left, right, _place(value, limits), beyond, row["interval"] == OVER_SEEDS)
+    places = {"zero": _place(0.0, limits), "left": left, "right": right, "at": _place(value, limits)}
+    return places | {"beyond": beyond, "seeds": row["interval"] == OVER_SEEDS}

@@ -5,6 +5,7 @@ import re
 
 import pandas as pd
 
+from fvlm.analysis.compare.runs import same
 from fvlm.config.architectures import ARCHITECTURES
 
 REPLACED = ("data.share", "data.weights")  # mappings that an override replaces as a whole
@@ -16,7 +17,7 @@ def changed(one: pd.Series, other: pd.Series) -> list[str]:
     found = []
     for column in one.index:
         part, _, name = str(column).removeprefix("config.").partition(".")
-        if str(column).startswith("config.") and part in LEARNING and not _same(one[column], other[column]):
+        if str(column).startswith("config.") and part in LEARNING and not same(one[column], other[column]):
             replaced = [key for key in REPLACED if f"{part}.{name}".startswith(f"{key}.")]
             found += replaced or [f"{part}.{name}"]
     return list(dict.fromkeys(found))
@@ -54,7 +55,3 @@ def _written(value) -> str:
     if value is True or value is False or str(value) in ("True", "False"):
         return str(value).lower()
     return re.sub(r"^(-?\d+)e", r"\1.0e", f"{float(value):.10g}")
-
-
-def _same(one, two) -> bool:
-    return (pd.isna(one) and pd.isna(two)) or one == two

@@ -11,17 +11,15 @@ import numpy as np
 import pandas as pd
 
 from fvlm.analysis.columns import COLUMNS
-from fvlm.analysis.compare.bootstrap import LEVEL, QUESTION_FIRST, VIDEO_FIRST, VISUAL, Cell, Estimate
+from fvlm.analysis.compare.bootstrap import LEVEL, QUESTION_FIRST, VIDEO_FIRST, VISUAL, Cell
 from fvlm.analysis.compare.factorial import EFFECTS, contrast
 from fvlm.analysis.compare.runs import ComparedRuns, difference, trained_mode
 from fvlm.analysis.decisions.scaling import scaling_rows
 from fvlm.analysis.decisions.settings import lines
 from fvlm.analysis.decisions.sweeps import Compared, compared_sweeps
-from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, OPEN, Verdict, judge, not_run, outcome
-from fvlm.analysis.decisions.wording import NATS, compared, data_words, interval_words, number, sentence, side, size
+from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, OPEN, judge, not_run
+from fvlm.analysis.decisions.wording import NATS, answered, compared, data_words, interval_words, number, side, size
 from fvlm.config.comparisons import BothOrders, Comparisons, Factorial
-
-EVALUATION, VALIDATION = "evaluation loss", "best validation loss"
 
 
 def decisions(
@@ -61,37 +59,29 @@ def _sweep_row(study: ComparedRuns, one: Compared, default: str) -> dict:
     members = {base: study.first(base) for base in (sweep.reference, *tried)}
     differs = {base: study.data_differs(members[base]["run"], members[sweep.reference]["run"]) for base in tried}
     doubts = {base: ", ".join(w for w in differs[base].split(", ") if w and w not in one.varies) for base in tried}
-    found = {base: _difference(study, base, one, level) for base in tried}
+    cell = Cell(kind=sweep.samples)
+    found = {base: study.quoted([base, sweep.reference], difference, cell, level=level) for base in tried}
     judged = {base: judge(found[base][0], level, doubts[base]) for base in tried}
     quoted, winner = _chosen(found, judged, sweep.reference)
-    (estimate, measure), verdict = found[quoted], judged[quoted]
+    (estimate, measure), decided = found[quoted], judged[quoted]["verdict"] == DECIDED
     words = one.words(members[quoted]), one.against(members[sweep.reference], default)
-    answer = [compared(estimate, verdict, *words), *data_words(differs[quoted], doubts[quoted])]
+    answer = [compared(estimate, judged[quoted]["verdict"], *words), *data_words(differs[quoted], doubts[quoted])]
     standard = members.get(default, study.first(default))
-    setting = lines(members[winner] if verdict.word == DECIDED else standard, list(sweep.settings))
-    if verdict.word == DECIDED and default not in members and len(standard):
+    setting = lines(members[winner] if decided else standard, list(sweep.settings))
+    if decided and default not in members and len(standard):
         answer.append("The default was not one of the runs compared.")
     answer += _other_differences(study, one, found, level, quoted, winner)
     answer += _cost(members[quoted], members[sweep.reference])
-    return row | outcome(estimate, verdict, level) | {
+    return row | judged[quoted] | {
         "answer": " ".join(answer),
         "setting": setting,
-        "changes_default": verdict.word == DECIDED and setting != lines(standard, list(sweep.settings)),
+        "changes_default": decided and setting != lines(standard, list(sweep.settings)),
         "data_differs": differs[quoted],
         "measure": measure,
     }  # fmt: skip
 
 
-def _difference(study: ComparedRuns, base: str, one: Compared, level: float) -> tuple[Estimate, str]:
-    """The difference of the evaluation loss, or of the best validation loss if there is none; and which it is."""
-    cell, reference = Cell(kind=one.sweep.samples), one.sweep.reference
-    evaluated = study.estimate([(base, cell), (reference, cell)], difference, level)
-    if np.isfinite(evaluated.value):
-        return evaluated, EVALUATION
-    return study.validation_estimate([base, reference], difference, level=level), VALIDATION
-
-
-def _chosen(found: dict, judged: dict[str, Verdict], reference: str) -> tuple[str, str]:
+def _chosen(found: dict, judged: dict[str, dict], reference: str) -> tuple[str, str]:
     """(alternative whose difference is quoted, run that looks best).
 
     The lowest alternative, if its loss is below the reference's. Else the reference looks best, and its least sure
@@ -104,7 +94,7 @@ def _chosen(found: dict, judged: dict[str, Verdict], reference: str) -> tuple[st
     if values[lowest] < 0:
         return lowest, lowest
     sure = {OPEN: 0, LIKELY: 1, DECIDED: 2}
-    return min(values, key=lambda base: (sure[judged[base].word], values[base])), reference
+    return min(values, key=lambda base: (sure[judged[base]["verdict"]], values[base])), reference
 
 
 def _other_differences(
@@ -118,7 +108,7 @@ def _other_differences(
     if winner != one.sweep.reference:
         cell = Cell(kind=one.sweep.samples)
         gaps = {base: study.estimate([(base, cell), (winner, cell)], difference, level) for base in others}
-        near = [base for base, gap in gaps.items() if judge(gap, level).word == OPEN]
+        near = [base for base, gap in gaps.items() if judge(gap, level)["verdict"] == OPEN]
         remarks += [f"Not significantly different from {winner}: {', '.join(near)}."] if near else []
     bad = [base for base, (estimate, _) in found.items() if not np.isfinite(estimate.value)]
     return [*remarks, f"Not compared (other held-out samples or scored tokens): {', '.join(bad)}."] if bad else remarks
@@ -142,15 +132,12 @@ def _sight_row(study: ComparedRuns, comparisons: Comparisons) -> dict:
     estimate = study.estimate([(base, look) for look in looks], difference)
     if not np.isfinite(estimate.value):
         return row | not_run(f"{base} was not evaluated with the frames of another sample.", f"Evaluate {base}.")
-    verdict = judge(estimate)
     uses = "the model uses its frames: " if estimate.value > 0 else ""
-    answer = sentence(
-        verdict,
+    return row | answered(
+        estimate,
         f"{uses}with another sample's frames the loss is {size(estimate)} {side(estimate)}",
         "no evidence that the model uses its frames. Change of the loss with another sample's frames",
-        estimate,
     )
-    return row | outcome(estimate, verdict) | {"answer": answer, "measure": EVALUATION}
 
 
 def _factorial_row(study: ComparedRuns, factorial: Factorial) -> dict:
@@ -159,29 +146,22 @@ def _factorial_row(study: ComparedRuns, factorial: Factorial) -> dict:
     row = _row("query depth x fine pass", factorial.question, bases)
     if missing := [base for base in bases if not study.seeds(base)]:
         return row | _without(missing)
-    effects, measure = {}, EVALUATION
-    for effect, weights in EFFECTS.items():
-        effects[effect] = study.estimate([(base, Cell()) for base in bases], partial(contrast, weights=weights))
-        if not np.isfinite(effects[effect].value):
-            measure = VALIDATION
-            effects[effect] = study.validation_estimate(bases, partial(contrast, weights=weights))
-    depth, fine, interaction = effects.values()
+    effects = [study.quoted(bases, partial(contrast, weights=weights)) for weights in EFFECTS.values()]
+    (depth, _), (fine, _), (interaction, measure) = effects
     first = study.matched(bases)[0]
     differs = ", ".join(dict.fromkeys(filter(None, (study.data_differs(run, first[0]) for run in first[1:]))))
-    verdict = judge(interaction, confounded=differs)
     more = side(interaction, "less", "more")
-    answer = sentence(
-        verdict,
+    row |= answered(
+        interaction,
         f"the fine pass gains {size(interaction)} {more} with a deep query than with a shallow one",
         "no significant interaction of query depth and fine pass",
-        interaction,
+        differs,
     )
-    answer = " ".join([answer, *data_words(differs, differs)])
-    answer += f" Main effects: deep - shallow query {number(depth)} ({interval_words(depth)}), with - without the fine"
-    answer += f" pass {number(fine)} ({interval_words(fine)})."
+    main = f"Main effects: deep - shallow query {number(depth)} ({interval_words(depth)}), with - without the fine"
+    main += f" pass {number(fine)} ({interval_words(fine)})."
+    answer = " ".join([row["answer"], *data_words(differs, differs), main])
     setting = lines(study.runs.loc[first[0]], list(factorial.settings))
-    shown = {"answer": answer, "setting": setting, "data_differs": differs, "measure": measure}
-    return row | outcome(interaction, verdict) | shown
+    return row | {"answer": answer, "setting": setting, "data_differs": differs, "measure": measure}
 
 
 def _orders_row(study: ComparedRuns, orders: BothOrders, default: str) -> dict:
@@ -195,16 +175,12 @@ def _orders_row(study: ComparedRuns, orders: BothOrders, default: str) -> dict:
         for mode in ("coarse_fine", "coarse_only")
     ]
     estimate = study.estimate(terms, partial(contrast, weights=(1.0, -1.0, -1.0, 1.0)))
-    verdict = judge(estimate)
     more = side(estimate, "less", "more")
-    answer = sentence(
-        verdict,
+    row |= answered(
+        estimate,
         f"knowing the question helps the fine pass {size(estimate)} {more} than the coarse pass",
         "no significant difference between what the question gives the fine pass and the coarse pass",
-        estimate,
     )
-    helps = verdict.word == DECIDED and estimate.value < 0
+    helps = row["verdict"] == DECIDED and estimate.value < 0
     chosen = orders.run if helps or not study.seeds(default) else default
-    setting = lines(study.first(chosen), list(orders.settings))
-    shown = {"answer": answer, "setting": setting, "changes_default": helps, "measure": EVALUATION}
-    return row | outcome(estimate, verdict) | shown
+    return row | {"setting": lines(study.first(chosen), list(orders.settings)), "changes_default": helps}

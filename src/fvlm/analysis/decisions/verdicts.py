@@ -4,8 +4,6 @@ Decided: an interval over seeds excludes 0. An interval over evaluation videos a
 seed, so it makes a difference likely at most.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.special import stdtrit
 
@@ -15,51 +13,40 @@ DECIDED, LIKELY, OPEN, NOT_RUN = "decided", "likely", "not decided", "not run"
 MOST = 50  # further seeds; a larger number means only that the difference is small
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """`more_seeds` is NaN where it is not known or above MOST; `needs`: a sentence on what would decide it."""
+def judge(estimate: Estimate, level: float = LEVEL, confounded: str = "") -> dict:
+    """Return the columns of the table of decisions that hold a difference and its verdict.
 
-    word: str
-    more_seeds: float = np.nan
-    needs: str = ""
-
-
-def judge(estimate: Estimate, level: float = LEVEL, confounded: str = "") -> Verdict:
-    """Return the verdict on a difference with an interval at `level`; `confounded`: what else differs in the data."""
+    level       of its interval
+    confounded  what else differs in the data
+    """
+    columns = estimate.columns("estimate") | {"confidence": level}
     if not np.isfinite(estimate.value):
-        return Verdict(OPEN, needs="Evaluate the runs on the same held-out samples to compare them.")
+        return columns | verdict(OPEN, "Evaluate the runs on the same held-out samples to compare them.")
     same_data = f" on the same data ({confounded} differs)" if confounded else ""
     clear = bool(estimate.low > 0 or estimate.high < 0)
     if estimate.interval != OVER_SEEDS:
         missing = max(2 - estimate.n_seeds, 1)
         needs = f"Train at least {_seeds(missing)} per run{same_data}: an interval over seeds takes two."
-        return Verdict(LIKELY if clear else OPEN, needs=needs)
+        return columns | verdict(LIKELY if clear else OPEN, needs)
+    if clear and confounded:
+        return columns | verdict(LIKELY, f"Train the runs{same_data} to decide this.")
     if clear:
-        return Verdict(LIKELY, needs=f"Train the runs{same_data} to decide this.") if confounded else Verdict(DECIDED)
+        return columns | verdict(DECIDED)
     more = more_seeds(estimate.value, seed_deviation(estimate, level), estimate.n_seeds, level)
     if more is None:
-        return Verdict(OPEN, needs=f"More than {MOST} more seeds per run would be needed to decide this.")
-    return Verdict(OPEN, float(more), f"About {_seeds(more)} per run would decide this.")
+        return columns | verdict(OPEN, f"More than {MOST} more seeds per run would be needed to decide this.")
+    return columns | verdict(OPEN, f"About {_seeds(more)} per run would decide this.", more)
 
 
-def outcome(estimate: Estimate, verdict: Verdict, level: float = LEVEL) -> dict:
-    """Return the columns of the table of decisions that hold an estimate and its verdict."""
-    return {
-        "estimate": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "interval": estimate.interval,
-        "confidence": level,
-        "n_seeds": estimate.n_seeds,
-        "verdict": verdict.word,
-        "more_seeds": verdict.more_seeds,
-        "needs": verdict.needs,
-    }
+def verdict(word: str, needs: str = "", more_seeds: float = np.nan) -> dict:
+    """The columns of a verdict: `needs` is a sentence on what would decide it; `more_seeds` is NaN where it is not
+    known or above MOST."""
+    return {"verdict": word, "needs": needs, "more_seeds": more_seeds}
 
 
 def not_run(answer: str, needs: str) -> dict:
-    """Return the same columns for a comparison whose runs the study lacks."""
-    return {"verdict": NOT_RUN, "answer": answer, "needs": needs, "n_seeds": 0}
+    """Return the columns of a comparison whose runs the study lacks."""
+    return verdict(NOT_RUN, needs) | {"answer": answer, "n_seeds": 0}
 
 
 def seed_deviation(estimate: Estimate, level: float = LEVEL) -> float:

@@ -3,7 +3,8 @@
 import numpy as np
 
 from fvlm.analysis.compare.bootstrap import OVER_SEEDS, OVER_VIDEOS, Estimate
-from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, Verdict
+from fvlm.analysis.compare.runs import EVALUATION
+from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, judge
 
 NATS, PERCENT, EXPONENT = "nats per token", "percent", "exponent"
 SHORT = {PERCENT: " %", NATS: " nats per token", EXPONENT: ""}
@@ -40,7 +41,7 @@ def interval_words(estimate: Estimate) -> str:
     return f"{estimate.low:+.{places}f} to {estimate.high:+.{places}f}, {words}"
 
 
-def compared(estimate: Estimate, verdict: Verdict, words: str, reference: str) -> str:
+def compared(estimate: Estimate, verdict: str, words: str, reference: str) -> str:
     """How far the loss of `words` lies above or below that of `reference`, and how sure that is."""
     if not np.isfinite(estimate.value):
         start = f"{words[:1].upper()}{words[1:]} cannot be compared with {reference}:"
@@ -49,13 +50,13 @@ def compared(estimate: Estimate, verdict: Verdict, words: str, reference: str) -
     return sentence(verdict, clear, f"no significant difference between {words} and {reference}", estimate)
 
 
-def sentence(verdict: Verdict, clear: str, unclear: str, estimate: Estimate, unit: str = NATS) -> str:
+def sentence(verdict: str, clear: str, unclear: str, estimate: Estimate, unit: str = NATS) -> str:
     """`clear` if the interval excludes 0, with a doubt if that does not decide; else `unclear`."""
     if not np.isfinite(estimate.value):
         text = "not known: the runs were not evaluated on the same samples."
-    elif verdict.word == DECIDED:
+    elif verdict == DECIDED:
         text = f"{clear} ({interval_words(estimate)})."
-    elif verdict.word == LIKELY:
+    elif verdict == LIKELY:
         doubt = "; but the runs saw different data, which may be the cause" if estimate.interval == OVER_SEEDS else ""
         text = f"likely: {clear} ({interval_words(estimate)}){doubt}."
     elif np.isfinite(estimate.low):
@@ -63,6 +64,13 @@ def sentence(verdict: Verdict, clear: str, unclear: str, estimate: Estimate, uni
     else:
         text = f"no conclusion without an interval: {clear} ({interval_words(estimate)})."
     return text[:1].upper() + text[1:]
+
+
+def answered(estimate: Estimate, clear: str, unclear: str, confounded: str = "", unit: str = NATS) -> dict:
+    """Return the columns of a difference of evaluation losses with its verdict and the answer in words."""
+    columns = judge(estimate, confounded=confounded)
+    answer = sentence(columns["verdict"], clear, unclear, estimate, unit)
+    return columns | {"answer": answer, "measure": EVALUATION}
 
 
 def data_words(differs: str, confounded: str) -> list[str]:

@@ -5,18 +5,19 @@ order, a change of the mixture, a new shard. Across such a jump no power law in 
 """
 
 import argparse
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.inputs import add_columns, plain, read_curves, write_result
+from fvlm.analysis.inputs import add_files, finish, read_curves
 from fvlm.errors import UserError
 
 SIDE = 4  # evaluations on each side of a possible jump; a curve with fewer than twice as many is not judged
 STRONG = 3.5  # jump over its standard error, in one run ...
 CONFIRM = 3.0  # ... and in another
 SMALLEST = 0.005  # of log loss: a smaller step is no jump
+STEP = ("run", "from_samples", "to_samples", "percent", "score")  # columns of possible jumps
 EARLY = 0.1  # a best loss within this share of the evaluations ...
 EARLY_EVALUATIONS = 3  # ... or within so many is early
 METHOD = (
@@ -47,52 +48,9 @@ def ends(curves: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({name: np.asarray(values) for name, values in columns.items()})
 
 
-@dataclass(frozen=True)
-class Step:
-    """A possible jump of one curve between two neighbouring evaluations."""
-
-    run: str
-    low: float  # samples at the evaluation before
-    high: float  # and after
-    change: float  # of log loss
-    score: float  # the change over its standard error
-
-    def near(self, other: "Step", tolerance: float) -> bool:
-        return self.low <= other.high + tolerance and other.low <= self.high + tolerance
-
-    def fields(self) -> dict:
-        percent = 100 * float(np.expm1(self.change))
-        place = {"from_samples": self.low, "to_samples": self.high}
-        return {"run": self.run, **place, "percent": percent, "score": self.score}
-
-
-@dataclass(frozen=True)
-class Jump:
-    """The steps of several runs at one place; the clearest step is the first and gives the place."""
-
-    steps: tuple[Step, ...]
-
-    @property
-    def low(self) -> float:
-        return self.steps[0].low
-
-    @property
-    def high(self) -> float:
-        return self.steps[0].high
-
-    def fields(self, curves: dict) -> dict:
-        with_it = [step.run for step in self.steps]
-        across = [run for run, (samples, _) in curves.items() if samples[0] <= self.low and samples[-1] >= self.high]
-        return {
-            "from_samples": self.low,
-            "to_samples": self.high,
-            "runs": [step.fields() for step in self.steps],
-            "not_seen_in": [run for run in across if run not in with_it],
-        }
-
-
-def steps_of(run: str, samples: np.ndarray, loss: np.ndarray) -> list[Step]:
-    """Return a step for every place of a curve that has SIDE evaluations on each side.
+def steps_of(run: str, samples: np.ndarray, loss: np.ndarray) -> pd.DataFrame:
+    """Return a row for every place of a curve that has SIDE evaluations on each side: run, samples at the evaluation
+    before and after it, the percent by which the loss jumps there, and that jump of log loss over its standard error.
 
     samples, loss (n,), samples ascending. Over the 2 SIDE evaluations around a place, log loss is fitted by a line with
     a step at the place, by least squares: a single stray evaluation makes no step, and neither does the curvature of a
@@ -101,7 +59,7 @@ def steps_of(run: str, samples: np.ndarray, loss: np.ndarray) -> list[Step]:
     """
     log_loss, n = np.log(np.asarray(loss, float)), len(loss)
     if n < 2 * SIDE:
-        return []
+        return pd.DataFrame(columns=list(STEP))
     place = np.arange(2 * SIDE)
     design = np.column_stack([np.ones(2 * SIDE), place - place.mean(), place >= SIDE])
     windows = np.lib.stride_tricks.sliding_window_view(log_loss, 2 * SIDE)
@@ -112,13 +70,16 @@ def steps_of(run: str, samples: np.ndarray, loss: np.ndarray) -> list[Step]:
     noise = np.maximum(np.maximum(near, entire), 1e-12)
     score = fitted[:, 2] / (noise * np.sqrt(np.linalg.inv(design.T @ design)[2, 2]))
     low, high = samples[SIDE - 1 : n - SIDE], samples[SIDE : n - SIDE + 1]
-    return [Step(run, *map(float, row)) for row in zip(low, high, fitted[:, 2], score, strict=True)]
+    columns = (run, low, high, 100 * np.expm1(fitted[:, 2]), score)
+    return pd.DataFrame(dict(zip(STEP, columns, strict=True)))
 
 
 def find_jumps(
     curves: dict[str, tuple[np.ndarray, np.ndarray]], tolerance: float | None = None
-) -> tuple[list[Jump], list[Step]]:
+) -> tuple[list[pd.DataFrame], pd.DataFrame]:
     """Return the jumps that at least two curves share, by samples, and the clear steps of one curve alone.
+
+    A jump is the steps of its runs, rows as of `steps_of`; the first is the clearest and gives the place.
 
     curves     run -> samples (n,), loss (n,)
     tolerance  how far apart, in samples, the steps of two runs may lie; None: half the distance between evaluations
@@ -127,36 +88,32 @@ def find_jumps(
     A step of STRONG standard errors is clear; further runs need CONFIRM, at the same place and in the same direction.
     On smooth curves with independent noise that is rarely so by chance, since the place is given.
     """
-    every = [
-        step
-        for run, (samples, loss) in curves.items()
-        for step in steps_of(run, samples, loss)
-        if abs(step.score) >= CONFIRM and abs(step.change) >= SMALLEST
-    ]
-    every.sort(key=lambda step: -abs(step.score))
-    spacing = {run: float(np.median(np.diff(samples))) for run, (samples, _) in curves.items() if len(samples) > 1}
-    jumps, alone, used = [], [], set()
-    for step in every:
-        if step in used or abs(step.score) < STRONG:
-            continue
-        within = spacing[step.run] / 2 if tolerance is None else tolerance
-        like = [other for other in every if other not in used and other.change * step.change > 0]
-        near = [other for other in like if other.near(step, within)]
-        first = {other.run: other for other in reversed(near)}  # the clearest of each run
-        used |= set(near)
-        if len(first) > 1:
-            jumps.append(Jump(tuple(sorted(first.values(), key=lambda other: -abs(other.score)))))
-        else:
-            alone.append(step)
-    return sorted(jumps, key=lambda jump: jump.low), sorted(alone, key=lambda step: (step.run, step.low))
+    left = pd.concat([steps_of(run, *curve) for run, curve in curves.items()], ignore_index=True)
+    left = left.astype(dict.fromkeys(STEP[1:], float))  # one without rows has no types
+    left = left[(left["score"].abs() >= CONFIRM) & (np.log1p(left["percent"] / 100).abs() >= SMALLEST)]
+    left = left.sort_values("score", key=lambda score: -score.abs(), kind="stable")
+    jumps, alone = [], [left.iloc[:0]]
+    while len(left) and abs(left["score"].iloc[0]) >= STRONG:
+        first = left.iloc[0]
+        within = np.median(np.diff(curves[first["run"]][0])) / 2 if tolerance is None else tolerance
+        near = left[
+            (left["percent"] * first["percent"] > 0)
+            & (left["from_samples"] <= first["to_samples"] + within)
+            & (left["to_samples"] >= first["from_samples"] - within)
+        ]
+        left = left.drop(near.index)
+        clearest = near.drop_duplicates("run")
+        (jumps if len(clearest) > 1 else alone).append(clearest)
+    jumps = sorted(jumps, key=lambda jump: jump["from_samples"].iloc[0])
+    return jumps, pd.concat(alone).sort_values(["run", "from_samples"], kind="stable")
 
 
-def between(jumps: list[Jump], first: float, last: float) -> list[tuple[float, float]]:
-    """Return the intervals of samples, from `first` to `last`, that contain no jump."""
+def between(jumps: list[tuple[float, float]], first: float, last: float) -> list[tuple[float, float]]:
+    """Return the intervals of samples, from `first` to `last`, that contain no jump; jumps ascend."""
     intervals, start = [], first
-    for jump in sorted(jumps, key=lambda jump: jump.low):
-        intervals.append((start, min(jump.low, last)))
-        start = max(start, jump.high)
+    for low, high in jumps:
+        intervals.append((start, min(low, last)))
+        start = max(start, high)
     return [(low, high) for low, high in [*intervals, (start, last)] if low < high]
 
 
@@ -170,20 +127,23 @@ def check_curves(table: pd.DataFrame, tolerance: float | None = None) -> tuple[d
     names = table["run"].where(~several, table["run"] + seeds)  # with the seed where a run has several
     parts = dict(list(table.groupby(names, sort=False)))
     curves = {run: (own["samples"].to_numpy(), own["val_loss"].to_numpy()) for run, own in parts.items()}
-    jumps, alone = find_jumps(curves, tolerance)
-    intervals = [
-        {
-            "from_samples": low,
-            "to_samples": high,
-            "evaluations": {run: int(((low <= at) & (at <= high)).sum()) for run, (at, _) in curves.items()},
-        }
-        for low, high in between(jumps, table["samples"].min(), table["samples"].max())
-    ]
+    found, alone = find_jumps(curves, tolerance)
+    jumps, intervals = [], []
+    for steps in found:
+        low, high = steps.iloc[0][["from_samples", "to_samples"]]
+        across = [run for run, (at, _) in curves.items() if at[0] <= low and at[-1] >= high]
+        unseen = [run for run in across if run not in set(steps["run"])]
+        place = {"from_samples": low, "to_samples": high}
+        jumps.append({**place, "runs": steps.to_dict("records"), "not_seen_in": unseen})
+    places = [(jump["from_samples"], jump["to_samples"]) for jump in jumps]
+    for low, high in between(places, table["samples"].min(), table["samples"].max()):
+        inside = {run: int(((low <= at) & (at <= high)).sum()) for run, (at, _) in curves.items()}
+        intervals.append({"from_samples": low, "to_samples": high, "evaluations": inside})
     fields = {
         "n": len(table),
         "method": METHOD,
-        "jumps": [jump.fields(curves) for jump in jumps],
-        "in_one_run_only": [step.fields() for step in alone],
+        "jumps": jumps,
+        "in_one_run_only": alone.to_dict("records"),
         "intervals": intervals,
         "not_judged": [run for run, (samples, _) in curves.items() if len(samples) < 2 * SIDE],
         "decaying_rate": [
@@ -197,15 +157,18 @@ def check_curves(table: pd.DataFrame, tolerance: float | None = None) -> tuple[d
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("curves", help="CSV: run, samples, val_loss; optional lr_schedule, seed")
-    parser.add_argument("--out", metavar="FILE", help="the JSON to write")
+    add_files(
+        parser,
+        "curves",
+        "run, samples, val_loss; optional lr_schedule, seed",
+        "run=name,samples=images_seen,val_loss=loss",
+    )
     parser.add_argument(
         "--tolerance",
         type=float,
         metavar="SAMPLES",
         help="how far apart the jumps of two runs may be; default: half the distance between evaluations",
     )
-    add_columns(parser, "run=name,samples=images_seen,val_loss=loss")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -216,9 +179,7 @@ def main(args: argparse.Namespace) -> None:
     if table.empty:
         raise UserError(f"{args.curves}: no evaluation after the first sample; expected curves")
     content, curves = check_curves(table, args.tolerance)
-    if args.out:
-        write_result(args.curves, args.out, content)
-    print("\n".join(summary(plain(content), len(curves))))
+    finish(args.curves, args.out, content, partial(summary, runs=len(curves)))
 
 
 def summary(content: dict, runs: int) -> list[str]:

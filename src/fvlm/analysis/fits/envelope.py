@@ -10,7 +10,7 @@ import pandas as pd
 from fvlm.analysis.fits.points import check_falls, one_schedule
 from fvlm.analysis.fits.slopes import log_slope, size_exponents
 from fvlm.analysis.fits.sums import Estimate
-from fvlm.analysis.inputs import add_columns, natural, plain, read, shown, write_result
+from fvlm.analysis.inputs import add_files, finish, natural, read, shown
 from fvlm.errors import UserError
 
 STEPS = 200  # budgets at which training curves are compared
@@ -101,9 +101,7 @@ def warnings_of(curves: pd.DataFrame) -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("curves", help="CSV: run, N, C, L; optional D, lr_schedule")
-    parser.add_argument("--out", required=True, help="the JSON file to write")
-    add_columns(parser, "run=name,L=loss")
+    add_files(parser, "curves", "run, N, C, L; optional D, lr_schedule", "run=name,L=loss", needed=True)
     parser.add_argument("--budgets", type=natural, default=STEPS, help=f"log-spaced budgets (default {STEPS})")
     parser.add_argument("--smooth", type=natural, default=1, help="points of a moving mean of log L (default 1: none)")
 
@@ -125,8 +123,7 @@ def main(args: argparse.Namespace) -> None:
         "changes": found.to_dict("records"),
         "budgets": [row | {"reason": row["reason"] or None} for row in table.to_dict("records")],
     }
-    write_result(args.curves, args.out, result)
-    print(summary(plain(result)))
+    finish(args.curves, args.out, result, summary)
 
 
 def read_runs(path: Path | str, args: argparse.Namespace) -> pd.DataFrame:
@@ -134,7 +131,7 @@ def read_runs(path: Path | str, args: argparse.Namespace) -> pd.DataFrame:
 
     raises  UserError for a run of two sizes, with two losses at one C, or whose loss rises
     """
-    curves = read(path, args, ("run", "N", "C", "L"), ("D", "lr_schedule"), ("N", "C", "L", "D"))
+    curves = read(path, args, ("run", "N", "C", "L"), ("D", "lr_schedule"))
     for run, own in curves.groupby("run", sort=False):
         if own["N"].nunique() > 1:
             raise UserError(f"{path}: run {run} has {own['N'].nunique()} values of N; expected one: split the run")
@@ -145,7 +142,7 @@ def read_runs(path: Path | str, args: argparse.Namespace) -> pd.DataFrame:
     return curves.sort_values(["run", "C"], ignore_index=True)
 
 
-def summary(result: dict) -> str:
+def summary(result: dict) -> list[str]:
     used = sum(row["used"] for row in result["budgets"])
     lines = [
         f"{result['runs']} runs of {result['sizes']} sizes, {result['n']} points",
@@ -154,4 +151,4 @@ def summary(result: dict) -> str:
     lines += [f"    C = {row['C']:.3g}: N_opt {shown(row['N_opt'])}" for row in result["changes"]]
     lines.append(f"  a  {shown(result['a'], result['ci']['a'])}")
     lines += [f"note: {text}" for text in result["warnings"]]
-    return "\n".join(lines + ([f"not identified: {result['reason']}"] if result["reason"] else []))
+    return lines + ([f"not identified: {result['reason']}"] if result["reason"] else [])

@@ -6,25 +6,13 @@ from dataclasses import asdict
 import pandas as pd
 
 from fvlm.analysis.fits.envelope import crossings, frontier
-from fvlm.analysis.fits.grid import grid_points, lowest_by_budget
+from fvlm.analysis.fits.grid import curves, grid_points, lowest_by_budget
 from fvlm.analysis.fits.isoflop import exponents as of_minima
 from fvlm.analysis.fits.isoflop import minima
 from fvlm.analysis.fits.sums import Estimate, estimates
 
-COLUMNS = (
-    "architecture",
-    "exponent",
-    "method",
-    "budgets",
-    "loss",
-    "value",
-    "low",
-    "high",
-    "identified",
-    "reason",
-    "n",
-    "interval",
-)
+PLACE = ["architecture", "exponent", "method", "budgets", "loss"]
+COLUMNS = [*PLACE, "value", "low", "high", "identified", "reason", "n", "interval"]
 LOSSES = {"final": "final.val_loss", "best": "best.val_loss"}
 N_OPT, OF_LOSS = "N_opt", "L(C)"
 ALL, WITHOUT_SMALLEST = "all budgets", "without the smallest"
@@ -34,7 +22,7 @@ T_INTERVAL, OVER_RESIDUALS = "t of the slope", "bootstrap of the residuals"
 def exponents(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> pd.DataFrame:
     """Return one row per architecture, exponent (a of N_opt ~ C^a, or that of L(C)) and choice: the method, with or
     without the smallest budget, the final or the best validation loss. Along training curves there is no final loss."""
-    curves = grid_curves(runs, validation_curves)
+    along = grid_curves(runs, validation_curves)
     rows = []
     for budgets in (ALL, WITHOUT_SMALLEST):
         for loss, column in LOSSES.items():
@@ -43,10 +31,10 @@ def exponents(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> pd.DataFra
                 own = own if budgets == ALL else own[own["nominal"] > own["nominal"].min()]
                 if own.empty:
                     continue  # one budget
-                curve = curves[(curves["architecture"] == name) & curves["budget"].isin(own["budget"])]
+                curve = along[(along["architecture"] == name) & along["budget"].isin(own["budget"])]
                 for row in _rows(own, curve if loss == "final" else None):
                     rows.append({"architecture": name, "budgets": budgets, "loss": loss} | row)
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table = pd.DataFrame(rows, columns=COLUMNS)
     table.loc[table["method"].eq(METHODS[0]), "loss"] = "every"
     return table
 
@@ -78,10 +66,8 @@ def _row(exponent: str, method: str, estimate: Estimate, n: int, interval: str) 
 
 
 def grid_curves(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> pd.DataFrame:
-    """Return the validation curves of the grid's runs after their first step, each run in the order of C: run,
-    architecture, size, budget, N, D, C, L (nats per token)."""
-    grid = runs.loc[runs["family"] == "grid", ["run", "architecture", "size", "budget", "params_total"]]
-    curves = validation_curves.loc[validation_curves["step"] > 0, ["run", "samples", "flops", "val_loss"]]
-    names = {"params_total": "N", "samples": "D", "flops": "C", "val_loss": "L"}
-    joined = curves.merge(grid, on="run").rename(columns=names).dropna(subset=list(names.values()))
-    return joined[(joined[["D", "C", "L"]] > 0).all(axis=1)].sort_values(["run", "C"], ignore_index=True)
+    """Return the validation curves of the grid's runs after their first step, each run in the order of C: the columns
+    of the table `curves`, and budget."""
+    table = curves(runs[runs["family"] == "grid"], validation_curves).dropna(subset=["N", "D", "C", "L"])
+    table = table.join(runs.set_index("run")["budget"], on="run")
+    return table[(table[["D", "C", "L"]] > 0).all(axis=1)].sort_values(["run", "C"], ignore_index=True)

@@ -12,7 +12,7 @@ from fvlm.analysis.fits.grid import grid_points, separate_budgets
 from fvlm.analysis.fits.points import check_falls, one_schedule
 from fvlm.analysis.fits.slopes import log_slope, size_exponents
 from fvlm.analysis.fits.sums import Estimate
-from fvlm.analysis.inputs import add_columns, plain, read, shown, write_result
+from fvlm.analysis.inputs import add_files, finish, read, shown
 
 # Points of the local parabola: one over the whole range misplaces the minimum of a skewed curve; three points or an
 # interpolant (Akima) do so least without noise, but move up to four times as far with a noise of 0.2 %.
@@ -83,13 +83,11 @@ def exponents(found: pd.DataFrame) -> list[tuple[Estimate, float]]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("points", help="CSV: C, N, L; optional D, lr_schedule")
-    parser.add_argument("--out", required=True, help="the JSON file to write")
-    add_columns(parser, "N=params,L=loss")
+    add_files(parser, "points", "C, N, L; optional D, lr_schedule", "N=params,L=loss", needed=True)
 
 
 def main(args: argparse.Namespace) -> None:
-    points = read(args.points, args, ("C", "N", "L"), ("D", "lr_schedule"), ("C", "N", "L", "D"))
+    points = read(args.points, args, ("C", "N", "L"), ("D", "lr_schedule"))
     mixed, count = one_schedule(points), len(points)
     points = by_budget(args.points, points)
     lowest = points.loc[points.groupby("budget")["loss"].idxmin(), ["C", "loss"]].rename(columns={"loss": "L"})
@@ -103,8 +101,7 @@ def main(args: argparse.Namespace) -> None:
         **size_exponents(n_opt, d_opt, mixed),
         "budgets": [_budget(row) for row in found.to_dict("records")],
     }
-    write_result(args.points, args.out, result)
-    print(summary(plain(result)))
+    finish(args.points, args.out, result, summary)
 
 
 def by_budget(path: Path | str, points: pd.DataFrame) -> pd.DataFrame:
@@ -122,11 +119,11 @@ def _budget(row: dict) -> dict:
     return {name: row[column] for name, column in names.items()} | {"edge": edge, "reason": row["reason"] or None}
 
 
-def summary(result: dict) -> str:
+def summary(result: dict) -> list[str]:
     count = len(result["budgets"])
     lines = [f"{result['n']} points at {count} budget{'s' * (count != 1)}"]
     for row in result["budgets"]:
         mark = "" if row["used"] else f" (left out: {row['reason']})"
         lines.append(f"  C = {row['C']:.3g}: N_opt {shown(row['N_opt'])}, L_opt {shown(row['L_opt'])}{mark}")
     lines.append(f"  a  {shown(result['a'], result['ci']['a'])}")
-    return "\n".join(lines + ([f"not identified: {result['reason']}"] if result["reason"] else []))
+    return lines + ([f"not identified: {result['reason']}"] if result["reason"] else [])

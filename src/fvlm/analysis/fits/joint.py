@@ -6,7 +6,7 @@ import pandas as pd
 
 from fvlm.analysis.fits.points import check_falls, longest_run, one_schedule
 from fvlm.analysis.fits.sums import as_fields, estimates
-from fvlm.analysis.inputs import add_columns, natural, plain, positive, read, resamples, shown, write_result
+from fvlm.analysis.inputs import BLANK, add_files, finish, natural, positive, read, resamples, shown
 
 METHOD = (
     "Huber's loss (delta 1e-3) of log predicted - log observed, summed over the points (Hoffmann et al. 2022, eq. 3); "
@@ -27,9 +27,7 @@ OF_N = ("E", "A", "alpha", "a", "b", "N_opt", "D_opt")  # not given unless both 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("points", help="CSV: N, D, L; optional C, lr_schedule, run")
-    parser.add_argument("--out", required=True, help="the JSON file to write")
-    add_columns(parser, "N=params,L=loss")
+    add_files(parser, "points", "N, D, L; optional C, lr_schedule, run", "N=params,L=loss", needed=True)
     parser.add_argument("--bootstrap", type=resamples, default=0, metavar="n", help="resamples for 95 %% intervals")
     parser.add_argument("--seed", type=natural, default=0, help="of the resamples (default 0)")
     parser.add_argument("--budget", type=positive, help="FLOPs at which N_opt is wanted (default: the largest here)")
@@ -45,14 +43,12 @@ def factor(text: str) -> float | None:
 
 def main(args: argparse.Namespace) -> None:
     columns = ("N", "D", "L") if args.flops_per_nd else ("N", "D", "L", "C")
-    points = read(args.points, args, columns, ("lr_schedule", "run"), columns, blank=("lr_schedule", "run"))
+    points = read(args.points, args, columns, ("lr_schedule", "run"), {"run": BLANK})
     check_falls(args.points, points, "D", beside=("N",))
     product = points["N"] * points["D"]
     flops_per_nd = args.flops_per_nd or float((points["C"] / product).median())
     budget = args.budget or flops_per_nd * float(product.max())
-    result = joint_fit(points, args.bootstrap, args.seed, budget, flops_per_nd)
-    write_result(args.points, args.out, result)
-    print(summary(plain(result)))
+    finish(args.points, args.out, joint_fit(points, args.bootstrap, args.seed, budget, flops_per_nd), summary)
 
 
 def joint_fit(points: pd.DataFrame, draws: int, seed: int, budget: float, flops_per_nd: float) -> dict:
@@ -88,7 +84,7 @@ def bootstrap_record(draws: int, seed: int) -> dict | None:
     return {"of": "residuals, in moving blocks", "level": 0.95, "draws": draws, "seed": seed} if draws else None
 
 
-def summary(result: dict) -> str:
+def summary(result: dict) -> list[str]:
     ci = result["ci"] or {}
     names = ("E", "A", "B", "alpha", "beta", "a", "b", "N_opt")
     lines = [f"{result['form'].split(';')[0]}: {result['n']} points, objective {shown(result['objective'])}"]
@@ -100,4 +96,4 @@ def summary(result: dict) -> str:
         lines.append("no intervals: add them with --bootstrap 4000")
     elif result["E"] is None:
         lines.append(f"E: {result['reasons']['E']}")
-    return "\n".join(lines)
+    return lines

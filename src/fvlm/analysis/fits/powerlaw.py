@@ -10,7 +10,7 @@ from fvlm.analysis.fits.grid import separate_budgets
 from fvlm.analysis.fits.joint import bootstrap_record
 from fvlm.analysis.fits.points import check_falls, longest_run, one_schedule
 from fvlm.analysis.fits.sums import DELTA, SQUARES, as_fields, estimates
-from fvlm.analysis.inputs import TEXT, add_columns, natural, plain, read, resamples, shown, write_result
+from fvlm.analysis.inputs import BLANK, KINDS, SIZE, WORD, add_files, finish, natural, read, resamples, shown
 from fvlm.errors import UserError
 
 LOSSES = {  # delta, of log loss, in words
@@ -20,11 +20,9 @@ LOSSES = {  # delta, of log loss, in words
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("points", help="CSV: x, L; optional architecture, run, lr_schedule")
-    parser.add_argument("--out", required=True, help="the JSON file to write")
+    add_files(parser, "points", "x, L; optional architecture, run, lr_schedule", "L=loss,run=name", needed=True)
     parser.add_argument("--x", default="C", help="column of x (default C)")
     parser.add_argument("--by", metavar="COLUMN", help="one fit for each of its values (default: architecture)")
-    add_columns(parser, "L=loss,run=name")
     parser.add_argument("--loss", choices=LOSSES, default="huber", help="the loss to minimise (default huber)")
     parser.add_argument("--lowest", action="store_true", help="keep the lowest loss at each budget (x within 5 %%)")
     parser.add_argument(
@@ -37,13 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    if args.x in (*TEXT, "run_id", "L"):
+    if args.x in ("run_id", "L") or KINDS.get(args.x) in (WORD, BLANK):
         raise UserError(f"--x {args.x}: expected a column of numbers such as C or D")
     if args.by in (args.x, "L"):
         raise UserError(f"--by {args.by}: expected a column that separates the points, such as run")
     by, words = args.by or "architecture", ("architecture", "lr_schedule", "run")
     needed = (args.x, "L", args.by) if args.by else (args.x, "L")
-    points = read(args.points, args, needed, (*words, by), (args.x, "L"), (by,), (*words, by))
+    points = read(args.points, args, needed, (*words, by), {args.x: SIZE} | dict.fromkeys((*words, by), BLANK))
     groups = dict(list(points.groupby(by, sort=False))) if by in points else {"all": points}
     if args.by:
         groups.pop("", None)  # rows with an empty cell belong to no group
@@ -60,8 +58,7 @@ def main(args: argparse.Namespace) -> None:
         "bootstrap": bootstrap_record(args.bootstrap, args.seed),
         "fits": fits,
     }
-    write_result(args.points, args.out, result)
-    print(summary(plain(result)))
+    finish(args.points, args.out, result, summary)
 
 
 def _ordered(points: pd.DataFrame, args: argparse.Namespace) -> pd.DataFrame:
@@ -122,7 +119,7 @@ def _warnings(points: pd.DataFrame, x: str) -> tuple[str, list[str]]:
     return refused, warnings
 
 
-def summary(result: dict) -> str:
+def summary(result: dict) -> list[str]:
     lines = [f"{result['form']}: {result['n']} points"]
     for name, one in result["fits"].items():
         ci = one["ci"] or {}
@@ -130,4 +127,4 @@ def summary(result: dict) -> str:
         lines.append(f"  {name}: {one['n']} points, {values}")
         lines += [f"    not identified: {reason}" for reason in dict.fromkeys(one["reasons"].values())]
         lines += [f"    note: {text}" for text in one["warnings"]]
-    return "\n".join(lines)
+    return lines

@@ -178,15 +178,41 @@ def estimates(
     n, p = len(loss), 2 * len(names) + int(floor)
     if n <= p:
         reason = f"{n} points cannot carry {p} parameters and an error"
-        terms = [word for name in names for word in (f"A_{name}", f"exponent_{name}")]
-        derived = ["N_opt_exponent", "D_opt_exponent"] if names == ("N", "D") else []
-        known = [*(["E"] if floor else []), *terms, *derived, *(["N_opt", "D_opt"] if product else [])]
+        known = parameters(np.empty((0, p)), np.ones(len(names)), names, product)
         return None, [_estimate(name, np.nan, np.empty(0), reason) for name in known]
     fit = fit_power_laws(x, loss, floor, delta, log)
     block = block_length(fit.residuals) if block is None else min(block, n)
     drawn = bootstrap(fit, x, draws, block, seed) if draws else np.empty((0, p))
-    reasons = [_exponent_reason(fit, x, drawn, k, name) for k, name in enumerate(names)]
-    return fit, _judged(fit, drawn, names, reasons) + (_optima(fit, drawn, reasons, product) if product else [])
+    of_terms = {name: _exponent_reason(fit, x, drawn, k, name) for k, name in enumerate(names)}
+    reasons = {f"{part}_{name}": reason for name, reason in of_terms.items() for part in ("A", "exponent")}
+    some = next(filter(None, of_terms.values()), "")
+    at_zero = floor and (np.quantile(drawn[:, 0], 0.025) if draws else fit.limit) <= 1e-6
+    reasons["E"] = some or ("the interval of the floor reaches zero" if at_zero else "")
+    own, of_draws = (parameters(theta, fit.centre, names, product) for theta in (fit.theta[None], drawn))
+    return fit, [_estimate(name, own[name][0], of_draws[name], reasons.get(name, some)) for name in own]
+
+
+def parameters(
+    theta: np.ndarray, centre: np.ndarray, names: tuple[str, ...], product: float | np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Return all parameters (R,) of theta (R, p) as in PowerLaws: E, per variable its coefficient and its exponent, and
+    of N and D the exponents in C of N_opt and D_opt; with the `product` of N and D also both optima."""
+    k = len(names)
+    exponents, terms = theta[:, -k:], theta[:, -2 * k : -k]
+    found = {"E": theta[:, 0]} if theta.shape[1] > 2 * k else {}
+    for i, name in enumerate(names):
+        found[f"A_{name}"] = terms[:, i] * centre[i] ** exponents[:, i]
+        found[f"exponent_{name}"] = exponents[:, i]
+    if names == ("N", "D"):  # at fixed compute C ~ N D the loss is lowest at N ~ C^(b / (a + b))
+        found["N_opt_exponent"] = exponents[:, 1] / exponents.sum(axis=1)
+        found["D_opt_exponent"] = 1 - found["N_opt_exponent"]
+    if product is not None:  # a A N^-a = b B D^-b (Hoffmann et al. 2022, eq. 4)
+        (first, second), (a, b) = terms.T, exponents.T
+        ratio = np.log(np.maximum(a * first, 1e-300)) - np.log(np.maximum(b * second, 1e-300))
+        log_n = np.log(centre[0]) + (ratio + b * np.log(product / centre.prod())) / (a + b)
+        found["N_opt"] = np.exp(np.clip(log_n, -300, 300))  # a draw whose term vanishes has no optimum
+        found["D_opt"] = product / found["N_opt"]
+    return found
 
 
 def _exponent_reason(fit: PowerLaws, x: np.ndarray, draws: np.ndarray, k: int, name: str) -> str:
@@ -253,40 +279,6 @@ def _noise(fit: PowerLaws, x: np.ndarray) -> float:
     n, p = len(fit.residuals), len(fit.theta)
     spread = np.sqrt(np.pi / 2 * n / (n - p)) * np.abs(fit.residuals).mean()
     return spread * 8 / np.sqrt(n) * (float(fit.predict(x).mean()) if fit.log else 1.0)
-
-
-def _judged(fit: PowerLaws, draws: np.ndarray, names: tuple[str, ...], reasons: list[str]) -> list[Estimate]:
-    k = fit.variables
-    exponents = draws[:, -k:]
-    any_reason = next(filter(None, reasons), "")
-    result = []
-    if fit.floor:
-        low = np.quantile(draws[:, 0], 0.025) if len(draws) else fit.limit
-        at_zero = "the interval of the floor reaches zero" if low <= 1e-6 else ""
-        result.append(_estimate("E", fit.limit, draws[:, 0], any_reason or at_zero))
-    coefficients = draws[:, int(fit.floor) : -k] * fit.centre**exponents
-    for i, name in enumerate(names):
-        result.append(_estimate(f"A_{name}", fit.coefficients[i], coefficients[:, i], reasons[i]))
-        result.append(_estimate(f"exponent_{name}", fit.exponents[i], exponents[:, i], reasons[i]))
-    if names == ("N", "D"):  # at fixed compute C ~ N D the loss is lowest at N ~ C^(b / (a + b))
-        share, own = exponents[:, 1] / exponents.sum(axis=1), fit.exponents[1] / fit.exponents.sum()
-        result.append(_estimate("N_opt_exponent", own, share, any_reason))
-        result.append(_estimate("D_opt_exponent", 1 - own, 1 - share, any_reason))
-    return result
-
-
-def _optima(fit: PowerLaws, draws: np.ndarray, reasons: list[str], product: float) -> list[Estimate]:
-    """N_opt and D_opt where N D = product: a A N^-a = b B D^-b (Hoffmann et al. 2022, eq. 4)."""
-
-    def n_opt(theta: np.ndarray) -> np.ndarray:
-        first, second, a, b = theta[:, -4:].T
-        ratio = np.log(np.maximum(a * first, 1e-300)) - np.log(np.maximum(b * second, 1e-300))
-        log_n = np.log(fit.centre[0]) + (ratio + b * np.log(product / fit.centre.prod())) / (a + b)
-        return np.exp(np.clip(log_n, -300, 300))  # a draw whose term vanishes has no optimum
-
-    reason = next(filter(None, reasons), "")
-    own, drawn = n_opt(fit.theta[None])[0], n_opt(draws)
-    return [_estimate("N_opt", own, drawn, reason), _estimate("D_opt", product / own, product / drawn, reason)]
 
 
 def _estimate(name: str, value: float, draws: np.ndarray, reason: str) -> Estimate:

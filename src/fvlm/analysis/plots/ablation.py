@@ -8,21 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
+from fvlm import style
 from fvlm.analysis.compare.bootstrap import OVER_SEEDS, OVER_VIDEOS, bars_words
 from fvlm.analysis.compare.factorial import EFFECTS
 from fvlm.errors import UserError
-from fvlm.style import (
-    BLUE,
-    GREY,
-    ORANGE,
-    RED,
-    NothingToDraw,
-    dots,
-    heading,
-    legend_below,
-    panels,
-    seeded,
-)
+from fvlm.style import BLUE, GREY, ORANGE, RED, NothingToDraw, dots, heading, legend_below, panels, seeded
 
 EXPLAINED = {OVER_VIDEOS: "over evaluation videos, not seeds", OVER_SEEDS: "over seeds"}
 SHAPES = {OVER_VIDEOS: "o", OVER_SEEDS: "s"}
@@ -132,12 +122,11 @@ def factorial(factorial: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 
 
 def _effects(ax: Axes, table: pd.DataFrame) -> None:
-    measures, effects = (list(table[name].drop_duplicates()) for name in ("measure", "effect"))
+    effects = list(table["effect"].drop_duplicates())
     looks = {"best": (ORANGE, "D"), "final": (GREY, "s"), "evaluation": (BLUE, "o")}
-    for i, name in enumerate(measures):
-        own = table[table["measure"] == name]
-        y = own["effect"].map(effects.index) + 0.22 * (i - (len(measures) - 1) / 2)
-        dots(ax, own["estimate"], y, own["low"], own["high"], *looks[name], label=MEASURES[name])
+    looks = {name: (MEASURES[name], *looks[name]) for name in table["measure"].drop_duplicates()}
+    columns, rows = [("estimate", "low", "high")], table["effect"].map(effects.index)
+    style.forest([ax], table, "measure", looks, columns, rows, apart=0.22)
     ax.axvline(0, color=GREY, lw=1)
     ax.locator_params(axis="x", nbins=5)  # the numbers are long: more would run into each other
     ax.set_yticks(range(len(effects)), [_wrapped(effect) for effect in effects])

@@ -1,10 +1,11 @@
 """The sentences with numbers that the report prints under a figure, made of the figure's CSV and nothing else.
 
-How to read a figure does not depend on its numbers: that is in workflow/report/captions.yaml.
+How to read a figure does not depend on its numbers: that is in workflow/report/captions.yaml. Figures on request are
+not in the report: n and the kind of their intervals are enough.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -46,13 +47,6 @@ def within(row: pd.Series | dict, column: str, sign: bool = False) -> str:
     return number(row[column], sign) + interval
 
 
-def span(values) -> str:
-    """'between low and high' of values, or the one that all are."""
-    values = np.asarray(values, float)
-    low, high = number(np.nanmin(values)), number(np.nanmax(values))
-    return low if low == high else f"between {low} and {high}"
-
-
 def spread(values, unit: str = "") -> str:
     """'low to high, mean m', with signs."""
     values = np.asarray(values, float)
@@ -82,6 +76,12 @@ def _intervals(numbers: pd.DataFrame) -> list[str]:
     return [f"95 % intervals: {listed}." if listed else "No intervals."]
 
 
+def _listed(rows: pd.DataFrame, label: str, value: str, before: str = "") -> str:
+    """'label value (low to high)' of each row; `before`: of the columns low and high."""
+    rows = rows.assign(low=rows[f"{before}low"], high=rows[f"{before}high"])
+    return "; ".join(f"{row[label]} {within(row, value, True)}" for _, row in rows.iterrows())
+
+
 def _ranking(table: pd.DataFrame) -> list[str]:
     known = table["low"].notna()
     better, worse = int((table["high"] < 0).sum()), int((table["low"] > 0).sum())
@@ -92,21 +92,19 @@ def _ranking(table: pd.DataFrame) -> list[str]:
 def _factorial(table: pd.DataFrame) -> list[str]:
     measure = "evaluation" if (table["measure"] == "evaluation").any() else table["measure"].iloc[0]
     own = table[table["measure"] == measure]
-    effects = "; ".join(f"{row['effect'].split(' (')[0]} {within(row, 'estimate', True)}" for _, row in own.iterrows())
-    return [f"{measure.capitalize()} loss: {effects} nats."]
+    own = own.assign(effect=own["effect"].str.split(" (", regex=False).str[0])
+    return [f"{measure.capitalize()} loss: {_listed(own, 'effect', 'estimate')} nats."]
 
 
 def _token_efficiency(table: pd.DataFrame) -> list[str]:
-    own = table[table["difference"].notna()]
-    rows = [f"{row['label']} {within(row, 'difference', True)}" for _, row in own.iterrows()]
-    return [f"{table['measure'].iloc[0].capitalize()} above the foveated model's, nats: {'; '.join(rows)}."]
+    rows = _listed(table[table["difference"].notna()], "label", "difference")
+    return [f"{table['measure'].iloc[0].capitalize()} above the foveated model's, nats: {rows}."]
 
 
 def _alternatives(table: pd.DataFrame) -> list[str]:
     own = table[(table["source"] == "all") & table["difference"].notna()]
-    own = own.assign(low=own["difference_low"], high=own["difference_high"])
-    rows = [f"{row['run']} {within(row, 'difference', True)}" for _, row in own.iterrows()]
-    return [f"Differences over all sources, nats: {'; '.join(rows)}."] if rows else []
+    rows = _listed(own, "run", "difference", "difference_")
+    return [f"Differences over all sources, nats: {rows}."] if rows else []
 
 
 def _seeing(table: pd.DataFrame) -> list[str]:
@@ -118,107 +116,12 @@ def _seeing(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def _question_order(table: pd.DataFrame) -> list[str]:
-    return [f"{row['run']}, {row['mode']}: {within(row, 'difference', True)} nats." for _, row in table.iterrows()]
-
-
 def _three_modes(table: pd.DataFrame) -> list[str]:
     others = table[(table["mode"] != table["trained_mode"]) | (table["frames"] != "own")]
     shown = others["mode"].where(others["frames"] != "other", "other")
     gaps = {name: others.loc[shown == name, "gap_percent"].dropna() for name in style.MODE_NAMES}
     parts = [f"{style.MODE_NAMES[name]} {spread(own, ' %')}" for name, own in gaps.items() if len(own)]
     return [f"Above the mode trained in: {'; '.join(parts)}."] if parts else []
-
-
-def _preference(table: pd.DataFrame) -> list[str]:
-    last = table.dropna(subset=["reward_accuracy"]).sort_values("step").groupby("run")["reward_accuracy"].last()
-    return [f"At the end the better answer is preferred in {span(100 * last)} % of the pairs."] if len(last) else []
-
-
-def _model_size(table: pd.DataFrame) -> list[str]:
-    parts = []
-    for name, own in _by_architecture(table):
-        best = own.loc[own.groupby("budget", sort=False)["loss"].idxmin()].sort_values("C")
-        sizes = ", ".join(f"{row['size']} at {row['budget']} ({number(row['loss'])})" for _, row in best.iterrows())
-        parts.append(f"Lowest loss, {name}: {sizes}.")
-    return parts
-
-
-def _reason(row: pd.Series) -> str:
-    return f"not identified ({row['reason']})" if isinstance(row["reason"], str) and row["reason"] else "not identified"
-
-
-def _by_architecture(table: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
-    for name, own in table.groupby("architecture", sort=False):
-        yield style.NAMES[name], own
-
-
-def _exponent(row: pd.Series, symbol: str, n: str) -> str:
-    """'N* ∝ C^0.52 (0.5 to 0.55), n = 4 minima', or why not."""
-    if not np.isfinite(row["value"]):
-        return f"exponent of {symbol} {_reason(row)}, {n}"
-    return f"{symbol} ∝ C^{within(row, 'value')}, {n}"
-
-
-def _loss_vs_flops(table: pd.DataFrame) -> list[str]:
-    parts = []
-    for name, own in _by_architecture(table):
-        row, runs = own[own["what"] == "exponent"].iloc[0], own[own["what"] == "run"]
-        n = f"n = {int(row['runs'])} lowest of {len(runs)} runs"
-        if not np.isfinite(row["value"]):
-            parts.append(f"{name}: {row['reason']}, {n}.")
-            continue
-        form = "no floor" if isinstance(row["reason"], str) and row["reason"] else "and a floor"
-        far = own[own["what"] == "extrapolated"].iloc[-1]
-        falls = {"value": -row["value"], "low": -row["high"], "high": -row["low"]}
-        beyond = f"{within(far, 'loss')} nats, perplexity {number(np.exp(far['loss']))}"
-        fitted = f"loss ∝ C^{within(falls, 'value')}, {form}, {n}"
-        parts.append(f"{name}: {fitted}; prolonged to {number(far['C'])} FLOPs: {beyond}.")
-    return [*parts, "95 % intervals and bands: bootstrap of the residuals."]
-
-
-def _isoflop(table: pd.DataFrame) -> list[str]:
-    parts = []
-    for name, own in _by_architecture(table):
-        inside, runs = own[own["what"] == "minimum"], own[own["what"] == "run"]
-        minima = ", ".join(f"{row['budget']} N* = {number(row['N'])}" for _, row in inside.iterrows())
-        count = f"{len(inside)} of {runs['budget'].nunique()} minima inside ({_n(len(runs), 'run')})"
-        parts.append(f"{name}: {count}{': ' * bool(minima)}{minima}.")
-    return parts
-
-
-def _isoflop_optimum(table: pd.DataFrame) -> list[str]:
-    parts = []
-    for name, own in _by_architecture(table):
-        left_out = int(((own["what"] == "excluded") & (own["quantity"] == "N*")).sum())
-        rows = own[own["what"] == "exponent"]
-        exponents = [_exponent(row, row["quantity"], f"n = {int(row['n'])} minima") for _, row in rows.iterrows()]
-        parts.append(f"{name}: {'; '.join(exponents)}; {left_out} left out.")
-    return [*parts, "95 % intervals and bands: t of the least-squares line in log-log."]
-
-
-def _envelope(table: pd.DataFrame) -> list[str]:
-    parts = []
-    for name, own in _by_architecture(table):
-        row, along = own[own["what"] == "exponent"].iloc[0], own[own["what"] == "envelope"]
-        inside = (along["used"].astype(str) == "True").mean()
-        fitted = _exponent(row, "N*", _n(int(row["n"]), "change") + " of the best size")
-        note = f" {row['note']}." if isinstance(row["note"], str) and row["note"] else ""
-        share = f"the best size is inside those tried at {number(100 * inside)} % of the budgets"
-        parts.append(f"{name}: {fitted}; {share}.{note}")
-    return [*parts, "95 % intervals: t of the least-squares line in log-log."]
-
-
-def _contours(table: pd.DataFrame) -> list[str]:
-    parts = []
-    for name, own in _by_architecture(table):
-        rows, runs = own[own["what"] == "parameter"], own[own["what"] == "run"]
-        known, refused = rows[rows["value"].notna()], rows[rows["value"].isna()]
-        words = [f"{row['parameter']} {within(row, 'value')}" for _, row in known.iterrows()]
-        if len(refused):
-            words.append(f"{', '.join(refused['parameter'])} {_reason(refused.iloc[-1])}")
-        parts.append(f"{name}: {', '.join(words)}; {_n(len(runs), 'run')}.")
-    return [*parts, "95 % intervals: bootstrap of the residuals."]
 
 
 def _gap(table: pd.DataFrame) -> list[str]:
@@ -235,35 +138,72 @@ def _gap(table: pd.DataFrame) -> list[str]:
     return parts + _intervals(table)
 
 
-def _exponents(table: pd.DataFrame) -> list[str]:
-    parts = []
-    for (exponent, name), own in table.groupby(["exponent", "architecture"], sort=False):
-        known = own[own["value"].notna()]
-        count = f"{exponent}, {style.NAMES[name]}: identified in {len(known)} of {len(own)} analyses"
-        between = f", {span(known['value'])}" if len(known) else ""
-        parts.append(f"{count}{between} (n = {int(own['n'].min())} to {int(own['n'].max())} points).")
-    return [*parts, *_intervals(table)]
+def _each(about: Callable[[str, pd.DataFrame], str], last: str = "") -> Callable[[pd.DataFrame], list[str]]:
+    """Return a function of a table: a sentence about each architecture, by its name in figures and its rows."""
+
+    def sentences(table: pd.DataFrame) -> list[str]:
+        parts = [about(style.NAMES[name], own) for name, own in table.groupby("architecture", sort=False)]
+        return [*parts, last] if last else parts
+
+    return sentences
 
 
-Sentences = dict[str, Callable[[pd.DataFrame], list[str]]]
-FITS: Sentences = {
-    "loss_vs_flops": _loss_vs_flops,
-    "isoflop": _isoflop,
-    "isoflop_optimum": _isoflop_optimum,
-    "envelope": _envelope,
-    "contours": _contours,
+def _reason(row: pd.Series) -> str:
+    return f"not identified ({row['reason']})" if isinstance(row["reason"], str) and row["reason"] else "not identified"
+
+
+def _exponent(row: pd.Series, symbol: str, n: str) -> str:
+    """'N* ∝ C^0.52 (0.5 to 0.55), n = 4 minima', or why not."""
+    if not np.isfinite(row["value"]):
+        return f"exponent of {symbol} {_reason(row)}, {n}"
+    return f"{symbol} ∝ C^{within(row, 'value')}, {n}"
+
+
+def _model_size(name: str, own: pd.DataFrame) -> str:
+    best = own.loc[own.groupby("budget", sort=False)["loss"].idxmin()].sort_values("C")
+    sizes = [f"{row['size']} at {row['budget']} ({number(row['loss'])})" for _, row in best.iterrows()]
+    return f"Lowest loss, {name}: {', '.join(sizes)}."
+
+
+def _loss_vs_flops(name: str, own: pd.DataFrame) -> str:
+    row, runs = own[own["what"] == "exponent"].iloc[0], own[own["what"] == "run"]
+    n = f"n = {int(row['runs'])} lowest of {len(runs)} runs"
+    if not np.isfinite(row["value"]):
+        return f"{name}: {row['reason']}, {n}."
+    form = "no floor" if isinstance(row["reason"], str) and row["reason"] else "and a floor"
+    far = own[own["what"] == "extrapolated"].iloc[-1]
+    falls = {"value": -row["value"], "low": -row["high"], "high": -row["low"]}
+    beyond = f"{within(far, 'loss')} nats, perplexity {number(np.exp(far['loss']))}"
+    fitted = f"loss ∝ C^{within(falls, 'value')}, {form}, {n}"
+    return f"{name}: {fitted}; prolonged to {number(far['C'])} FLOPs: {beyond}."
+
+
+def _isoflop(name: str, own: pd.DataFrame) -> str:
+    inside, runs = own[own["what"] == "minimum"], own[own["what"] == "run"]
+    minima = ", ".join(f"{row['budget']} N* = {number(row['N'])}" for _, row in inside.iterrows())
+    count = f"{len(inside)} of {runs['budget'].nunique()} minima inside ({_n(len(runs), 'run')})"
+    return f"{name}: {count}{': ' * bool(minima)}{minima}."
+
+
+def _isoflop_optimum(name: str, own: pd.DataFrame) -> str:
+    left_out = int(((own["what"] == "excluded") & (own["quantity"] == "N*")).sum())
+    rows = own[own["what"] == "exponent"]
+    exponents = [_exponent(row, row["quantity"], f"n = {int(row['n'])} minima") for _, row in rows.iterrows()]
+    return f"{name}: {'; '.join(exponents)}; {left_out} left out."
+
+
+FITS = {
+    "loss_vs_flops": _each(_loss_vs_flops, "95 % intervals and bands: bootstrap of the residuals."),
+    "isoflop": _each(_isoflop),
+    "isoflop_optimum": _each(_isoflop_optimum, "95 % intervals and bands: t of the least-squares line in log-log."),
     "gap": _gap,
-    "gap_arrows": _gap,
-    "exponents": _exponents,
 }
-SENTENCES: Sentences = FITS | {
+SENTENCES = FITS | {
     "ablation_ranking": _ranking,
     "factorial": _factorial,
     "foveated_vs_alternatives": _alternatives,
     "token_efficiency": _token_efficiency,
     "seeing": _seeing,
-    "question_order": _question_order,
     "three_modes": _three_modes,
-    "preference": _preference,
-    "model_size_scaling": _model_size,
+    "model_size_scaling": _each(_model_size),
 }

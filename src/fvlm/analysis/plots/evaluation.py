@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -32,16 +31,14 @@ def alternatives(
         raise NothingToDraw(f"none of {', '.join(names)} has been evaluated")
     sources = [cell.source for cell in cells]
     figure, (left, right) = panels(2, height=1.6 + 0.6 * len(sources), sharey=True)
-    for i, (name, part) in enumerate(own.groupby("run", sort=False)):
-        variant = kinds[name] == "foveated" and name != reference
-        colour = SKY if variant else style.ARCHITECTURE[kinds[name]]
-        look = (colour, style.MARKERS[list(names).index(name) % len(style.MARKERS)])
-        y = part["source"].map(sources.index) + 0.115 * (i - (own["run"].nunique() - 1) / 2)
-        label = style.seeded(f"{names[name]} ({name})", part["n_seeds"].max())
-        dots(left, part["loss"], y, part["low"], part["high"], *look, label=label)
-        if name != reference and kinds[name] != "blind":
-            dots(right, part["difference"], y, part["difference_low"], part["difference_high"], *look)
-    right.axvline(0, color=GREY, lw=1)
+    looks = {}
+    for name, marker in style.markers(names).items():
+        variant = kinds.get(name) == "foveated" and name != reference
+        label = style.seeded(f"{names[name]} ({name})", own.loc[own["run"] == name, "n_seeds"].max())
+        looks[name] = (label, SKY if variant else style.ARCHITECTURE[kinds.get(name, "foveated")], marker)
+    shown = own.assign(difference=own["difference"].mask(own["run"].map(kinds) == "blind"))
+    columns = (("loss", "low", "high"), ("difference", "difference_low", "difference_high"))
+    style.forest((left, right), shown, "run", looks, columns, own["source"].map(sources.index), apart=0.115)
     style.bands((left, right), ["all sources", *sources[1:]])
     left.set_xlabel(f"held-out {style.LOSS}")
     right.set_xlabel(f"difference to {reference} (left: better)")
@@ -117,16 +114,14 @@ def three_modes(modes: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     figure, (left, right) = panels(
         2, height=1.5 + 0.24 * len(runs), sharey=True, gridspec_kw={"width_ratios": [1.4, 1]}
     )
-    for i, (name, text) in enumerate(style.MODE_NAMES.items()):
-        own = table[table["shown"] == name]
-        if own.empty:
-            continue
-        y, look = own["run"].map(runs.index), (style.MODES[name], style.MARKERS[i])
-        dots(left, own["loss"], y, own["low"], own["high"], *look, label=text)
-        if name not in ("other", "blind"):
-            dots(right, own["gap_percent"], y, own["gap_low"], own["gap_high"], *look)
-    right.axvline(0, color=GREY, lw=1)
-    _separate_families(left, right, table.drop_duplicates("run")["order"].to_numpy())
+    markers = style.markers(style.MODE_NAMES)
+    looks = {name: (text, style.MODES[name], markers[name]) for name, text in style.MODE_NAMES.items()}
+    near = table.assign(gap_percent=table["gap_percent"].mask(table["shown"].isin(("other", "blind"))))
+    columns = (("loss", "low", "high"), ("gap_percent", "gap_low", "gap_high"))
+    style.forest((left, right), near, "shown", looks, columns, table["run"].map(runs.index))
+    for row in np.flatnonzero(np.diff(table.drop_duplicates("run")["order"])):  # between stages and ablations
+        left.axhline(row + 0.5, color=GREY, lw=0.8)
+        right.axhline(row + 0.5, color=GREY, lw=0.8)
     seeds = table.drop_duplicates("run")["n_seeds"]
     left.set_yticks(range(len(runs)), [style.seeded(*pair) for pair in zip(runs, seeds, strict=True)])
     left.set_ylim(len(runs) - 0.4, -0.6)
@@ -140,9 +135,3 @@ def three_modes(modes: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     heading(figure, "Evaluation modes")
     style.legend_below(figure, left, bars_words(table["gap_interval"], style.LEFT_RIGHT))
     return figure, table.drop(columns=["shown", "order"])
-
-
-def _separate_families(left: Axes, right: Axes, order: np.ndarray) -> None:
-    for row in np.flatnonzero(np.diff(order)):
-        for ax in (left, right):
-            ax.axhline(row + 0.5, color=GREY, lw=0.8)

@@ -1,7 +1,7 @@
 """Figures of the best model size: iso-FLOP optima, the envelope of training curves, exponents under each choice."""
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -56,7 +56,7 @@ def isoflop_optimum(isoflop: pd.DataFrame, scaling_fits: pd.DataFrame) -> tuple[
             estimate = scaling_fits[chosen & (scaling_fits["architecture"] == name)].iloc[0]
             word, line = "no exponent", "o"
             if estimate["identified"]:
-                parts += _power_law(ax, name, own[own["used"]], column, symbol)
+                parts.append(_power_law(ax, name, own[own["used"]], column, symbol))
                 word, line = f"{symbol} ∝ $C^{{{estimate['value']:.2f}}}$", "o-"
             else:
                 key = name, estimate["reason"]  # often the same for N* and D*
@@ -77,25 +77,34 @@ def isoflop_optimum(isoflop: pd.DataFrame, scaling_fits: pd.DataFrame) -> tuple[
     return figure, pd.concat(parts, ignore_index=True).reindex(columns=order)
 
 
-def _power_law(ax: Axes, name: str, used: pd.DataFrame, column: str, symbol: str) -> list[pd.DataFrame]:
-    """The least-squares line through minima, its band, and both up to a decade beyond."""
+def _power_law(ax: Axes, name: str, used: pd.DataFrame, column: str, symbol: str) -> pd.DataFrame:
+    """The least-squares line through minima, and its band."""
     x, y = np.log(used["flops"].to_numpy(float)), np.log(used[column].to_numpy(float))
+
+    def line(flops: np.ndarray) -> tuple[np.ndarray, ...]:
+        value, half = log_band(x, y, np.log(flops))
+        return np.exp(value), np.exp(value - half), np.exp(value + half)
+
+    table = law(ax, style.ARCHITECTURE[name], used["flops"], line).rename(columns={"at": "C"})
+    return table.assign(architecture=name, quantity=symbol)
+
+
+def law(ax: Axes, colour: str, x: pd.Series, curve: Callable[[np.ndarray], tuple[np.ndarray, ...]]) -> pd.DataFrame:
+    """Draw a fitted law with its band, dashed from the largest x to a decade beyond; return what was drawn.
+
+    curve   x -> value, low, high
+    """
     parts = []
-    for what, line, low, high in (("fitted", "-", x.min(), x.max()), ("extrapolated", "--", x.max(), _end(x))):
-        at = np.linspace(low, high, LINE)
-        value, half = log_band(x, y, at)
-        colour = style.ARCHITECTURE[name]
-        ax.plot(np.exp(at), np.exp(value), line, color=colour)
-        ax.fill_between(
-            np.exp(at), np.exp(value - half), np.exp(value + half), color=colour, alpha=0.15, lw=0, zorder=1
-        )
-        table = {"C": np.exp(at), "value": np.exp(value), "low": np.exp(value - half), "high": np.exp(value + half)}
-        parts.append(pd.DataFrame(table).assign(architecture=name, quantity=symbol, what=what))
-    return parts
-
-
-def _end(x: np.ndarray) -> float:
-    return float(x.max() + np.log(BEYOND))
+    for what, line, ends in (
+        ("fitted", "-", (x.min(), x.max())),
+        ("extrapolated", "--", (x.max(), x.max() * BEYOND)),
+    ):
+        at = np.geomspace(*ends, LINE)
+        value, low, high = curve(at)
+        ax.plot(at, value, line, color=colour)
+        ax.fill_between(at, low, high, color=colour, alpha=0.15, lw=0, zorder=1)
+        parts.append(pd.DataFrame({"what": what, "at": at, "value": value, "low": low, "high": high}))
+    return pd.concat(parts)
 
 
 def envelope(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:

@@ -3,19 +3,17 @@
 from dataclasses import asdict
 from typing import NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fvlm import style
 from fvlm.analysis.fits.grid import grid_points
-from fvlm.analysis.fits.sums import DELTA, Estimate, PowerLaws, bootstrap, estimates
+from fvlm.analysis.fits.sums import DELTA, Estimate, PowerLaws, bootstrap, estimates, parameters
 from fvlm.analysis.plots.fits import LINE, notes_below
-from fvlm.style import BEYOND, GREY, MARKERS, NothingToDraw, counts, heading, panels
+from fvlm.style import BEYOND, GREY, NothingToDraw, counts, heading, panels
 
 NAMES = ("N", "D")
 PARAMETERS = {"E": "E (nats)", "alpha": "α", "beta": "β", "a": "a, of N* ∝ $C^a$"}
@@ -60,8 +58,7 @@ def refusals(found: dict[str, Joint]) -> list[str]:
 
 def frontier(fit: PowerLaws, product: np.ndarray) -> np.ndarray:
     """N that gives the lowest loss where N D = product (Hoffmann et al. 2022, eq. 4)."""
-    (first, second), (alpha, beta) = fit.coefficients, fit.exponents
-    return np.exp((np.log(alpha * first / (beta * second)) + beta * np.log(product)) / (alpha + beta))
+    return parameters(fit.theta[None], fit.centre, NAMES, product)["N_opt"]
 
 
 def contours(runs: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
@@ -144,23 +141,20 @@ def residuals(runs: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     if table.empty:
         raise NothingToDraw(" ".join(refusals(found)))
     figure, axes = panels(3, height=3.3, sharey=True)
-    sizes = list(table.sort_values("N")["size"].drop_duplicates())
+    sizes = style.markers(table.sort_values("N")["size"])
     labels = {"N": "parameters N", "D": "training samples D", "C": "training FLOPs C"}
     for ax, (column, label) in zip(axes, labels.items(), strict=True):
         ax.axhspan(-DELTA, DELTA, color="#dddddd", lw=0, zorder=0)
         ax.axhline(0, color=GREY, lw=0.8)
         for (name, size), own in table.groupby(["architecture", "size"], sort=False):
-            marker, colour = MARKERS[sizes.index(size) % len(MARKERS)], style.ARCHITECTURE[name]
+            colour = style.ARCHITECTURE[name]
             fill = "white" if own["reason"].iloc[0] else colour
-            ax.plot(own[column], own["residual"], marker, color=colour, mfc=fill, ms=4.5)
+            ax.plot(own[column], own["residual"], sizes[size], color=colour, mfc=fill, ms=4.5)
         ax.set(xscale="log", xlabel=label)
         ax.margins(x=0.1)
         style.powers(ax) if column == "C" else counts(ax)
     axes[0].set_ylabel("log predicted / observed")
-    for name in found:
-        axes[0].plot([], [], color=style.ARCHITECTURE[name], lw=2, label=style.NAMES[name])
-    for i, size in enumerate(sizes):
-        axes[0].plot([], [], MARKERS[i % len(MARKERS)], color=GREY, label=size)
+    style.legend_of_grid(axes[0], found, sizes)
     axes[0].fill_between([], [], [], color="#dddddd", label=f"±{DELTA:g}: Huber's loss is quadratic")
     heading(figure, "Residuals of the joint fit")
     hollow = ["Hollow: parameters not identified."] if table["reason"].any() else []
@@ -175,66 +169,50 @@ def bootstrap_pairs(runs: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     parts = []
     for name, one in found.items():
         if one.fit is not None:
-            drawn = _parameters(np.vstack([one.fit.theta, bootstrap(one.fit, one.x)]))
+            found_in = parameters(np.vstack([one.fit.theta, bootstrap(one.fit, one.x)]), one.fit.centre, NAMES)
+            drawn = pd.DataFrame({name: found_in[known] for name, known in ESTIMATED.items()})
             drawn.insert(0, "what", ["fit", *["draw"] * (len(drawn) - 1)])
             parts.append(drawn.assign(architecture=name, n=len(one.points), reason=one.reason))
     if not parts:
         raise NothingToDraw(" ".join(refusals(found)))
     table = pd.concat(parts, ignore_index=True)
     shown = table[table["reason"] == ""] if (table["reason"] == "").any() else table
-    draws, names = shown[shown["what"] == "draw"], list(shown["architecture"].drop_duplicates())
-    with mpl.rc_context({"figure.constrained_layout.use": False}):
-        grid = sns.PairGrid(
-            draws,
-            vars=list(PARAMETERS),
-            hue="architecture",
-            hue_order=names,
-            palette=style.ARCHITECTURE,
-            corner=True,
-            height=0.78 * style.WIDTH / len(PARAMETERS),
-            aspect=1 / 0.78,
-        )
-        grid.map_lower(sns.scatterplot, s=7, alpha=0.45, linewidth=0, rasterized=True)
-        grid.map_diag(sns.histplot, element="step", bins=40, alpha=0.25)
-    _dress(grid, shown, names)
+    figure = style.plt.figure(figsize=(style.WIDTH, 0.8 * style.WIDTH))
+    axes = figure.subplots(len(PARAMETERS), len(PARAMETERS), sharex="col")
+    for i, row in enumerate(PARAMETERS):
+        for j, column in enumerate(PARAMETERS):
+            if i >= j:
+                _draws(axes[i, j], shown, column, row)
+                axes[i, j].set_xlabel(PARAMETERS[column] if i == len(PARAMETERS) - 1 else "")
+                axes[i, j].set_ylabel(PARAMETERS[row] if j == 0 and i else "")
+            else:
+                axes[i, j].axis("off")
+    for name in shown["architecture"].drop_duplicates():
+        axes[0, 0].plot([], [], "o", color=style.ARCHITECTURE[name], label=style.NAMES[name])
+    axes[0, 0].plot([], [], "P", color="white", mec="black", ms=7, label="the fit")
+    axes[0, -1].legend(*axes[0, 0].get_legend_handles_labels())
     reasons = refusals(found)
     reasons += ["Not drawn beside the others: draws of what is not identified."] if len(shown) < len(table) else []
-    heading(grid.figure, "Bootstrap draws of the joint fit: " + ("not all identified" if reasons else "identified"))
-    notes_below(grid.figure, reasons)
-    return grid.figure, table
+    heading(figure, "Bootstrap draws of the joint fit: " + ("not all identified" if reasons else "identified"))
+    notes_below(figure, reasons)
+    return figure, table
 
 
-def _parameters(theta: np.ndarray) -> pd.DataFrame:
-    """theta (draws, 5) of a joint fit with a floor -> E, alpha, beta, a."""
-    alpha, beta = theta[:, 3], theta[:, 4]
-    return pd.DataFrame({"E": theta[:, 0], "alpha": alpha, "beta": beta, "a": beta / (alpha + beta)})
-
-
-def _dress(grid: sns.PairGrid, table: pd.DataFrame, names: list[str]) -> None:
-    """The fit as a cross, limits that far draws do not stretch, names of the parameters, a legend."""
-    fits = table[table["what"] == "fit"].set_index("architecture")
+def _draws(ax: Axes, table: pd.DataFrame, column: str, row: str) -> None:
+    """One parameter against another, the fit as a cross, or the histogram of one; far draws do not stretch the axes."""
     draws = table[table["what"] == "draw"]
     limits = {}
-    for name in PARAMETERS:
+    for name in (column, row):
         low, high = draws.groupby("architecture")[name].quantile([0.005, 0.995]).agg(["min", "max"])
-        room = 0.06 * (high - low) or 0.1
-        limits[name] = (low - room, high + room)
-    for i, row in enumerate(PARAMETERS):
-        for j, column in enumerate(list(PARAMETERS)[: i + 1]):
-            ax = grid.axes[i, j]
-            ax.set_xlim(limits[column])
-            ax.xaxis.set_major_locator(MaxNLocator(3))
-            if i != j:
-                ax.set_ylim(limits[row])
-                ax.yaxis.set_major_locator(MaxNLocator(3))
-                for name in names:
-                    ax.plot(*fits.loc[name, [column, row]], "P", ms=7, color=style.ARCHITECTURE[name], mec="black")
-            ax.set_xlabel(PARAMETERS[column] if i == len(PARAMETERS) - 1 else "")
-            ax.set_ylabel(PARAMETERS[row] if j == 0 and i else "")
-    handles = [
-        mpl.lines.Line2D([], [], marker="o", ls="", color=style.ARCHITECTURE[name], label=style.NAMES[name])
-        for name in names
-    ]
-    handles.append(mpl.lines.Line2D([], [], marker="P", ls="", color="white", mec="black", ms=7, label="the fit"))
-    grid.figure.legend(handles=handles, loc="upper right", bbox_to_anchor=(0.95, 0.92))
-    grid.figure.set_layout_engine("constrained")
+        limits[name] = low - 0.06 * (high - low), high + 0.06 * (high - low)
+    for architecture, own in table.groupby("architecture", sort=False):
+        colour, drawn = style.ARCHITECTURE[architecture], own[own["what"] == "draw"]
+        if column == row:
+            ax.hist(drawn[column], bins=40, range=limits[column], histtype="stepfilled", color=colour, alpha=0.4)
+        else:
+            ax.plot(drawn[column], drawn[row], ".", ms=2.5, color=colour, alpha=0.45, rasterized=True)
+            ax.plot(*own.loc[own["what"] == "fit", [column, row]].to_numpy().T, "P", ms=7, color=colour, mec="black")
+            ax.set_ylim(limits[row])
+    ax.set_xlim(limits[column])
+    ax.xaxis.set_major_locator(MaxNLocator(3))
+    ax.yaxis.set_major_locator(MaxNLocator(3))

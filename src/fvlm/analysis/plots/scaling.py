@@ -14,7 +14,8 @@ from fvlm.analysis.compare.bootstrap import bars_words
 from fvlm.analysis.fits.grid import grid_points, lowest_by_budget
 from fvlm.analysis.fits.scaling import STARVED
 from fvlm.analysis.fits.sums import bootstrap, fit_power_laws
-from fvlm.style import BEYOND, GREY, LOSS, MARKERS, NothingToDraw, dots, heading, panels
+from fvlm.analysis.plots.fits import law
+from fvlm.style import BEYOND, GREY, LOSS, NothingToDraw, dots, heading, panels
 
 NOTE = 105  # letters in a line below an axis
 
@@ -27,17 +28,11 @@ def _points(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _markers(points: pd.DataFrame) -> dict[str, str]:
-    sizes = list(points.sort_values("N")["size"].drop_duplicates())
-    return {size: MARKERS[i % len(MARKERS)] for i, size in enumerate(sizes)}
+    return style.markers(points.sort_values("N")["size"])
 
 
 def _legend(ax: Axes, points: pd.DataFrame, fits: dict[str, str] | None = None, **options) -> None:
-    """Colours for architectures, markers for sizes."""
-    for name in points["architecture"].drop_duplicates():
-        ax.plot([], [], color=style.ARCHITECTURE[name], lw=2, label=style.NAMES[name] + (fits or {}).get(name, ""))
-    for size, marker in _markers(points).items():
-        ax.plot([], [], color=GREY, marker=marker, ls="", label=size)
-    ax.legend(**options)
+    style.legend_of_grid(ax, points["architecture"].drop_duplicates(), _markers(points), fits, **options)
 
 
 def loss_vs_flops(
@@ -102,17 +97,13 @@ def _draw_fit(ax: Axes, architecture: str, best: pd.DataFrame, fits: pd.DataFram
             continue
         floor = own.loc["E", "value"] if "E" in own.index else 0.0
         exponent = own.loc["exponent_C"]
-        ends = np.array([best["C"].min(), best["C"].max(), best["C"].max() * BEYOND])
-        parts = []
-        for what, line, flops in (
-            ("fitted", "-", np.geomspace(*ends[:2], 60)),
-            ("extrapolated", "--", np.geomspace(*ends[1:], 30)),
-        ):
-            loss = floor + own.loc["A_C", "value"] * flops ** -exponent["value"]
-            low, high = _band(best, "E" in own.index, flops)
-            ax.plot(flops, loss, color=style.ARCHITECTURE[architecture], ls=line)
-            ax.fill_between(flops, low, high, color=style.ARCHITECTURE[architecture], alpha=0.15, lw=0)
-            parts.append(pd.DataFrame({"what": what, "C": flops, "loss": loss, "low": low, "high": high}))
+
+        def curve(flops: np.ndarray, own=own, floor=floor) -> tuple[np.ndarray, ...]:
+            loss = floor + own.loc["A_C", "value"] * flops ** -own.loc["exponent_C", "value"]
+            return loss, *_band(best, "E" in own.index, flops)
+
+        drawn = law(ax, style.ARCHITECTURE[architecture], best["C"], curve)
+        parts = [drawn.rename(columns={"at": "C", "value": "loss"})]
         row = {"what": "exponent", "value": exponent["value"], "low": exponent["low"], "high": exponent["high"]}
         parts.append(pd.DataFrame([row | {"runs": len(best)}]))
         word = f": C$^{{-{exponent['value']:.3f}}}$" + (f" + {floor:.2f}" if floor else "")
@@ -137,8 +128,8 @@ def isoflop(runs: pd.DataFrame, isoflop: pd.DataFrame) -> tuple[Figure, pd.DataF
     figure, axes = panels(len(names), height=4.0, sharey=True)
     budgets = list(points.sort_values("C")["budget"].drop_duplicates())
     looks = {
-        budget: {"marker": MARKERS[i % len(MARKERS)], "ms": 4, "lw": 0.8, "alpha": 0.35 + 0.65 * (i + 1) / len(budgets)}
-        for i, budget in enumerate(budgets)
+        budget: {"marker": marker, "ms": 4, "lw": 0.8, "alpha": 0.35 + 0.65 * (i + 1) / len(budgets)}
+        for i, (budget, marker) in enumerate(style.markers(budgets).items())
     }
     reach = 0.25 * np.log(points["N"].max() / points["N"].min())  # of a parabola, in log N
     for ax, name in zip(axes, names, strict=True):

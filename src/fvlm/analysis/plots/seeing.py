@@ -85,14 +85,9 @@ def _sights(study: ComparedRuns, base: str, evaluation: pd.DataFrame, blind: lis
 
 def _draw_sights(left: Axes, right: Axes, part: pd.DataFrame) -> None:
     sources = list(part["source"].drop_duplicates())
-    present = list(part["shown"].drop_duplicates())
-    for i, name in enumerate(present):
-        own, look = part[part["shown"] == name], SIGHTS.get(name, BLIND)[1:]
-        y = own["source"].map(sources.index) + 0.18 * (i - (len(present) - 1) / 2)
-        dots(left, own["loss"], y, own["low"], own["high"], *look)
-        if name != "own":
-            dots(right, own["above_own"], y, own["above_low"], own["above_high"], *look)
-    right.axvline(0, color=GREY, lw=1)
+    looks = {name: ("", *SIGHTS.get(name, BLIND)[1:]) for name in part["shown"].drop_duplicates()}
+    columns = (("loss", "low", "high"), ("above_own", "above_low", "above_high"))
+    style.forest((left, right), part, "shown", looks, columns, part["source"].map(sources.index), apart=0.18)
     style.bands((left, right), ["all with frames", *sources[1:]])
 
 

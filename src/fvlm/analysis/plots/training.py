@@ -40,11 +40,18 @@ def colours_of(runs: pd.DataFrame, reference: str) -> dict[str, str]:
     return result
 
 
-def _draw(
-    ax: Axes, curves: pd.DataFrame, column: str, colours: dict[str, str], reference: str, width: float = 1.4
-) -> list:
-    """One line per run, the reference's thicker, those of further seeds thinner; return the ends of the first seeds for
-    their labels."""
+def _panel(
+    ax: Axes, curves: pd.DataFrame, column: str, colours: dict[str, str], reference: str,
+    train: pd.DataFrame | None = None, level: float | None = None, width: float = 1.4,
+) -> list[tuple]:  # fmt: skip
+    """Draw one line per run against samples, the reference's thicker, those of further seeds thinner.
+
+    train   training curves (samples, value) to be drawn faint; level: a dotted line
+    returns the ends of the first seeds, for their labels
+    """
+    for run, curve in train.groupby("run", sort=False) if train is not None else ():
+        smooth = curve[["samples", "value"]].groupby(np.arange(len(curve)) * FAINT // len(curve)).mean()
+        ax.plot(smooth["samples"], smooth["value"], color=colours[run], lw=0.7, alpha=0.3, zorder=1)
     own = curves[curves[column].notna()]
     bases = own["run"].map(base_name)
     seeds = own["run"].groupby(bases).nunique()
@@ -56,12 +63,34 @@ def _draw(
         ax.plot(curve["samples"], curve[column], color=colours[run], marker="o" if len(curve) == 1 else None, **look)
         end = (curve["samples"].iloc[-1], curve[column].iloc[-1], style.seeded(base, seeds[base]), colours[run])
         ends.setdefault(base, end)
+    if level is not None:
+        ax.axhline(level, color=GREY, ls=":", lw=1)
+    ax.set_xlabel("samples seen")
     return list(ends.values())
 
 
-def _without_start(curves: pd.DataFrame) -> pd.DataFrame:
-    """The curves without the validation before the first step, which would set the scale of the axis."""
-    return curves[curves["step"] > 0]
+def _of(curves: pd.DataFrame, runs: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The curves of runs that have a column, without the validation before the first step, which would set the scale of
+    the axis."""
+    return curves[curves["run"].isin(runs["run"]) & curves[column].notna() & (curves["step"] > 0)]
+
+
+def _by_family(runs: pd.DataFrame, curves: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Family -> its runs that have curves, in the order of the panels."""
+    runs = runs[runs["run"].isin(curves["run"])]
+    return {family: own for family in FAMILIES if len(own := runs[runs["family"] == family])}
+
+
+def _loss_axis(ax: Axes, losses: pd.Series) -> None:
+    """Logarithmic where one loss is several times another; else a little wider than the losses."""
+    low, high = losses.min(), losses.max()
+    if high > FAR * low:
+        ax.set_yscale("log")
+        ax.set_ylim(low / 1.1, high * 1.05)
+        style.losses(ax)
+    else:
+        ax.set_ylim(low - 0.08 * (high - low) - 1e-3, high + 0.03 * (high - low) + 1e-3)
+    style.counts(ax)
 
 
 def training_curves(
@@ -70,55 +99,35 @@ def training_curves(
     """Validation loss against samples, one panel per family; the train loss is faint. Runs on preferences have
     a loss per pair and a figure of their own."""
     runs = runs[scores_tokens(runs)]
-    known = validation_curves["run"].isin(runs["run"])
-    validation = _without_start(validation_curves[known & validation_curves["val_loss"].notna()])
-    present = [family for family in FAMILIES if (runs[runs["run"].isin(validation["run"])]["family"] == family).any()]
-    if not present:
+    validation = _of(validation_curves, runs, "val_loss")
+    train = training_curves[training_curves["train_loss"].notna()].rename(columns={"train_loss": "value"})
+    families = _by_family(runs, validation)
+    if not families:
         raise NothingToDraw("no run has been validated")
-    figure, axes = panels(len(present), height=4.2, width=3.2 * len(present) + 0.6)
-    for ax, family in zip(axes, present, strict=True):
-        names = runs[runs["family"] == family]
-        own = validation[validation["run"].isin(names["run"])]
-        train = training_curves[training_curves["run"].isin(names["run"]) & training_curves["train_loss"].notna()]
-        _family(ax, names, own, train, comparisons.reference)
+    figure, axes = panels(len(families), height=4.2, width=3.2 * len(families) + 0.6)
+    for ax, (family, names) in zip(axes, families.items(), strict=True):
+        own, grid = validation[validation["run"].isin(names["run"])], family == "grid"
+        colours = colours_of(runs[runs["family"] == family], comparisons.reference)
+        faint = train[train["run"].isin(runs.loc[runs["family"] == family, "run"])]
+        if grid:
+            ax.set_xscale("log")
+            ax.set_xlim(own["samples"].min() * 0.8, own["samples"].max() * 1.5)
+        width = 0.8 if grid else 1.4
+        ends = _panel(ax, own, "val_loss", colours, comparisons.reference, faint, width=width)
+        _loss_axis(ax, own["val_loss"])
+        _mark_sizes(ax, names, own, colours) if grid else label_ends(ax, ends, gap=0.038)
         ax.set_title(FAMILIES[family])
-        ax.set_xlabel("samples seen")
     axes[0].set_ylabel(f"validation {style.LOSS}; faint: training")
     return figure, validation[["run", "step", "samples", "flops", "val_loss"]]
 
 
-def _family(ax: Axes, runs: pd.DataFrame, validation: pd.DataFrame, train: pd.DataFrame, reference: str) -> None:
-    """One panel; a grid has too many runs to name each, so its sizes are markers at the ends."""
-    colours = colours_of(runs, reference)
-    for run, curve in train.groupby("run", sort=False):
-        smooth = curve[["samples", "train_loss"]].groupby(np.arange(len(curve)) * FAINT // len(curve)).mean()
-        ax.plot(smooth["samples"], smooth["train_loss"], color=colours[run], lw=0.7, alpha=0.3, zorder=1)
-    grid = (runs["family"] == "grid").all()
-    if grid:
-        ax.set_xscale("log")
-        ax.set_xlim(validation["samples"].min() * 0.8, validation["samples"].max() * 1.5)
-    ends = _draw(ax, validation, "val_loss", colours, reference, width=0.8 if grid else 1.4)
-    low, high = validation["val_loss"].min(), validation["val_loss"].max()
-    if high > FAR * low:
-        ax.set_yscale("log")
-        ax.set_ylim(low / 1.1, high * 1.05)
-        style.losses(ax)
-    else:
-        ax.set_ylim(low - 0.08 * (high - low) - 1e-3, high + 0.03 * (high - low) + 1e-3)
-    style.counts(ax)
-    if not grid:
-        label_ends(ax, ends, gap=0.038)
-        return
-    order = list(runs.sort_values("params_total")["size"].drop_duplicates())
+def _mark_sizes(ax: Axes, runs: pd.DataFrame, validation: pd.DataFrame, colours: dict[str, str]) -> None:
+    """A grid has too many runs to name each: its sizes are markers at the ends."""
+    markers = style.markers(runs.sort_values("params_total")["size"])
     last = validation.groupby("run", sort=False).tail(1).merge(runs[["run", "size"]], on="run")
     for run, x, y, size in last[["run", "samples", "val_loss", "size"]].itertuples(index=False, name=None):
-        marker = style.MARKERS[order.index(size) % len(style.MARKERS)]
-        ax.plot(x, y, marker=marker, color=colours[run], ls="", zorder=4)
-    for name in runs["architecture"].drop_duplicates():
-        ax.plot([], [], color=style.ARCHITECTURE[name], label=style.NAMES[name])
-    for i, size in enumerate(order):
-        ax.plot([], [], color=GREY, marker=style.MARKERS[i % len(style.MARKERS)], ls="", label=size)
-    ax.legend(loc="upper right")
+        ax.plot(x, y, marker=markers[size], color=colours[run], ls="", zorder=4)
+    style.legend_of_grid(ax, runs["architecture"].drop_duplicates(), markers, loc="upper right")
 
 
 def freezing(
@@ -126,52 +135,38 @@ def freezing(
 ) -> tuple[Figure, pd.DataFrame]:
     """Validation loss of the runs with frozen parts and of the reference, one line per seed."""
     names = comparisons.figures.freezing
-    frozen, colours = set(names) - {comparisons.reference}, iter((style.ORANGE, style.SKY, *KINDS[1:]))
-    own = _without_start(validation_curves)
-    own = own.assign(base=own["run"].map(base_name))
-    own = own[own["base"].isin(names)]
-    if not set(own["base"]) & frozen:
+    chosen = runs[runs["run"].map(base_name).isin(names)]
+    own = _of(validation_curves, chosen, "val_loss")
+    frozen = set(names) - {comparisons.reference}
+    if not frozen & set(own["run"].map(base_name)):
         raise NothingToDraw(f"the study has none of the runs with frozen parts ({', '.join(sorted(frozen))})")
+    looks = dict(zip(sorted(frozen, key=list(names).index), (style.ORANGE, style.SKY, *KINDS[1:]), strict=False))
+    colours = {run: looks.get(base_name(run), BLUE) for run in own["run"]}
     figure, (ax,) = panels(1, height=3.0)
-    for base, text in names.items():
-        curves = own[own["base"] == base]
-        colour = BLUE if base == comparisons.reference else next(colours)
-        label = style.seeded(f"{text} ({base})", curves["run"].nunique())
-        for i, (_, curve) in enumerate(curves.groupby("run", sort=False)):
-            look = {"color": colour, "marker": "o", "ms": 3.5, "label": None if i else label}
-            ax.plot(curve["samples"], curve["val_loss"], **look)
+    ends = _panel(ax, own, "val_loss", colours, comparisons.reference)
+    _loss_axis(ax, own["val_loss"])
     ax.set_xlim(left=0)
-    style.counts(ax)
-    if own["val_loss"].max() > FAR * own["val_loss"].min():
-        ax.set_yscale("log")
-        style.losses(ax)
-    ax.set_xlabel("samples seen")
+    label_ends(ax, [(x, y, f"{names[text.split(',')[0]]} ({text})", colour) for x, y, text, colour in ends])
     ax.set_ylabel(f"validation {style.LOSS}")
     ax.set_title("What is trained")
-    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure, own[["run", "step", "samples", "val_loss"]]
 
 
 def _families(
     runs: pd.DataFrame, curves: pd.DataFrame, column: str, reference: str, width: float
-) -> tuple[Figure, list[Axes], list[str]]:
-    """One panel per family of runs, each curve named at its end; return the figure, its panels and their families."""
-    families = runs.set_index("run")["family"]
-    own = curves["run"].map(families)
-    present = [family for family in FAMILIES if (own == family).any()]
-    figure, axes = panels(len(present), height=3.4, width=width * len(present) + 1.0, sharey=True)
-    colours, ends = colours_of(runs, reference), []
-    for ax, family in zip(axes, present, strict=True):
-        drawn = _draw(ax, curves[own == family], column, colours, reference)
-        ends.append([] if family == "grid" else drawn)
-        if family == "grid":
-            ax.set_xscale("log")
+) -> tuple[Figure, dict[str, Axes]]:
+    """One panel per family of runs, each curve named at its end; return the figure, and its panels by family."""
+    families, colours = _by_family(runs, curves), colours_of(runs, reference)
+    figure, axes = panels(len(families), height=3.4, width=width * len(families) + 1.0, sharey=True)
+    ends = []
+    for ax, (family, names) in zip(axes, families.items(), strict=True):
+        ends.append(_panel(ax, curves[curves["run"].isin(names["run"])], column, colours, reference))
+        ax.set_xscale("log" if family == "grid" else "linear")
         style.counts(ax)
         ax.set_title(FAMILIES[family])
-        ax.set_xlabel("samples seen")
-    for ax, drawn in zip(axes, ends, strict=True):  # once the common axis has its limits
-        label_ends(ax, drawn)
-    return figure, axes, present
+    for ax, family, drawn in zip(axes, families, ends, strict=True):  # once the common axis has its limits
+        label_ends(ax, [] if family == "grid" else drawn)
+    return figure, dict(zip(families, axes, strict=True))
 
 
 def attention_entropy(
@@ -182,14 +177,14 @@ def attention_entropy(
     own = own[own["run"].isin(runs.loc[runs["family"] != "grid", "run"])]
     if own.empty:
         raise NothingToDraw("no foveated run has recorded its attention entropy")
-    figure, axes, present = _families(runs, own, "attention_entropy", comparisons.reference, width=3.1)
-    for ax, family in zip(axes, present, strict=True):
+    figure, axes = _families(runs, own, "attention_entropy", comparisons.reference, width=3.1)
+    for family, ax in axes.items():
         names = runs[(runs["family"] == family) & runs["run"].isin(own["run"])]
         for value in sorted({_uniform(row) for row in names.to_dict("records")} - {None}):
             ax.axhline(value, color=GREY, ls=":", lw=1)
             place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "xytext": (0, 2)}
             ax.annotate(f"uniform {value:.2f}", (0.99, value), **place, ha="right", fontsize=7, color=GREY)
-    axes[0].set_ylabel("attention entropy (nats)")
+    figure.axes[0].set_ylabel("attention entropy (nats)")
     return figure, own[["run", "step", "samples", "attention_entropy"]]
 
 
@@ -203,15 +198,14 @@ def fine_coarse_ratio(
     runs: pd.DataFrame, validation_curves: pd.DataFrame, comparisons: Comparisons
 ) -> tuple[Figure, pd.DataFrame]:
     """Validation loss of the fine pass over that of the coarse pass; below 1 a second look pays."""
-    own = validation_curves[validation_curves["loss_fine"].notna() & validation_curves["loss_coarse"].notna()]
-    own = _without_start(own[own["run"].isin(runs["run"])])
-    own = own.assign(ratio=own["loss_fine"] / own["loss_coarse"])
+    own = _of(validation_curves, runs, "loss_fine")
+    own = own.assign(ratio=own["loss_fine"] / own["loss_coarse"]).dropna(subset="ratio")
     if own.empty:
         raise NothingToDraw("no run has both a fine and a coarse pass")
-    figure, axes, _ = _families(runs, own, "ratio", comparisons.reference, width=2.6)
-    for ax in axes:
+    figure, axes = _families(runs, own, "ratio", comparisons.reference, width=2.6)
+    for ax in axes.values():
         ax.axhline(1, color=GREY, ls=":", lw=1)
-    axes[0].set_ylabel("fine loss / coarse loss (validation)")
+    figure.axes[0].set_ylabel("fine loss / coarse loss (validation)")
     return figure, own[["run", "step", "samples", "loss_fine", "loss_coarse", "ratio"]]
 
 
@@ -226,21 +220,18 @@ def preference(
     runs: pd.DataFrame, validation_curves: pd.DataFrame, training_curves: pd.DataFrame, comparisons: Comparisons
 ) -> tuple[Figure, pd.DataFrame]:
     """Loss, accuracy and margin of the runs that learn to prefer one answer; the training faint."""
-    own = _without_start(validation_curves[validation_curves["reward_accuracy"].notna()])
+    own = _of(validation_curves, runs, "reward_accuracy")
     train = training_curves[training_curves["reward_accuracy"].notna()]
     if own.empty:
         raise NothingToDraw("no run of this study learns to prefer one answer to another")
     figure, axes = panels(len(PREFERENCE), height=2.9)
     colours = colours_of(runs, comparisons.reference)
     for ax, (title, (validated, trained, indifferent)) in zip(axes, PREFERENCE.items(), strict=True):
-        for run, curve in train.groupby("run", sort=False):
-            smooth = curve[["samples", trained]].groupby(np.arange(len(curve)) * FAINT // len(curve)).mean()
-            ax.plot(smooth["samples"], smooth[trained], color=colours[run], lw=0.7, alpha=0.4)
-        for run, curve in own.groupby("run", sort=False):
-            ax.plot(curve["samples"], curve[validated], color=colours[run], marker="o", ms=3.5, label=run)
-        ax.axhline(indifferent, color=GREY, ls=":", lw=1)
+        faint = train.assign(value=train[trained])
+        ends = _panel(ax, own, validated, colours, comparisons.reference, faint, indifferent)
         style.counts(ax)
+        label_ends(ax, ends)
         ax.set_title(title)
         ax.set_xlabel("pairs seen")
-    style.legend_below(figure, axes[0], "held-out pairs; faint: training; dotted: no preference")
+    figure.supxlabel("held-out pairs; faint: training; dotted: no preference", fontsize=8)
     return figure, own[["run", "step", "samples", "val_loss", *REWARDS]]
