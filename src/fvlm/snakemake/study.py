@@ -265,7 +265,7 @@ class StudyOfRules:
 
     # --- parts of the above ---
 
-    def _comparisons(self, entry: catalog.Table | catalog.Figure) -> str:
+    def _comparisons(self, entry: catalog.Entry) -> str:
         """A digest of the comparisons and questions, for a table or figure that shows them."""
         return self.settings.comparisons.digest if entry.comparisons else ""
 
