@@ -25,8 +25,10 @@ rule collect_runs:
         "../envs/analysis.yaml"
     resources:
         group_slots=1,
+    params:
+        questions=STUDY.settings.comparisons.digest,
     shell:
-        "python -m fvlm collect runs {input:q} --out {output:q} 2> {log:q}"
+        STUDY.command("collect runs {input:q} --out {output:q} 2> {log:q}")
 
 
 rule collect_curves:

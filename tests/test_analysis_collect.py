@@ -36,6 +36,16 @@ def test_a_field_that_one_run_lacks_is_an_empty_cell(tmp_path):
     assert table["deep_query"].tolist() == [True, False]
 
 
+def test_a_question_that_was_edited_after_the_training_is_the_new_one(tmp_path):
+    runs = [{"run": name, "question": "Old?"} for name in ("A6", "A6-s43", "elsewhere")]
+    (tmp_path / "study.yaml").write_text(
+        "study: s\nresults: r\nbased_on: config.yaml\nablations: {A6: {question: New?}}\n"
+    )
+    out, study = tmp_path / "runs.csv", str(tmp_path / "study.yaml")
+    assert main(["collect", "runs", *map(str, summaries(tmp_path, *runs)), "--study", study, "--out", str(out)]) == 0
+    assert pd.read_csv(out)["question"].tolist() == ["New?", "New?", "Old?"]
+
+
 def test_a_list_of_files_can_come_from_a_file(tmp_path):
     paths = summaries(tmp_path, {"run": "one"}, {"run": "two"})
     (tmp_path / "list").write_text("".join(f"{path}\n" for path in paths))

@@ -107,7 +107,7 @@ def test_a_module_on_github_has_a_default_target_and_local_rules(elsewhere):
 def test_the_prefix_of_a_module_moves_its_results(elsewhere):
     elsewhere.snakefile(elsewhere.module(more='prefix: "deep/er"'))
     output = elsewhere.snakemake("-n", "-p", "deep/er/results/smoke/ledger.jsonl")
-    assert "--study deep/er/results/smoke/study.json" in output
+    assert "--study=deep/er/results/smoke/study.json" in output
     assert "-- deep/er/results/smoke/corpus/grid" in output and " results/smoke" not in output
 
 

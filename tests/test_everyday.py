@@ -106,7 +106,7 @@ def test_a_study_is_deleted_as_the_guide_says(tiny):
     (results / "other/runs/kept.csv").touch()
     tiny.run(*TINY, "--delete-all-output")
     places = {left.split("/")[0] for left in files_in(results)} - {"README.md", "other"}
-    assert places == {"corpus", "index", "logs", "runs"}
+    assert places == {"corpus", "index", "logs", "runs", "study.json", "made_from.jsonl"}
     assert {Path(left).parts[2] for left in files_in(results) if left.startswith("runs/")} == {"state"}
     guide = (ROOT / "docs/results-and-resume.md").read_text()
     commands = re.search(r"\*\*Delete a study\.\*\*.*?```bash\n(.*?)```", guide, re.DOTALL)[1]

@@ -14,7 +14,9 @@ import pandas as pd
 from fvlm.analysis.columns import COLUMNS, CURVE, RUN
 from fvlm.analysis.compare.bootstrap import VIDEO_FIRST, VISUAL
 from fvlm.analysis.files import read_csv, write_table
-from fvlm.analysis.finished import read_summary, refuse_twice
+from fvlm.analysis.finished import base_name, read_summary, refuse_twice
+from fvlm.config.comparisons import Comparisons
+from fvlm.config.resolve import add_study_arguments, study_of
 from fvlm.errors import UserError
 
 EVALUATION = ("run", "mode", "frames", "source", "kind", "key", "loss_sum", "tokens")
@@ -34,13 +36,17 @@ def add_arguments(parser) -> None:
     parser.add_argument("--out", required=True, help="the table to write")
     parser.add_argument("--points", type=int, default=0, help="curves: at most this many per run, by averaging; 0: all")
     parser.add_argument("--bootstrap", help="evaluation: where to write the replicates")
+    add_study_arguments(parser)
     parser.add_argument("--replicates", type=int, default=1000, help="evaluation: resamples of the videos")
 
 
 def main(args) -> None:
     paths = [Path(name) for name in args.files]
     if args.what == "runs":
-        write_table(collect_runs(paths), args.out)
+        runs = collect_runs(paths)
+        if args.study:
+            ask_as_now(runs, study_of(args).comparisons)
+        write_table(runs, args.out)
     elif args.what == "curves":
         write_table(collect_curves(paths, args.points), args.out)
     else:
@@ -71,6 +77,13 @@ def collect_runs(paths: list[Path]) -> pd.DataFrame:
     refuse_twice([row["run"] for row in rows])
     columns = list(dict.fromkeys([*RUN, *(key for row in rows for key in row)]))
     return pd.DataFrame(rows, columns=columns)
+
+
+def ask_as_now(runs: pd.DataFrame, comparisons: Comparisons) -> None:
+    """Give each ablation the question of the configuration; its summary has the one of its training."""
+    asked = runs["run"].map(lambda run: comparisons.question(base_name(run)))
+    for column in {"question", "config.question"} & set(runs):
+        runs[column] = asked.where(asked != "", runs[column])
 
 
 def collect_curves(paths: list[Path], points: int = 0) -> pd.DataFrame:
