@@ -39,7 +39,7 @@ def test_a_field_that_one_run_lacks_is_an_empty_cell(tmp_path):
 def test_a_question_that_was_edited_after_the_training_is_the_new_one(tmp_path):
     runs = [{"run": name, "question": "Old?"} for name in ("A6", "A6-s43", "elsewhere")]
     (tmp_path / "study.yaml").write_text(
-        "study: s\nresults: r\nbased_on: config.yaml\nablations: {A6: {question: New?}}\n"
+        "study: s\nresults: r\nbased_on: config.yaml\nablations: {A6: {question: 'New?'}}\n"
     )
     out, study = tmp_path / "runs.csv", str(tmp_path / "study.yaml")
     assert main(["collect", "runs", *map(str, summaries(tmp_path, *runs)), "--study", study, "--out", str(out)]) == 0
