@@ -9,6 +9,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from fvlm.data.decode.media import MAX_SAMPLE_BYTES
@@ -111,19 +112,20 @@ class Entry:
 def samples_of(data: mmap.mmap | bytes, file: str) -> Iterator[Entry]:
     """The samples of a tar; raises UserError if the members of a sample do not follow each other."""
     seen: set[str] = set()
-    key, start, end, members = None, 0, 0, {}
-    for next_key, suffix, first, content, size in _in_samples(data, file):
-        if next_key != key:
-            if key is not None:
-                yield Entry(key, start, end - start, members)
-            if next_key in seen:
-                raise UserError(f"{file}: key {next_key!r} again at byte {first}; sort the tar's members by key")
-            seen.add(next_key)
-            key, start, members = next_key, first, {}
-        members[suffix] = (content, size)
-        end = content + -(-size // BLOCK) * BLOCK
-    if key is not None:
-        yield Entry(key, start, end - start, members)
+    for entry in groups_of(data, file):
+        if entry.key in seen:
+            raise UserError(f"{file}: key {entry.key!r} again at byte {entry.offset}; sort the tar's members by key")
+        seen.add(entry.key)
+        yield entry
+
+
+def groups_of(data: mmap.mmap | bytes, file: str) -> Iterator[Entry]:
+    """The groups of neighbours with the same key."""
+    for key, members in groupby(_in_samples(data, file), lambda member: member[0]):
+        _, suffixes, firsts, contents, sizes = zip(*members, strict=True)
+        end = contents[-1] + -(-sizes[-1] // BLOCK) * BLOCK
+        places = dict(zip(suffixes, zip(contents, sizes, strict=True), strict=True))
+        yield Entry(key, firsts[0], end - firsts[0], places)
 
 
 def read_sample(file: Path | str, offset: int, length: int, key: str | None = None) -> dict[str, bytes]:
