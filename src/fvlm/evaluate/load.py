@@ -31,11 +31,7 @@ def load_run(folder: Path | str) -> tuple[Run, VideoLanguageModel, torch.device]
         raise UserError(
             f"{saved}: not a run of this version ({' '.join(str(error).split())[:200]}); train it again"
         ) from error
-    # The run's own weights are loaded below, so the pretrained ones are not fetched.
-    without_pretrained = run.model.model_copy(update={
-        part: getattr(run.model, part).model_copy(update={"weights": None}) for part in ("encoder", "language")
-    })  # fmt: skip
-    model = build_model(without_pretrained, run.train.seed)
+    model = build_model(run.model, run.train.seed, pretrained=False)
     load_weights(model, folder / "model" / "best.safetensors")
     torch.set_num_threads(run.operation.threads)
     device = device_of(run)

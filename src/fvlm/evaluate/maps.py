@@ -6,8 +6,7 @@ import numpy as np
 import torch
 
 from fvlm.config.schema import Run, Study
-from fvlm.data.batches.loader import Steps, open_held_out
-from fvlm.data.batches.order import in_file_order
+from fvlm.data.batches.loader import Steps, open_held_out, steps_in_file_order
 from fvlm.data.shards.samples import sample_text
 from fvlm.data.shards.tar import read_sample
 from fvlm.files import write_beside
@@ -26,14 +25,7 @@ def fixed_videos(run: Run, study: Study, count: int) -> Steps:
         _, first = np.unique(index.group[moving], return_index=True)
         share = count // len(corpus.rows) + (i < count % len(corpus.rows))
         corpus.rows[i] = moving[np.sort(first)][:share]
-    order = in_file_order(
-        corpus.indices,
-        corpus.rows,
-        run.data.static_frames,
-        run.data.max_text_tokens,
-        question_first=float(run.data.question_first > 0.5),
-    )
-    return Steps(corpus, order, run, study, "answers", batch_size=1)
+    return steps_in_file_order(corpus, run, study, "answers", 1, float(run.data.question_first > 0.5))
 
 
 @torch.no_grad()

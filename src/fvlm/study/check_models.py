@@ -1,6 +1,5 @@
 """Checks of the models: building, a step, the largest batch, an evaluation, a figure, the largest checkpoint."""
 
-import csv
 import json
 import os
 import shutil
@@ -23,7 +22,7 @@ from fvlm.model.build import build_model
 from fvlm.records import write_csv
 from fvlm.study.check import NotChecked
 from fvlm.study.check_machine import checkpoint_bytes, free_memory
-from fvlm.study.trial import Trial, batch_of, expected, flops_of, step_of, unpretrained, worst
+from fvlm.study.trial import Trial, batch_of, expected, flops_of, step_of, worst
 from fvlm.train.state import load_checkpoint, save_checkpoint
 
 CPU_SECONDS, CPU_FLOPS = 60, 2e10  # time limit of a batch on a CPU, and the assumed FLOP/s
@@ -34,7 +33,7 @@ def built_on_paper(study: Study) -> str:
     distinct = {json.dumps(r.model.model_dump(mode="json"), sort_keys=True): r for r in study.runs.values()}
     for run in distinct.values():
         with torch.device("meta"):
-            model = build_model(unpretrained(run).model, run.train.seed)
+            model = build_model(run.model, run.train.seed, pretrained=False)
         built, counted = sum(p.numel() for p in model.parameters()), parameters(run.model)["total"]
         if built != counted:
             raise UserError(f"run {run.name!r}: its model has {built:,} parameters, but the plan counts {counted:,}")
@@ -137,7 +136,7 @@ def evaluation(study: Study, folder: Path) -> str:
     """Score random samples in every mode, as `fvlm evaluate` does, with untrained weights."""
     run, _ = run_to_try(study)
     device = device_of(run)
-    model = build_model(unpretrained(run).model, run.train.seed).to(device).eval()
+    model = build_model(run.model, run.train.seed, pretrained=False).to(device).eval()
     batch = batch_of(expected(run, study, 4), run)
     with torch.no_grad(), autocast(run, device):
         rows = score(run, model, batch.to(device), study, list(range(len(batch))))
@@ -170,12 +169,8 @@ def _write_tables(run: Run, folder: Path) -> None:
                "samples": points[-1]["samples"], "flops": points[-1]["flops"], "final.val_loss": 2.7,
                "best.val_loss": 2.7, "best.samples": points[-1]["samples"]}  # fmt: skip
     rows = {"runs": [summary], "validation_curves": points, "training_curves": points}
-    folder.mkdir(parents=True, exist_ok=True)
     for name, table in rows.items():
-        with open(folder / f"{name}.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS[name], restval="", extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(table)
+        write_csv(folder / f"{name}.csv", table, COLUMNS[name])
 
 
 def step(study: Study) -> str:

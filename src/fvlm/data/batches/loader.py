@@ -269,13 +269,20 @@ def validation_steps(run: Run, study: Study, batch_size: int = 8, **share) -> St
     corpus = open_held_out(run, study, "validation", run.train.validation_samples)
     if not sum(len(rows) for rows in corpus.rows):
         return None
+    return steps_in_file_order(corpus, run, study, run.data.loss, batch_size, run.data.question_first, **share)
+
+
+def steps_in_file_order(
+    corpus: Corpus, run: Run, study: Study, loss: str, batch_size: int, question_first: float, **share
+) -> Steps:
+    """Return the rows of a corpus as steps, source after source; arguments as in `Steps` and `draw_order`."""
     order = in_file_order(
         corpus.indices,
         corpus.rows,
         run.data.static_frames,
         run.data.max_text_tokens,
-        question_first=run.data.question_first,
+        question_first=question_first,
         frames_seen=run.model.visual_tokens > 0,
-        pairs=run.data.loss == "preference",
+        pairs=loss == "preference",
     )
-    return Steps(corpus, order, run, study, run.data.loss, batch_size, **share)
+    return Steps(corpus, order, run, study, loss, batch_size, **share)

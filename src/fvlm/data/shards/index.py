@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import sys
-import time
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from fvlm.config.resolve import add_study_arguments, study_of
+from fvlm.data.progress import Progress
 from fvlm.data.shards import ledger
 from fvlm.data.shards.arrays import open_arrays, save_arrays
 from fvlm.data.shards.kept import forget
@@ -30,8 +30,6 @@ from fvlm.data.shards.shard_index import COLUMNS, Part, Work, index_shard, read_
 from fvlm.data.sources import tars_of
 from fvlm.errors import UserError
 from fvlm.files import write_beside
-
-REPORT_S = 10  # seconds between two lines of progress
 
 
 @dataclass(frozen=True)
@@ -128,14 +126,9 @@ def write_index(
 
 def _make_parts(shards: list[Path], work: Work, processes: int) -> None:
     """Index each shard without a current part; of several errors, the one of the first shard is raised."""
-    start = last = time.monotonic()
-    for done, _ in enumerate(_indexed(shards, work, processes), 1):
-        now = time.monotonic()
-        if now - last > REPORT_S and done < len(shards):
-            last = now
-            print(
-                f"index {work.source}: {done}/{len(shards)} shards in {now - start:.0f} s", file=sys.stderr, flush=True
-            )
+    progress = Progress(f"index {work.source}", len(shards), "shards")
+    for _ in _indexed(shards, work, processes):
+        progress.step()
 
 
 def _indexed(shards: list[Path], work: Work, processes: int) -> Iterator[None]:

@@ -1,7 +1,6 @@
 """Merge the ledgers of shards and indices into one line per input and a table of counts."""
 
 import argparse
-import csv
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from fvlm.config.resolve import add_study_arguments, study_of
 from fvlm.data.sources import ledgers_of
 from fvlm.errors import UserError
 from fvlm.files import write_beside
+from fvlm.records import write_csv
 
 COLUMNS = ("source", "kind", "status", "reason", "count", "frames", "hours")
 NEEDED = {"source", "kind", "row", "file", "status", "reason", "key", "shard", "frames", "duration_s"}
@@ -88,15 +88,8 @@ def add_up(ledgers: list[Path], out: Path, table: Path) -> list[dict]:
         dict(zip(COLUMNS, (*group, count, frames, round(hours, 6)), strict=True))
         for group, (count, frames, hours) in sorted(totals.items())
     ]
-    write_beside(table, lambda beside: _write_table(rows, beside))
+    write_csv(table, rows, COLUMNS)
     return rows
-
-
-def _write_table(rows: list[dict], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 class _Seen:

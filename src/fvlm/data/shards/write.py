@@ -10,8 +10,6 @@ import json
 import os
 import re
 import socket
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -21,6 +19,7 @@ from pathlib import Path
 
 from fvlm.data.decode.media import Media, MediaError
 from fvlm.data.decode.pool import Decoded, DecodePool, decode_to_jpegs
+from fvlm.data.progress import Progress
 from fvlm.data.readers import Row, rows_per_shard
 from fvlm.data.shards import ledger
 from fvlm.errors import UserError
@@ -128,7 +127,7 @@ def _write(
 ) -> Counter:  # fmt: skip
     """Write samples to `tar` and lines to `listed`; return the number of rows by reason."""
     counts: Counter = Counter()
-    progress = RowProgress(f"shard {source}/{out_tar.stem}", total)
+    progress = Progress(f"shard {source}/{out_tar.stem}", total, "rows")
     with tar.open("wb") as tar_file, listed.open("w", encoding="utf-8") as lines, open_tar(tar_file) as writer:
         for row, result in results:
             key = f"{source}-{row.number:07d}"
@@ -141,7 +140,7 @@ def _write(
                 about |= {"duration_s": result.duration_s, "codec": result.codec}
             counts[about.get("reason", "kept")] += 1
             lines.write(ledger.ledger_line(**about))
-            progress.step(f"{counts.total() - counts['kept']} rejected")
+            progress.step(f", {counts.total() - counts['kept']} rejected")
     return counts
 
 
@@ -228,25 +227,6 @@ def _text(row: Row, prompt: str) -> dict:
     question = {"user": row.prompt or prompt}
     # A file of a bare folder may have no caption; an index rejects its sample, which has no answer.
     return question | ({"assistant": row.text["caption"]} if row.text["caption"] else {})
-
-
-class RowProgress:
-    """A line of progress on standard error every few seconds."""
-
-    def __init__(self, what: str, total: int, every_s: float = 5) -> None:
-        self.what, self.total, self.every_s, self.done = what, total, every_s, 0
-        self.start = self.last = time.monotonic()
-
-    def step(self, note: str) -> None:
-        self.done += 1
-        now = time.monotonic()
-        if now - self.last < self.every_s and self.done < self.total:
-            return
-        self.last = now
-        rate = self.done / max(now - self.start, 1e-9)
-        left_s = (self.total - self.done) / rate
-        line = f"{self.what}: {self.done}/{self.total} rows, {rate:.1f}/s, {left_s:.0f} s left, {note}"
-        print(line, file=sys.stderr, flush=True)
 
 
 def shard_paths(out: Path, number: int) -> tuple[Path, Path]:
