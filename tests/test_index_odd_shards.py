@@ -1,7 +1,5 @@
 """Shards that were downloaded, moved, linked or changed: an entry of the ledger or one sentence, never a crash."""
 
-import io
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -9,19 +7,11 @@ import pytest
 from fvlm.data.shards.index import ledger_of, write_index
 from fvlm.data.shards.ledger import add_up, ledger_line
 from fvlm.data.shards.tar import read_sample
-from fvlm.data.shards.text import train_tokenizer
 from fvlm.errors import UserError
 from tests.index_cases import lines_of, write_tar
-from tests.reader_cases import picture
+from tests.reader_cases import picture, tar_of
 
 TEXT = b'{"caption": "x"}'
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("odd") / "tokenizer"
-    train_tokenizer(["a red square"] * 3, 262, folder)
-    return folder
 
 
 def index_of(shards: list[Path], root: Path, tokenizer: Path, **options):
@@ -37,12 +27,7 @@ def test_files_outside_of_samples_are_ignored(tokenizer, tmp_path):
     jpeg = picture(90, "JPEG", (224, 224))
     members = [("README", b"x"), ("._a.jpg", b"x"), ("a.jpg", jpeg), ("._000.json", b"x"), ("a.json", TEXT)]
     members += [("._b.jpg", b"x"), ("b.jpg", jpeg), (".DS_Store", b"x"), ("b.json", TEXT)]
-    path = tmp_path / "mac.tar"
-    with tarfile.open(path, "w") as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
+    path = tar_of(tmp_path / "mac.tar", members)
     index = index_of([path], tmp_path, tokenizer, foreign=True)
     expected = list(webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False))
     assert index.keys.tolist() == [sample["__key__"] for sample in expected] == ["a", "b"]

@@ -22,11 +22,9 @@ from tests.reader_cases import picture
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(tokenizer) -> Path:
     """A results folder with a tokenizer."""
-    root = tmp_path_factory.mktemp("results")
-    train_tokenizer(["Which one is it? it is one, two, three"] * 3, 300, root / "tokenizer")
-    return root
+    return tokenizer.parent
 
 
 def index_texts(root: Path, shards: list[Path], out: Path, **changes):

@@ -21,11 +21,11 @@ from fvlm.data.decode.video import decode_image, decode_video
 from fvlm.data.readers import read_rows
 from fvlm.data.shards.index import ledger_of, write_index
 from fvlm.data.shards.tar import members_of
-from fvlm.data.shards.text import train_tokenizer
 from fvlm.errors import UserError
 from tests.conftest import ROOT
 from tests.decode_cases import X264, write
 from tests.limited import GIB, within
+from tests.reader_cases import tar_of
 
 HUGE = 60_000
 
@@ -116,22 +116,6 @@ def test_a_wrong_size_in_a_container_changes_nothing(tmp_path):
 
 
 # --- shards ---
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("trust") / "tokenizer"
-    train_tokenizer(["a red square"] * 3, 262, folder)
-    return folder
-
-
-def tar_of(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
 
 
 def sample(key: str, image: bytes, text: bytes = b'{"caption": "x"}') -> list[tuple[str, bytes]]:

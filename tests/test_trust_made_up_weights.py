@@ -15,19 +15,11 @@ from transformers import Dinov2Model
 
 from fvlm.config import schema
 from fvlm.data.shards.index import Index, load_index
-from fvlm.data.shards.text import copy_tokenizer, encode_chat, load_tokenizer, train_tokenizer
+from fvlm.data.shards.text import copy_tokenizer, encode_chat, load_tokenizer
 from fvlm.errors import UserError
 from fvlm.model.build import ENCODER_FIELDS, encoder_config, load_pretrained
 from fvlm.train.state import load_checkpoint, save_checkpoint
 from tests.limited import GIB, within
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("made_up") / "tokenizer"
-    train_tokenizer(["a red square"] * 3, 262, folder)
-    return folder
-
 
 # --- arrays ---
 
