@@ -47,14 +47,6 @@ def test_a_tokenizer_without_texts_is_refused(tmp_path, capsys):
     assert not (tmp_path / "tokenizer").exists()
 
 
-def test_only_answers_and_their_ends_are_scored(tokenizer):
-    ids, mask = encode_chat(tokenizer, {"user": "What colour is it?", "assistant": "a blue square"})
-    assert (ids.dtype, mask.dtype, ids.shape) == (np.int32, bool, mask.shape)
-    assert spoken(tokenizer, ids, mask) == [f"a blue square{END}"]
-    ids, mask = encode_chat(tokenizer, TALK)
-    assert spoken(tokenizer, ids, mask) == [f"red{END}", f"3 4 5\nü{END}"]
-
-
 def test_equals_the_chat_template_of_transformers(folder, tokenizer):
     transformers = pytest.importorskip("transformers")
     auto = transformers.AutoTokenizer.from_pretrained(str(folder))

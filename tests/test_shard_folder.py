@@ -4,16 +4,13 @@ import io
 import os
 import re
 import resource
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from fvlm.__main__ import main
 from fvlm.data.readers import read_rows
 from fvlm.data.shards.index import write_index
 from fvlm.data.shards.text import train_tokenizer
@@ -161,29 +158,6 @@ def test_squashed_frames_show_the_edges(tmp_path):
         (members,) = samples_in(tmp_path / name / "00000.tar").values()
         red, _, blue = Image.open(io.BytesIO(members["000.jpg"])).convert("RGB").getpixel((3, 112))
         assert (red > blue) == (name == "squash")
-
-
-def test_a_killed_command_resumes_with_the_same_bytes(tmp_path):
-    folder = tmp_path / "in"
-    for i in range(6):
-        add_video(folder / f"{i}.mp4", seconds=3)
-    options = ["--samples-per-shard", "2", "--processes", "1", "--name", "k"]
-    assert main(["shard", str(folder), "--out", str(tmp_path / "whole"), *options]) == 0
-    command = [sys.executable, "-m", "fvlm", "shard", str(folder), "--out", str(tmp_path / "killed"), *options]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "killed").glob(".0000[12].tar.*.part")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    finished = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*.sha256")}
-    assert len(finished) < 3
-    assert main(command[3:]) == 0
-    assert not list((tmp_path / "killed").glob(".*"))  # no unfinished file is left
-    for path in (tmp_path / "whole").iterdir():
-        assert (tmp_path / "killed" / path.name).read_bytes() == path.read_bytes()
-    assert finished == {name: (tmp_path / "killed" / name).stat().st_mtime_ns for name in finished}
 
 
 def test_a_caption_that_cannot_be_read(tmp_path):
