@@ -117,8 +117,9 @@ def preference_flops(
     scored_rejected: Number,
     encoded_frames: Number | None = None,
     question_tokens: Number = 0,
+    reference: bool = True,
 ) -> Number:
-    """Return the FLOPs of training on pairs of answers: forward and backward, and the reference's forward pass.
+    """Return the FLOPs of training on pairs of answers: forward and backward, and the `reference`'s forward pass.
 
     The answers share their frames: both are encoded, and read with the static query, once. Frames are those of one
     answer's sample, text tokens those of the chat with each of the answers.
@@ -131,7 +132,8 @@ def preference_flops(
     ):
         half = (frames, text, scored, encoded_here)
         total = total + training_flops(model, freeze, *half, question_tokens=question_tokens)
-        total = total + forward_flops(model, *half, question_tokens=question_tokens)
+        if reference:
+            total = total + forward_flops(model, *half, question_tokens=question_tokens)
     return total
 
 

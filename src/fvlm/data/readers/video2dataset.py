@@ -8,7 +8,6 @@ https://github.com/iejMac/video2dataset (video2dataset/data_writer.py, video2dat
 
 import contextlib
 import json
-import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from fvlm.data.decode.media import Media
 from fvlm.data.readers import tables
 from fvlm.data.readers.row import BadRow, Place, Row, Sample, known, row_of
 from fvlm.data.readers.tables import LONGEST_LINE
-from fvlm.data.shards.tar import groups_of
+from fvlm.data.shards.tar import groups_of, mapped
 from fvlm.errors import UserError
 
 ROWS_PER_TAR = 100_000
@@ -83,7 +82,7 @@ def _records(tar: Path) -> Iterator[dict]:
 
 
 def _in_tar(path: Path) -> Iterator[dict]:
-    with _mapped(path) as data:
+    with mapped(path) as data:
         for entry in groups_of(data, str(path)):
             record = {"key": entry.key, "members": entry.members, "caption": None, "about": {}}
             for suffix in {"txt", "json"} & entry.members.keys():
@@ -91,15 +90,6 @@ def _in_tar(path: Path) -> Iterator[dict]:
                 if size <= LONGEST_LINE:
                     _add_text(record, suffix, data[offset : offset + size])
             yield record
-
-
-@contextlib.contextmanager
-def _mapped(path: Path) -> Iterator[mmap.mmap]:
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            yield data
-    except (OSError, ValueError) as error:  # ValueError: an empty file
-        raise UserError(f"{path}: not a tar ({error}); download it again") from error
 
 
 def _add_text(record: dict, suffix: str, content: bytes) -> None:

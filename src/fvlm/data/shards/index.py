@@ -26,7 +26,7 @@ from fvlm.data.progress import Progress
 from fvlm.data.shards import ledger
 from fvlm.data.shards.arrays import open_arrays, save_arrays
 from fvlm.data.shards.kept import forget
-from fvlm.data.shards.shard_index import COLUMNS, Part, Work, index_shard, read_part, tokenizer_digest
+from fvlm.data.shards.shard_index import COLUMNS, Part, Work, index_shard, tokenizer_digest
 from fvlm.data.sources import tars_of
 from fvlm.errors import UserError
 from fvlm.files import write_beside
@@ -99,8 +99,10 @@ def write_index(
         raise UserError(f"source {source!r}: no shard, expected at least one; correct its `path` or `table`")
     digest = tokenizer_digest(tokenizer_folder)
     work = Work(source, kind, prompt, tokenizer_folder, digest, root, out.with_suffix(""), foreign)
-    _make_parts(shards, work, processes)
-    parts = [read_part(work.part_of(shard)) for shard in shards]
+    progress, parts = Progress(f"index {source}", len(shards), "shards"), []
+    for part in _parts_of(shards, work, processes):
+        parts.append(part)
+        progress.step()
     if max_reject < 1:
         _check_rejects(source, shards, parts, work, out, max_reject)
     columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in COLUMNS}
@@ -124,14 +126,8 @@ def write_index(
     return index
 
 
-def _make_parts(shards: list[Path], work: Work, processes: int) -> None:
-    """Index each shard without a current part; of several errors, the one of the first shard is raised."""
-    progress = Progress(f"index {work.source}", len(shards), "shards")
-    for _ in _indexed(shards, work, processes):
-        progress.step()
-
-
-def _indexed(shards: list[Path], work: Work, processes: int) -> Iterator[None]:
+def _parts_of(shards: list[Path], work: Work, processes: int) -> Iterator[Part]:
+    """The index of each shard, in order; of several errors, the one of the first shard is raised."""
     if min(processes, len(shards)) <= 1:
         yield from (index_shard(shard, work) for shard in shards)
         return

@@ -3,6 +3,7 @@
 The members of a sample follow each other, so that one read at the sample's offset is enough.
 """
 
+import contextlib
 import mmap
 import os
 import re
@@ -19,6 +20,18 @@ BLOCK = 512
 LONGEST_HEADER = 1 << 20  # bytes of a member with the name and attributes of the next member
 LONGEST_NAME = 4096  # bytes; file systems allow no more
 ADLER_PRIME = 65_521
+
+
+@contextlib.contextmanager
+def mapped(path: Path) -> Iterator[mmap.mmap]:
+    """The bytes of a tar; raises UserError if it is missing or empty."""
+    try:
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # ValueError: an empty file
+        raise UserError(f"{path}: not a tar ({error}); make, copy or download it again") from error
+    with data:
+        yield data
 
 
 def members_of(data: mmap.mmap | bytes, file: str, start: int = 0) -> Iterator[tuple[str, int, int, int]]:
