@@ -45,8 +45,7 @@ def test_index_reads_what_webdataset_reads(questions, tmp_path):
     samples = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
     assert [sample["__key__"] for sample in samples] == stored.keys.tolist()
     for i, sample in enumerate(samples):
-        shard = questions / str(stored.shards[stored.shard[i]])
-        members = read_sample(shard, int(stored.offset[i]), int(stored.length[i]))
+        members = stored.read(i, questions)
         assert members == {name: value for name, value in sample.items() if not name.startswith("__")}
         text = sample_text(members, "?")
         ids, answer = encode_chat(tokenizer, text)
@@ -83,7 +82,7 @@ def test_downloaded_shards_in_older_forms(questions, tmp_path):
     assert (index.text_tokens[2], index.answer_tokens[2]) == (3, 2)
     assert index.rejected_tokens[:4].tolist() == [0] * 4 and index.rejected_tokens[4] > 0
     assert index.question_tokens[2] == 0 < index.question_tokens[[0, 1, 3, 4]].min()
-    texts = [sample_text(read_sample(tar, index.offset[i], index.length[i]), "Say.") for i in (0, 3, 4)]
+    texts = [sample_text(index.read(i, questions), "Say.") for i in (0, 3, 4)]
     assert [text["assistant"] for text in texts] == ["a red square", "a caption", "red"]
     assert texts[0]["user"] == "Say."
 
@@ -177,7 +176,7 @@ def test_long_names_of_gnu_and_pax_tars(questions, tmp_path):
         )
         index = write_index([path], tmp_path / "i.npz", "t", "text", questions / "tokenizer", "?", questions)
         assert index.keys.tolist() == keys
-        assert [list(read_sample(path, index.offset[i], index.length[i])) for i in (0, 1)] == [["json"]] * 2
+        assert [list(index.read(i, questions)) for i in (0, 1)] == [["json"]] * 2
 
 
 def test_damaged_tars_are_named_with_the_place(questions, tmp_path):
@@ -214,7 +213,7 @@ def test_images_are_found_under_all_their_names(questions, tmp_path):
     index = write_index([tar], tmp_path / "x.npz", "x", "image", questions / "tokenizer", "?", questions)
     assert index.keys.tolist() == list(forms) and index.rejected == 0
     for i in range(len(index)):
-        frames = decode_frames(read_sample(tar, int(index.offset[i]), int(index.length[i])))
+        frames = decode_frames(index.read(i, questions))
         assert [round(frame.mean() / 10) for frame in frames] == [1, 2], index.keys[i]
 
 
@@ -245,7 +244,7 @@ def test_hashes_are_those_of_the_first_and_the_middle_image(questions, tmp_path)
     index = make_index(questions, tmp_path / "questions.npz")
     assert index.hashes.shape == (len(index), 2) and index.hashes.dtype == np.uint64
     for i in range(len(index)):
-        members = read_sample(questions / str(index.shards[index.shard[i]]), int(index.offset[i]), int(index.length[i]))
+        members = index.read(i, questions)
         middle = f"{index.frames[i] // 2:03d}.jpg"
         assert index.hashes[i].tolist() == [perceptual_hash(members["000.jpg"]), perceptual_hash(members[middle])]
     assert (index.hashes != 0).any()

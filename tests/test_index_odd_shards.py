@@ -33,7 +33,7 @@ def test_files_outside_of_samples_are_ignored(tokenizer, tmp_path):
     assert index.keys.tolist() == [sample["__key__"] for sample in expected] == ["a", "b"]
     assert index.rejected == 0
     for i, sample in enumerate(expected):
-        members = read_sample(path, int(index.offset[i]), int(index.length[i]), str(index.keys[i]))
+        members = index.read(i, tmp_path)
         assert members == {name: sample[name] for name in ("jpg", "json")}
 
 

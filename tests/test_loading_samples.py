@@ -7,7 +7,6 @@ import torch
 from fvlm.data.batches.loader import Corpus, Steps, load_steps, open_training, validation_steps
 from fvlm.data.batches.order import in_file_order
 from fvlm.data.shards.samples import decode_frames, sample_text
-from fvlm.data.shards.tar import read_sample
 from fvlm.data.shards.text import END, START
 from fvlm.errors import UserError
 from fvlm.evaluate.maps import fixed_videos
@@ -46,8 +45,7 @@ def stored_samples(steps: Steps) -> dict[str, tuple]:
     stored = {}
     for index in steps.corpus.indices:
         for row, key in enumerate(index.keys.tolist()):
-            place = int(index.offset[row]), int(index.length[row])
-            stored[key] = index, row, read_sample(steps.results / index.shards[index.shard[row]], *place, key)
+            stored[key] = index, row, index.read(row, steps.results)
     return stored
 
 

@@ -15,7 +15,6 @@ from fvlm.data.batches.dealing import micro_batches, rank_shares
 from fvlm.data.batches.order import Order, in_file_order, split_held_out
 from fvlm.data.shards.index import Index, check_tokenizer, load_index
 from fvlm.data.shards.samples import decode_frames, image_suffixes, rejected_text, sample_text
-from fvlm.data.shards.tar import read_sample
 from fvlm.data.shards.text import encode_chat, load_tokenizer, question_length
 from fvlm.errors import UserError
 
@@ -168,10 +167,8 @@ class Steps:
         """
         place, row = int(self.order.source[i]), int(self.order.row[i])
         index, name = self.corpus.indices[place], self.corpus.names[place]
-        file = self.results / index.shards[index.shard[row]]
-        key = str(index.keys[row])
-        members = read_sample(file, int(index.offset[row]), int(index.length[row]), key)
-        where = f"{file}: sample {key!r}"
+        key, members = str(index.keys[row]), index.read(row, self.results)
+        where = f"{index.file_of(row, self.results)}: sample {key!r}"
         count = len(image_suffixes(members))
         if count != index.frames[row]:
             raise UserError(

@@ -27,6 +27,7 @@ from fvlm.data.shards import ledger
 from fvlm.data.shards.arrays import open_arrays, save_arrays
 from fvlm.data.shards.kept import forget
 from fvlm.data.shards.shard_index import COLUMNS, Part, Work, index_shard, tokenizer_digest
+from fvlm.data.shards.tar import read_sample
 from fvlm.data.sources import tars_of
 from fvlm.errors import UserError
 from fvlm.files import write_beside
@@ -72,6 +73,15 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def file_of(self, row: int, root: Path) -> Path:
+        """The tar of a sample. `root` is the results folder."""
+        return root / str(self.shards[self.shard[row]])
+
+    def read(self, row: int, root: Path) -> dict[str, bytes]:
+        """Return the content of a sample's members by suffix; raises UserError like `read_sample`."""
+        place = int(self.offset[row]), int(self.length[row])
+        return read_sample(self.file_of(row, root), *place, str(self.keys[row]))
 
 
 def write_index(

@@ -111,9 +111,10 @@ class _Seen:
 
 def _once(ledgers: list[Path]) -> Iterator[tuple[dict, bytes]]:
     """Each input once, with its line; the line of an index that rejects a sample replaces the line of its shard."""
-    rejected = {_place(entry): line for _, entry, line in _entries(ledgers, b'"rejected"') if _rejected_by_index(entry)}
+    marked = entries_of(ledgers, b'"rejected"')
+    rejected = {_place(entry): line for _, entry, line in marked if _rejected_by_index(entry)}
     seen = _Seen()
-    for where, entry, line in _entries(ledgers):
+    for where, entry, line in entries_of(ledgers):
         if _rejected_by_index(entry):
             continue
         if not seen.add(entry["source"], entry["row"]):
@@ -129,7 +130,7 @@ def _once(ledgers: list[Path]) -> Iterator[tuple[dict, bytes]]:
         yield json.loads(line), line
 
 
-def _entries(ledgers: list[Path], marked: bytes = b"") -> Iterator[tuple[str, dict, bytes]]:
+def entries_of(ledgers: list[Path], marked: bytes = b"") -> Iterator[tuple[str, dict, bytes]]:
     """(place, entry, line) of each line that holds the bytes `marked`; raises UserError if it is no ledger entry."""
     for ledger in ledgers:
         with ledger.open("rb") as file:

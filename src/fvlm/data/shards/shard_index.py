@@ -83,7 +83,7 @@ def tokenizer_digest(folder: Path | str) -> str:
 
 
 def index_shard(shard: Path, work: Work) -> "Part":
-    """Return the index of a shard, and write it unless it exists for the same shard, tokenizer, prompt, kind and format.
+    """Return the index of a shard, and write it unless a current one exists.
 
     raises      UserError for a damaged tar, or one that differs from the checksum beside it
     """
