@@ -243,7 +243,7 @@ def test_windows_of_other_tables_are_those_of_the_whole(tmp_path, name):
         ("vista", "a.json", b"[{", "a.json"),
         ("vista", "a.json", b"[" * 100_000, "a.json"),
         ("webvid", "results_2M_train.csv", b"videoid,name\n\xff\xfe,x\n", "CSV in UTF-8"),
-        ("sharegpt4video", "sharegpt4video_40k.jsonl", b'{"a": 1}\n{', "line 2"),
+        ("sharegpt4video", "sharegpt4video_40k.jsonl", b'{"a": 1}\n\n{', "line 3"),
         ("webvd", None, None, "'webvd'.*folder, files"),
     ],
 )

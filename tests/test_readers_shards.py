@@ -28,20 +28,6 @@ from tests.reader_cases import (
 )
 
 
-def test_webvid_to_a_shard(tmp_path):
-    add_video(tmp_path / "in/videos/p/1.mp4")
-    lines = ["videoid,contentUrl,duration,page_dir,name", f"1,u,d,p,{LONG}", "2,u,d,p,a lost video", "3,u,d,p,"]
-    (tmp_path / "in/results_2M_train.csv").write_text("\n".join(lines))
-    options = ("--reader", "webvid", "--prompt", "Write a WebVid caption.", "--max-reject", "0.7", "--name", "webvid")
-    assert shard(tmp_path / "in", tmp_path / "out", *options) == 0
-    (sample,) = described(tmp_path / "out/00000.tar")
-    assert sample == {
-        "user": "Write a WebVid caption.", "assistant": LONG, "source": "webvid", "kind": "video", "frame_count": 2,
-        "frame_times": [0.0, 1.0], "file": "videos/p/1.mp4", "id": "1",
-    }  # fmt: skip
-    assert [entry["reason"] for entry in ledger_of(tmp_path / "out/ledger.jsonl")] == [None, "missing", "bad_row"]
-
-
 def test_clips_of_one_video_share_a_group(tmp_path):
     """The group decides which samples are held out together."""
     folder = tmp_path / "in"

@@ -215,14 +215,6 @@ def results(tmp_path_factory):
     return make_results(tmp_path_factory.mktemp("results"))
 
 
-def watched(run, study, folder, steps=(0, 7)):
-    model = build_model(run.model, 0)
-    watch = Watch(run, study, folder)
-    for step in steps:
-        watch(model, step, CPU, torch.autocast("cpu", enabled=False), Ranks())
-    return model
-
-
 def test_watch_changes_nothing(results, tmp_path):
     run, study = run_of(results, **{"operation.attention_videos": 1})
     model, watch = build_model(run.model, 0), Watch(run, study, tmp_path)
@@ -244,7 +236,7 @@ def test_watch_changes_nothing(results, tmp_path):
 ])  # fmt: skip
 def test_watch_does_nothing_without_queries_or_videos(results, tmp_path, changes):
     run, study = run_of(results, **{"operation.attention_videos": 2, **changes})
-    watched(run, study, tmp_path, steps=(0,))
+    Watch(run, study, tmp_path)(build_model(run.model, 0), 0, CPU, torch.autocast("cpu", enabled=False), Ranks())
     assert not list(tmp_path.iterdir())
 
 
