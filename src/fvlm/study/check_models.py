@@ -9,6 +9,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import torch
 
 from fvlm.analysis.columns import COLUMNS
@@ -21,7 +22,7 @@ from fvlm.evaluate.losses import score
 from fvlm.model.build import build_model
 from fvlm.records import write_csv
 from fvlm.study.check import NotChecked
-from fvlm.study.check_machine import checkpoint_bytes, free_memory
+from fvlm.study.check_machine import checkpoint_bytes
 from fvlm.study.trial import Trial, batch_of, expected, flops_of, step_of, worst
 from fvlm.train.state import load_checkpoint, save_checkpoint
 
@@ -55,7 +56,7 @@ def smallest(study: Study) -> Run:
 def checkpoint(run: Run, folder: Path) -> str:
     """Save and load tensors as large as the run's checkpoint, or less if memory or disk is short."""
     full = checkpoint_bytes(run)
-    size = min(full, free_memory() // 4, shutil.disk_usage(folder).free // 4)
+    size = min(full, psutil.virtual_memory().available // 4, shutil.disk_usage(folder).free // 4)
     content = {"identity": "preflight", "step": 1}
     content["model"] = {str(i): torch.randn(min(2**26, size // 4 - at)) for i, at in
                         enumerate(range(0, size // 4, 2**26))}  # fmt: skip
@@ -110,7 +111,7 @@ def run_to_try(study: Study) -> tuple[Run, str]:
     if device.type == "cuda":
         return on_one_gpu(runs, study, gpu_of(device)[1])
     quick = [run for run in runs if _cpu_seconds(run, study) <= CPU_SECONDS]
-    quick = [run for run in quick if predicted_bytes(run) < free_memory() // 2]
+    quick = [run for run in quick if predicted_bytes(run) < psutil.virtual_memory().available // 2]
     if quick and quick[-1] is runs[-1]:
         return runs[-1], ""
     if quick:

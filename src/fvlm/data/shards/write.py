@@ -5,6 +5,7 @@ same bytes with any number of processes and in any folder.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -56,11 +57,8 @@ def make_shard(
     """
     if not NAME.fullmatch(source_name):
         raise UserError(f"source name {source_name!r}: use only letters, digits, _ and -, as every key begins with it")
-    out_tar.parent.mkdir(parents=True, exist_ok=True)
-    out_ledger.parent.mkdir(parents=True, exist_ok=True)
-    tar, listed = _part(out_tar), _part(out_ledger)
     decode = partial(decode_to_jpegs, folder=folder, backend=backend, crop=crop)
-    try:
+    with _beside(out_tar) as tar, _beside(out_ledger) as listed:
         with DecodePool(decode, processes, deadline_s) as pool:
             results = _decoded(pool, _with_images(rows, kind), kind, READ_AHEAD * processes)
             counts = _write(results, len(rows), source_name, kind, prompt, out_tar, tar, listed)
@@ -73,14 +71,8 @@ def make_shard(
                 "correct the source's path or files, or set its `max_reject` to 1"
             )
         rejected.unlink(missing_ok=True)
-        _flush(tar)
-        _flush(listed)
-        digest = _sha256(tar)
-        tar.replace(out_tar)
-        listed.replace(out_ledger)
-    finally:
-        tar.unlink(missing_ok=True)
-        listed.unlink(missing_ok=True)
+        with tar.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     line = f"{digest}  {out_tar.name}\n"
     write_beside(checksum_of(out_tar), lambda beside: beside.write_text(line))
     return counts
@@ -91,34 +83,22 @@ def checksum_of(tar: Path) -> Path:
     return tar.with_name(tar.name + ".sha256")
 
 
-def _part(path: Path) -> Path:
-    """Name of `path` while this process writes it; removes files of killed processes."""
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A file for this process to write, which is then renamed to `path`; removes those of killed processes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     name, host = f".{path.name}.", socket.gethostname()
     for other in path.parent.glob(f"{name}*.{host}.part"):
-        if not _is_alive(int(other.name[len(name) :].split(".")[0])):
+        if not Path("/proc", other.name[len(name) :].split(".")[0]).exists():
             other.unlink(missing_ok=True)
-    return path.with_name(f"{name}{os.getpid()}.{host}.part")
-
-
-def _is_alive(process: int) -> bool:
+    beside = path.with_name(f"{name}{os.getpid()}.{host}.part")
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # a process of another user
-        return True
-    return True
-
-
-def _flush(path: Path) -> None:
-    """Write a file's content to the disk, before it is renamed and counts as finished."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        yield beside
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())  # before it counts as finished
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _write(
