@@ -92,14 +92,18 @@ def other_texts(study: Path, data: Path) -> None:
     make_chats(results, first=1)
 
 
-@pytest.mark.parametrize("change", [other_weights, other_samples, other_texts])
-def test_an_evaluation_of_other_weights_or_data_starts_anew(study, data, monkeypatch, capsys, change):
+@pytest.mark.parametrize("change", [None, other_weights, other_samples, other_texts])
+def test_an_interrupted_evaluation_resumes_unless_its_weights_or_data_are_others(
+    study, data, monkeypatch, capsys, change
+):
     stopped_after_a_batch(study, monkeypatch)
-    change(study, data)
+    if change is not None:
+        change(study, data)
     capsys.readouterr()
     resumed = evaluate(study).read_bytes()
-    assert "batch 1 of" in capsys.readouterr().err
+    assert ("batch 1 of" in capsys.readouterr().err) == (change is not None)
     assert resumed == evaluate(study, "fresh.csv").read_bytes()
+    assert not study.with_name("table.scored.jsonl").exists()
 
 
 def test_an_evaluation_in_another_precision_or_version_starts_anew(data, tmp_path, monkeypatch):
