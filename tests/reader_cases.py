@@ -94,8 +94,8 @@ def write_tar(path: Path, samples: list[tuple[str, dict[str, bytes]]]) -> Path:
     return tar_of(path, [(f"{key}.{suffix}", x) for key, members in samples for suffix, x in members.items()])
 
 
-def ledger_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+def lines_of(ledger: Path) -> list[dict]:
+    return [json.loads(line) for line in ledger.read_bytes().splitlines()]
 
 
 def samples_in(tar: Path) -> dict[str, dict[str, bytes]]:

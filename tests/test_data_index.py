@@ -19,8 +19,8 @@ from fvlm.data.shards.tar import read_sample
 from fvlm.data.shards.text import encode_chat, load_tokenizer
 from fvlm.data.shards.write import shard_paths
 from fvlm.errors import UserError
-from tests.index_cases import lines_of, text_shard, write_tar
-from tests.reader_cases import picture, tar_of
+from tests.index_cases import text_shard, write_tar
+from tests.reader_cases import lines_of, picture, tar_of
 
 
 def make_index(questions: Path, out: Path, prompt: str = "?"):

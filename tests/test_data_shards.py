@@ -19,7 +19,7 @@ from fvlm.data.readers import Row, count_rows, read_rows
 from fvlm.data.shards.ledger import add_up, check_rejects, ledger_line
 from fvlm.data.shards.write import checksum_of, make_shard, shard_paths
 from fvlm.errors import UserError
-from tests.reader_cases import ledger_of
+from tests.reader_cases import lines_of
 
 
 def test_every_row_is_in_the_ledger_once(questions, tmp_path):
@@ -74,7 +74,7 @@ def test_a_shard_that_keeps_nothing_fails(tmp_path):
         make_shard(bad, *arguments)
     rejected = tmp_path / "0.ledger.jsonl.rejected"
     assert {path.name for path in tmp_path.iterdir()} == {"corpus", rejected.name}
-    assert len(ledger_of(rejected)) == 4
+    assert len(lines_of(rejected)) == 4
     assert make_shard(bad, *arguments, may_be_empty=True)["kept"] == 0
     assert make_shard(rows, *arguments)["kept"] == 2  # the share is checked for the whole source
     assert not rejected.exists()
@@ -114,7 +114,7 @@ def test_counts_of_any_ledgers_add_up(data):
         for path, lines in zip(paths, ledgers, strict=True):
             path.write_text("".join(lines))
         table = add_up(paths, Path(folder, "all.jsonl"), Path(folder, "data.csv"))
-        merged = ledger_of(Path(folder, "all.jsonl"))
+        merged = lines_of(Path(folder, "all.jsonl"))
     assert {(row["source"], row["reason"]): row["count"] for row in table} == expected
     assert {(entry["source"], entry["row"]) for entry in merged} == rows and len(merged) == len(rows)
 
@@ -189,7 +189,7 @@ def test_one_shard_of_a_table_is_that_of_the_whole_table(tmp_path, capsys):
     assert len(list((tmp_path / "all").glob("*.tar"))) == 3
     for name in ("00001.tar", "00001.ledger.jsonl"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "all" / name).read_bytes()
-    assert [entry["row"] for entry in ledger_of(tmp_path / "one/00001.ledger.jsonl")] == [2, 3]
+    assert [entry["row"] for entry in lines_of(tmp_path / "one/00001.ledger.jsonl")] == [2, 3]
     for shard in ("3", "-1"):
         assert main([*command, str(tmp_path / "one"), "--shard", shard]) == 2
         message = capsys.readouterr().err

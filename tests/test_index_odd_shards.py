@@ -10,8 +10,8 @@ from fvlm.data.shards.index import ledger_of, write_index
 from fvlm.data.shards.ledger import add_up, ledger_line
 from fvlm.data.shards.tar import read_sample
 from fvlm.errors import UserError
-from tests.index_cases import lines_of, write_tar
-from tests.reader_cases import picture, tar_of
+from tests.index_cases import write_tar
+from tests.reader_cases import lines_of, picture, tar_of
 
 TEXT = b'{"caption": "x"}'
 

@@ -12,8 +12,8 @@ from fvlm.data.shards.index import check_tokenizer, ledger_of, load_index, write
 from fvlm.data.shards.ledger import ledger_line
 from fvlm.data.shards.text import train_tokenizer
 from fvlm.errors import UserError
-from tests.index_cases import lines_of, text_shard, write_tar
-from tests.reader_cases import picture
+from tests.index_cases import text_shard, write_tar
+from tests.reader_cases import lines_of, picture
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from tests.reader_cases import (
     TABLES,
     add_video,
     described,
-    ledger_of,
+    lines_of,
     picture,
     samples_in,
     shard,
@@ -65,7 +65,7 @@ def test_cauldron_to_a_shard(tmp_path):
         if name.endswith("jpg")
     ]
     assert [round(shade / 50) for shade in shades] == [1, 3, 4]
-    entries = ledger_of(tmp_path / "out/ledger.jsonl")
+    entries = lines_of(tmp_path / "out/ledger.jsonl")
     assert [entry["reason"] for entry in entries] == [None, "not_media", None]
     assert entries[1]["file"] == two["file"]
 
@@ -133,7 +133,7 @@ def test_video2dataset_gives_one_shard_per_tar(tmp_path, table):
     options = ("--reader", "video2dataset", "--table", table, "--max-reject", "0.8", "--name", "v")
     assert shard(folder, tmp_path / "out", *options) == 0
     assert sorted(path.name for path in (tmp_path / "out").glob("*.tar")) == ["00000.tar", "00001.tar"]
-    entries = ledger_of(tmp_path / "out/ledger.jsonl")
+    entries = lines_of(tmp_path / "out/ledger.jsonl")
     assert [entry["row"] for entry in entries] == [0, 1, 2, 3, 100_000, 100_001]
     assert [entry["reason"] for entry in entries] == [None, "missing", "bad_row", "missing", "not_media", None]
     assert entries[1]["message"] == entries[3]["message"] == "failed_to_download: HTTP Error 404: Not Found"
@@ -178,6 +178,6 @@ def test_the_workflow_makes_shards_of_every_kind_of_input(workflow):
     workflow.run(*tars, "--configfile", "config/mine.yaml")
     assert described(folder / tars[1])[0]["assistant"] == "a" and len(described(folder / tars[1])) == 1
     assert described(folder / tars[2])[0]["user"] == "What's in it?"
-    assert [entry["row"] for entry in ledger_of(folder / "r/shards/tars/00001.ledger.jsonl")] == [100_000, 100_001]
+    assert [entry["row"] for entry in lines_of(folder / "r/shards/tars/00001.ledger.jsonl")] == [100_000, 100_001]
     assert all(checksum_of(folder / tar).is_file() for tar in tars)
     assert workflow.planned(*tars, "--configfile", "config/mine.yaml") == {}

@@ -19,7 +19,7 @@ from tests.reader_cases import (
     LONG,
     add_video,
     described,
-    ledger_of,
+    lines_of,
     picture,
     samples_in,
     shard,
@@ -49,7 +49,7 @@ def test_a_bare_folder_accounts_for_every_file(tmp_path, capsys):
     assert shard(folder, tmp_path / "out") == 0
     summary = capsys.readouterr().out
     assert re.search(r"kept      3\nrejected  2 \((empty 1, not_media 1|not_media 1, empty 1)\)\nframes    5", summary)
-    entries = {entry["file"]: entry for entry in ledger_of(tmp_path / "out/ledger.jsonl")}
+    entries = {entry["file"]: entry for entry in lines_of(tmp_path / "out/ledger.jsonl")}
     assert list(entries) == ["b/two.mp4", "empty.mp4", "notes.txt", "one.mp4", "picture.png"]
     assert {name: entry["reason"] for name, entry in entries.items() if entry["reason"]} == {
         "empty.mp4": "empty", "notes.txt": "not_media",
@@ -72,7 +72,7 @@ def test_a_name_that_is_not_utf8_is_listed(tmp_path):
     os.rename(tmp_path / "in/a.mp4", os.fsencode(tmp_path / "in") + b"/\xff.mp4")
     add_video(tmp_path / "in/b.mp4")
     assert shard(tmp_path / "in", tmp_path / "out") == 0
-    entries = ledger_of(tmp_path / "out/ledger.jsonl")
+    entries = lines_of(tmp_path / "out/ledger.jsonl")
     assert {entry["file"]: entry["reason"] for entry in entries} == {"b.mp4": None, "\\udcff.mp4": "bad_row"}
 
 
@@ -131,7 +131,7 @@ def test_too_many_rejected_rows_of_a_folder(tmp_path, capsys):
     assert shard(folder, tmp_path / "two", *PAIRS, "--max-reject", "0.4") == 2
     output = capsys.readouterr()
     assert "3 of 5 rows rejected (not_media 3)" in output.err and "40%" in output.err and "rejected  3" in output.out
-    assert len(ledger_of(tmp_path / "two/ledger.jsonl")) == 5
+    assert len(lines_of(tmp_path / "two/ledger.jsonl")) == 5
     assert shard(folder, tmp_path / "two", *PAIRS, "--max-reject", "0.6") == 0
     assert samples_in(tmp_path / "two/00002.tar") == {}  # a last shard that is not full may keep nothing
 
@@ -142,7 +142,7 @@ def test_an_index_rejects_files_without_a_caption(tmp_path):
     tars = [tmp_path / "out/shards/in/00000.tar"]
     index = write_index(tars, tmp_path / "out/in.npz", "in", "video", tmp_path / "tokenizer", "?", tmp_path / "out")
     assert index.keys.tolist() == ["in-0000003"]
-    rejected = ledger_of(tmp_path / "out/in.ledger.jsonl")
+    rejected = lines_of(tmp_path / "out/in.ledger.jsonl")
     assert [entry["key"] for entry in rejected] == ["in-0000000", "in-0000004"]
     assert {entry["reason"] for entry in rejected} == {"bad_sample"}
 
@@ -194,7 +194,7 @@ def test_odd_names_give_the_same_ledger_in_every_folder(tmp_path, monkeypatch):
     for folder, out in ((Path("in"), "one"), (tmp_path / "other 'place/in", "two")):
         assert shard(folder, tmp_path / out, "--max-reject", "0.9") == 0
     assert (tmp_path / "one/ledger.jsonl").read_bytes() == (tmp_path / "two/ledger.jsonl").read_bytes()
-    messages = {entry["file"]: entry["message"] for entry in ledger_of(tmp_path / "one/ledger.jsonl")}
+    messages = {entry["file"]: entry["message"] for entry in lines_of(tmp_path / "one/ledger.jsonl")}
     assert all(messages[name].startswith(f"{name}: ") for name in [*names, "f.mp4"])
 
 
@@ -227,7 +227,7 @@ def test_a_parquet_that_lists_other_keys_than_its_tar_holds(tmp_path):
     tar = write_tar(tmp_path / "in/00000.tar", [(key, {"mp4": video_bytes(), "txt": b"c"}) for key in ("a", "b")])
     write_table(tar.with_suffix(".parquet"), [{"key": key, "status": "success"} for key in ("a", "a", "c")])
     assert shard(tmp_path / "in", tmp_path / "out", "--reader", "video2dataset") == 0
-    found = [(entry["file"], entry["reason"]) for entry in ledger_of(tmp_path / "out/ledger.jsonl")]
+    found = [(entry["file"], entry["reason"]) for entry in lines_of(tmp_path / "out/ledger.jsonl")]
     assert found == [("00000.tar/a.mp4", None), ("00000.tar/b.mp4", None), ("00000.tar/c", "bad_row")]
 
 

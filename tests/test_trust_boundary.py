@@ -4,7 +4,6 @@ Files with huge claims are read in a process with limited memory.
 """
 
 import io
-import json
 import os
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from fvlm.errors import UserError
 from tests.conftest import ROOT
 from tests.decode_cases import X264, write
 from tests.limited import GIB, within
-from tests.reader_cases import tar_of
+from tests.reader_cases import lines_of, tar_of
 
 HUGE = 60_000
 
@@ -135,7 +134,7 @@ def test_gigantic_headers_in_a_shard_are_rejected_one_by_one(tmp_path, tokenizer
 
     arguments = ([shard], out, "s", "image", tokenizer, "?", tmp_path)
     assert within(GIB // 4, keys_of, *arguments, foreign=foreign) == "['good']"
-    entries = [json.loads(line) for line in ledger_of(out).read_text().splitlines()]
+    entries = lines_of(ledger_of(out))
     assert Counter(entry["reason"] for entry in entries) == {"too_large": 5, **({None: 1} if foreign else {})}
 
 
@@ -154,7 +153,7 @@ def test_members_that_are_too_large_are_rejected(tmp_path, tokenizer):
             file.write(info.tobuf() + content + bytes(-len(content) % 512))
         file.write(bytes(1024))
     index = write_index([shard], tmp_path / "i.npz", "s", "image", tokenizer, "?", tmp_path, foreign=True)
-    entries = [json.loads(line) for line in ledger_of(tmp_path / "i.npz").read_text().splitlines()]
+    entries = lines_of(ledger_of(tmp_path / "i.npz"))
     assert index.keys.tolist() == ["d"] and [entry["reason"] for entry in entries] == ["too_large"] * 3 + [None]
 
 

@@ -23,7 +23,7 @@ from fvlm.data.shards.tar import members_of, read_sample
 from fvlm.errors import UserError
 from tests.decode_cases import write
 from tests.limited import GIB, within
-from tests.reader_cases import tar_of
+from tests.reader_cases import lines_of, tar_of
 from tests.test_trust_boundary import _vp8, header, picture, sample
 
 CHOICE = {"video": "a.mp4", "start": 0, "question": "q", "candidates": ["a", "b"], "answer": "a"}
@@ -34,7 +34,7 @@ def indexed(shard: Path, tokenizer: Path, kind: str = "image") -> tuple[list[str
     """Keys of an index, and the reason of every entry of its ledger."""
     out = shard.with_suffix(".npz")
     index = write_index([shard], out, "s", kind, tokenizer, "?", shard.parent, foreign=True)
-    return index.keys.tolist(), [json.loads(line)["reason"] for line in ledger_of(out).read_text().splitlines()]
+    return index.keys.tolist(), [entry["reason"] for entry in lines_of(ledger_of(out))]
 
 
 # --- tables ---
