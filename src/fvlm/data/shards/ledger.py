@@ -92,32 +92,25 @@ def add_up(ledgers: list[Path], out: Path, table: Path) -> list[dict]:
     return rows
 
 
-class _Seen:
-    """The set of rows that were read already, one bit each."""
-
-    def __init__(self) -> None:
-        self._bits: dict[str, bytearray] = defaultdict(bytearray)
-
-    def add(self, source: str, row: int) -> bool:
-        """Add a row; return whether it is new."""
-        bits, (byte, bit) = self._bits[source], divmod(row, 8)
-        if byte >= len(bits):
-            bits.extend(bytes(byte + 1 - len(bits) + len(bits) // 4))  # grow in large steps
-        if bits[byte] >> bit & 1:
-            return False
-        bits[byte] |= 1 << bit
-        return True
+def _mark(bits: bytearray, row: int) -> bool:
+    """Set the bit of a row; return whether it was new."""
+    byte, bit = divmod(row, 8)
+    if byte >= len(bits):
+        bits.extend(bytes(byte + 1 - len(bits) + len(bits) // 4))  # grow in large steps
+    new = not bits[byte] >> bit & 1
+    bits[byte] |= 1 << bit
+    return new
 
 
 def _once(ledgers: list[Path]) -> Iterator[tuple[dict, bytes]]:
     """Each input once, with its line; the line of an index that rejects a sample replaces the line of its shard."""
     marked = entries_of(ledgers, b'"rejected"')
     rejected = {_place(entry): line for _, entry, line in marked if _rejected_by_index(entry)}
-    seen = _Seen()
+    seen: dict[str, bytearray] = defaultdict(bytearray)  # the rows that were read already, one bit each
     for where, entry, line in entries_of(ledgers):
         if _rejected_by_index(entry):
             continue
-        if not seen.add(entry["source"], entry["row"]):
+        if not _mark(seen[entry["source"]], entry["row"]):
             raise UserError(
                 f"{where}: row {entry['row']} of {entry['source']!r} is listed twice; make its shards again"
             )
