@@ -50,7 +50,11 @@ def _tars(tars: list[Path], source: Source) -> str:
         )
     frames = samples = 0
     for tar in dict.fromkeys((tars[0], tars[-1])):
-        for entry in _first(tar, check=tar == tars[0]):
+        with mapped(tar) as data:
+            if tar == tars[0]:
+                check_sum(tar, data)
+            entries = list(islice(samples_of(data, str(tar)), SAMPLES))
+        for entry in entries:
             members = read_sample(tar, entry.offset, entry.length)
             try:
                 frames += len(decode_frames(members))
@@ -61,11 +65,3 @@ def _tars(tars: list[Path], source: Source) -> str:
     if not samples:
         raise UserError(f"{tars[0]}: holds no sample; make or copy the shard again")
     return f"{len(tars)} shards exist, {samples} samples with {frames} frames read"
-
-
-def _first(tar: Path, check: bool) -> list:
-    """Return the first samples of a shard, after its checksum if `check`."""
-    with mapped(tar) as data:
-        if check:
-            check_sum(tar, data)
-        return list(islice(samples_of(data, str(tar)), SAMPLES))
