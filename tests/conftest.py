@@ -136,6 +136,33 @@ def prepared(tmp_path_factory) -> Path:
     return results
 
 
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory) -> Path:
+    """The folder of a small tokenizer."""
+    from fvlm.data.shards.text import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("results") / "tokenizer"
+    train_tokenizer(["Which one is it? it is one, two, three", "a red square"] * 3, 300, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def questions(tmp_path_factory) -> Path:
+    """A results folder with a sharded source of 16 questions, 3 of them about broken files."""
+    from fvlm.__main__ import main
+    from fvlm.data.demo.corpus import make_corpus
+    from fvlm.data.readers import read_rows
+    from fvlm.data.shards.text import train_tokenizer
+
+    root = tmp_path_factory.mktemp("results")
+    make_corpus("questions", root / "corpus", samples=16, seed=1, broken=3, processes=2)
+    command = ["shard", str(root / "corpus"), "--name", "questions", "--samples-per-shard", "10", "--processes", "2"]
+    assert main([*command, "--out", str(root / "shards/questions")]) == 0
+    rows = read_rows(root / "corpus", "samples.jsonl")
+    train_tokenizer([text for row in rows for text in row.text.values()], 300, root / "tokenizer")
+    return root
+
+
 def parse(module: str, arguments: list[str]):
     """Return the parsed arguments of a command."""
     import argparse

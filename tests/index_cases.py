@@ -15,9 +15,5 @@ def write_tar(path: Path, samples: list[dict]) -> Path:
     return path
 
 
-def lines_of(ledger: Path) -> list[dict]:
-    return [json.loads(line) for line in ledger.read_text().splitlines()]
-
-
 def text_shard(path: Path, *keys: str) -> Path:
     return write_tar(path, [{"__key__": key, "json": {"user": "?", "assistant": f"it is {key}"}} for key in keys])

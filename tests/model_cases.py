@@ -124,6 +124,17 @@ def visual_tokens(model: VideoLanguageModel, batch: Batch, mode: str) -> torch.T
     return model.visual_tokens(batch, model.llm.embed(batch.token_ids), model.plan(batch), mode)[0]
 
 
+def by_argmax(model: VideoLanguageModel, batch: Batch, count: int, mode: str) -> list[int]:
+    """The most likely next token, `count` times, each from a forward pass over the whole sequence."""
+    text, question = model.llm.embed(batch.token_ids), int(batch.question_counts)
+    tokens = torch.cat([text[:question], visual_tokens(model, batch, mode), text[question:]])
+    answer = []
+    for _ in range(count):
+        answer.append(int(model.llm.logits(language_states(model, tokens)[-1]).argmax()))
+        tokens = torch.cat([tokens, model.llm.embed(torch.tensor(answer[-1:]))])
+    return answer
+
+
 # --- by hand: one sample, frame by frame, every sequence computed anew by the models of transformers ---
 
 

@@ -78,20 +78,24 @@ def rows_of(folder: Path, reader: str, records: list | dict, table: str | None =
     return read_rows(folder, table, reader=reader)
 
 
-def write_tar(path: Path, samples: list[tuple[str, dict[str, bytes]]]) -> Path:
-    """Samples (key, suffix -> content) as a tar."""
+def tar_of(path: Path, members: list[tuple[str, bytes]], form: int = tarfile.PAX_FORMAT) -> Path:
+    """Members (name, content) as a tar."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for key, members in samples:
-            for suffix, content in members.items():
-                info = tarfile.TarInfo(f"{key}.{suffix}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
     return path
 
 
-def ledger_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+def write_tar(path: Path, samples: list[tuple[str, dict[str, bytes]]]) -> Path:
+    """Samples (key, suffix -> content) as a tar."""
+    return tar_of(path, [(f"{key}.{suffix}", x) for key, members in samples for suffix, x in members.items()])
+
+
+def lines_of(ledger: Path) -> list[dict]:
+    return [json.loads(line) for line in ledger.read_bytes().splitlines()]
 
 
 def samples_in(tar: Path) -> dict[str, dict[str, bytes]]:

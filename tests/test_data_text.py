@@ -47,30 +47,17 @@ def test_a_tokenizer_without_texts_is_refused(tmp_path, capsys):
     assert not (tmp_path / "tokenizer").exists()
 
 
-def test_only_answers_and_their_ends_are_scored(tokenizer):
-    ids, mask = encode_chat(tokenizer, {"user": "What colour is it?", "assistant": "a blue square"})
-    assert (ids.dtype, mask.dtype, ids.shape) == (np.int32, bool, mask.shape)
-    assert spoken(tokenizer, ids, mask) == [f"a blue square{END}"]
-    ids, mask = encode_chat(tokenizer, TALK)
-    assert spoken(tokenizer, ids, mask) == [f"red{END}", f"3 4 5\nü{END}"]
-
-
 def test_equals_the_chat_template_of_transformers(folder, tokenizer):
     transformers = pytest.importorskip("transformers")
     auto = transformers.AutoTokenizer.from_pretrained(str(folder))
+    own = {"messages": [{"role": "system", "content": "Be brief."}, *TALK["messages"]]}
     messages = [{"role": "system", "content": SYSTEM_PROMPT}, *TALK["messages"]]
-    ids, _ = encode_chat(tokenizer, TALK)
-    assert ids.tolist() == auto.apply_chat_template(messages, tokenize=True, return_dict=False)
+    for sample, expected in ((own, own["messages"]), (TALK, messages)):
+        ids, _ = encode_chat(tokenizer, sample)
+        assert ids.tolist() == auto.apply_chat_template(expected, tokenize=True, return_dict=False)
     prompt = auto.apply_chat_template(messages[:2], add_generation_prompt=True, tokenize=True, return_dict=False)
     assert encode_prompt(tokenizer, "What colour is it?").tolist() == prompt
     assert auto.eos_token_id == tokenizer.token_to_id(END)
-
-
-def test_a_system_prompt_in_the_messages_is_kept(tokenizer):
-    own = {"messages": [{"role": "system", "content": "Be brief."}, *TALK["messages"]]}
-    text = tokenizer.decode(encode_chat(tokenizer, own)[0], skip_special_tokens=False)
-    assert text.startswith(f"{START}system\nBe brief.{END}\n{START}user\n")
-    assert SYSTEM_PROMPT not in text
 
 
 def test_a_long_text_is_cut_at_its_end(tokenizer):

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -32,7 +31,7 @@ from fvlm.train.watch import Watch
 from tests.conftest import ROOT
 from tests.decode_cases import X264, write
 from tests.evaluate_cases import finished, finished_study, has_frames, make_chats, make_held_out, model_of, run_of
-from tests.model_cases import language_states, visual_tokens
+from tests.model_cases import by_argmax
 from tests.train_cases import study_in, trained
 
 CPU = torch.device("cpu")
@@ -51,24 +50,6 @@ def study(data, tmp_path, monkeypatch) -> Path:
     return finished_study(data, tmp_path)
 
 
-KILLED = """
-import os, sys
-from fvlm.__main__ import main
-from fvlm.evaluate import losses
-
-class Dying(losses.Scored):
-    def append(self, rows):
-        if len(self) == 2:
-            self.log.file.write('{"step": 3, "rows": [{"lo')
-            self.log.file.flush()
-            os.kill(os.getpid(), 9)
-        super().append(rows)
-
-losses.Scored = Dying
-main(sys.argv[1:])
-"""
-
-
 def evaluate(study: Path, out: str = "table.csv") -> Path:
     table = study.with_name(out)
     assert main(["evaluate", "baseline", "--out", str(table), "--study", str(study)]) == 0
@@ -81,20 +62,6 @@ def rows_of(table: Path) -> list[dict]:
 
 
 # --- the table, and resuming ---
-
-
-def test_a_killed_evaluation_resumes_and_gives_the_same_table(study, capsys):
-    """The process kills itself with SIGKILL after the second batch, in the middle of the third one's line."""
-    table = evaluate(study, "undisturbed.csv").read_bytes()
-    arguments = ["evaluate", "baseline", "--out", str(study.with_name("table.csv")), "--study", str(study)]
-    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], cwd=ROOT, capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not study.with_name("table.csv").exists() and study.with_name("table.scored.jsonl").exists()
-    capsys.readouterr()
-    assert evaluate(study).read_bytes() == table
-    progress = capsys.readouterr().err
-    assert "2 of " in progress and "batch 2 of" not in progress and "batch 3 of" in progress
-    assert not study.with_name("table.scored.jsonl").exists()
 
 
 def stopped_after_a_batch(study: Path, monkeypatch) -> None:
@@ -130,14 +97,18 @@ def other_texts(study: Path, data: Path) -> None:
     make_chats(results, first=1)
 
 
-@pytest.mark.parametrize("change", [other_weights, other_samples, other_texts])
-def test_an_evaluation_of_other_weights_or_data_starts_anew(study, data, monkeypatch, capsys, change):
+@pytest.mark.parametrize("change", [None, other_weights, other_samples, other_texts])
+def test_an_interrupted_evaluation_resumes_unless_its_weights_or_data_are_others(
+    study, data, monkeypatch, capsys, change
+):
     stopped_after_a_batch(study, monkeypatch)
-    change(study, data)
+    if change is not None:
+        change(study, data)
     capsys.readouterr()
     resumed = evaluate(study).read_bytes()
-    assert "batch 1 of" in capsys.readouterr().err
+    assert ("batch 1 of" in capsys.readouterr().err) == (change is not None)
     assert resumed == evaluate(study, "fresh.csv").read_bytes()
+    assert not study.with_name("table.scored.jsonl").exists()
 
 
 def test_an_evaluation_in_another_precision_or_version_starts_anew(data, tmp_path, monkeypatch):
@@ -239,17 +210,6 @@ def picture(tmp_path) -> Path:
     noise = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "picture.png")
     return tmp_path / "picture.png"
-
-
-def by_argmax(model, batch, count: int, mode: str) -> list[int]:
-    """The most likely next token, `count` times, each from a forward pass over the whole sequence."""
-    text, question = model.llm.embed(batch.token_ids), int(batch.question_counts)
-    tokens = torch.cat([text[:question], visual_tokens(model, batch, mode), text[question:]])
-    answer = []
-    for _ in range(count):
-        answer.append(int(model.llm.logits(language_states(model, tokens)[-1]).argmax()))
-        tokens = torch.cat([tokens, model.llm.embed(torch.tensor(answer[-1:]))])
-    return answer
 
 
 @torch.no_grad()

@@ -1,27 +1,19 @@
 """Shards that were downloaded, moved, linked or changed: an entry of the ledger or one sentence, never a crash."""
 
-import io
-import tarfile
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fvlm.data.shards.index import ledger_of, write_index
 from fvlm.data.shards.ledger import add_up, ledger_line
 from fvlm.data.shards.tar import read_sample
-from fvlm.data.shards.text import train_tokenizer
 from fvlm.errors import UserError
-from tests.index_cases import lines_of, write_tar
-from tests.reader_cases import picture
+from tests.index_cases import write_tar
+from tests.reader_cases import lines_of, picture, tar_of
 
 TEXT = b'{"caption": "x"}'
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("odd") / "tokenizer"
-    train_tokenizer(["a red square"] * 3, 262, folder)
-    return folder
 
 
 def index_of(shards: list[Path], root: Path, tokenizer: Path, **options):
@@ -37,18 +29,13 @@ def test_files_outside_of_samples_are_ignored(tokenizer, tmp_path):
     jpeg = picture(90, "JPEG", (224, 224))
     members = [("README", b"x"), ("._a.jpg", b"x"), ("a.jpg", jpeg), ("._000.json", b"x"), ("a.json", TEXT)]
     members += [("._b.jpg", b"x"), ("b.jpg", jpeg), (".DS_Store", b"x"), ("b.json", TEXT)]
-    path = tmp_path / "mac.tar"
-    with tarfile.open(path, "w") as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
+    path = tar_of(tmp_path / "mac.tar", members)
     index = index_of([path], tmp_path, tokenizer, foreign=True)
     expected = list(webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False))
     assert index.keys.tolist() == [sample["__key__"] for sample in expected] == ["a", "b"]
     assert index.rejected == 0
     for i, sample in enumerate(expected):
-        members = read_sample(path, int(index.offset[i]), int(index.length[i]), str(index.keys[i]))
+        members = index.read(i, tmp_path)
         assert members == {name: sample[name] for name in ("jpg", "json")}
 
 
@@ -60,11 +47,11 @@ def test_downloaded_tars_may_have_the_same_keys(tokenizer, tmp_path):
     index = index_of(tars, tmp_path, tokenizer, foreign=True)
     assert index.keys.tolist() == ["x/000", "x/001", "x/002", "y/000", "y/001", "y/002"]
     assert len(set(index.group.tolist())) == 6
+    shifted = replace(index, keys=np.roll(index.keys, 1))
     for i in range(6):
-        place = int(index.offset[i]), int(index.length[i])
-        assert read_sample(tars[index.shard[i]], *place, str(index.keys[i]))
+        assert index.read(i, tmp_path)
         with pytest.raises(UserError, match="make its index again"):
-            read_sample(tars[index.shard[i]], *place, str(index.keys[i - 1]))
+            shifted.read(i, tmp_path)
     with pytest.raises(UserError, match="more than once"):
         index_of(tars, tmp_path, tokenizer)
 

@@ -1,12 +1,7 @@
 """The index of a source is made shard by shard: a stopped one resumes, and changed inputs are indexed again."""
 
 import hashlib
-import os
-import signal
-import subprocess
-import sys
 import tarfile
-import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,16 +12,14 @@ from fvlm.data.shards.index import check_tokenizer, ledger_of, load_index, write
 from fvlm.data.shards.ledger import ledger_line
 from fvlm.data.shards.text import train_tokenizer
 from fvlm.errors import UserError
-from tests.index_cases import lines_of, text_shard, write_tar
-from tests.reader_cases import picture
+from tests.index_cases import text_shard, write_tar
+from tests.reader_cases import lines_of, picture
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(tokenizer) -> Path:
     """A results folder with a tokenizer."""
-    root = tmp_path_factory.mktemp("results")
-    train_tokenizer(["Which one is it? it is one, two, three"] * 3, 300, root / "tokenizer")
-    return root
+    return tokenizer.parent
 
 
 def index_texts(root: Path, shards: list[Path], out: Path, **changes):
@@ -105,29 +98,6 @@ def test_the_number_of_processes_changes_nothing(root, tmp_path):
         with pytest.raises(UserError, match=r"b\.tar.* byte 0"):
             write_index(shards, tmp_path / "y.npz", "x", "image", root / "tokenizer", "?", root, processes)
     assert not (tmp_path / "y.npz").exists()
-
-
-def test_a_killed_index_resumes_with_the_remaining_shards(root, tmp_path):
-    out = tmp_path / "t.npz"
-    shards = [text_shard(tmp_path / f"{i:03d}.tar", *(f"{i}-{j}" for j in range(300))) for i in range(30)]
-    code = (
-        "import sys; from pathlib import Path; from fvlm.data.shards.index import write_index\n"
-        "out, tokenizer, *shards = map(Path, sys.argv[1:])\n"
-        "write_index(shards, out, 't', 'text', tokenizer, '?', out.parent, 2)"
-    )
-    command = [sys.executable, "-c", code, str(out), str(root / "tokenizer"), *map(str, shards)]
-    process = subprocess.Popen(command, start_new_session=True)
-    deadline = time.monotonic() + 60
-    while len(parts_of(out)) < 3 and time.monotonic() < deadline:
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    done = parts_of(out)
-    assert 3 <= len(done) < 30 and not out.exists()
-    index = index_texts(root, shards, out)
-    after = parts_of(out)
-    assert {name: after[name] for name in done} == done and len(index) == 9000
-    assert same(index, index_texts(root, shards, tmp_path / "fresh.npz"))
 
 
 def test_a_tar_is_compared_with_the_checksum_beside_it(root, tmp_path):

@@ -4,14 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from fvlm.data.batches.loader import Corpus, Steps, load_steps, open_training, validation_steps
+from fvlm.data.batches.loader import Corpus, Steps, load_steps, validation_steps
 from fvlm.data.batches.order import in_file_order
 from fvlm.data.shards.samples import decode_frames, sample_text
-from fvlm.data.shards.tar import read_sample
 from fvlm.data.shards.text import END, START
 from fvlm.errors import UserError
 from fvlm.evaluate.maps import fixed_videos
-from fvlm.train.order import drawn_order
 from fvlm.train.summary import fill_of
 from tests.index_cases import write_tar
 from tests.loader_cases import FORMS, make_index, make_results, preference_run, run_of, spoken, steps_of
@@ -46,8 +44,7 @@ def stored_samples(steps: Steps) -> dict[str, tuple]:
     stored = {}
     for index in steps.corpus.indices:
         for row, key in enumerate(index.keys.tolist()):
-            place = int(index.offset[row]), int(index.length[row])
-            stored[key] = index, row, read_sample(steps.results / index.shards[index.shard[row]], *place, key)
+            stored[key] = index, row, index.read(row, steps.results)
     return stored
 
 
@@ -143,15 +140,15 @@ def test_the_controls_of_evaluation_keep_or_drop_the_question(results):
 
 
 @pytest.mark.parametrize("workers", [1, 3, 8])
-def test_mixed_orders_are_the_same_with_workers_and_from_any_step(results, workers):
+def test_batches_are_the_same_with_workers_and_from_any_step(results, workers):
     steps = steps_of(*run_of(results, **{"data.question_first": 0.5}), batch_size=4)
 
-    def names(batches) -> list[tuple]:
-        return [(key, question) for key, _, _, question, _ in samples_of(batches)]
+    def contents(batches) -> list[tuple]:
+        return [tuple(x.tolist() if torch.is_tensor(x) else x for x in sample) for sample in samples_of(batches)]
 
-    expected = [names(steps[step]) for step in range(len(steps))]
+    expected = [contents(steps[step]) for step in range(len(steps))]
     for first in (0, 3):
-        assert [names(batches) for batches in load_steps(steps, first, workers)] == expected[first:]
+        assert [contents(batches) for batches in load_steps(steps, first, workers)] == expected[first:]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
@@ -284,14 +281,3 @@ def test_the_fixed_videos_are_the_same_for_every_run(results):
     assert not any(question for _, _, _, question, _ in every_sample(steps))
     assert len(fixed_videos(*preference_run(results), 3)) == 0
     assert len(fixed_videos(run, study, 0)) == 0
-
-
-def test_batches_have_the_lengths_of_the_plan(results):
-    for run, study in (run_of(results), preference_run(results), run_of(results, **{"data.max_text_tokens": 20})):
-        corpus = open_training(run, study)
-        order = drawn_order(run, corpus)
-        steps = Steps(corpus, order, run, study, run.data.loss, 1)
-        for i in range(len(steps)):
-            batches = steps[i]
-            assert sum(len(batch.frame_index) for batch in batches) == order.positions[i]
-            assert sum(len(batch.token_ids) for batch in batches) == order.text_tokens[i]

@@ -114,6 +114,7 @@ def test_weights_that_are_not_there_are_named(part, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match=rf"model\.{part}\.weights: .*missing.* cannot be loaded"):
         build_model(configuration(**{part: {"weights": str(tmp_path / "missing")}}), 0)
+    build_model(configuration(**{part: {"weights": str(tmp_path / "missing")}}), 0, pretrained=False)
 
 
 def test_declared_sizes_must_agree(checkpoints):

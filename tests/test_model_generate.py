@@ -1,27 +1,16 @@
 """Generation against whole forward passes."""
 
 import pytest
-import torch
 
 from fvlm.model.generate import generate
-from tests.model_cases import ALL, joined, language_states, sample, tiny, visual_tokens
-
-
-def by_whole_passes(model, batch, count: int, mode: str) -> list[int]:
-    text, question = model.llm.embed(batch.token_ids), int(batch.question_counts)
-    tokens = torch.cat([text[:question], visual_tokens(model, batch, mode), text[question:]])
-    found = []
-    for _ in range(count):
-        found.append(int(model.llm.logits(language_states(model, tokens)[-1]).argmax()))
-        tokens = torch.cat([tokens, model.llm.embed(torch.tensor(found[-1:]))])
-    return found
+from tests.model_cases import ALL, by_argmax, joined, sample, tiny
 
 
 @pytest.mark.parametrize("architecture, mode", ALL)
 @pytest.mark.parametrize("frames, text, question", [(3, 6, 0), (0, 6, 0), (1, 1, 0), (0, 1, 0), (3, 6, 4), (2, 3, 3)])
 def test_generation_equals_whole_passes(architecture, mode, frames, text, question):
     model, batch = tiny(architecture), sample(frames, text, seed=9, question=question)
-    expected = by_whole_passes(model, batch, 7, mode)
+    expected = by_argmax(model, batch, 7, mode)
     assert generate(model, batch, None, 7, mode) == expected
     end = expected[3]
     assert generate(model, batch, end, 7, mode) == expected[: expected.index(end)]

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fvlm.data.batches.dealing import balanced
 from fvlm.data.batches.order import cut_to_flops, cut_to_samples, draw_order, in_file_order, interleave, split_held_out
 from fvlm.data.shards.index import Index
 from fvlm.errors import UserError
@@ -163,13 +162,6 @@ def test_the_place_of_a_question_depends_only_on_sample_seed_and_epoch():
     for other in (order(seed=43, question_first=0.5), order(epoch=1, question_first=0.5)):
         common = placed(other).keys() & first.keys()
         assert 0.2 < np.mean([placed(other)[name] != first[name] for name in common]) < 0.6
-
-
-def test_balancing_and_cutting_keep_the_place_of_the_question():
-    drawn = order(question_first=0.5)
-    moved = drawn.at(balanced(drawn, drawn.positions * 10.0 + drawn.text_tokens, 16))
-    assert names(moved) != names(drawn) and placed(moved) == placed(drawn)
-    assert placed(drawn.first(50)).items() <= placed(drawn).items()
 
 
 def test_a_model_without_visual_tokens_has_no_positions():

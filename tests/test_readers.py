@@ -10,7 +10,7 @@ import pytest
 
 from fvlm.config.schema import Reader
 from fvlm.data.readers import READERS, count_rows, read_rows
-from fvlm.data.readers.row import Place, Row, row_of, without_placeholders
+from fvlm.data.readers.row import Row, row_of, without_placeholders
 from fvlm.errors import UserError
 from tests.reader_cases import LONG, add_video, picture, rows_of, stored, write_table
 
@@ -243,7 +243,7 @@ def test_windows_of_other_tables_are_those_of_the_whole(tmp_path, name):
         ("vista", "a.json", b"[{", "a.json"),
         ("vista", "a.json", b"[" * 100_000, "a.json"),
         ("webvid", "results_2M_train.csv", b"videoid,name\n\xff\xfe,x\n", "CSV in UTF-8"),
-        ("sharegpt4video", "sharegpt4video_40k.jsonl", b'{"a": 1}\n{', "line 2"),
+        ("sharegpt4video", "sharegpt4video_40k.jsonl", b'{"a": 1}\n\n{', "line 3"),
         ("webvd", None, None, "'webvd'.*folder, files"),
     ],
 )
@@ -288,7 +288,7 @@ def test_values_of_any_type_give_a_row_or_a_reason(tmp_path, reader):
     problems = set()
     for column in columns:
         for wrong in WRONG:
-            row = row_of(5, make, texts | {column: wrong}, Place(tmp_path, tmp_path / "t.json"))
+            row = row_of(5, make, texts | {column: wrong}, tmp_path, tmp_path / "t.json")
             assert row.number == 5 and (row.problem is None) == bool(row.text)
             json.dumps([row.text, row.extra, row.problem, row.file], ensure_ascii=False).encode()
             problems.add(row.problem)

@@ -17,7 +17,7 @@ from tests.reader_cases import (
     TABLES,
     add_video,
     described,
-    ledger_of,
+    lines_of,
     picture,
     samples_in,
     shard,
@@ -26,20 +26,6 @@ from tests.reader_cases import (
     write_table,
     write_tar,
 )
-
-
-def test_webvid_to_a_shard(tmp_path):
-    add_video(tmp_path / "in/videos/p/1.mp4")
-    lines = ["videoid,contentUrl,duration,page_dir,name", f"1,u,d,p,{LONG}", "2,u,d,p,a lost video", "3,u,d,p,"]
-    (tmp_path / "in/results_2M_train.csv").write_text("\n".join(lines))
-    options = ("--reader", "webvid", "--prompt", "Write a WebVid caption.", "--max-reject", "0.7", "--name", "webvid")
-    assert shard(tmp_path / "in", tmp_path / "out", *options) == 0
-    (sample,) = described(tmp_path / "out/00000.tar")
-    assert sample == {
-        "user": "Write a WebVid caption.", "assistant": LONG, "source": "webvid", "kind": "video", "frame_count": 2,
-        "frame_times": [0.0, 1.0], "file": "videos/p/1.mp4", "id": "1",
-    }  # fmt: skip
-    assert [entry["reason"] for entry in ledger_of(tmp_path / "out/ledger.jsonl")] == [None, "missing", "bad_row"]
 
 
 def test_clips_of_one_video_share_a_group(tmp_path):
@@ -79,7 +65,7 @@ def test_cauldron_to_a_shard(tmp_path):
         if name.endswith("jpg")
     ]
     assert [round(shade / 50) for shade in shades] == [1, 3, 4]
-    entries = ledger_of(tmp_path / "out/ledger.jsonl")
+    entries = lines_of(tmp_path / "out/ledger.jsonl")
     assert [entry["reason"] for entry in entries] == [None, "not_media", None]
     assert entries[1]["file"] == two["file"]
 
@@ -147,7 +133,7 @@ def test_video2dataset_gives_one_shard_per_tar(tmp_path, table):
     options = ("--reader", "video2dataset", "--table", table, "--max-reject", "0.8", "--name", "v")
     assert shard(folder, tmp_path / "out", *options) == 0
     assert sorted(path.name for path in (tmp_path / "out").glob("*.tar")) == ["00000.tar", "00001.tar"]
-    entries = ledger_of(tmp_path / "out/ledger.jsonl")
+    entries = lines_of(tmp_path / "out/ledger.jsonl")
     assert [entry["row"] for entry in entries] == [0, 1, 2, 3, 100_000, 100_001]
     assert [entry["reason"] for entry in entries] == [None, "missing", "bad_row", "missing", "not_media", None]
     assert entries[1]["message"] == entries[3]["message"] == "failed_to_download: HTTP Error 404: Not Found"
@@ -192,6 +178,6 @@ def test_the_workflow_makes_shards_of_every_kind_of_input(workflow):
     workflow.run(*tars, "--configfile", "config/mine.yaml")
     assert described(folder / tars[1])[0]["assistant"] == "a" and len(described(folder / tars[1])) == 1
     assert described(folder / tars[2])[0]["user"] == "What's in it?"
-    assert [entry["row"] for entry in ledger_of(folder / "r/shards/tars/00001.ledger.jsonl")] == [100_000, 100_001]
+    assert [entry["row"] for entry in lines_of(folder / "r/shards/tars/00001.ledger.jsonl")] == [100_000, 100_001]
     assert all(checksum_of(folder / tar).is_file() for tar in tars)
     assert workflow.planned(*tars, "--configfile", "config/mine.yaml") == {}

@@ -4,16 +4,13 @@ import io
 import os
 import re
 import resource
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from fvlm.__main__ import main
 from fvlm.data.readers import read_rows
 from fvlm.data.shards.index import write_index
 from fvlm.data.shards.text import train_tokenizer
@@ -22,7 +19,7 @@ from tests.reader_cases import (
     LONG,
     add_video,
     described,
-    ledger_of,
+    lines_of,
     picture,
     samples_in,
     shard,
@@ -52,7 +49,7 @@ def test_a_bare_folder_accounts_for_every_file(tmp_path, capsys):
     assert shard(folder, tmp_path / "out") == 0
     summary = capsys.readouterr().out
     assert re.search(r"kept      3\nrejected  2 \((empty 1, not_media 1|not_media 1, empty 1)\)\nframes    5", summary)
-    entries = {entry["file"]: entry for entry in ledger_of(tmp_path / "out/ledger.jsonl")}
+    entries = {entry["file"]: entry for entry in lines_of(tmp_path / "out/ledger.jsonl")}
     assert list(entries) == ["b/two.mp4", "empty.mp4", "notes.txt", "one.mp4", "picture.png"]
     assert {name: entry["reason"] for name, entry in entries.items() if entry["reason"]} == {
         "empty.mp4": "empty", "notes.txt": "not_media",
@@ -75,7 +72,7 @@ def test_a_name_that_is_not_utf8_is_listed(tmp_path):
     os.rename(tmp_path / "in/a.mp4", os.fsencode(tmp_path / "in") + b"/\xff.mp4")
     add_video(tmp_path / "in/b.mp4")
     assert shard(tmp_path / "in", tmp_path / "out") == 0
-    entries = ledger_of(tmp_path / "out/ledger.jsonl")
+    entries = lines_of(tmp_path / "out/ledger.jsonl")
     assert {entry["file"]: entry["reason"] for entry in entries} == {"b.mp4": None, "\\udcff.mp4": "bad_row"}
 
 
@@ -134,7 +131,7 @@ def test_too_many_rejected_rows_of_a_folder(tmp_path, capsys):
     assert shard(folder, tmp_path / "two", *PAIRS, "--max-reject", "0.4") == 2
     output = capsys.readouterr()
     assert "3 of 5 rows rejected (not_media 3)" in output.err and "40%" in output.err and "rejected  3" in output.out
-    assert len(ledger_of(tmp_path / "two/ledger.jsonl")) == 5
+    assert len(lines_of(tmp_path / "two/ledger.jsonl")) == 5
     assert shard(folder, tmp_path / "two", *PAIRS, "--max-reject", "0.6") == 0
     assert samples_in(tmp_path / "two/00002.tar") == {}  # a last shard that is not full may keep nothing
 
@@ -145,7 +142,7 @@ def test_an_index_rejects_files_without_a_caption(tmp_path):
     tars = [tmp_path / "out/shards/in/00000.tar"]
     index = write_index(tars, tmp_path / "out/in.npz", "in", "video", tmp_path / "tokenizer", "?", tmp_path / "out")
     assert index.keys.tolist() == ["in-0000003"]
-    rejected = ledger_of(tmp_path / "out/in.ledger.jsonl")
+    rejected = lines_of(tmp_path / "out/in.ledger.jsonl")
     assert [entry["key"] for entry in rejected] == ["in-0000000", "in-0000004"]
     assert {entry["reason"] for entry in rejected} == {"bad_sample"}
 
@@ -161,29 +158,6 @@ def test_squashed_frames_show_the_edges(tmp_path):
         (members,) = samples_in(tmp_path / name / "00000.tar").values()
         red, _, blue = Image.open(io.BytesIO(members["000.jpg"])).convert("RGB").getpixel((3, 112))
         assert (red > blue) == (name == "squash")
-
-
-def test_a_killed_command_resumes_with_the_same_bytes(tmp_path):
-    folder = tmp_path / "in"
-    for i in range(6):
-        add_video(folder / f"{i}.mp4", seconds=3)
-    options = ["--samples-per-shard", "2", "--processes", "1", "--name", "k"]
-    assert main(["shard", str(folder), "--out", str(tmp_path / "whole"), *options]) == 0
-    command = [sys.executable, "-m", "fvlm", "shard", str(folder), "--out", str(tmp_path / "killed"), *options]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "killed").glob(".0000[12].tar.*.part")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    finished = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*.sha256")}
-    assert len(finished) < 3
-    assert main(command[3:]) == 0
-    assert not list((tmp_path / "killed").glob(".*"))  # no unfinished file is left
-    for path in (tmp_path / "whole").iterdir():
-        assert (tmp_path / "killed" / path.name).read_bytes() == path.read_bytes()
-    assert finished == {name: (tmp_path / "killed" / name).stat().st_mtime_ns for name in finished}
 
 
 def test_a_caption_that_cannot_be_read(tmp_path):
@@ -220,7 +194,7 @@ def test_odd_names_give_the_same_ledger_in_every_folder(tmp_path, monkeypatch):
     for folder, out in ((Path("in"), "one"), (tmp_path / "other 'place/in", "two")):
         assert shard(folder, tmp_path / out, "--max-reject", "0.9") == 0
     assert (tmp_path / "one/ledger.jsonl").read_bytes() == (tmp_path / "two/ledger.jsonl").read_bytes()
-    messages = {entry["file"]: entry["message"] for entry in ledger_of(tmp_path / "one/ledger.jsonl")}
+    messages = {entry["file"]: entry["message"] for entry in lines_of(tmp_path / "one/ledger.jsonl")}
     assert all(messages[name].startswith(f"{name}: ") for name in [*names, "f.mp4"])
 
 
@@ -253,7 +227,7 @@ def test_a_parquet_that_lists_other_keys_than_its_tar_holds(tmp_path):
     tar = write_tar(tmp_path / "in/00000.tar", [(key, {"mp4": video_bytes(), "txt": b"c"}) for key in ("a", "b")])
     write_table(tar.with_suffix(".parquet"), [{"key": key, "status": "success"} for key in ("a", "a", "c")])
     assert shard(tmp_path / "in", tmp_path / "out", "--reader", "video2dataset") == 0
-    found = [(entry["file"], entry["reason"]) for entry in ledger_of(tmp_path / "out/ledger.jsonl")]
+    found = [(entry["file"], entry["reason"]) for entry in lines_of(tmp_path / "out/ledger.jsonl")]
     assert found == [("00000.tar/a.mp4", None), ("00000.tar/b.mp4", None), ("00000.tar/c", "bad_row")]
 
 

@@ -15,7 +15,6 @@ from fvlm.errors import UserError
 from fvlm.model.build import build_model
 from fvlm.train.order import lengths_of, planned_order, sample_flops
 from fvlm.train.progress import Progress, TimeSpent
-from fvlm.train.state import load_checkpoint, save_checkpoint
 from fvlm.train.training import train
 from tests.conftest import ROOT
 from tests.train_cases import records, study_in, trained
@@ -25,16 +24,6 @@ def test_batch_size_changes_the_step(prepared, tmp_path):
     """An earlier loop always used batches of one sample."""
     rows, _, summary = trained(prepared, tmp_path, baseline={"optim.batch_size": 8})
     assert [row["samples"] for row in rows] == [8, 16] and summary["steps"] == 2
-
-
-def test_a_truncated_checkpoint_is_skipped(tmp_path, capsys):
-    for step in (1, 2):
-        save_checkpoint(tmp_path, step, {"identity": "x", "step": step, "model": {"w": torch.ones(100)}}, keep=2)
-    path = tmp_path / "step_00000002.pt"
-    path.write_bytes(path.read_bytes()[:300])
-    assert load_checkpoint(tmp_path, "x")["step"] == 1
-    assert "unreadable" in capsys.readouterr().err
-    assert load_checkpoint(tmp_path, "y") is None
 
 
 def test_a_run_starts_from_its_parents_best_weights(prepared, tmp_path):

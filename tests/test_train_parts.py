@@ -4,7 +4,6 @@ import math
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 
@@ -216,26 +215,6 @@ def results(tmp_path_factory):
     return make_results(tmp_path_factory.mktemp("results"))
 
 
-def watched(run, study, folder, steps=(0, 7)):
-    model = build_model(run.model, 0)
-    watch = Watch(run, study, folder)
-    for step in steps:
-        watch(model, step, CPU, torch.autocast("cpu", enabled=False), Ranks())
-    return model
-
-
-def test_watch_saves_maps_of_the_same_videos_at_each_step(results, tmp_path):
-    run, study = run_of(results, **{"operation.attention_videos": 2})
-    watched(run, study, tmp_path)
-    folder, side = tmp_path / "attention", round(run.model.encoder.patches**0.5)
-    assert sorted(path.name for path in folder.iterdir()) == ["step_00000000.npz", "step_00000007.npz"]
-    with np.load(folder / "step_00000000.npz") as first, np.load(folder / "step_00000007.npz") as second:
-        assert first.files == second.files and first["sources"].tolist() == ["grid"] * 2
-        assert first["keys"].tolist() == second["keys"].tolist() and len(set(first["keys"].tolist())) == 2
-        for k in range(2):
-            assert first[f"fine_{k}"].shape[1:] == first[f"coarse_{k}"].shape[1:] == (side, side)
-
-
 def test_watch_changes_nothing(results, tmp_path):
     run, study = run_of(results, **{"operation.attention_videos": 1})
     model, watch = build_model(run.model, 0), Watch(run, study, tmp_path)
@@ -257,15 +236,8 @@ def test_watch_changes_nothing(results, tmp_path):
 ])  # fmt: skip
 def test_watch_does_nothing_without_queries_or_videos(results, tmp_path, changes):
     run, study = run_of(results, **{"operation.attention_videos": 2, **changes})
-    watched(run, study, tmp_path, steps=(0,))
+    Watch(run, study, tmp_path)(build_model(run.model, 0), 0, CPU, torch.autocast("cpu", enabled=False), Ranks())
     assert not list(tmp_path.iterdir())
-
-
-def test_a_run_without_fine_pass_has_maps_of_its_static_query(results, tmp_path):
-    run, study = run_of(results, **{"operation.attention_videos": 1, "model.fine_pass": False})
-    watched(run, study, tmp_path, steps=(3,))
-    with np.load(tmp_path / "attention/step_00000003.npz") as maps:
-        assert "coarse_0" in maps.files and "fine_0" not in maps.files
 
 
 def test_schedules():

@@ -101,23 +101,6 @@ def test_the_loss_and_rewards_are_those_of_the_paper(results, tmp_path):
     assert accuracy == sum(margin > 0 for margin in margins)
 
 
-def test_training_on_pairs_prefers_the_chosen_answers(results, tmp_path):
-    run, study = pairs_run(results)
-    model = build_model(run.model, 0)
-    reference = prepared(run, study, tmp_path / "reference.npz", model)
-    objective = make_objective(run, model, reference)
-    (batch, *_) = steps_of(run, study, batch_size=4)[0]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(8):
-        optimizer.zero_grad()
-        terms = objective(batch)
-        (terms.objective / objective.units(batch)).backward()
-        optimizer.step()
-    terms = objective(batch)
-    assert float(terms.sums["reward_accuracy"]) == terms.counts["reward_accuracy"]
-    assert float(terms.sums["loss"]) < 0.8 * math.log(2) * terms.counts["loss"]
-
-
 # --- the cache ---
 
 

@@ -4,7 +4,6 @@ Files with huge claims are read in a process with limited memory.
 """
 
 import io
-import json
 import os
 import subprocess
 import sys
@@ -21,11 +20,11 @@ from fvlm.data.decode.video import decode_image, decode_video
 from fvlm.data.readers import read_rows
 from fvlm.data.shards.index import ledger_of, write_index
 from fvlm.data.shards.tar import members_of
-from fvlm.data.shards.text import train_tokenizer
 from fvlm.errors import UserError
 from tests.conftest import ROOT
 from tests.decode_cases import X264, write
 from tests.limited import GIB, within
+from tests.reader_cases import lines_of, tar_of
 
 HUGE = 60_000
 
@@ -118,22 +117,6 @@ def test_a_wrong_size_in_a_container_changes_nothing(tmp_path):
 # --- shards ---
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("trust") / "tokenizer"
-    train_tokenizer(["a red square"] * 3, 262, folder)
-    return folder
-
-
-def tar_of(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
-
-
 def sample(key: str, image: bytes, text: bytes = b'{"caption": "x"}') -> list[tuple[str, bytes]]:
     return [(f"{key}.jpg", image), (f"{key}.json", text)]
 
@@ -151,7 +134,7 @@ def test_gigantic_headers_in_a_shard_are_rejected_one_by_one(tmp_path, tokenizer
 
     arguments = ([shard], out, "s", "image", tokenizer, "?", tmp_path)
     assert within(GIB // 4, keys_of, *arguments, foreign=foreign) == "['good']"
-    entries = [json.loads(line) for line in ledger_of(out).read_text().splitlines()]
+    entries = lines_of(ledger_of(out))
     assert Counter(entry["reason"] for entry in entries) == {"too_large": 5, **({None: 1} if foreign else {})}
 
 
@@ -170,7 +153,7 @@ def test_members_that_are_too_large_are_rejected(tmp_path, tokenizer):
             file.write(info.tobuf() + content + bytes(-len(content) % 512))
         file.write(bytes(1024))
     index = write_index([shard], tmp_path / "i.npz", "s", "image", tokenizer, "?", tmp_path, foreign=True)
-    entries = [json.loads(line) for line in ledger_of(tmp_path / "i.npz").read_text().splitlines()]
+    entries = lines_of(ledger_of(tmp_path / "i.npz"))
     assert index.keys.tolist() == ["d"] and [entry["reason"] for entry in entries] == ["too_large"] * 3 + [None]
 
 

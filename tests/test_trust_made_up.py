@@ -20,28 +20,21 @@ from fvlm.data.readers import read_rows, tables
 from fvlm.data.shards.index import ledger_of, write_index
 from fvlm.data.shards.samples import check_image, decode_frames
 from fvlm.data.shards.tar import members_of, read_sample
-from fvlm.data.shards.text import train_tokenizer
 from fvlm.errors import UserError
 from tests.decode_cases import write
 from tests.limited import GIB, within
-from tests.test_trust_boundary import _vp8, header, picture, sample, tar_of
+from tests.reader_cases import lines_of, tar_of
+from tests.test_trust_boundary import _vp8, header, picture, sample
 
 CHOICE = {"video": "a.mp4", "start": 0, "question": "q", "candidates": ["a", "b"], "answer": "a"}
 CLIP = {"video": "a.mp4", "conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("made_up") / "tokenizer"
-    train_tokenizer(["a red square"] * 3, 262, folder)
-    return folder
 
 
 def indexed(shard: Path, tokenizer: Path, kind: str = "image") -> tuple[list[str], list[str | None]]:
     """Keys of an index, and the reason of every entry of its ledger."""
     out = shard.with_suffix(".npz")
     index = write_index([shard], out, "s", kind, tokenizer, "?", shard.parent, foreign=True)
-    return index.keys.tolist(), [json.loads(line)["reason"] for line in ledger_of(out).read_text().splitlines()]
+    return index.keys.tolist(), [entry["reason"] for entry in lines_of(ledger_of(out))]
 
 
 # --- tables ---

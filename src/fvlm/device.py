@@ -8,6 +8,7 @@ import subprocess
 from contextlib import nullcontext
 from pathlib import Path
 
+import psutil
 import torch
 
 from fvlm.config.schema import Gpu, Run
@@ -92,7 +93,8 @@ def gpu_of(device: torch.device) -> tuple[str, float] | None:
 
 def hardware() -> dict:
     """Return a description of this machine for the run's summary; unknown values are None."""
-    description = {"cpu": _cpu_name(), "cores": os.cpu_count(), "memory_gb": _memory_gb(), "gpu": None}
+    memory_gb = round(psutil.virtual_memory().total / 2**30, 1)
+    description = {"cpu": _cpu_name(), "cores": os.cpu_count(), "memory_gb": memory_gb, "gpu": None}
     if torch.cuda.is_available():
         about = torch.cuda.get_device_properties(torch.cuda.current_device())
         description |= {
@@ -112,13 +114,6 @@ def _cpu_name() -> str | None:
     except OSError:
         lines = []
     return lines[0] if lines else platform.processor() or platform.machine() or None
-
-
-def _memory_gb() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (ValueError, OSError):
-        return None
 
 
 def _driver() -> str | None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from fvlm.errors import UserError, first_line
@@ -52,14 +53,19 @@ def newest_checkpoint(state: Path) -> tuple[int, Path] | None:
     return max(((int(path.stem[5:]), path) for path in found), default=None)
 
 
-def write_csv(path: Path, records: list[dict]) -> None:
-    """Write all records as one table. Its columns are the fields of all records, in order of appearance."""
-    columns = list(dict.fromkeys(key for record in records for key in record))
+def csv_of(records: list[dict], columns: Sequence[str] | None = None) -> str:
+    """Return all records as one table. By default its columns are the fields of all records, in order of appearance."""
+    columns = columns or list(dict.fromkeys(key for record in records for key in record))
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows({k: "" if v is None else v for k, v in record.items()} for record in records)
-    write_beside(path, lambda part: part.write_text(text.getvalue()))
+    return text.getvalue()
+
+
+def write_csv(path: Path, records: list[dict], columns: Sequence[str] | None = None) -> None:
+    """Write the table of `csv_of`."""
+    write_beside(path, lambda part: part.write_text(csv_of(records, columns), encoding="utf-8"))
 
 
 def unwritten(path: Path, error: Exception) -> UserError:

@@ -76,35 +76,18 @@ def _llm_weights(size: schema.LanguageSize) -> int:
     return 2 * size.width**2 + 2 * size.width * shared + 3 * size.width * size.ffn
 
 
-def training_flops(
-    model: schema.Model,
-    freeze: Iterable[str],
-    frames: Number,
-    text_tokens: Number,
-    scored_tokens: Number,
-    encoded_frames: Number | None = None,
-    question_tokens: Number = 0,
-) -> Number:
+def training_flops(model: schema.Model, freeze: Iterable[str], *lengths: Number, **more: Number) -> Number:
     """Return the forward and backward FLOPs of samples in the training mode.
 
-    freeze   parts that are not trained: connector, dino, llm
+    freeze           parts that are not trained: connector, dino, llm
+    lengths, more    frames, text_tokens, scored_tokens, encoded_frames, question_tokens
     """
-    trained, mode = Trained.all_but(freeze), model.training_mode
-    return _flops(model, mode, trained, frames, text_tokens, scored_tokens, encoded_frames, question_tokens)
+    return _flops(model, model.training_mode, Trained.all_but(freeze), *lengths, **more)
 
 
-def forward_flops(
-    model: schema.Model,
-    frames: Number,
-    text_tokens: Number,
-    scored_tokens: Number,
-    encoded_frames: Number | None = None,
-    mode: str | None = None,
-    question_tokens: Number = 0,
-) -> Number:
-    """Return the FLOPs of scoring samples in a mode; None: the training mode."""
-    mode = mode or model.training_mode
-    return _flops(model, mode, Trained(), frames, text_tokens, scored_tokens, encoded_frames, question_tokens)
+def forward_flops(model: schema.Model, *lengths: Number, mode: str | None = None, **more: Number) -> Number:
+    """Return the FLOPs of scoring samples in a mode; None: the training mode. Lengths as in `training_flops`."""
+    return _flops(model, mode or model.training_mode, Trained(), *lengths, **more)
 
 
 def preference_flops(
@@ -117,25 +100,26 @@ def preference_flops(
     scored_rejected: Number,
     encoded_frames: Number | None = None,
     question_tokens: Number = 0,
+    reference: bool = True,
 ) -> Number:
-    """Return the FLOPs of training on pairs of answers: forward and backward, and the reference's forward pass.
+    """Return the FLOPs of training on pairs of answers: forward and backward, and the `reference`'s forward pass.
 
     The answers share their frames: both are encoded, and read with the static query, once. Frames are those of one
     answer's sample, text tokens those of the chat with each of the answers.
     """
     encoded = frames if encoded_frames is None else encoded_frames
     total = 0.0
-    for text, scored, encoded_here in (
-        (chosen_tokens, scored_chosen, encoded),
-        (rejected_tokens, scored_rejected, 0 * encoded),
+    for half in (
+        (frames, chosen_tokens, scored_chosen, encoded, question_tokens),
+        (frames, rejected_tokens, scored_rejected, 0 * encoded, question_tokens),
     ):
-        half = (frames, text, scored, encoded_here)
-        total = total + training_flops(model, freeze, *half, question_tokens=question_tokens)
-        total = total + forward_flops(model, *half, question_tokens=question_tokens)
+        total = total + training_flops(model, freeze, *half)
+        if reference:
+            total = total + forward_flops(model, *half)
     return total
 
 
-def _flops(model, mode, trained, frames, text_tokens, scored_tokens, encoded_frames, question_tokens) -> Number:
+def _flops(model, mode, trained, frames, text_tokens, scored_tokens, encoded_frames=None, question_tokens=0) -> Number:
     encoded = frames if encoded_frames is None else encoded_frames
     sees = float(model.variant.sees)
     frames, encoded = sees * np.asarray(frames, float), sees * np.asarray(encoded, float)

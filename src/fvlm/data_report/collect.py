@@ -1,6 +1,5 @@
 """Numbers of each source. The ledger is read once, line by line; the rest comes from the arrays of the index."""
 
-import json
 from array import array
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -11,8 +10,8 @@ import numpy as np
 from fvlm.config.schema import Source, Study
 from fvlm.data.batches.order import split_held_out
 from fvlm.data.shards.index import Index
+from fvlm.data.shards.ledger import entries_of
 from fvlm.data.shards.samples import image_suffixes
-from fvlm.data.shards.tar import read_sample
 from fvlm.data_report import reference_runs
 from fvlm.errors import UserError
 
@@ -108,22 +107,16 @@ def read_ledger(path: Path) -> dict[str, Inputs]:
     by_source: dict[str, Inputs] = defaultdict(Inputs)
     if not path.is_file():
         raise UserError(f"{path}: no such file; make it with `snakemake --cores all {path}`")
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                entry = json.loads(line)
-                inputs = by_source[entry["source"]]
-                if entry["status"] == "kept":
-                    inputs.frames.append(entry["frames"])
-                    inputs.duration_s.append(entry["duration_s"])
-                    continue
-                reason = entry["reason"]
-                inputs.rejected[reason] += 1
-                if len(inputs.examples[reason]) < EXAMPLES:
-                    name = entry["file"] or entry["key"] or f"row {entry['row']}"
-                    inputs.examples[reason].append((name, entry["message"] or ""))
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path}: line {number} is no ledger entry ({error}); make it again") from error
+    for _, entry, _ in entries_of([path]):
+        inputs, reason = by_source[entry["source"]], entry["reason"]
+        if entry["status"] == "kept":
+            inputs.frames.append(entry["frames"])
+            inputs.duration_s.append(entry["duration_s"])
+            continue
+        inputs.rejected[reason] += 1
+        if len(inputs.examples[reason]) < EXAMPLES:
+            name = entry["file"] or entry["key"] or f"row {entry['row']}"
+            inputs.examples[reason].append((name, entry.get("message") or ""))
     return by_source
 
 
@@ -156,7 +149,8 @@ def facts_of(index: Index, inputs: Inputs, study: Study) -> Facts:
             f"index has {len(index):,} with {index.frames.sum():,}, or another order; delete the source's index, and "
             "make it and the ledger again"
         )
-    paths = [Path(study.results) / str(shard) for shard in index.shards]
+    results = Path(study.results)
+    paths = [results / str(shard) for shard in index.shards]
     return Facts(
         source=study.sources[index.source],
         split=split_of(index, study),
@@ -170,7 +164,7 @@ def facts_of(index: Index, inputs: Inputs, study: Study) -> Facts:
         max_text_tokens=token_limit(index.source, study),
         shard_bytes=np.array([_size(path, index.source) for path in paths], np.int64),
         shard_samples=np.bincount(index.shard, minlength=len(paths)),
-        jpeg_bytes=_jpeg_bytes(index, paths),
+        jpeg_bytes=_jpeg_bytes(index, results),
         hashes=index.hashes,
     )
 
@@ -182,12 +176,12 @@ def _size(path: Path, source: str) -> int:
         raise UserError(f"source {source!r}: shard {path} is missing; put it back or make its index again") from error
 
 
-def _jpeg_bytes(index: Index, paths: list[Path]) -> np.ndarray:
+def _jpeg_bytes(index: Index, results: Path) -> np.ndarray:
     """Return the bytes of each image of at most MEASURED samples."""
     sizes: list[int] = []
     for row in drawn(index, MEASURED):
         if index.frames[row]:
-            members = read_sample(paths[index.shard[row]], int(index.offset[row]), int(index.length[row]))
+            members = index.read(row, results)
             sizes += [len(members[suffix]) for suffix in image_suffixes(members)]
     return np.array(sizes, np.int64)
 

@@ -12,7 +12,6 @@ from tokenizers import Tokenizer
 
 from fvlm.data.shards.index import Index
 from fvlm.data.shards.samples import decode_frames, sample_text
-from fvlm.data.shards.tar import read_sample
 from fvlm.errors import UserError
 
 SAMPLES, FRAMES = 12, 8  # of a source; of a sample
@@ -41,8 +40,8 @@ def show(index: Index, row: int, results: Path, prompt: str, tokenizer: Tokenize
     prompt      the user's turn if the sample has only a caption
     raises      UserError naming shard and key if an image cannot be decoded
     """
-    file, key = results / str(index.shards[index.shard[row]]), str(index.keys[row])
-    members = read_sample(file, int(index.offset[row]), int(index.length[row]), key)
+    file, key = index.file_of(row, results), str(index.keys[row])
+    members = index.read(row, results)
     text = sample_text(members, prompt)
     try:
         images = decode_frames(members)

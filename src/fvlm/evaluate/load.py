@@ -19,11 +19,7 @@ def load_run(folder: Path | str) -> tuple[Run, VideoLanguageModel, torch.device]
     """
     folder = Path(folder)
     run, _ = read_run(folder)
-    # The run's own weights are loaded below, so the pretrained ones are not fetched.
-    without_pretrained = run.model.model_copy(update={
-        part: getattr(run.model, part).model_copy(update={"weights": None}) for part in ("encoder", "language")
-    })  # fmt: skip
-    model = build_model(without_pretrained, run.train.seed)
+    model = build_model(run.model, run.train.seed, pretrained=False)
     load_weights(model, folder / "model" / "best.safetensors")
     torch.set_num_threads(run.operation.threads)
     device = device_of(run)

@@ -18,8 +18,7 @@ import torch
 from fvlm import __version__
 from fvlm.batch import Batch
 from fvlm.config.schema import Run, Study
-from fvlm.data.batches.loader import Steps, data_files, open_held_out
-from fvlm.data.batches.order import in_file_order
+from fvlm.data.batches.loader import Steps, data_files, open_held_out, steps_in_file_order
 from fvlm.device import autocast, precision_on
 from fvlm.errors import UserError
 from fvlm.evaluate.load import load_run
@@ -69,15 +68,7 @@ def held_out_samples(run: Run, study: Study) -> Steps:
             f"run {run.name!r}: no held-out sample in its sources ({', '.join(run.data.sources)}); raise their "
             "`held_out` in config/sources.yaml"
         )
-    order = in_file_order(
-        corpus.indices,
-        corpus.rows,
-        run.data.static_frames,
-        run.data.max_text_tokens,
-        question_first=float(run.data.question_first > 0),
-        frames_seen=run.model.visual_tokens > 0,
-    )
-    return Steps(corpus, order, run, study, "answers", BATCH)
+    return steps_in_file_order(corpus, run, study, "answers", BATCH, float(run.data.question_first > 0))
 
 
 def batches_by_source(steps: Steps) -> list[tuple[list[int], list[int]]]:

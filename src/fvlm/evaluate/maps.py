@@ -6,10 +6,8 @@ import numpy as np
 import torch
 
 from fvlm.config.schema import Run, Study
-from fvlm.data.batches.loader import Steps, open_held_out
-from fvlm.data.batches.order import in_file_order
+from fvlm.data.batches.loader import Steps, open_held_out, steps_in_file_order
 from fvlm.data.shards.samples import sample_text
-from fvlm.data.shards.tar import read_sample
 from fvlm.files import write_beside
 from fvlm.model.foveated import VideoLanguageModel
 
@@ -26,14 +24,7 @@ def fixed_videos(run: Run, study: Study, count: int) -> Steps:
         _, first = np.unique(index.group[moving], return_index=True)
         share = count // len(corpus.rows) + (i < count % len(corpus.rows))
         corpus.rows[i] = moving[np.sort(first)][:share]
-    order = in_file_order(
-        corpus.indices,
-        corpus.rows,
-        run.data.static_frames,
-        run.data.max_text_tokens,
-        question_first=float(run.data.question_first > 0.5),
-    )
-    return Steps(corpus, order, run, study, "answers", batch_size=1)
+    return steps_in_file_order(corpus, run, study, "answers", 1, float(run.data.question_first > 0.5))
 
 
 @torch.no_grad()
@@ -69,9 +60,7 @@ def attention_maps(
 def _text_of(steps: Steps, i: int) -> str:
     """Return question and answer of sample i, in one line."""
     place, row = int(steps.order.source[i]), int(steps.order.row[i])
-    index = steps.corpus.indices[place]
-    shard = steps.results / index.shards[index.shard[row]]
-    text = sample_text(read_sample(shard, int(index.offset[row]), int(index.length[row])), steps.corpus.prompts[place])
+    text = sample_text(steps.corpus.indices[place].read(row, steps.results), steps.corpus.prompts[place])
     if "messages" in text:
         return " ".join(message["content"] for message in text["messages"])
     return f"{text['user']} {text['assistant']}"

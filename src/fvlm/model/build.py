@@ -25,16 +25,17 @@ from fvlm.model.foveated import VideoLanguageModel
 from fvlm.model.language import Language
 
 
-def build_model(model: schema.Model, seed: int) -> VideoLanguageModel:
+def build_model(model: schema.Model, seed: int, pretrained: bool = True) -> VideoLanguageModel:
     """Return the model of a configuration, float32, on the current default device; `seed` decides its random weights.
 
+    pretrained   False: random weights even where the configuration names pretrained ones, so nothing is downloaded
     raises   UserError if weights cannot be loaded completely or do not have the declared sizes
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # the order decides which random numbers each part gets
-        encoder = Encoder(_encoder(model.encoder), model.encoder.image) if model.variant.sees else nn.Module()
-        language = Language(_language(model.language, model.visual_scale))
+        encoder = _encoder(model.encoder, pretrained) if model.variant.sees else nn.Module()
+        language = Language(_language(model.language, model.visual_scale, pretrained))
         connector = CONNECTORS[model.architecture](model)
         _initialise(connector)
         connector.draw_queries()
@@ -70,10 +71,11 @@ def language_config(size: schema.LanguageSize) -> LlamaConfig:
     )
 
 
-def _encoder(size: schema.EncoderSize) -> Dinov2Model:
+def _encoder(size: schema.EncoderSize, pretrained: bool) -> Encoder:
     declared = encoder_config(size)
-    if size.weights:
-        return load_pretrained(Dinov2Model, size.weights, declared, "encoder", ENCODER_FIELDS)
+    if size.weights and pretrained:
+        dino = load_pretrained(Dinov2Model, size.weights, declared, "encoder", ENCODER_FIELDS)
+        return Encoder(dino, size.image)
     dino = Dinov2Model(declared)
     _initialise(dino)
     embeddings = dino.embeddings
@@ -81,12 +83,12 @@ def _encoder(size: schema.EncoderSize) -> Dinov2Model:
     positions = sin_cos_positions(size.position_side or size.side, size.width)
     with torch.no_grad():
         embeddings.position_embeddings.zero_()[0, 1:].copy_(positions)
-    return dino
+    return Encoder(dino, size.image)
 
 
-def _language(size: schema.LanguageSize, embedding_std: float) -> nn.Module:
+def _language(size: schema.LanguageSize, embedding_std: float, pretrained: bool) -> nn.Module:
     declared = language_config(size)
-    if size.weights:
+    if size.weights and pretrained:
         return load_pretrained(LlamaForCausalLM, size.weights, declared, "language", LANGUAGE_FIELDS).model
     llama = LlamaForCausalLM(declared).model
     _initialise(llama)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from fvlm.errors import UserError
+from fvlm.errors import UserError, first_line
 
 OK, PROBLEM, NOT_CHECKED = "ok", "problem", "not checked"
 EXPECTED = (UserError, OSError, RuntimeError, ValueError, MemoryError)  # out of GPU memory is a RuntimeError
@@ -32,8 +32,7 @@ def tried(name: str, function: Callable[[], str]) -> Check:
     except NotChecked as reason:
         state, message = NOT_CHECKED, str(reason)
     except EXPECTED as error:
-        lines = str(error).strip().splitlines()
-        state, message = PROBLEM, lines[0] if lines else type(error).__name__
+        state, message = PROBLEM, first_line(error)
     return Check(name, state, message, time.monotonic() - started)
 
 

@@ -1,6 +1,5 @@
 """Checks of the data: each source can be read, and some of its samples can be decoded as in the workflow."""
 
-import mmap
 from itertools import islice
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from fvlm.config.schema import Source, Study
 from fvlm.data.readers import read_rows
 from fvlm.data.shards.samples import decode_frames, sample_text
 from fvlm.data.shards.shard_index import check_sum
-from fvlm.data.shards.tar import read_sample, samples_of
+from fvlm.data.shards.tar import mapped, read_sample, samples_of
 from fvlm.data.shards.write import make_shard
 from fvlm.data.sources import input_tars, reader_of, source_folder, table_of
 from fvlm.errors import UserError
@@ -51,7 +50,11 @@ def _tars(tars: list[Path], source: Source) -> str:
         )
     frames = samples = 0
     for tar in dict.fromkeys((tars[0], tars[-1])):
-        for entry in _first(tar, check=tar == tars[0]):
+        with mapped(tar) as data:
+            if tar == tars[0]:
+                check_sum(tar, data)
+            entries = list(islice(samples_of(data, str(tar)), SAMPLES))
+        for entry in entries:
             members = read_sample(tar, entry.offset, entry.length)
             try:
                 frames += len(decode_frames(members))
@@ -62,14 +65,3 @@ def _tars(tars: list[Path], source: Source) -> str:
     if not samples:
         raise UserError(f"{tars[0]}: holds no sample; make or copy the shard again")
     return f"{len(tars)} shards exist, {samples} samples with {frames} frames read"
-
-
-def _first(tar: Path, check: bool) -> list:
-    """Return the first samples of a shard, after its checksum if `check`."""
-    with open(tar, "rb") as file:
-        if not tar.stat().st_size:
-            raise UserError(f"{tar}: is empty; make or copy the shard again")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            if check:
-                check_sum(tar, data)
-            return list(islice(samples_of(data, str(tar)), SAMPLES))

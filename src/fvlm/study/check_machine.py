@@ -1,7 +1,6 @@
 """Checks of the machine: disk, file locks, shared memory, GPU, Slurm."""
 
 import fcntl
-import os
 import re
 import shutil
 import subprocess
@@ -129,9 +128,3 @@ def slurm() -> str:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
         raise NotChecked(f"Slurm does not answer: {reason}")
     return f"Slurm answers, {len(done.stdout.splitlines())} lines of partitions"
-
-
-def free_memory() -> int:
-    """Return the bytes of host memory that are available now."""
-    match = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    return int(match[1]) * 1024 if match else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

@@ -1,6 +1,5 @@
 """Checks of the models: building, a step, the largest batch, an evaluation, a figure, the largest checkpoint."""
 
-import csv
 import json
 import os
 import shutil
@@ -10,6 +9,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import torch
 
 from fvlm.analysis.columns import COLUMNS
@@ -22,8 +22,8 @@ from fvlm.evaluate.losses import score
 from fvlm.model.build import build_model
 from fvlm.records import write_csv
 from fvlm.study.check import NotChecked
-from fvlm.study.check_machine import checkpoint_bytes, free_memory
-from fvlm.study.trial import Trial, batch_of, expected, flops_of, step_of, unpretrained, worst
+from fvlm.study.check_machine import checkpoint_bytes
+from fvlm.study.trial import Trial, batch_of, expected, flops_of, step_of, worst
 from fvlm.train.state import load_checkpoint, save_checkpoint
 
 CPU_SECONDS, CPU_FLOPS = 60, 2e10  # time limit of a batch on a CPU, and the assumed FLOP/s
@@ -34,7 +34,7 @@ def built_on_paper(study: Study) -> str:
     distinct = {json.dumps(r.model.model_dump(mode="json"), sort_keys=True): r for r in study.runs.values()}
     for run in distinct.values():
         with torch.device("meta"):
-            model = build_model(unpretrained(run).model, run.train.seed)
+            model = build_model(run.model, run.train.seed, pretrained=False)
         built, counted = sum(p.numel() for p in model.parameters()), parameters(run.model)["total"]
         if built != counted:
             raise UserError(f"run {run.name!r}: its model has {built:,} parameters, but the plan counts {counted:,}")
@@ -56,7 +56,7 @@ def smallest(study: Study) -> Run:
 def checkpoint(run: Run, folder: Path) -> str:
     """Save and load tensors as large as the run's checkpoint, or less if memory or disk is short."""
     full = checkpoint_bytes(run)
-    size = min(full, free_memory() // 4, shutil.disk_usage(folder).free // 4)
+    size = min(full, psutil.virtual_memory().available // 4, shutil.disk_usage(folder).free // 4)
     content = {"identity": "preflight", "step": 1}
     content["model"] = {str(i): torch.randn(min(2**26, size // 4 - at)) for i, at in
                         enumerate(range(0, size // 4, 2**26))}  # fmt: skip
@@ -111,7 +111,7 @@ def run_to_try(study: Study) -> tuple[Run, str]:
     if device.type == "cuda":
         return on_one_gpu(runs, study, gpu_of(device)[1])
     quick = [run for run in runs if _cpu_seconds(run, study) <= CPU_SECONDS]
-    quick = [run for run in quick if predicted_bytes(run) < free_memory() // 2]
+    quick = [run for run in quick if predicted_bytes(run) < psutil.virtual_memory().available // 2]
     if quick and quick[-1] is runs[-1]:
         return runs[-1], ""
     if quick:
@@ -137,7 +137,7 @@ def evaluation(study: Study, folder: Path) -> str:
     """Score random samples in every mode, as `fvlm evaluate` does, with untrained weights."""
     run, _ = run_to_try(study)
     device = device_of(run)
-    model = build_model(unpretrained(run).model, run.train.seed).to(device).eval()
+    model = build_model(run.model, run.train.seed, pretrained=False).to(device).eval()
     batch = batch_of(expected(run, study, 4), run)
     with torch.no_grad(), autocast(run, device):
         rows = score(run, model, batch.to(device), study, list(range(len(batch))))
@@ -170,12 +170,8 @@ def _write_tables(run: Run, folder: Path) -> None:
                "samples": points[-1]["samples"], "flops": points[-1]["flops"], "final.val_loss": 2.7,
                "best.val_loss": 2.7, "best.samples": points[-1]["samples"]}  # fmt: skip
     rows = {"runs": [summary], "validation_curves": points, "training_curves": points}
-    folder.mkdir(parents=True, exist_ok=True)
     for name, table in rows.items():
-        with open(folder / f"{name}.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS[name], restval="", extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(table)
+        write_csv(folder / f"{name}.csv", table, COLUMNS[name])
 
 
 def step(study: Study) -> str:

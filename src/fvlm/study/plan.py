@@ -3,8 +3,6 @@
 The Snakefile prints the plan when it starts; `snakemake plan` also writes plan.txt and plan.csv.
 """
 
-import csv
-import io
 from pathlib import Path
 
 from fvlm.config.resolve import add_study_arguments, study_of
@@ -16,6 +14,7 @@ from fvlm.costs.memory import GB, predicted_bytes
 from fvlm.costs.speed import calibration_path, hours_of, peak_tflops, read_calibration, speed_of
 from fvlm.data.sources import sample_count
 from fvlm.files import write_beside
+from fvlm.records import csv_of, write_csv
 
 SHORT = (("", 1), (" k", 1e3), (" M", 1e6), (" G", 1e9), (" T", 1e12))
 FORM = "{:<10}{:<{parent}}{:>14}{:>11}{:>9}{:>9}{:>9}{:>10}{:>7}{:>9}{:>9}{:>9}  {}"
@@ -144,11 +143,7 @@ def hours(value: float | None) -> str:
 
 
 def plan_csv(rows: list[dict]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
-    return text.getvalue()
+    return csv_of(rows)
 
 
 def add_arguments(parser) -> None:
@@ -163,7 +158,7 @@ def main(args) -> int:
     text = plan_text(study, rows)
     print(text)
     if args.out is not None:
-        write_beside(args.out / "plan.csv", lambda beside: beside.write_text(plan_csv(rows)))
+        write_csv(args.out / "plan.csv", rows)
         write_beside(args.out / "plan.txt", lambda beside: beside.write_text(text + "\n"))
     check_data(study)
     check_memory(study)

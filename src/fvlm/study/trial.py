@@ -32,13 +32,6 @@ class Lengths:
     source: str
 
 
-def unpretrained(run: Run) -> Run:
-    """Return the run with random instead of pretrained weights, so that nothing is downloaded."""
-    parts = ("encoder", "language")
-    sizes = {part: getattr(run.model, part).model_copy(update={"weights": None}) for part in parts}
-    return run.model_copy(update={"model": run.model.model_copy(update=sizes)})
-
-
 def expected(run: Run, study: Study, count: int, seed: int = 0) -> list[Lengths]:
     """Return `count` samples in the run's mixture, with lengths of 0.5 to 1.5 times their sources' declared means."""
     parts, random = streams(run, study), np.random.default_rng(seed)
@@ -107,7 +100,7 @@ class Trial:
 
     def __init__(self, run: Run, device: torch.device):
         self.run, self.device = run, device
-        model = build_model(unpretrained(run).model, run.train.seed)
+        model = build_model(run.model, run.train.seed, pretrained=False)
         model.freeze(run.optim.freeze)
         model.recompute_layers(run.operation.recompute)
         self.model: VideoLanguageModel = model.to(device)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fvlm.config.schema import Run
-from fvlm.costs.flops import forward_flops, preference_flops, training_flops
+from fvlm.costs.flops import preference_flops, training_flops
 from fvlm.data.batches.dealing import balanced
 from fvlm.data.batches.loader import Corpus
 from fvlm.data.batches.order import Order, cut_to_flops, cut_to_samples, draw_order
@@ -43,12 +43,12 @@ def planned_order(run: Run, corpus: Corpus) -> tuple[Order, np.ndarray]:
     return order.at(places), flops[places]
 
 
-def sample_flops(run: Run, corpus: Corpus, order: Order) -> np.ndarray:
+def sample_flops(run: Run, corpus: Corpus, order: Order, reference: bool = True) -> np.ndarray:
     """Return the training FLOPs of each sample, (n,), exact for its own lengths.
 
-    A pair of answers includes the reference's forward passes. Two numbers are not in the index and are estimated: of a
-    truncated text all tokens that may belong to the answer count as scored, and the length of a truncated question may
-    be off by the answer's header.
+    A pair of answers includes the forward passes of the `reference` before the first step, unless that is False. Two
+    numbers are not in the index and are estimated: of a truncated text all tokens that may belong to the answer count
+    as scored, and the length of a truncated question may be off by the answer's header.
     """
     positions, frames, question, texts = lengths_of(run, corpus, order)
     model, freeze = run.model, run.optim.freeze
@@ -57,18 +57,7 @@ def sample_flops(run: Run, corpus: Corpus, order: Order) -> np.ndarray:
         return training_flops(model, freeze, positions, text, scored, frames, question)
     (chosen, scored), (rejected, scored_rejected) = texts
     return preference_flops(
-        model, freeze, positions, chosen, rejected, scored, scored_rejected, frames, question_tokens=question
-    )
-
-
-def reference_flops(run: Run, corpus: Corpus, order: Order) -> np.ndarray:
-    """Return the part of `sample_flops` that the reference of a preference loss takes before the first step, (n,)."""
-    if run.data.loss != "preference":
-        return np.zeros(len(order))
-    positions, frames, question, texts = lengths_of(run, corpus, order)
-    return sum(
-        forward_flops(run.model, positions, text, scored, encoded, question_tokens=question)
-        for (text, scored), encoded in zip(texts, (frames, 0 * frames), strict=True)  # frames are encoded once per pair
+        model, freeze, positions, chosen, rejected, scored, scored_rejected, frames, question, reference
     )
 
 

@@ -15,7 +15,7 @@ from fvlm.files import digest_of, sweep
 from fvlm.model.build import build_model, load_weights
 from fvlm.model.foveated import VideoLanguageModel
 from fvlm.train.fsdp import DataParallel, FullySharded
-from fvlm.train.order import planned_order, reference_flops
+from fvlm.train.order import planned_order, sample_flops
 from fvlm.train.progress import TimeSpent
 from fvlm.train.ranks import Ranks
 from fvlm.train.reference import Reference, prepare_reference
@@ -96,7 +96,7 @@ def prepare(run: Run, study: Study, folder: Path, ranks: Ranks) -> Setup:
         sets, workers = [part for part in (steps, validation) if part], run.operation.loader_workers
         cache, cache_identity = folder / "state/reference.npz", f"{hash_of_all} {precision}"
         reference = prepare_reference(parallel, sets, cache, cache_identity, device, autocast(run, device), workers)
-    work = flops - reference_flops(run, corpus, order)
+    work = sample_flops(run, corpus, order, reference=False)
     peak = peak_flops(device, study.gpu, precision)
     peak = peak and peak * ranks.count
     return Setup(

@@ -63,16 +63,13 @@ def versions() -> dict[str, str]:
 
 def git_state() -> dict[str, str | bool | None]:
     """Return the commit of the package and whether its working tree differs; None outside a git checkout."""
-    outputs = []
-    for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no")):
-        try:
-            outputs.append(
-                subprocess.run(["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10,
-                               check=True).stdout.strip()
-            )  # fmt: skip
-        except (OSError, subprocess.SubprocessError):
-            return {"commit": None, "dirty": None}
-    return {"commit": outputs[0], "dirty": bool(outputs[1])}
+    options = {"cwd": Path(__file__).parent, "capture_output": True, "text": True, "timeout": 10, "check": True}
+    commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
+    try:
+        commit, changes = (subprocess.run(command, **options).stdout.strip() for command in commands)
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+    return {"commit": commit, "dirty": bool(changes)}
 
 
 def fill_of(steps: Steps, flops: np.ndarray) -> dict[str, float]:

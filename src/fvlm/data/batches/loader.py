@@ -15,7 +15,6 @@ from fvlm.data.batches.dealing import micro_batches, rank_shares
 from fvlm.data.batches.order import Order, in_file_order, split_held_out
 from fvlm.data.shards.index import Index, check_tokenizer, load_index
 from fvlm.data.shards.samples import decode_frames, image_suffixes, rejected_text, sample_text
-from fvlm.data.shards.tar import read_sample
 from fvlm.data.shards.text import encode_chat, load_tokenizer, question_length
 from fvlm.errors import UserError
 
@@ -168,10 +167,8 @@ class Steps:
         """
         place, row = int(self.order.source[i]), int(self.order.row[i])
         index, name = self.corpus.indices[place], self.corpus.names[place]
-        file = self.results / index.shards[index.shard[row]]
-        key = str(index.keys[row])
-        members = read_sample(file, int(index.offset[row]), int(index.length[row]), key)
-        where = f"{file}: sample {key!r}"
+        key, members = str(index.keys[row]), index.read(row, self.results)
+        where = f"{index.file_of(row, self.results)}: sample {key!r}"
         count = len(image_suffixes(members))
         if count != index.frames[row]:
             raise UserError(
@@ -269,13 +266,20 @@ def validation_steps(run: Run, study: Study, batch_size: int = 8, **share) -> St
     corpus = open_held_out(run, study, "validation", run.train.validation_samples)
     if not sum(len(rows) for rows in corpus.rows):
         return None
+    return steps_in_file_order(corpus, run, study, run.data.loss, batch_size, run.data.question_first, **share)
+
+
+def steps_in_file_order(
+    corpus: Corpus, run: Run, study: Study, loss: str, batch_size: int, question_first: float, **share
+) -> Steps:
+    """Return the rows of a corpus as steps, source after source; arguments as in `Steps` and `draw_order`."""
     order = in_file_order(
         corpus.indices,
         corpus.rows,
         run.data.static_frames,
         run.data.max_text_tokens,
-        question_first=run.data.question_first,
+        question_first=question_first,
         frames_seen=run.model.visual_tokens > 0,
-        pairs=run.data.loss == "preference",
+        pairs=loss == "preference",
     )
-    return Steps(corpus, order, run, study, run.data.loss, batch_size, **share)
+    return Steps(corpus, order, run, study, loss, batch_size, **share)

@@ -62,10 +62,7 @@ def draw_order(
     max_tokens: int,
     seed: int,
     epoch: int = 0,
-    *,
-    question_first: float = 0.0,
-    frames_seen: bool = True,
-    pairs: bool = False,
+    **asked,
 ) -> Order:
     """Return the longest order with this mixture in which no sample comes twice.
 
@@ -76,10 +73,7 @@ def draw_order(
     share       kind -> share of the samples
     weights     source -> weight among the sources of its kind; a kind without weights draws its samples evenly
     epoch       another epoch is another order of the same samples
-    question_first  share of the samples with frames whose question comes before the frames; the choice depends only on
-                seed and epoch, not on the mixture
-    frames_seen False: for a model without visual tokens; no sample has positions
-    pairs       every sample is a preference pair
+    asked       question_first, frames_seen and pairs, as in `_lengths`
     raises      UserError if a kind with a share has no sample, or a sample is no pair
     """
     kinds = [kind for kind in KINDS if share.get(kind, 0) > 0]
@@ -94,7 +88,7 @@ def draw_order(
     for k, drawn_columns in enumerate(drawn):
         places = np.flatnonzero(kind_of == k)
         columns[:, places] = [column[: len(places)] for column in drawn_columns]
-    lengths = _lengths(indices, source, row, static_frames, max_tokens, question_first, frames_seen, pairs, seed, epoch)
+    lengths = _lengths(indices, source, row, static_frames, max_tokens, [seed, epoch], **asked)
     return Order(source, row, *lengths, stream)
 
 
@@ -153,24 +147,27 @@ def in_file_order(
     rows: list[np.ndarray],
     static_frames: int,
     max_tokens: int,
-    *,
-    question_first: float = 0.0,
-    frames_seen: bool = True,
-    pairs: bool = False,
+    **asked,
 ) -> Order:
     """Return the given rows, source after source, for evaluation; arguments as in `draw_order`, with a fixed seed."""
     empty = np.zeros(0, np.int64)
     source = np.concatenate([empty, *(np.full(len(r), i) for i, r in enumerate(rows))])
     row = np.concatenate([empty, *rows]).astype(np.int64)
-    lengths = _lengths(indices, source, row, static_frames, max_tokens, question_first, frames_seen, pairs, 0, 0)
+    lengths = _lengths(indices, source, row, static_frames, max_tokens, [0, 0], **asked)
     return Order(source, row, *lengths, source)
 
 
 def _lengths(
-    indices: list[Index], source: np.ndarray, row: np.ndarray, static_frames: int, max_tokens: int,
-    question_first: float, frames_seen: bool, pairs: bool, seed: int, epoch: int,
+    indices: list[Index], source: np.ndarray, row: np.ndarray, static_frames: int, max_tokens: int, seed: list[int],
+    question_first: float = 0.0, frames_seen: bool = True, pairs: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    """Columns `positions`, `text_tokens`, `rejected_tokens` and `question_first` of an order."""
+    """Columns `positions`, `text_tokens`, `rejected_tokens` and `question_first` of an order.
+
+    question_first  share of the samples with frames whose question comes before the frames; the choice depends only on
+                the seed, not on the mixture
+    frames_seen False: for a model without visual tokens; no sample has positions
+    pairs       every sample is a preference pair
+    """
     positions, tokens, rejected = np.zeros((3, len(row)), np.int64)
     first = np.zeros(len(row), bool)
     for i, index in enumerate(indices):
@@ -184,7 +181,7 @@ def _lengths(
             _check_pairs(index, rows)
             rejected[places] = np.minimum(index.rejected_tokens[rows], max_tokens)
         # Drawn for all rows of the index, so that the choice for a row does not depend on the others.
-        first[places] = np.random.default_rng([seed, epoch, len(KINDS), i]).random(len(index))[rows] < question_first
+        first[places] = np.random.default_rng([*seed, len(KINDS), i]).random(len(index))[rows] < question_first
     positions *= (2 if pairs else 1) if frames_seen else 0
     return positions, tokens + rejected, rejected, first & (positions > 0)
 

@@ -8,8 +8,6 @@ import io
 import json
 import os
 import shutil
-import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -21,6 +19,7 @@ from PIL import Image
 from fvlm.data.demo import chat
 from fvlm.data.demo.encode import SIZES, Shape, choose_shape, encode, encode_audio
 from fvlm.data.demo.scenes import SCENES, background, draw
+from fvlm.data.progress import Progress
 from fvlm.errors import UserError
 
 VIDEOS = ("grid", "moves", "questions")
@@ -98,13 +97,11 @@ def make_corpus(source: str, out: Path, samples: int, seed: int, broken: int = 0
     items = -(-samples // ROWS_PER_FILE.get(source, 1))
     make = partial(make_item, source=source, seed=seed, folder=making)
     rows: list[dict] = []
-    start = time.monotonic()
+    progress = Progress(f"corpus {source}", items, "items")
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:  # a forked process may inherit locks
-        for done, item_rows in enumerate(pool.map(make, range(items), chunksize=4), 1):
+        for item_rows in pool.map(make, range(items), chunksize=4):
             rows += item_rows
-            if done % max(1, items // 10) == 0:
-                rate = done / (time.monotonic() - start)
-                print(f"corpus {source}: {done}/{items} items, {rate:.0f}/s", file=sys.stderr, flush=True)
+            progress.step()
     rows = rows[:samples]
     ways = BROKEN["video" if source in VIDEOS else "text" if source == "chat" else "image"]
     for number in range(broken):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fvlm.data.readers import tables
-from fvlm.data.readers.row import Place, Row, row_of
+from fvlm.data.readers.row import Row, row_of
 from fvlm.errors import UserError
 
 __all__ = ["READERS", "Row", "count_rows", "files_of", "iterate_rows", "read_rows", "rows_per_shard", "tables"]
@@ -95,7 +95,7 @@ def iterate_rows(
         return
     make, expand = getattr(module, reader), getattr(module, f"expand_{reader}", None)
     for number, path, record in tables.records(_tables(module, folder, table), start, stop, expand):
-        yield row_of(number, make, record, Place(folder, path))
+        yield row_of(number, make, record, folder, path)
 
 
 def read_rows(

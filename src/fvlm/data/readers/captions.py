@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from fvlm.data.decode.media import Media
-from fvlm.data.readers.row import BadRow, Place, Sample, about, conversation, identity, known, string
+from fvlm.data.readers.row import BadRow, Place, Sample, conversation, identity, known, string
 
 CLIP_NAME = re.compile(r"_\d+_\d+to\d+\.mp4$")
 
@@ -19,9 +19,8 @@ def webvid(record: dict, place: Place) -> Sample:
     """
     name = f"{identity(record, 'videoid')}.mp4"
     page = record.get("page_dir") or "."
-    video = Media(place.find(f"videos/{page}/{name}", f"{page}/{name}", f"videos/{name}", name))
-    with about(video):
-        return Sample((video,), {"caption": string(record, "name")}, known(id=identity(record, "videoid")))
+    place.media = (Media(place.find(f"videos/{page}/{name}", f"{page}/{name}", f"videos/{name}", name)),)
+    return Sample({"caption": string(record, "name")}, known(id=identity(record, "videoid")))
 
 
 def openvid(record: dict, place: Place) -> Sample:
@@ -31,10 +30,9 @@ def openvid(record: dict, place: Place) -> Sample:
     https://github.com/NJU-PCALab/OpenVid-1M (README.md, openvid/datasets/datasets.py)
     """
     name = string(record, "video")
-    video = Media(place.find(f"video/{name}", name))
-    with about(video):
-        extra = known(id=name, video=CLIP_NAME.sub("", name))
-        return Sample((video,), {"caption": string(record, "caption")}, extra)
+    place.media = (Media(place.find(f"video/{name}", name)),)
+    extra = known(id=name, video=CLIP_NAME.sub("", name))
+    return Sample({"caption": string(record, "caption")}, extra)
 
 
 def vript(record: dict, place: Place) -> Sample:
@@ -46,12 +44,11 @@ def vript(record: dict, place: Place) -> Sample:
     """
     clip, caption = string(record, "clip_id"), record.get("caption")
     owner = clip.rsplit("-Scene-", 1)[0]
-    video = Media(f"{_clip_folders(place.folder).get(owner, owner)}/{clip}.mp4")
-    with about(video):
-        if not isinstance(caption, dict):
-            raise BadRow("`caption` is not a mapping of shot_type, camera_movement, content, scene_title")
-        extra = known(id=clip, video=owner, title=record.get("video_title"))
-        return Sample((video,), {"caption": _narration(caption)}, extra)
+    place.media = (Media(f"{_clip_folders(place.folder).get(owner, owner)}/{clip}.mp4"),)
+    if not isinstance(caption, dict):
+        raise BadRow("`caption` is not a mapping of shot_type, camera_movement, content, scene_title")
+    extra = known(id=clip, video=owner, title=record.get("video_title"))
+    return Sample({"caption": _narration(caption)}, extra)
 
 
 def expand_vript(record: dict) -> list[dict]:
@@ -96,15 +93,14 @@ def sharegpt4video(record: dict, place: Place) -> Sample:
     that programs for it use
     """
     name = string(record, "video_path" if "video_path" in record else "video")
-    video = Media(place.find(name, f"videos/{name}", Path(name).name))
-    with about(video):
-        extra = known(id=record.get("video_id", record.get("id")))
-        if "conversations" in record:
-            return Sample((video,), conversation(record["conversations"], "conversations"), extra)
-        captions = record.get("captions")
-        if not isinstance(captions, list):
-            raise BadRow("`captions` is not a list")
-        caption = next((c for c in captions if isinstance(c, dict) and str(c.get("idx")) == "-1"), None)
-        if caption is None:
-            raise BadRow("`captions`: none has idx -1, the caption of the whole video")
-        return Sample((video,), {"caption": string(caption, "content")}, extra)
+    place.media = (Media(place.find(name, f"videos/{name}", Path(name).name)),)
+    extra = known(id=record.get("video_id", record.get("id")))
+    if "conversations" in record:
+        return Sample(conversation(record["conversations"], "conversations"), extra)
+    captions = record.get("captions")
+    if not isinstance(captions, list):
+        raise BadRow("`captions` is not a list")
+    caption = next((c for c in captions if isinstance(c, dict) and str(c.get("idx")) == "-1"), None)
+    if caption is None:
+        raise BadRow("`captions`: none has idx -1, the caption of the whole video")
+    return Sample({"caption": string(caption, "content")}, extra)

@@ -3,7 +3,7 @@
 import hashlib
 
 from fvlm.data.decode.media import Media
-from fvlm.data.readers.row import BadRow, Place, Sample, about, conversation, identity, known, string
+from fvlm.data.readers.row import BadRow, Place, Sample, conversation, identity, known, string
 
 MAGIC = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp", b"GI": ".gif", b"BM": ".bmp"}
 
@@ -34,10 +34,9 @@ def llava_video(record: dict, place: Place) -> Sample:
     https://huggingface.co/datasets/lmms-lab/LLaVA-Video-178K; the field names are those that its trainers use
     """
     name = string(record, "video")
-    video = Media(place.find(place.beside(name), name, f"videos/{name}"))
-    with about(video):
-        text = conversation(record.get("conversations"), "conversations")
-        return Sample((video,), text, known(id=record.get("id"), origin=record.get("data_source")))
+    place.media = (Media(place.find(place.beside(name), name, f"videos/{name}")),)
+    text = conversation(record.get("conversations"), "conversations")
+    return Sample(text, known(id=record.get("id"), origin=record.get("data_source")))
 
 
 def vista(record: dict, place: Place) -> Sample:
@@ -47,10 +46,9 @@ def vista(record: dict, place: Place) -> Sample:
     https://github.com/TIGER-AI-Lab/VISTA (train/data.py, train/data_configs), https://huggingface.co/datasets/TIGER-Lab/VISTA-400K
     """
     name = string(record, "video" if "video" in record else "image")
-    video = Media(place.find(f"{place.table.stem}/{name}", name))
-    with about(video):
-        text = conversation(record.get("conversations"), "conversations")
-        return Sample((video,), text, known(id=record.get("id"), origin=place.table.stem))
+    place.media = (Media(place.find(f"{place.table.stem}/{name}", name)),)
+    text = conversation(record.get("conversations"), "conversations")
+    return Sample(text, known(id=record.get("id"), origin=place.table.stem))
 
 
 def cauldron(record: dict, place: Place) -> Sample:
@@ -61,13 +59,12 @@ def cauldron(record: dict, place: Place) -> Sample:
     images, texts = record.get("images"), record.get("texts")
     if not isinstance(images, list) or not images:
         raise BadRow("`images` is not a list of images, or is empty")
-    media = tuple(embedded(image, "images") for image in images)
-    with about(*media):
-        if not isinstance(texts, list) or not all(isinstance(text, dict) for text in texts):
-            raise BadRow("`texts` is not a list of {user, assistant}")
-        turns = [{"role": role, "content": text.get(role)} for text in texts for role in ("user", "assistant")]
-        origin = texts[0].get("source") if texts else None
-        return Sample(media, conversation(turns, "texts"), known(origin=origin, table=place.table.name))
+    place.media = tuple(embedded(image, "images") for image in images)
+    if not isinstance(texts, list) or not all(isinstance(text, dict) for text in texts):
+        raise BadRow("`texts` is not a list of {user, assistant}")
+    turns = [{"role": role, "content": text.get(role)} for text in texts for role in ("user", "assistant")]
+    origin = texts[0].get("source") if texts else None
+    return Sample(conversation(turns, "texts"), known(origin=origin, table=place.table.name))
 
 
 def smoltalk(record: dict, place: Place) -> Sample:
@@ -75,7 +72,7 @@ def smoltalk(record: dict, place: Place) -> Sample:
 
     https://huggingface.co/datasets/HuggingFaceTB/smoltalk (README.md)
     """
-    return Sample((), conversation(record.get("messages"), "messages"), known(origin=record.get("source")))
+    return Sample(conversation(record.get("messages"), "messages"), known(origin=record.get("source")))
 
 
 def rlaif_v(record: dict, place: Place) -> Sample:
@@ -83,9 +80,8 @@ def rlaif_v(record: dict, place: Place) -> Sample:
 
     https://huggingface.co/datasets/openbmb/RLAIF-V-Dataset (README.md)
     """
-    image = embedded(record.get("image"), "image")
-    with about(image):
-        text = {"user": string(record, "question")}
-        text |= {name: string(record, name) for name in ("chosen", "rejected")}
-        extra = known(id=identity(record, "idx")) if record.get("idx") is not None else {}
-        return Sample((image,), text, extra | known(origin=record.get("origin_dataset")))
+    place.media = (embedded(record.get("image"), "image"),)
+    text = {"user": string(record, "question")}
+    text |= {name: string(record, name) for name in ("chosen", "rejected")}
+    extra = known(id=identity(record, "idx")) if record.get("idx") is not None else {}
+    return Sample(text, extra | known(origin=record.get("origin_dataset")))

@@ -8,7 +8,7 @@ the video are held out together.
 from pathlib import Path, PurePosixPath
 
 from fvlm.data.decode.media import IMAGE_SUFFIXES, Media
-from fvlm.data.readers.row import BadRow, Place, Sample, about, known, messages_problem, string
+from fvlm.data.readers.row import BadRow, Place, Sample, known, messages_problem, string
 from fvlm.data.readers.tables import columns
 from fvlm.errors import UserError
 
@@ -23,12 +23,11 @@ def media_of(name: str) -> Media:
 
 
 def folder(record: dict, place: Place) -> Sample:
-    media = _media(record)
-    with about(*media):
-        prompt = record.get("prompt") or None
-        if prompt is not None and not isinstance(prompt, str):
-            raise BadRow("`prompt` is not a text")
-        return Sample(media, _text(record), known(video=record.get("video") or None), prompt)
+    place.media = _media(record)
+    prompt = record.get("prompt") or None
+    if prompt is not None and not isinstance(prompt, str):
+        raise BadRow("`prompt` is not a text")
+    return Sample(_text(record), known(video=record.get("video") or None), prompt)
 
 
 def _media(record: dict) -> tuple[Media, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from fvlm.data.decode.media import Media, MediaError, schedule
 from fvlm.data.readers.conversations import embedded
-from fvlm.data.readers.row import BadRow, Place, Sample, about, identity, known, string
+from fvlm.data.readers.row import BadRow, Place, Sample, identity, known, string
 from fvlm.errors import UserError
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -77,14 +77,13 @@ def video_mme(record: dict, place: Place) -> Sample:
     https://github.com/EvolvingLMMs-Lab/lmms-eval (lmms_eval/tasks/videomme/utils.py)
     """
     name = string(record, "videoID")
-    video = Media(place.find(*(f"data/{name}{suffix}" for suffix in (".mp4", ".MP4", ".mkv"))))
-    with about(video):
-        question, answer = string(record, "question"), string(record, "answer").strip()
-        correct = LETTERS.find(answer) if len(answer) == 1 else -1
-        text, extra = choice(question, _without_letters(record.get("options")), correct)
-        task, length = record.get("task_type"), record.get("duration")
-        extra |= known(id=record.get("question_id"), task=task, category=record.get("domain"), length=length)
-        return Sample((video,), text, extra)
+    place.media = (Media(place.find(*(f"data/{name}{suffix}" for suffix in (".mp4", ".MP4", ".mkv")))),)
+    question, answer = string(record, "question"), string(record, "answer").strip()
+    correct = LETTERS.find(answer) if len(answer) == 1 else -1
+    text, extra = choice(question, _without_letters(record.get("options")), correct)
+    task, length = record.get("task_type"), record.get("duration")
+    extra |= known(id=record.get("question_id"), task=task, category=record.get("domain"), length=length)
+    return Sample(text, extra)
 
 
 def _without_letters(options: object) -> object:
@@ -107,15 +106,15 @@ def mvbench(record: dict, place: Place) -> Sample:
     folder, bounded = MVBENCH[task]
     name = f"video/{folder}/{string(record, 'video')}"
     extra: dict = {"task": task}
-    with about(Media(name)):
-        span = _span(record) if bounded else None
-        if task == FRAMES_TASK:
-            media, extra["frame_times"] = _frames(place.folder / name, name, span)
-        else:
-            media = (Media(name, span_s=span),)
-        options = record.get("candidates")
-        text, answer = choice(string(record, "question"), options, position(string(record, "answer"), options))
-    return Sample(media, text, extra | answer)
+    place.media = (Media(name),)
+    span = _span(record) if bounded else None
+    if task == FRAMES_TASK:
+        place.media, extra["frame_times"] = _frames(place.folder / name, name, span)
+    else:
+        place.media = (Media(name, span_s=span),)
+    options = record.get("candidates")
+    text, answer = choice(string(record, "question"), options, position(string(record, "answer"), options))
+    return Sample(text, extra | answer)
 
 
 def _span(record: dict) -> tuple[float, float]:
@@ -151,14 +150,13 @@ def mlvu(record: dict, place: Place) -> Sample:
     https://github.com/JUNJIE99/MLVU (video_chat/choice_bench.py),
     https://github.com/TIGER-AI-Lab/VISTA (eval/utils_mlvu.py)
     """
-    video = Media(f"video/{place.table.stem}/{string(record, 'video')}")
-    with about(video):
-        question, answer, options = string(record, "question"), string(record, "answer"), record.get("candidates")
-        text, extra = {"user": question, "assistant": answer}, {}
-        if options is not None:
-            text, extra = choice(question, options, position(answer, options))
-        extra |= known(task=record.get("question_type"), id=record.get("question_id"))
-        return Sample((video,), text, extra)
+    place.media = (Media(f"video/{place.table.stem}/{string(record, 'video')}"),)
+    question, answer, options = string(record, "question"), string(record, "answer"), record.get("candidates")
+    text, extra = {"user": question, "assistant": answer}, {}
+    if options is not None:
+        text, extra = choice(question, options, position(answer, options))
+    extra |= known(task=record.get("question_type"), id=record.get("question_id"))
+    return Sample(text, extra)
 
 
 def pope(record: dict, place: Place) -> Sample:
@@ -170,17 +168,16 @@ def pope(record: dict, place: Place) -> Sample:
     """
     if isinstance(record.get("image"), str):
         name = record["image"]
-        image = Media(place.find(f"val2014/{name}", name, place.beside(name)), image=True)
+        place.media = (Media(place.find(f"val2014/{name}", name, place.beside(name)), image=True),)
     else:
-        image = embedded(record.get("image"), "image")
-    with about(image):
-        question = string(record, "text" if "text" in record else "question").strip()
-        answer = string(record, "label" if "label" in record else "answer").strip().lower()
-        options = ["yes", "no"]
-        extra = {"options": options, "correct": position(answer, options)}
-        task = record.get("category") or place.table.stem.rsplit("_", 1)[-1]
-        extra |= known(id=record.get("question_id"), task=task)
-        return Sample((image,), {"user": f"{question}\n{WORD_PROMPT}", "assistant": answer}, extra)
+        place.media = (embedded(record.get("image"), "image"),)
+    question = string(record, "text" if "text" in record else "question").strip()
+    answer = string(record, "label" if "label" in record else "answer").strip().lower()
+    options = ["yes", "no"]
+    extra = {"options": options, "correct": position(answer, options)}
+    task = record.get("category") or place.table.stem.rsplit("_", 1)[-1]
+    extra |= known(id=record.get("question_id"), task=task)
+    return Sample({"user": f"{question}\n{WORD_PROMPT}", "assistant": answer}, extra)
 
 
 def scienceqa(record: dict, place: Place) -> Sample:
@@ -194,15 +191,14 @@ def scienceqa(record: dict, place: Place) -> Sample:
     image = record.get("image")
     if isinstance(image, str) and image:
         name = f"{identity(record, 'split')}/{identity(record, 'id')}/{image}"
-        media = Media(place.find(f"images/{name}", name), image=True)
+        place.media = (Media(place.find(f"images/{name}", name), image=True),)
     else:
-        media = embedded(image or None, "image")
-    with about(media):
-        hint, question = record.get("hint"), string(record, "question")
-        question = f"{hint.strip()}\n{question}" if isinstance(hint, str) and hint.strip() else question
-        text, extra = choice(question, record.get("choices"), record.get("answer"))
-        extra |= known(task=record.get("subject"), category=record.get("category"), split=record.get("split"))
-        return Sample((media,), text, extra | known(id=record.get("id")))
+        place.media = (embedded(image or None, "image"),)
+    hint, question = record.get("hint"), string(record, "question")
+    question = f"{hint.strip()}\n{question}" if isinstance(hint, str) and hint.strip() else question
+    text, extra = choice(question, record.get("choices"), record.get("answer"))
+    extra |= known(task=record.get("subject"), category=record.get("category"), split=record.get("split"))
+    return Sample(text, extra | known(id=record.get("id")))
 
 
 def expand_scienceqa(record: dict) -> list[dict]:

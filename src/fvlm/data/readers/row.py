@@ -1,10 +1,9 @@
 """One row of a source, made from one record by the dataset's reader, and the checks that all rows pass."""
 
-import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,38 +47,31 @@ class Row:
 
 @dataclass(frozen=True)
 class Sample:
-    """The result of a reader for one record; the fields are those of `Row`."""
+    """The result of a reader for one record, apart from its files; the fields are those of `Row`."""
 
-    media: tuple["Media", ...]
     text: dict
     extra: dict = field(default_factory=dict)
     prompt: str | None = None
 
 
 class BadRow(Exception):
-    """A record that gives no sample; `media` holds its files, if they are known."""
+    """A record that gives no sample; `reason` is one of `media.REASONS`."""
 
     def __init__(self, message: str, reason: str = "bad_row") -> None:
         super().__init__(message)
-        self.reason, self.media = reason, ()
+        self.reason = reason
 
 
-@contextlib.contextmanager
-def about(*media: "Media") -> Iterator[None]:
-    """Add these files to a `BadRow` that is raised inside."""
-    try:
-        yield
-    except BadRow as error:
-        error.media = media
-        raise
-
-
-@dataclass(frozen=True)
+@dataclass
 class Place:
-    """The place of a record: the source's folder and the table in it."""
+    """The place of a record: the source's folder, the table in it, and the record's files.
+
+    media       set by the reader as soon as it knows them, so that a bad row names its files
+    """
 
     folder: Path
     table: Path
+    media: tuple["Media", ...] = ()
 
     def beside(self, name: str) -> str:
         """A name relative to the table, made relative to the folder; an absolute name does not change."""
@@ -91,15 +83,16 @@ class Place:
         return next((name for name in names if os.path.exists(self.folder / name)), names[0])
 
 
-def row_of(number: int, make: Callable[[dict, Place], Sample], record: dict, place: Place) -> Row:
-    """Return the row that `make` makes of a record, or a row with a problem."""
+def row_of(number: int, make: Callable[[dict, Place], Sample], record: dict, folder: Path, table: Path) -> Row:
+    """Return the row that `make` makes of a record of a table, or a row with a problem."""
     if record.get(SURPLUS):
         return Row(number, (), {}, problem="more values than columns; put a text that holds a comma in quotes")
+    place = Place(folder, table)
     try:
         sample = make(record, place)
     except BadRow as error:
-        return checked(Row(number, error.media, {}, problem=str(error), reason=error.reason))
-    return checked(Row(number, sample.media, sample.text, sample.prompt, extra=sample.extra))
+        return checked(Row(number, place.media, {}, problem=str(error), reason=error.reason))
+    return checked(Row(number, place.media, sample.text, sample.prompt, extra=sample.extra))
 
 
 def checked(row: Row) -> Row:

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import IO
 
@@ -98,13 +99,13 @@ def records(
 
 def count(paths: list[Path], expand: Expand | None = None) -> int:
     """Return the number of records; raises UserError like `records`."""
-    return sum(_count(path, expand) for path in paths)
-
-
-def _count(path: Path, expand: Expand | None) -> int:
-    if path.suffix == ".parquet":
-        return _parquet_rows(path)
-    return sum(1 if expand is None else len(expand(parse())) for parse in _parsers(path))
+    total = 0
+    for path in paths:
+        if path.suffix == ".parquet":
+            total += _parquet_rows(path)
+        else:
+            total += sum(1 if expand is None else len(expand(parse())) for parse in _parsers(path))
+    return total
 
 
 def columns(path: Path) -> list[str]:
@@ -223,24 +224,19 @@ def _parquet(path: Path, start: int, stop: int) -> Iterator[tuple[int, dict]]:
     import pyarrow
 
     with _open_parquet(path) as file:
-        groups, number, first, batch_rows = [], 0, None, PARQUET_BATCH
-        for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if number < stop and number + rows > start:
-                batch_rows = min(batch_rows, _rows_at_a_time(path, file.metadata.row_group(group), group))
-                groups.append(group)
-                first = number if first is None else first
-            number += rows
-        if first is None:
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        ends = list(accumulate(sizes))
+        groups = [i for i, (size, end) in enumerate(zip(sizes, ends, strict=True)) if end > start and end - size < stop]
+        if not groups:
             return
+        first = ends[groups[0]] - sizes[groups[0]]
+        rows = min(_rows_at_a_time(path, file.metadata.row_group(group), group) for group in groups)
         try:
-            for batch in file.iter_batches(batch_rows, row_groups=groups):
+            for batch in file.iter_batches(rows, row_groups=groups):
                 low, high = max(start - first, 0), min(stop - first, batch.num_rows)
                 for i, record in enumerate(batch.slice(low, max(high - low, 0)).to_pylist(), low):
                     yield first + i, record
                 first += batch.num_rows
-                if first >= stop:
-                    return
         except (*BROKEN, pyarrow.ArrowException) as error:
             raise UserError(f"{path}: damaged ({first_line(error)}); download or write it again") from error
 

@@ -8,15 +8,14 @@ https://github.com/iejMac/video2dataset (video2dataset/data_writer.py, video2dat
 
 import contextlib
 import json
-import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
 from fvlm.data.decode.media import Media
 from fvlm.data.readers import tables
-from fvlm.data.readers.row import BadRow, Place, Row, Sample, about, known, row_of
+from fvlm.data.readers.row import BadRow, Place, Row, Sample, known, row_of
 from fvlm.data.readers.tables import LONGEST_LINE
-from fvlm.data.shards.tar import members_of
+from fvlm.data.shards.tar import groups_of, mapped
 from fvlm.errors import UserError
 
 ROWS_PER_TAR = 100_000
@@ -28,13 +27,12 @@ def rows(folder: Path, table: str, start: int = 0, stop: int | None = None) -> I
     tars = files_of(folder, table)
     last = len(tars) if stop is None else min(len(tars), -(-stop // ROWS_PER_TAR))
     for position in range(start // ROWS_PER_TAR, last):
-        place = Place(folder, tars[position])
         for inside, record in enumerate(_records(tars[position])):
             if inside >= ROWS_PER_TAR:
                 raise UserError(f"{tars[position]}: more than {ROWS_PER_TAR:,} samples; split the tar")
             number = position * ROWS_PER_TAR + inside
             if start <= number and (stop is None or number < stop):
-                yield row_of(number, video2dataset, record, place)
+                yield row_of(number, video2dataset, record, folder, tars[position])
 
 
 def count(folder: Path, table: str) -> int:
@@ -56,18 +54,17 @@ def video2dataset(record: dict, place: Place) -> Sample:
     suffix = next((suffix for suffix in VIDEOS if suffix in members), None)
     tar = place.table.relative_to(place.folder).as_posix()
     if suffix is None:
+        place.media = (Media(f"{tar}/{key}"),)
         status, message = description.get("status"), description.get("error_message")
-        with about(Media(f"{tar}/{key}")):
-            if status and status != "success":
-                raise BadRow(f"{status}: {message or description.get('url') or 'no message'}", reason="missing")
-            raise BadRow(f"no video among its members ({', '.join(sorted(members)) or 'none'})")
+        if status and status != "success":
+            raise BadRow(f"{status}: {message or description.get('url') or 'no message'}", reason="missing")
+        raise BadRow(f"no video among its members ({', '.join(sorted(members)) or 'none'})")
     offset, size = members[suffix]
-    video = Media(f"{tar}/{key}.{suffix}", inside=tar, offset=offset, size=size)
-    with about(video):
-        caption = record["caption"] or description.get("caption")
-        if not isinstance(caption, str) or not caption.strip():
-            raise BadRow("no caption: the .txt is empty or missing, and so is `caption` in the .json")
-        return Sample((video,), {"caption": caption.strip()}, known(id=key, url=description.get("url")))
+    place.media = (Media(f"{tar}/{key}.{suffix}", inside=tar, offset=offset, size=size),)
+    caption = record["caption"] or description.get("caption")
+    if not isinstance(caption, str) or not caption.strip():
+        raise BadRow("no caption: the .txt is empty or missing, and so is `caption` in the .json")
+    return Sample({"caption": caption.strip()}, known(id=key, url=description.get("url")))
 
 
 def _records(tar: Path) -> Iterator[dict]:
@@ -85,32 +82,14 @@ def _records(tar: Path) -> Iterator[dict]:
 
 
 def _in_tar(path: Path) -> Iterator[dict]:
-    record: dict | None = None
-    with _mapped(path) as data:
-        for name, _, offset, size in members_of(data, str(path)):
-            folder, slash, base = name.rpartition("/")
-            key, _, suffix = base.partition(".")
-            key = folder + slash + key
-            if not suffix:
-                continue
-            if record is None or key != record["key"]:
-                if record is not None:
-                    yield record
-                record = {"key": key, "members": {}, "caption": None, "about": {}}
-            record["members"][suffix] = (offset, size)
-            if suffix in ("txt", "json") and size <= LONGEST_LINE:
-                _add_text(record, suffix, data[offset : offset + size])
-    if record is not None:
-        yield record
-
-
-@contextlib.contextmanager
-def _mapped(path: Path) -> Iterator[mmap.mmap]:
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            yield data
-    except (OSError, ValueError) as error:  # ValueError: an empty file
-        raise UserError(f"{path}: not a tar ({error}); download it again") from error
+    with mapped(path) as data:
+        for entry in groups_of(data, str(path)):
+            record = {"key": entry.key, "members": entry.members, "caption": None, "about": {}}
+            for suffix in {"txt", "json"} & entry.members.keys():
+                offset, size = entry.members[suffix]
+                if size <= LONGEST_LINE:
+                    _add_text(record, suffix, data[offset : offset + size])
+            yield record
 
 
 def _add_text(record: dict, suffix: str, content: bytes) -> None:

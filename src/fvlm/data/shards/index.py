@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import sys
-import time
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -23,15 +22,15 @@ from pathlib import Path
 import numpy as np
 
 from fvlm.config.resolve import add_study_arguments, study_of
+from fvlm.data.progress import Progress
 from fvlm.data.shards import ledger
 from fvlm.data.shards.arrays import open_arrays, save_arrays
 from fvlm.data.shards.kept import forget
-from fvlm.data.shards.shard_index import COLUMNS, Part, Work, index_shard, read_part, tokenizer_digest
+from fvlm.data.shards.shard_index import COLUMNS, Part, Work, index_shard, tokenizer_digest
+from fvlm.data.shards.tar import read_sample
 from fvlm.data.sources import tars_of
 from fvlm.errors import UserError
 from fvlm.files import write_beside
-
-REPORT_S = 10  # seconds between two lines of progress
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,15 @@ class Index:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def file_of(self, row: int, root: Path) -> Path:
+        """The tar of a sample. `root` is the results folder."""
+        return root / str(self.shards[self.shard[row]])
+
+    def read(self, row: int, root: Path) -> dict[str, bytes]:
+        """Return the content of a sample's members by suffix; raises UserError like `read_sample`."""
+        place = int(self.offset[row]), int(self.length[row])
+        return read_sample(self.file_of(row, root), *place, str(self.keys[row]))
+
 
 def write_index(
     shards: list[Path],
@@ -101,8 +109,10 @@ def write_index(
         raise UserError(f"source {source!r}: no shard, expected at least one; correct its `path` or `table`")
     digest = tokenizer_digest(tokenizer_folder)
     work = Work(source, kind, prompt, tokenizer_folder, digest, root, out.with_suffix(""), foreign)
-    _make_parts(shards, work, processes)
-    parts = [read_part(work.part_of(shard)) for shard in shards]
+    progress, parts = Progress(f"index {source}", len(shards), "shards"), []
+    for part in _parts_of(shards, work, processes):
+        parts.append(part)
+        progress.step()
     if max_reject < 1:
         _check_rejects(source, shards, parts, work, out, max_reject)
     columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in COLUMNS}
@@ -126,19 +136,8 @@ def write_index(
     return index
 
 
-def _make_parts(shards: list[Path], work: Work, processes: int) -> None:
-    """Index each shard without a current part; of several errors, the one of the first shard is raised."""
-    start = last = time.monotonic()
-    for done, _ in enumerate(_indexed(shards, work, processes), 1):
-        now = time.monotonic()
-        if now - last > REPORT_S and done < len(shards):
-            last = now
-            print(
-                f"index {work.source}: {done}/{len(shards)} shards in {now - start:.0f} s", file=sys.stderr, flush=True
-            )
-
-
-def _indexed(shards: list[Path], work: Work, processes: int) -> Iterator[None]:
+def _parts_of(shards: list[Path], work: Work, processes: int) -> Iterator[Part]:
+    """The index of each shard, in order; of several errors, the one of the first shard is raised."""
     if min(processes, len(shards)) <= 1:
         yield from (index_shard(shard, work) for shard in shards)
         return

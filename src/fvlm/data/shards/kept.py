@@ -51,19 +51,19 @@ def keep(files: tuple[Path, ...], depends: str) -> None:
         for file in files:
             (kept / file.name).unlink(missing_ok=True)
             os.link(file, kept / file.name)
-        write_beside(note, lambda beside: beside.write_text(json.dumps({"depends": depends})))
+        write_beside(note, lambda beside: beside.write_text(depends))
 
 
 def bring_back(files: tuple[Path, ...], depends: str) -> bool:
     """Restore the files of a shard if they were kept with the same digest; return whether they were."""
     kept = files[0].parent / FOLDER
     try:
-        if json.loads((kept / f"{files[0].name}.json").read_text())["depends"] != depends:
+        if (kept / f"{files[0].name}.json").read_text() != depends:
             return False
         for file in files:
             file.unlink(missing_ok=True)
             os.link(kept / file.name, file)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError):  # ValueError: a damaged note
         return False
     return True
 

@@ -1,7 +1,6 @@
 """Merge the ledgers of shards and indices into one line per input and a table of counts."""
 
 import argparse
-import csv
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from fvlm.config.resolve import add_study_arguments, study_of
 from fvlm.data.sources import ledgers_of
 from fvlm.errors import UserError
 from fvlm.files import write_beside
+from fvlm.records import write_csv
 
 COLUMNS = ("source", "kind", "status", "reason", "count", "frames", "hours")
 NEEDED = {"source", "kind", "row", "file", "status", "reason", "key", "shard", "frames", "duration_s"}
@@ -88,42 +88,29 @@ def add_up(ledgers: list[Path], out: Path, table: Path) -> list[dict]:
         dict(zip(COLUMNS, (*group, count, frames, round(hours, 6)), strict=True))
         for group, (count, frames, hours) in sorted(totals.items())
     ]
-    write_beside(table, lambda beside: _write_table(rows, beside))
+    write_csv(table, rows, COLUMNS)
     return rows
 
 
-def _write_table(rows: list[dict], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-class _Seen:
-    """The set of rows that were read already, one bit each."""
-
-    def __init__(self) -> None:
-        self._bits: dict[str, bytearray] = defaultdict(bytearray)
-
-    def add(self, source: str, row: int) -> bool:
-        """Add a row; return whether it is new."""
-        bits, (byte, bit) = self._bits[source], divmod(row, 8)
-        if byte >= len(bits):
-            bits.extend(bytes(byte + 1 - len(bits) + len(bits) // 4))  # grow in large steps
-        if bits[byte] >> bit & 1:
-            return False
-        bits[byte] |= 1 << bit
-        return True
+def _mark(bits: bytearray, row: int) -> bool:
+    """Set the bit of a row; return whether it was new."""
+    byte, bit = divmod(row, 8)
+    if byte >= len(bits):
+        bits.extend(bytes(byte + 1 - len(bits) + len(bits) // 4))  # grow in large steps
+    new = not bits[byte] >> bit & 1
+    bits[byte] |= 1 << bit
+    return new
 
 
 def _once(ledgers: list[Path]) -> Iterator[tuple[dict, bytes]]:
     """Each input once, with its line; the line of an index that rejects a sample replaces the line of its shard."""
-    rejected = {_place(entry): line for _, entry, line in _entries(ledgers, b'"rejected"') if _rejected_by_index(entry)}
-    seen = _Seen()
-    for where, entry, line in _entries(ledgers):
+    marked = entries_of(ledgers, b'"rejected"')
+    rejected = {_place(entry): line for _, entry, line in marked if _rejected_by_index(entry)}
+    seen: dict[str, bytearray] = defaultdict(bytearray)  # the rows that were read already, one bit each
+    for where, entry, line in entries_of(ledgers):
         if _rejected_by_index(entry):
             continue
-        if not seen.add(entry["source"], entry["row"]):
+        if not _mark(seen[entry["source"]], entry["row"]):
             raise UserError(
                 f"{where}: row {entry['row']} of {entry['source']!r} is listed twice; make its shards again"
             )
@@ -136,7 +123,7 @@ def _once(ledgers: list[Path]) -> Iterator[tuple[dict, bytes]]:
         yield json.loads(line), line
 
 
-def _entries(ledgers: list[Path], marked: bytes = b"") -> Iterator[tuple[str, dict, bytes]]:
+def entries_of(ledgers: list[Path], marked: bytes = b"") -> Iterator[tuple[str, dict, bytes]]:
     """(place, entry, line) of each line that holds the bytes `marked`; raises UserError if it is no ledger entry."""
     for ledger in ledgers:
         with ledger.open("rb") as file:

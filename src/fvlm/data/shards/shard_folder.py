@@ -3,12 +3,12 @@
 import argparse
 import hashlib
 import json
-import sys
 import time
 from collections import Counter
 from itertools import islice
 from pathlib import Path
 
+from fvlm.data.progress import Progress
 from fvlm.data.readers import READERS, count_rows, files_of, iterate_rows, read_rows, rows_per_shard
 from fvlm.data.shards import ledger
 from fvlm.data.shards.write import is_complete, make_numbered, shard_paths
@@ -32,15 +32,15 @@ def shard_folder(args: argparse.Namespace) -> None:
     if not total:
         raise UserError(f"{args.folder / args.table}: no rows, expected at least one; correct the folder or --table")
     _check_same(args)
-    numbers = range(_shard_count(args, total))
+    tars = READERS[args.reader].rows_per_shard and len(files_of(args.folder, args.table, args.reader))
+    numbers = range(tars or -(-total // args.samples_per_shard))
     missing = [number for number in numbers if not is_complete(*shard_paths(args.out, number))]
     kept = len(numbers) - len(missing)
     print(f"{args.name}: {total} rows, {len(numbers)} shards" + (f", {kept} of them finished before" if kept else ""))
-    made_s = time.monotonic()
-    for done, (number, rows) in enumerate(_rows_of(args, missing), 1):
+    progress = Progress(args.name, len(missing), "shards", every_s=0)
+    for number, rows in _rows_of(args, missing):
         make_numbered(args, number, rows)
-        left_s = (time.monotonic() - made_s) / done * (len(missing) - done)
-        print(f"{args.name}: {kept + done} of {len(numbers)} shards, {left_s / 60:.1f} min left", file=sys.stderr)
+        progress.step()
     ledgers = [shard_paths(args.out, number)[1] for number in numbers]
     merged = args.out / "ledger.jsonl"
     table = ledger.add_up(ledgers, merged, args.out / "data.csv")
@@ -71,12 +71,6 @@ def summary(name: str, table: list[dict], seconds: float, out: Path) -> str:
         f"ledger    {out / 'ledger.jsonl'}",
     ]
     return "\n".join(lines)
-
-
-def _shard_count(args: argparse.Namespace, total: int) -> int:
-    if READERS[args.reader].rows_per_shard:
-        return len(files_of(args.folder, args.table, args.reader))
-    return -(-total // args.samples_per_shard)
 
 
 def _rows_of(args: argparse.Namespace, numbers: list[int]):

@@ -19,7 +19,7 @@ from fvlm.data.shards.arrays import open_arrays, save_arrays
 from fvlm.data.shards.ledger import ledger_line
 from fvlm.data.shards.perceptual import perceptual_hash
 from fvlm.data.shards.samples import check_image, image_suffixes, rejected_text, sample_text, video_suffixes
-from fvlm.data.shards.tar import Entry, samples_of
+from fvlm.data.shards.tar import Entry, mapped, samples_of
 from fvlm.data.shards.text import SYSTEM_PROMPT, encode_chat, load_tokenizer, question_length
 from fvlm.errors import UserError
 
@@ -82,19 +82,20 @@ def tokenizer_digest(folder: Path | str) -> str:
         raise UserError(f"{file}: no tokenizer ({error.strerror}); make it with `fvlm tokenizer`") from error
 
 
-def index_shard(shard: Path, work: Work) -> None:
-    """Write the index of a shard, unless it exists with the same shard, tokenizer, prompt, kind and format.
+def index_shard(shard: Path, work: Work) -> "Part":
+    """Return the index of a shard, and write it unless a current one exists.
 
     raises      UserError for a damaged tar, or one that differs from the checksum beside it
     """
     identity = _identity(shard, work)
-    if is_current(work.part_of(shard), identity):
-        return
+    current = _read_part(work.part_of(shard), identity)
+    if current is not None:
+        return current
     name = work.name_of(shard) if work.foreign else shard.name
     about = {"source": work.source, "kind": work.kind, "shard": name}
     tokenizer = _tokenizer(work.tokenizer_folder, work.tokenizer)
     rows, lines, rejected = [], [], Counter()
-    with open(shard, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with mapped(shard) as data:
         check_sum(shard, data)
         for entry in samples_of(data, str(shard)):
             original, result = _describe(data, entry, tokenizer, work)
@@ -113,6 +114,7 @@ def index_shard(shard: Path, work: Work) -> None:
         values[name] = np.array(column, kind)
     values["hashes"] = values["hashes"].reshape(-1, 2)
     save_arrays(work.part_of(shard), values)
+    return _read_part(work.part_of(shard), identity)
 
 
 @dataclass(frozen=True)
@@ -129,18 +131,16 @@ class Part:
             return [json.loads(line) for line in stored["ledger"].tobytes().splitlines()]
 
 
-def read_part(path: Path) -> Part:
-    with open_arrays(path) as stored:
-        columns = {name: stored[name] for name in COLUMNS}
-        return Part(path, columns, Counter(json.loads(str(stored["rejected"]))))
-
-
-def is_current(part: Path, identity: str) -> bool:
+def _read_part(path: Path, identity: str) -> Part | None:
+    """Return a stored index, or None if there is none with this identity."""
     try:
-        with open_arrays(part) as stored:
-            return str(stored["identity"]) == identity
+        with open_arrays(path) as stored:
+            if str(stored["identity"]) != identity:
+                return None
+            columns = {name: stored[name] for name in COLUMNS}
+            return Part(path, columns, Counter(json.loads(str(stored["rejected"]))))
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
-        return False
+        return None
 
 
 def _identity(shard: Path, work: Work) -> str:

@@ -3,12 +3,14 @@
 The members of a sample follow each other, so that one read at the sample's offset is enough.
 """
 
+import contextlib
 import mmap
 import os
 import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from fvlm.data.decode.media import MAX_SAMPLE_BYTES
@@ -18,6 +20,18 @@ BLOCK = 512
 LONGEST_HEADER = 1 << 20  # bytes of a member with the name and attributes of the next member
 LONGEST_NAME = 4096  # bytes; file systems allow no more
 ADLER_PRIME = 65_521
+
+
+@contextlib.contextmanager
+def mapped(path: Path) -> Iterator[mmap.mmap]:
+    """The bytes of a tar; raises UserError if it is missing or empty."""
+    try:
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # ValueError: an empty file
+        raise UserError(f"{path}: not a tar ({error}); make, copy or download it again") from error
+    with data:
+        yield data
 
 
 def members_of(data: mmap.mmap | bytes, file: str, start: int = 0) -> Iterator[tuple[str, int, int, int]]:
@@ -111,19 +125,20 @@ class Entry:
 def samples_of(data: mmap.mmap | bytes, file: str) -> Iterator[Entry]:
     """The samples of a tar; raises UserError if the members of a sample do not follow each other."""
     seen: set[str] = set()
-    key, start, end, members = None, 0, 0, {}
-    for next_key, suffix, first, content, size in _in_samples(data, file):
-        if next_key != key:
-            if key is not None:
-                yield Entry(key, start, end - start, members)
-            if next_key in seen:
-                raise UserError(f"{file}: key {next_key!r} again at byte {first}; sort the tar's members by key")
-            seen.add(next_key)
-            key, start, members = next_key, first, {}
-        members[suffix] = (content, size)
-        end = content + -(-size // BLOCK) * BLOCK
-    if key is not None:
-        yield Entry(key, start, end - start, members)
+    for entry in groups_of(data, file):
+        if entry.key in seen:
+            raise UserError(f"{file}: key {entry.key!r} again at byte {entry.offset}; sort the tar's members by key")
+        seen.add(entry.key)
+        yield entry
+
+
+def groups_of(data: mmap.mmap | bytes, file: str) -> Iterator[Entry]:
+    """The groups of neighbours with the same key."""
+    for key, members in groupby(_in_samples(data, file), lambda member: member[0]):
+        _, suffixes, firsts, contents, sizes = zip(*members, strict=True)
+        end = contents[-1] + -(-sizes[-1] // BLOCK) * BLOCK
+        places = dict(zip(suffixes, zip(contents, sizes, strict=True), strict=True))
+        yield Entry(key, firsts[0], end - firsts[0], places)
 
 
 def read_sample(file: Path | str, offset: int, length: int, key: str | None = None) -> dict[str, bytes]:

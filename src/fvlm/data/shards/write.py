@@ -5,13 +5,12 @@ same bytes with any number of processes and in any folder.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import re
 import socket
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from fvlm.data.decode.media import Media, MediaError
 from fvlm.data.decode.pool import Decoded, DecodePool, decode_to_jpegs
+from fvlm.data.progress import Progress
 from fvlm.data.readers import Row, rows_per_shard
 from fvlm.data.shards import ledger
 from fvlm.errors import UserError
@@ -57,11 +57,8 @@ def make_shard(
     """
     if not NAME.fullmatch(source_name):
         raise UserError(f"source name {source_name!r}: use only letters, digits, _ and -, as every key begins with it")
-    out_tar.parent.mkdir(parents=True, exist_ok=True)
-    out_ledger.parent.mkdir(parents=True, exist_ok=True)
-    tar, listed = _part(out_tar), _part(out_ledger)
     decode = partial(decode_to_jpegs, folder=folder, backend=backend, crop=crop)
-    try:
+    with _beside(out_tar) as tar, _beside(out_ledger) as listed:
         with DecodePool(decode, processes, deadline_s) as pool:
             results = _decoded(pool, _with_images(rows, kind), kind, READ_AHEAD * processes)
             counts = _write(results, len(rows), source_name, kind, prompt, out_tar, tar, listed)
@@ -74,14 +71,8 @@ def make_shard(
                 "correct the source's path or files, or set its `max_reject` to 1"
             )
         rejected.unlink(missing_ok=True)
-        _flush(tar)
-        _flush(listed)
-        digest = _sha256(tar)
-        tar.replace(out_tar)
-        listed.replace(out_ledger)
-    finally:
-        tar.unlink(missing_ok=True)
-        listed.unlink(missing_ok=True)
+        with tar.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     line = f"{digest}  {out_tar.name}\n"
     write_beside(checksum_of(out_tar), lambda beside: beside.write_text(line))
     return counts
@@ -92,34 +83,22 @@ def checksum_of(tar: Path) -> Path:
     return tar.with_name(tar.name + ".sha256")
 
 
-def _part(path: Path) -> Path:
-    """Name of `path` while this process writes it; removes files of killed processes."""
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A file for this process to write, which is then renamed to `path`; removes those of killed processes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     name, host = f".{path.name}.", socket.gethostname()
     for other in path.parent.glob(f"{name}*.{host}.part"):
-        if not _is_alive(int(other.name[len(name) :].split(".")[0])):
+        if not Path("/proc", other.name[len(name) :].split(".")[0]).exists():
             other.unlink(missing_ok=True)
-    return path.with_name(f"{name}{os.getpid()}.{host}.part")
-
-
-def _is_alive(process: int) -> bool:
+    beside = path.with_name(f"{name}{os.getpid()}.{host}.part")
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # a process of another user
-        return True
-    return True
-
-
-def _flush(path: Path) -> None:
-    """Write a file's content to the disk, before it is renamed and counts as finished."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        yield beside
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())  # before it counts as finished
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _write(
@@ -128,7 +107,7 @@ def _write(
 ) -> Counter:  # fmt: skip
     """Write samples to `tar` and lines to `listed`; return the number of rows by reason."""
     counts: Counter = Counter()
-    progress = RowProgress(f"shard {source}/{out_tar.stem}", total)
+    progress = Progress(f"shard {source}/{out_tar.stem}", total, "rows")
     with tar.open("wb") as tar_file, listed.open("w", encoding="utf-8") as lines, open_tar(tar_file) as writer:
         for row, result in results:
             key = f"{source}-{row.number:07d}"
@@ -141,7 +120,7 @@ def _write(
                 about |= {"duration_s": result.duration_s, "codec": result.codec}
             counts[about.get("reason", "kept")] += 1
             lines.write(ledger.ledger_line(**about))
-            progress.step(f"{counts.total() - counts['kept']} rejected")
+            progress.step(f", {counts.total() - counts['kept']} rejected")
     return counts
 
 
@@ -228,25 +207,6 @@ def _text(row: Row, prompt: str) -> dict:
     question = {"user": row.prompt or prompt}
     # A file of a bare folder may have no caption; an index rejects its sample, which has no answer.
     return question | ({"assistant": row.text["caption"]} if row.text["caption"] else {})
-
-
-class RowProgress:
-    """A line of progress on standard error every few seconds."""
-
-    def __init__(self, what: str, total: int, every_s: float = 5) -> None:
-        self.what, self.total, self.every_s, self.done = what, total, every_s, 0
-        self.start = self.last = time.monotonic()
-
-    def step(self, note: str) -> None:
-        self.done += 1
-        now = time.monotonic()
-        if now - self.last < self.every_s and self.done < self.total:
-            return
-        self.last = now
-        rate = self.done / max(now - self.start, 1e-9)
-        left_s = (self.total - self.done) / rate
-        line = f"{self.what}: {self.done}/{self.total} rows, {rate:.1f}/s, {left_s:.0f} s left, {note}"
-        print(line, file=sys.stderr, flush=True)
 
 
 def shard_paths(out: Path, number: int) -> tuple[Path, Path]:
