@@ -62,7 +62,7 @@ def draw_order(
     max_tokens: int,
     seed: int,
     epoch: int = 0,
-    **asked,
+    **options,
 ) -> Order:
     """Return the longest order with this mixture in which no sample comes twice.
 
@@ -73,7 +73,7 @@ def draw_order(
     share       kind -> share of the samples
     weights     source -> weight among the sources of its kind; a kind without weights draws its samples evenly
     epoch       another epoch is another order of the same samples
-    asked       question_first, frames_seen and pairs, as in `_lengths`
+    options     question_first, frames_seen and pairs, as in `_lengths`
     raises      UserError if a kind with a share has no sample, or a sample is no pair
     """
     kinds = [kind for kind in KINDS if share.get(kind, 0) > 0]
@@ -88,7 +88,7 @@ def draw_order(
     for k, drawn_columns in enumerate(drawn):
         places = np.flatnonzero(kind_of == k)
         columns[:, places] = [column[: len(places)] for column in drawn_columns]
-    lengths = _lengths(indices, source, row, static_frames, max_tokens, [seed, epoch], **asked)
+    lengths = _lengths(indices, source, row, static_frames, max_tokens, [seed, epoch], **options)
     return Order(source, row, *lengths, stream)
 
 
@@ -147,13 +147,13 @@ def in_file_order(
     rows: list[np.ndarray],
     static_frames: int,
     max_tokens: int,
-    **asked,
+    **options,
 ) -> Order:
     """Return the given rows, source after source, for evaluation; arguments as in `draw_order`, with a fixed seed."""
     empty = np.zeros(0, np.int64)
     source = np.concatenate([empty, *(np.full(len(r), i) for i, r in enumerate(rows))])
     row = np.concatenate([empty, *rows]).astype(np.int64)
-    lengths = _lengths(indices, source, row, static_frames, max_tokens, [0, 0], **asked)
+    lengths = _lengths(indices, source, row, static_frames, max_tokens, [0, 0], **options)
     return Order(source, row, *lengths, source)
 
 
