@@ -8,11 +8,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("Snakefile", "rules", "config", "workflow", "envs", "src")
+hypothesis.settings.register_profile("fvlm", deadline=None)  # another process may take the CPU
+hypothesis.settings.load_profile("fvlm")
 MOST_WORKERS = 4  # of pytest; each needs up to 2 GB
 
 

@@ -1,5 +1,7 @@
 """Shards that were downloaded, moved, linked or changed: an entry of the ledger or one sentence, never a crash."""
 
+import importlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +10,9 @@ import pytest
 
 from fvlm.data.shards.index import ledger_of, write_index
 from fvlm.data.shards.ledger import add_up, ledger_line
+from fvlm.data.shards.samples import sample_text
 from fvlm.data.shards.tar import read_sample
+from fvlm.data.shards.text import encode_chat, load_tokenizer
 from fvlm.errors import UserError
 from tests.index_cases import write_tar
 from tests.reader_cases import lines_of, picture, tar_of
@@ -107,3 +111,104 @@ def test_a_shard_that_changed_after_its_index_is_named(tokenizer, tmp_path):
     tar.unlink()
     with pytest.raises(UserError, match=r"x.tar: No such file or directory; put it back"):
         read_sample(tar, *place, "b")
+
+
+def picture_and_text(number: int) -> list[tuple[str, bytes]]:
+    """The members of a sample, all with the same name."""
+    return [("image.jpg", picture(40 * number, "JPEG")), ("image.json", b'{"caption": "number %d"}' % number)]
+
+
+@pytest.mark.parametrize(
+    ("members", "rejected"),
+    [
+        ([*picture_and_text(1), *picture_and_text(2), *picture_and_text(3)], 3),
+        ([*picture_and_text(1), ("image.jpg", picture(5, "JPEG"))], 2),
+        ([("a/image.jpg", picture(9, "JPEG")), ("a/image.json", TEXT), *picture_and_text(1)], 0),
+    ],
+    ids=["all of one name", "one without its text", "in folders"],
+)
+def test_samples_of_one_name_are_listed_and_never_mixed(tokenizer, tmp_path, members, rejected):
+    tar = tar_of(tmp_path / "x.tar", members)
+    index = index_of([tar], tmp_path, tokenizer, foreign=True, max_reject=1)
+    assert (len(index), index.rejected) == (0 if rejected else 2, rejected)
+    messages = [entry["message"] for entry in entries(tmp_path) if entry["reason"]]
+    assert len(messages) == rejected and all("'image'" in text and "'jpg'" in text for text in messages)
+
+
+def shard_of(path: Path, prefix: str) -> bytes:
+    return write_tar(path, [{"__key__": f"{prefix}{i}", "json": TEXT} for i in range(3)]).read_bytes()
+
+
+def test_joined_tars_are_read_to_their_end(tokenizer, tmp_path):
+    parts = [shard_of(tmp_path / f"{prefix}.tar", prefix) for prefix in "abc"]
+    (tmp_path / "joined.tar").write_bytes(b"".join([parts[0], bytes(3 << 20), *parts[1:]]))
+    index = index_of([tmp_path / "joined.tar"], tmp_path, tokenizer, foreign=True)
+    assert index.keys.tolist() == [f"{prefix}{i}" for prefix in "abc" for i in range(3)]
+    assert index.read(8, tmp_path) == {"json": TEXT}
+
+
+@pytest.mark.parametrize("behind", [b"# made by a tool\n" * 40, b"\x89PNG" + bytes(2000)])
+def test_content_behind_a_tar_that_is_no_tar_is_refused_with_its_byte(tokenizer, tmp_path, behind):
+    content = shard_of(tmp_path / "a.tar", "a")
+    (tmp_path / "b.tar").write_bytes(content + behind)
+    with pytest.raises(UserError, match=rf"b\.tar: .*byte {len(content)}"):
+        index_of([tmp_path / "b.tar"], tmp_path, tokenizer, foreign=True)
+
+
+def test_a_hole_of_zeros_is_refused_with_its_byte(tokenizer, tmp_path):
+    contents = {"jpg": picture(9, "JPEG"), "json": TEXT}
+    members = [(f"{i}.{suffix}", content) for i in range(3) for suffix, content in contents.items()]
+    content = bytearray(tar_of(tmp_path / "a.tar", members).read_bytes())
+    second = content.index(b"1.jpg")
+    content[second : second + 512] = bytes(512)
+    (tmp_path / "hole.tar").write_bytes(content)
+    with pytest.raises(UserError, match=rf"hole\.tar: no tar header at byte {second + 512}"):
+        index_of([tmp_path / "hole.tar"], tmp_path, tokenizer, foreign=True)
+
+
+@pytest.mark.parametrize(("module", "name"), [("gzip", "gzip"), ("bz2", "bzip2"), ("lzma", "xz")])
+def test_a_compressed_tar_says_what_it_is(tokenizer, tmp_path, module, name):
+    packed = importlib.import_module(module).compress(shard_of(tmp_path / "a.tar", "a"))
+    (tmp_path / "b.tar").write_bytes(packed)
+    with pytest.raises(UserError, match=f"compressed with {name}.*unpack"):
+        index_of([tmp_path / "b.tar"], tmp_path, tokenizer, foreign=True)
+
+
+PARTS = [{"type": "text", "text": "a cat"}, {"type": "text", "text": "on a mat"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "fact"),
+    [
+        ({"caption": ["a cat", "a dog"]}, "`caption` is list"),
+        ({"user": "?", "assistant": ["yes"]}, "`assistant` is list"),
+        ({"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": ["a", "b"]}]}, "type str"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "x"}]},
+            "image",
+        ),
+        ({"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": PARTS}]}, None),
+    ],
+)
+def test_a_list_where_one_text_is_expected(tokenizer, tmp_path, content, fact):
+    tar = write_tar(tmp_path / "x.tar", [{"__key__": "a", "json": content}])
+    index = index_of([tar], tmp_path, tokenizer, foreign=True, max_reject=1)
+    if fact:
+        assert len(index) == 0 and fact in entries(tmp_path)[0]["message"]
+        return
+    ids, answer = encode_chat(load_tokenizer(tokenizer), sample_text(index.read(0, tmp_path), "?"))
+    assert load_tokenizer(tokenizer).decode(ids[answer].tolist()).strip() == "a cat\non a mat"
+
+
+def test_ids_may_have_holes(tokenizer, tmp_path):
+    """The largest id, not the number of entries, bounds the ids of a sample."""
+    holed = load_tokenizer(tokenizer)
+    holed.add_special_tokens(["<far>"])
+    content = json.loads(holed.to_str())
+    content["added_tokens"][-1]["id"] = 900
+    (tmp_path / "holed").mkdir()
+    (tmp_path / "holed/tokenizer.json").write_text(json.dumps(content))
+    samples = {"in": [1, 900], "out": [1, 901]}
+    shard = write_tar(tmp_path / "x.tar", [{"__key__": k, "json": {"token_ids": ids}} for k, ids in samples.items()])
+    index = index_of([shard], tmp_path, tmp_path / "holed", foreign=True, max_reject=1)
+    assert index.keys.tolist() == ["in"] and "900" in entries(tmp_path)[1]["message"]

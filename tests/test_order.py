@@ -1,5 +1,7 @@
 """The order of training samples: a function of (seed, epoch), no sample twice, an exact mixture in every window."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -204,3 +206,26 @@ def test_all_samples_of_a_video_are_held_out_or_none(seed, clips, share):
     assert not set(one.group[train]) & set(one.group[held])
     assert sorted([*train, *held]) == list(range(3000))
     assert abs(len(held) / 3000 - share) < 5 * (share * clips / 3000) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("videos", "share", "expected"),
+    [(21, 0.1, 2), (5, 0.1, 1), (2, 0.001, 1), (1, 0.5, 0), (300, 0.25, 75), (4, 0.0, 0)],
+)
+def test_a_share_of_few_videos_is_counted(videos, share, expected):
+    few = index("video", videos)
+    training, held = split_held_out(few, share)
+    assert len(held) == expected and sorted([*training, *held]) == list(range(videos))
+    again = replace(few, group=few.group[::-1])
+    assert set(again.group[split_held_out(again, share)[1]]) == set(few.group[held])
+
+
+def test_added_files_move_few_others():
+    more = index("video", 400)
+    less = replace(more, group=more.group[:380], keys=more.keys[:380])
+    one, other = ({*part.group[split_held_out(part, 0.1)[1]]} for part in (less, more))
+    assert len(one) == 38 and len(other) == 40 and len(one - other) <= 2
+    many = index("video", 20_000)
+    fewer = replace(many, group=many.group[:15_000], keys=many.keys[:15_000])
+    kept, _ = (set(part.group[split_held_out(part, 0.1)[1]]) for part in (fewer, many))
+    assert kept <= set(many.group[split_held_out(many, 0.1)[1]]) and abs(len(kept) - 1500) < 150

@@ -4,11 +4,13 @@ import importlib
 import json
 import subprocess
 import sys
+import unicodedata
 from typing import get_args
 
 import pytest
 
 from fvlm.config.schema import Reader
+from fvlm.data.decode.pool import in_any_form
 from fvlm.data.readers import READERS, count_rows, read_rows
 from fvlm.data.readers.row import Row, row_of, without_placeholders
 from fvlm.errors import UserError
@@ -293,3 +295,69 @@ def test_values_of_any_type_give_a_row_or_a_reason(tmp_path, reader):
             json.dumps([row.text, row.extra, row.problem, row.file], ensure_ascii=False).encode()
             problems.add(row.problem)
     assert len(problems) > 1
+
+
+# --- tables made by hand or by a spreadsheet
+
+HI = 'He said "hi".'
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        b"file,caption\na.mp4,A cat.\n", b"file, caption\na.mp4, A cat.\n", b" File ,Caption\r\na.mp4,A cat.\r\n",
+        b"file;caption\na.mp4;A cat.\n", b"file\tcaption\na.mp4\tA cat.\n",
+        "file,caption\na.mp4,A cat.\n".encode("utf-16"),
+        "file;caption\r\na.mp4;A cat.\r\n".encode("utf-8-sig"), b'"file","caption"\n"a.mp4","A cat."\n',
+    ],
+    ids=["plain", "blanks", "another case", "semicolons", "tabs", "UTF-16", "a spreadsheet's", "quotes"],
+)  # fmt: skip
+def test_a_table_by_hand(tmp_path, table):
+    (tmp_path / "t.csv").write_bytes(table)
+    (row,) = read_rows(tmp_path, "t.csv")
+    assert (row.file, row.text, row.problem) == ("a.mp4", {"caption": "A cat."}, None)
+
+
+def test_one_bad_row_of_a_table_costs_that_row(tmp_path):
+    lines = ["file,caption", 'a.mp4,"He said \\"hi\\", then left."', 'b.mp4,"He said ""hi""."', "c.mp4,fine"]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    bad, quoted, fine = read_rows(tmp_path, "t.csv")
+    assert "line 2" in bad.problem and '""' in bad.problem
+    assert (quoted.text["caption"], fine.text["caption"]) == (HI, "fine") and count_rows(tmp_path, "t.csv") == 3
+    assert [row.number for row in read_rows(tmp_path, "t.csv", start=1)] == [1, 2]
+
+
+def test_a_quote_without_an_end_stops_the_table(tmp_path):
+    (tmp_path / "t.csv").write_text('file,caption\na.mp4,"never closed\nb.mp4,fine\n')
+    with pytest.raises(UserError, match="unexpected end"):
+        list(read_rows(tmp_path, "t.csv"))
+
+
+@pytest.mark.parametrize(
+    ("content", "text", "problem"),
+    [
+        ([{"type": "text", "text": "A"}, {"type": "text", "text": "cat."}], "A\ncat.", None),
+        ([{"type": "text", "text": "A"}, {"type": "image"}], None, "'image'"),
+        (["A", "cat."], None, "str"),
+        ([], None, "empty"),
+    ],
+)
+@pytest.mark.parametrize("reader", ["folder", "smoltalk"])
+def test_a_message_may_have_parts(tmp_path, reader, content, text, problem):
+    messages = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": content}]
+    (tmp_path / "t.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    (row,) = read_rows(tmp_path, "t.jsonl", reader=reader)
+    if problem:
+        assert problem in row.problem
+    else:
+        said = row.text["messages"][-1]["content"] if "messages" in row.text else row.text["assistant"]
+        assert row.problem is None and said == text
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_name_in_the_other_unicode_form_is_found(tmp_path, forms):
+    stored, listed = (unicodedata.normalize(form, "Café.mp4") for form in forms)
+    (tmp_path / "é").mkdir()
+    add_video(tmp_path / "é" / stored)
+    assert in_any_form(tmp_path / "é", listed) == tmp_path / "é" / stored
+    assert in_any_form(tmp_path, "none.mp4") == tmp_path / "none.mp4"

@@ -38,8 +38,9 @@ def _too_few(run: Run, stream: Stream, samples: int, needed: float, available: f
     names = ", ".join(source.name for source in stream.sources)
     part = f"data.weights.{names}" if names in run.data.weights else f"data.share.{stream.kind}"
     return (
-        f"run {run.name!r}: {length} needs {needed:,.0f} {stream.kind} samples, but {names} hold {available:,.0f}, and "
-        f"no sample is trained on twice; lower it, lower {part}, or add sources"
+        f"run {run.name!r}: {length} needs {math.ceil(needed):,} {stream.kind} samples, but {names} hold "
+        f"{math.floor(available):,} for training, and no sample is trained on twice; lower it, lower {part}, or add "
+        "sources"
     )
 
 

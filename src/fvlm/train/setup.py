@@ -1,5 +1,6 @@
 """Setting up a training: data, order, model and reference, before the first step."""
 
+import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,8 @@ import numpy as np
 import torch
 
 from fvlm.config.schema import Run, Study
-from fvlm.data.batches.loader import Steps, data_files, open_training, validation_steps
+from fvlm.data.batches.loader import Corpus, Steps, data_files, open_training, validation_steps
+from fvlm.data.batches.order import is_ranked
 from fvlm.device import autocast, device_of, peak_flops, precision_on
 from fvlm.errors import UserError
 from fvlm.files import digest_of, sweep
@@ -77,7 +79,7 @@ def prepare(run: Run, study: Study, folder: Path, ranks: Ranks) -> Setup:
         share = {"rank": ranks.rank, "ranks": ranks.count}
         steps = Steps(corpus, order, run, study, run.data.loss, run.optim.batch_size, **share)
         validation = validation_steps(run, study, **share)
-        hash_of_all = identity(run, study, folder)
+        hash_of_all = identity(run, study, folder, counted_split(study, corpus))
     if len(set(ranks.gather(hash_of_all))) > 1:
         raise ranks.common_error(
             f"run {run.name!r}: its ranks found different configurations, data or parents; let all nodes read the same "
@@ -89,7 +91,8 @@ def prepare(run: Run, study: Study, folder: Path, ranks: Ranks) -> Setup:
     parallel = (FullySharded if split else DataParallel)(model, device, ranks)
     fill = fill_of(steps, flops)
     if ranks.first:
-        print(f"{run.name}: {describe_fill(fill)}", file=sys.stderr, flush=True)
+        for line in filter(None, (without_validation(run, study, validation), describe_fill(fill))):
+            print(f"{run.name}: {line}", file=sys.stderr, flush=True)
     precision = precision_on(run, device)
     reference = None
     if run.data.loss == "preference":  # the model still has its parent's weights
@@ -106,12 +109,34 @@ def prepare(run: Run, study: Study, folder: Path, ranks: Ranks) -> Setup:
     )  # fmt: skip
 
 
-def identity(run: Run, study: Study, folder: Path) -> str:
-    """Return a hash of all that the run's result depends on: configuration, tokenizer, data and parent's weights."""
+def identity(run: Run, study: Study, folder: Path, split: str = "") -> str:
+    """Return a hash of all that the run's result depends on: configuration, tokenizer, data and parent's weights.
+
+    split   what `counted_split` returns
+    """
     files = data_files(run, study)
     if run.parent is not None:
         files.append(_parent_weights(run, folder))
-    return digest_of(f"{FORMAT} {run.digest}", files)
+    return digest_of(f"{FORMAT} {run.digest} {split}".strip(), files)
+
+
+def counted_split(study: Study, corpus: Corpus) -> str:
+    """A hash of the rows to train on, of sources whose held-out share is counted; empty if there is none."""
+    rows = [
+        rows.tobytes()
+        for name, index, rows in zip(corpus.names, corpus.indices, corpus.rows, strict=True)
+        if isinstance(study.sources[name].held_out, float) and is_ranked(index)
+    ]
+    return hashlib.sha256(b"".join(rows)).hexdigest() if rows else ""
+
+
+def without_validation(run: Run, study: Study, validation: Steps | None) -> str:
+    """Return which sources of a run have no held-out sample; empty if all have some."""
+    held = dict(zip(validation.corpus.names, validation.corpus.rows, strict=True)) if validation else {}
+    used = [name for name in run.data.sources if run.data.share.get(study.sources[name].kind)]
+    lacking = [name for name in used if not len(held.get(name, ()))]
+    none = "; the training has no validation loss" if not validation else ""
+    return f"no held-out sample of {', '.join(lacking)}{none} (`held_out` in config/sources.yaml)" if lacking else ""
 
 
 def _parent_weights(run: Run, folder: Path) -> Path:

@@ -53,7 +53,8 @@ def open_training(run: Run, study: Study) -> Corpus:
 def open_held_out(run: Run, study: Study, part: str, samples: int, kinds: tuple[str, ...] | None = None) -> Corpus:
     """Return at most `samples` held-out samples of each of the run's sources, always the same ones.
 
-    part    "validation" (during training, chooses the best weights) or "evaluation"; a video is in only one of them
+    part    "validation" (during training, chooses the best weights) or "evaluation"; a video is in only one of them,
+            unless there is no other
     kinds   only sources of these kinds; None: the kinds with a share in the run
     """
     kinds = kinds or tuple(kind for kind, share in run.data.share.items() if share > 0)
@@ -72,7 +73,9 @@ def open_held_out(run: Run, study: Study, part: str, samples: int, kinds: tuple[
         shuffled, videos = _by_video(index, rows)
         cut = min(run.train.validation_samples, len(rows) // 2)
         cut = np.searchsorted(videos, videos[cut]) if cut else 0  # the first row of a video
-        chosen = (shuffled[:cut] if part == "validation" else shuffled[cut:])[:samples]
+        parts = {"validation": shuffled[:cut], "evaluation": shuffled[cut:]}
+        only_one = len(rows) > 0 and videos[0] == videos[-1]
+        chosen = (shuffled if only_one else parts[part])[:samples]
         corpus.names.append(name)
         corpus.indices.append(index)
         corpus.rows.append(np.sort(chosen))

@@ -13,6 +13,8 @@ from fvlm.errors import UserError
 KINDS = ("video", "image", "text", "preference")
 PARTS = 10_000  # shares are exact to a hundredth of a percent
 
+FEW = 10_000  # groups of a source; of so many, chance alone holds out a share to a tenth of it
+
 
 @dataclass(frozen=True)
 class Order:
@@ -224,7 +226,23 @@ def cut_to_flops(order: Order, flops_of_each: np.ndarray, budget: float, run: st
 
 
 def split_held_out(index: Index, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows for training and the held-out rows; all samples of a group are on the same side."""
-    # The group is a hash, so its value modulo 10^6 is as good as a random number.
-    held = index.group % 1_000_000 < round(share * 1_000_000)
+    """Return the rows for training and the held-out rows; all samples of a group are on the same side.
+
+    The groups with the smallest hashes are held out. Of few groups these are `share`, rounded, and at least one of two
+    or more; of many, those below a fixed limit, so that no group changes sides when files are added.
+    """
+    chance = index.group % 1_000_000  # the group is a hash, so this is as good as a random number
+    limit = round(share * 1_000_000)
+    if share and is_ranked(index):
+        groups = np.unique(index.group)
+        groups = groups[np.argsort(groups % 1_000_000, kind="stable")]
+        count = max(round(share * len(groups)), 1) if len(groups) > 1 else 0
+        held = np.isin(index.group, groups[:count])
+    else:
+        held = chance < limit
     return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def is_ranked(index: Index) -> bool:
+    """Return whether a source has so few groups that a share of them is counted."""
+    return len(index) < FEW or len(np.unique(index.group)) < FEW

@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -84,11 +85,20 @@ def _read_inside(media: Media, folder: Path) -> bytes:
         raise MediaError("missing", f"{media.file}: {media.inside}: {error.strerror}") from error
 
 
+def in_any_form(folder: Path, name: str) -> Path:
+    """The path of a file, or of one whose name differs only in its Unicode form if only that exists.
+
+    A Mac stores e and an accent (NFD) where tables have one letter (NFC).
+    """
+    forms = [folder / name, *(folder / unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
+    return next((path for path in forms if os.path.exists(path)), forms[0])
+
+
 @contextlib.contextmanager
 def _on_disk(media: Media, folder: Path, content: bytes | None) -> Iterator[Path]:
     """The path of the file, or of a temporary copy of its bytes, because two of the decoders need a path."""
     if content is None:
-        yield folder / media.file
+        yield in_any_form(folder, media.file)
         return
     suffix = re.search(r"\.[A-Za-z0-9]{1,5}$", media.file)  # FFmpeg uses it to recognise the format
     try:

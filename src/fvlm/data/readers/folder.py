@@ -8,7 +8,7 @@ the video are held out together.
 from pathlib import Path, PurePosixPath
 
 from fvlm.data.decode.media import IMAGE_SUFFIXES, Media
-from fvlm.data.readers.row import BadRow, Place, Sample, known, messages_problem, string
+from fvlm.data.readers.row import BadRow, Place, Sample, known, messages_problem, string, with_joined_parts
 from fvlm.data.readers.tables import columns
 from fvlm.errors import UserError
 
@@ -23,6 +23,7 @@ def media_of(name: str) -> Media:
 
 
 def folder(record: dict, place: Place) -> Sample:
+    record = {name.lower(): value for name, value in record.items()}
     place.media = _media(record)
     prompt = record.get("prompt") or None
     if prompt is not None and not isinstance(prompt, str):
@@ -43,7 +44,7 @@ def _text(record: dict) -> dict:
     if form is None:
         raise BadRow(f"no text: expected {FORMS_TEXT}, not empty")
     if form == ("messages",):
-        messages = record["messages"]
+        messages = with_joined_parts(record["messages"], "messages")
         if messages_problem(messages):
             return {"messages": messages}  # `checked` reports the problem
         return {"messages": [{name: message[name] for name in ("role", "content")} for message in messages]}
@@ -54,7 +55,7 @@ def _text(record: dict) -> dict:
 
 def check(path: Path) -> None:
     """Refuse a table without the needed columns in its header or first row; raises UserError."""
-    names = columns(path)
+    names = [name.lower() for name in columns(path)]
     if not names:
         return
     listed = ", ".join(names)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 MAX_IMAGES = 64  # a sample's frames
 SURPLUS = ""  # key of the values of a CSV row that have no column
+PROBLEM = "\0problem"  # key of the reason why a CSV row cannot be read
 ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 # Marks that datasets put at the place of an image or a video; here visual tokens always come before the text.
 PLACEHOLDER = r"<\|?(?:image|video)(?:_pad)?\|?>|<\|vision_(?:start|end)\|>"
@@ -85,6 +86,8 @@ class Place:
 
 def row_of(number: int, make: Callable[[dict, Place], Sample], record: dict, folder: Path, table: Path) -> Row:
     """Return the row that `make` makes of a record of a table, or a row with a problem."""
+    if PROBLEM in record:
+        return Row(number, (), {}, problem=record[PROBLEM])
     if record.get(SURPLUS):
         return Row(number, (), {}, problem="more values than columns; put a text that holds a comma in quotes")
     place = Place(folder, table)
@@ -124,6 +127,35 @@ def text_problem(text: dict) -> str | None:
         if not isinstance(value, str) or not value.strip():
             return f"`{name}` is empty or not a text"
     return None if text else "no text"
+
+
+def joined_parts(content: object) -> object:
+    """Content as a list of parts {"type": "text", "text": ...}, joined with line breaks; any other content unchanged.
+
+    raises      ValueError for a part that is no text, such as a picture, or for a list without parts
+    """
+    if not isinstance(content, list):
+        return content
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            kind = repr(part.get("type")) if isinstance(part, dict) else type(part).__name__
+            raise ValueError(f"content is a list with a part of type {kind}; expected parts {{type: text, text}}")
+    if not content:
+        raise ValueError("content is an empty list")
+    return "\n".join(part["text"] for part in content)
+
+
+def with_joined_parts(messages: object, column: str) -> object:
+    """Messages whose contents are texts; what is no list of messages is unchanged. Raises BadRow."""
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        return messages
+    try:
+        return [
+            {**message, **{key: joined_parts(message[key]) for key in ("content", "value") if key in message}}
+            for message in messages
+        ]
+    except ValueError as error:
+        raise BadRow(f"`{column}`: {error}") from error
 
 
 def messages_problem(messages: object) -> str | None:
@@ -196,6 +228,7 @@ def conversation(turns: object, column: str) -> dict:
 
     raises      BadRow
     """
+    turns = with_joined_parts(turns, column)
     if not isinstance(turns, list) or not turns:
         raise BadRow(f"`{column}` is not a list of turns, or is empty")
     messages = []

@@ -4,6 +4,7 @@ A record is a dict. Records before `start` are skipped as cheaply as the format 
 and JSONL without making dicts. A JSON array is always parsed completely. pyarrow is loaded only for Parquet.
 """
 
+import codecs
 import csv
 import json
 import re
@@ -13,7 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import IO
 
-from fvlm.data.readers.row import SURPLUS
+from fvlm.data.readers.row import PROBLEM, SURPLUS
 from fvlm.errors import BROKEN, UserError, first_line
 
 HINT = "add it, or name another one with `table`"
@@ -23,6 +24,7 @@ PARQUET_BATCH = 64  # rows in memory at a time; each may hold images
 BATCH_BYTES = 256 << 20  # fewer rows at a time if each may repeat the largest value of a dictionary
 MOST_VALUES = 10_000  # values per row, on average; a few bytes of Parquet can repeat a value 10^9 times
 LONGEST_LINE = 64 << 20  # bytes or characters; a line is read at once
+LONGEST_HEADER = 1 << 16  # bytes that are searched for the separator of a CSV
 LARGEST_JSON = 2 << 30  # bytes; parsing needs several times as much memory
 MOST_ROWS = 10**9  # of a Parquet file; shards are planned by the number in its header
 
@@ -121,6 +123,9 @@ def _parsers(path: Path) -> Iterator[Callable[[], dict]]:
         rows = _csv_rows(path)
         header = next(rows, [])
         for row in rows:
+            if row[-1] is PROBLEM:
+                yield lambda row=row: {PROBLEM: row[0]}
+                continue
             yield lambda row=row: {**dict(zip(header, row, strict=False)), SURPLUS: row[len(header) :]}
     elif path.suffix == ".jsonl" or _has_objects_in_lines(path):
         for number, line in _lines(path):
@@ -133,12 +138,32 @@ def _parsers(path: Path) -> Iterator[Callable[[], dict]]:
 def _csv_rows(path: Path) -> Iterator[list[str]]:
     """The header and the rows, without blank lines."""
     csv.field_size_limit(LONGEST_LINE)
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(_limited(file, path), strict=True)
-        try:
-            yield from filter(None, reader)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: after line {reader.line_num}: {error}; expected CSV in UTF-8") from error
+    with path.open("rb") as file:
+        head = file.read(LONGEST_HEADER)
+    encoding = "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    header = head.decode(encoding, "replace").partition("\n")[0]
+    # Spreadsheets of some languages separate by semicolons. A blank behind each comma is no part of a text.
+    delimiter = next((mark for mark in ",;\t" if mark in header), ",")
+    with path.open(newline="", encoding=encoding) as file:
+        reader = csv.reader(
+            _limited(file, path), strict=True, delimiter=delimiter, skipinitialspace=f"{delimiter} " in header
+        )
+        first = True
+        while True:
+            try:
+                row = next(reader, None)
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}: after line {reader.line_num}: {error}; expected CSV in UTF-8") from error
+            except csv.Error as error:
+                problem = f"{path.name}: line {reader.line_num}: {error}"
+                if first or "unexpected end" in str(error):  # a quote without an end has taken in all later rows
+                    raise UserError(f"{path}: after line {reader.line_num}: {error}; expected CSV in UTF-8") from error
+                row = [f'{problem}; write a quote inside a quoted text as ""', PROBLEM]
+            if row is None:
+                return
+            if row:
+                yield [name.strip() for name in row] if first else row
+                first = False
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

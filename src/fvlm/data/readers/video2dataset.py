@@ -59,6 +59,8 @@ def video2dataset(record: dict, place: Place) -> Sample:
         if status and status != "success":
             raise BadRow(f"{status}: {message or description.get('url') or 'no message'}", reason="missing")
         raise BadRow(f"no video among its members ({', '.join(sorted(members)) or 'none'})")
+    if record["repeated"]:
+        raise BadRow(f"{record['repeated']!r} is there twice or more under the key {key!r}; rename the samples")
     offset, size = members[suffix]
     place.media = (Media(f"{tar}/{key}.{suffix}", inside=tar, offset=offset, size=size),)
     caption = record["caption"] or description.get("caption")
@@ -78,18 +80,19 @@ def _records(tar: Path) -> Iterator[dict]:
         for _, _, description in tables.records([parquet]):
             key = str(description.get("key"))
             if key not in seen:
-                yield {"key": key, "members": {}, "caption": None, "about": description}
+                yield {"key": key, "members": {}, "caption": None, "about": description, "repeated": ""}
 
 
 def _in_tar(path: Path) -> Iterator[dict]:
     with mapped(path) as data:
         for entry in groups_of(data, str(path)):
             record = {"key": entry.key, "members": entry.members, "caption": None, "about": {}}
+            record["repeated"] = entry.repeated
             for suffix in {"txt", "json"} & entry.members.keys():
                 offset, size = entry.members[suffix]
                 if size <= LONGEST_LINE:
                     _add_text(record, suffix, data[offset : offset + size])
-            yield record
+            yield from [record] * entry.copies
 
 
 def _add_text(record: dict, suffix: str, content: bytes) -> None:

@@ -29,6 +29,9 @@ def sample_text(members: dict[str, bytes], prompt: str) -> dict:
     content = json.loads(members["json"]) if "json" in members else {}
     if not isinstance(content, dict):
         raise ValueError("the json is not an object")
+    for name in ("caption", "user", "assistant", "chosen"):
+        if not isinstance(content.get(name) or "", str):
+            raise ValueError(f"`{name}` is {type(content[name]).__name__}, expected one text")
     if content.get("token_ids") or content.get("messages") or content.get("assistant"):
         return content
     if content.get("chosen"):

@@ -6,8 +6,10 @@ import mmap
 import os
 import zipfile
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +22,11 @@ from fvlm.data.shards.ledger import ledger_line
 from fvlm.data.shards.perceptual import perceptual_hash
 from fvlm.data.shards.samples import check_image, image_suffixes, rejected_text, sample_text, video_suffixes
 from fvlm.data.shards.tar import Entry, mapped, samples_of
-from fvlm.data.shards.text import SYSTEM_PROMPT, encode_chat, load_tokenizer, question_length
+from fvlm.data.shards.text import SYSTEM_PROMPT, encode_chat, largest_id, load_tokenizer, question_length
 from fvlm.errors import UserError
 
 LONGEST_KEY = 255  # characters; an index stores all keys with the length of the longest one
-FORMAT = 4  # raise it after each change that changes the index of a shard
+FORMAT = 5  # raise it after each change that changes the index of a shard
 COLUMNS = {
     "offset": np.int64,
     "length": np.int64,
@@ -97,7 +99,7 @@ def index_shard(shard: Path, work: Work) -> "Part":
     rows, lines, rejected = [], [], Counter()
     with mapped(shard) as data:
         check_sum(shard, data)
-        for entry in samples_of(data, str(shard)):
+        for entry in _with_copies(samples_of(data, str(shard))):
             original, result = _describe(data, entry, tokenizer, work)
             about |= {"row": len(rows) + rejected.total(), "file": original, "key": entry.key}
             if isinstance(result, MediaError):
@@ -199,6 +201,12 @@ def check_sum(shard: Path, data: mmap.mmap | bytes) -> None:
 def _describe(data: mmap.mmap, entry: Entry, tokenizer: Tokenizer, work: Work) -> tuple[str | None, tuple | MediaError]:
     """Original file of a sample, or None; and its columns from `frames` to `hashes`, or its problem."""
     try:
+        if entry.repeated:
+            raise MediaError(
+                "bad_sample",
+                f"{entry.copies} members {entry.repeated!r} of the key {entry.key!r}, so it is unknown what belongs "
+                "together; give each sample a name of its own",
+            )
         _check_sizes(entry)
         text = {suffix: _content(data, entry, suffix) for suffix in ("json", "txt") if suffix in entry.members}
         sample = sample_text(text, work.prompt)
@@ -229,6 +237,11 @@ def _describe(data: mmap.mmap, entry: Entry, tokenizer: Tokenizer, work: Work) -
     group = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
     lengths = len(ids), int(answer.sum()), question_length(tokenizer, ids, answer), rejected
     return original or None, (len(images), *lengths, group, hashes)
+
+
+def _with_copies(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """Each entry as often as it has samples, so that all of them are in the ledger."""
+    return chain.from_iterable(repeat(entry, entry.copies) for entry in entries)
 
 
 def _check_sizes(entry: Entry) -> None:
@@ -278,7 +291,7 @@ def _problem(
         return f"{len(images)} images, at most {MAX_FRAMES} are allowed"
     if kind != "text" and not images:
         return "no image"
-    entries = tokenizer.get_vocab_size()
-    if ids.size and not 0 <= ids.min() <= ids.max() < entries:
-        return f"token ids {ids.min()} to {ids.max()}, but the tokenizer has {entries} entries"
+    largest = largest_id(tokenizer)
+    if ids.size and not 0 <= ids.min() <= ids.max() <= largest:
+        return f"token ids {ids.min()} to {ids.max()}, but the largest of the tokenizer is {largest}"
     return None if answer.any() else "no answer"

@@ -8,6 +8,7 @@ import mmap
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,6 +20,11 @@ from fvlm.errors import UserError
 BLOCK = 512
 LONGEST_HEADER = 1 << 20  # bytes of a member with the name and attributes of the next member
 LONGEST_NAME = 4096  # bytes; file systems allow no more
+ZEROS = 1 << 20  # bytes that are searched at a time for content behind the end mark
+COMPRESSED = {  # first bytes
+    "gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd", "xz": b"\xfd7zXZ", "bzip2": b"BZh", "lz4": b"\x04\x22\x4d\x18",
+    "zip": b"PK\x03\x04",
+}  # fmt: skip
 ADLER_PRIME = 65_521
 
 
@@ -43,12 +49,16 @@ def members_of(data: mmap.mmap | bytes, file: str, start: int = 0) -> Iterator[t
     while offset + BLOCK <= len(data):
         header = data[offset : offset + BLOCK]
         if header[0] == 0 and not any(header):
-            return
+            behind = _behind_zeros(data, offset)
+            if behind is None:
+                return
+            offset = behind  # of a joined tar; behind a hole there is no header, which is found below
+            continue
         try:
             checksum = int(header[148:156].strip(b"\0 ") or b"0", 8)
             size = _number(header[124:136])
         except ValueError as error:
-            raise UserError(f"{file}: no tar header at byte {offset}; make or copy it again") from error
+            raise UserError(f"{file}: {_no_header(header, offset)}; make or copy it again") from error
         if (checksum - _sum_of(header)) % ADLER_PRIME:
             raise UserError(f"{file}: damaged tar header at byte {offset}; make or copy it again")
         content = offset + BLOCK
@@ -67,6 +77,22 @@ def members_of(data: mmap.mmap | bytes, file: str, start: int = 0) -> Iterator[t
             named = None
         offset = following
     raise UserError(f"{file}: no end mark of a tar at byte {len(data)}; make or copy it again")
+
+
+def _behind_zeros(data: mmap.mmap | bytes, offset: int) -> int | None:
+    """The offset of the next block that holds anything; None if there is none."""
+    while offset < len(data):
+        part = data[offset : offset + ZEROS]
+        rest = len(part.lstrip(b"\0"))
+        if rest:
+            return (offset + len(part) - rest) // BLOCK * BLOCK
+        offset += len(part)
+    return None
+
+
+def _no_header(header: bytes, offset: int) -> str:
+    packed = next((name for name, magic in COMPRESSED.items() if offset == 0 and header.startswith(magic)), None)
+    return f"compressed with {packed}: unpack it first" if packed else f"no tar header at byte {offset}"
 
 
 def _sum_of(header: bytes) -> int:
@@ -114,12 +140,18 @@ def _in_samples(data: mmap.mmap | bytes, file: str) -> Iterator[tuple[str, str, 
 
 @dataclass(frozen=True)
 class Entry:
-    """One sample in a tar: `members` maps suffixes to (offset, size) of their content."""
+    """One sample in a tar: `members` maps suffixes to (offset, size) of their content.
+
+    repeated    a suffix that is there twice or more, so that it is unknown which members belong together; "" if none
+    copies      how often it is there: so many samples have this key
+    """
 
     key: str
     offset: int
     length: int
     members: dict[str, tuple[int, int]]
+    repeated: str = ""
+    copies: int = 1
 
 
 def samples_of(data: mmap.mmap | bytes, file: str) -> Iterator[Entry]:
@@ -138,7 +170,8 @@ def groups_of(data: mmap.mmap | bytes, file: str) -> Iterator[Entry]:
         _, suffixes, firsts, contents, sizes = zip(*members, strict=True)
         end = contents[-1] + -(-sizes[-1] // BLOCK) * BLOCK
         places = dict(zip(suffixes, zip(contents, sizes, strict=True), strict=True))
-        yield Entry(key, firsts[0], end - firsts[0], places)
+        suffix, copies = Counter(suffixes).most_common(1)[0]
+        yield Entry(key, firsts[0], end - firsts[0], places, suffix if copies > 1 else "", copies)
 
 
 def read_sample(file: Path | str, offset: int, length: int, key: str | None = None) -> dict[str, bytes]:

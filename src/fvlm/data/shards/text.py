@@ -10,12 +10,14 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from fvlm.data.readers import Row, read_rows
+from fvlm.data.readers.row import joined_parts
 from fvlm.errors import UserError, first_line
 
 LARGEST_TOKENIZER = 256 << 20  # bytes of a tokenizer.json; one with 260,000 entries has 40 MB
@@ -157,6 +159,12 @@ def _answer_header(tokenizer: Tokenizer) -> list[int]:
     return [tokenizer.token_to_id(START), *tokenizer.encode("assistant\n", add_special_tokens=False).ids]
 
 
+@cache
+def largest_id(tokenizer: Tokenizer) -> int:
+    """The largest token id. Ids may have holes, so it can be larger than the number of entries."""
+    return max(tokenizer.get_vocab().values())
+
+
 def encode_prompt(tokenizer: Tokenizer, question: str) -> np.ndarray:
     """Return a question with the header of its answer, for generation: ids (S,) int32."""
     messages = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": question}]
@@ -169,6 +177,7 @@ def _messages(sample: dict) -> list[dict]:
         {"role": "user", "content": sample["user"]},
         {"role": "assistant", "content": sample["assistant"]},
     ]
+    messages = [{**message, "content": joined_parts(message["content"])} for message in messages]
     if messages[0]["role"] != "system":
         messages = [{"role": "system", "content": SYSTEM_PROMPT}, *messages]
     return messages
@@ -192,6 +201,9 @@ def _encode(tokenizer: Tokenizer, pieces: list[str]) -> list[list[int]]:
 
     raises      ValueError if the texts are too long, TypeError if one is no text, UserError if the tokenizer fails
     """
+    for piece in pieces:
+        if not isinstance(piece, str):
+            raise TypeError(f"a content is {type(piece).__name__}, expected a text")
     length = sum(map(len, pieces))
     if length > LONGEST_TEXT:
         raise ValueError(f"a text of {length:,} characters, more than {LONGEST_TEXT:,}")
