@@ -162,7 +162,7 @@ def test_a_hole_of_zeros_is_refused_with_its_byte(tokenizer, tmp_path):
     second = content.index(b"1.jpg")
     content[second : second + 512] = bytes(512)
     (tmp_path / "hole.tar").write_bytes(content)
-    with pytest.raises(UserError, match=rf"hole\.tar: no tar header at byte {second + 512}"):
+    with pytest.raises(UserError, match=rf"hole\.tar: (no|damaged) tar header at byte {second + 512}"):
         index_of([tmp_path / "hole.tar"], tmp_path, tokenizer, foreign=True)
 
 
@@ -202,10 +202,9 @@ def test_a_list_where_one_text_is_expected(tokenizer, tmp_path, content, fact):
 
 def test_ids_may_have_holes(tokenizer, tmp_path):
     """The largest id, not the number of entries, bounds the ids of a sample."""
-    holed = load_tokenizer(tokenizer)
-    holed.add_special_tokens(["<far>"])
-    content = json.loads(holed.to_str())
-    content["added_tokens"][-1]["id"] = 900
+    content = json.loads((tokenizer / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary[max(vocabulary, key=vocabulary.get)] = 900
     (tmp_path / "holed").mkdir()
     (tmp_path / "holed/tokenizer.json").write_text(json.dumps(content))
     samples = {"in": [1, 900], "out": [1, 901]}

@@ -58,9 +58,11 @@ def members_of(data: mmap.mmap | bytes, file: str, start: int = 0) -> Iterator[t
             checksum = int(header[148:156].strip(b"\0 ") or b"0", 8)
             size = _number(header[124:136])
         except ValueError as error:
-            raise UserError(f"{file}: {_no_header(header, offset)}; make or copy it again") from error
+            problem = _compressed(data, offset) or f"no tar header at byte {offset}"
+            raise UserError(f"{file}: {problem}; make or copy it again") from error
         if (checksum - _sum_of(header)) % ADLER_PRIME:
-            raise UserError(f"{file}: damaged tar header at byte {offset}; make or copy it again")
+            problem = _compressed(data, offset) or f"damaged tar header at byte {offset}"
+            raise UserError(f"{file}: {problem}; make or copy it again")
         content = offset + BLOCK
         following = content + -(-size // BLOCK) * BLOCK
         if following > len(data):
@@ -76,7 +78,8 @@ def members_of(data: mmap.mmap | bytes, file: str, start: int = 0) -> Iterator[t
                 yield (named and named[0]) or _short_name(header), first, content, size
             named = None
         offset = following
-    raise UserError(f"{file}: no end mark of a tar at byte {len(data)}; make or copy it again")
+    problem = _compressed(data, offset) or f"no end mark of a tar at byte {len(data)}"
+    raise UserError(f"{file}: {problem}; make or copy it again")
 
 
 def _behind_zeros(data: mmap.mmap | bytes, offset: int) -> int | None:
@@ -90,9 +93,10 @@ def _behind_zeros(data: mmap.mmap | bytes, offset: int) -> int | None:
     return None
 
 
-def _no_header(header: bytes, offset: int) -> str:
-    packed = next((name for name, magic in COMPRESSED.items() if offset == 0 and header.startswith(magic)), None)
-    return f"compressed with {packed}: unpack it first" if packed else f"no tar header at byte {offset}"
+def _compressed(data: mmap.mmap | bytes, offset: int) -> str:
+    """Return how a file that does not begin with a tar header is compressed; empty if it is not."""
+    found = [name for name, magic in COMPRESSED.items() if offset == 0 and data[: len(magic)] == magic]
+    return f"compressed with {found[0]}: unpack it first" if found else ""
 
 
 def _sum_of(header: bytes) -> int:
