@@ -290,13 +290,15 @@ def test_a_run_saves_how_its_sources_show_their_samples(prepared, tmp_path):
     assert all(entry["crop"] is True and entry["prompt"] == study.sources[n].prompt for n, entry in sources.items())
 
 
-@pytest.mark.parametrize("command", ["evaluate", "attention", "caption"])
-def test_a_wrong_path_is_reported_without_torch(tmp_path, command):
-    arguments = ["x.mp4", "--run", str(tmp_path)] if command == "caption" else ["nowhere", "--out", "x"]
-    code = (
-        "import sys; from fvlm.__main__ import main; status = main(sys.argv[1:]); print(status, 'torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, command, *arguments], cwd=ROOT, capture_output=True, text=True)
+@pytest.mark.parametrize(
+    "arguments",
+    ["evaluate nowhere --out x", "attention nowhere --out x", "caption x.mp4 --run nowhere", "train nowhere",
+     "preflight --study nowhere.yaml", "calibrate nowhere"],
+)  # fmt: skip
+def test_a_wrong_path_or_name_is_reported_without_torch(arguments):
+    code = "import sys; from fvlm.__main__ import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    command = [sys.executable, "-c", code, *arguments.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "2 False\n", done
     assert "Traceback" not in done.stderr
 

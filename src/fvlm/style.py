@@ -14,7 +14,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
@@ -46,6 +45,8 @@ class NothingToDraw(Exception):
 
 
 def apply() -> None:
+    import seaborn as sns  # with scipy.stats, which takes most of a second
+
     sns.set_theme(
         context="paper",
         style="ticks",

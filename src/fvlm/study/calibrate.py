@@ -4,24 +4,14 @@ The samples are random, with the lengths that the run's sources declare; so are 
 loading, which threads do in the background (`operation.loader_workers`).
 """
 
-import gc
 import sys
-import time
-from statistics import median
-
-import torch
 
 from fvlm.config.resolve import add_study_arguments, study_of
 from fvlm.config.schema import Run, Study
 from fvlm.costs.limits import too_little_memory
 from fvlm.costs.memory import GB, predicted_bytes
-from fvlm.costs.speed import CPU, CUDA, calibration_path, model_digest, read_calibration
-from fvlm.device import device_of, gpu_of, hardware, memory_gb, precision_on
+from fvlm.costs.speed import CPU, model_digest, read_calibration
 from fvlm.errors import UserError
-from fvlm.files import write_json
-from fvlm.study.trial import Trial, expected, flops_of, step_of
-
-WARM, LEAST, MOST = 2, 5, 50  # warm-up steps; fewest and most measured steps
 
 
 def add_arguments(parser) -> None:
@@ -38,6 +28,10 @@ def main(args) -> int:
     chosen = [study.runs[name] for name in args.runs] or list(study.runs.values())
     runs = {model_digest(run): run for run in reversed(chosen)}
     runs = dict(reversed(runs.items()))  # the first run of each model
+    # These import torch, which takes seconds.
+    from fvlm.device import device_of, gpu_of
+    from fvlm.study.timing import store, timed
+
     kinds = {device_of(run).type for run in runs.values()}
     if any(run.operation.gpus for run in runs.values()) and kinds == {CPU}:
         raise UserError(
@@ -48,7 +42,7 @@ def main(args) -> int:
     for number, (digest, run) in enumerate(runs.items(), 1):
         reason = why_not(run, gpu_of(device_of(run)))
         if reason is None:
-            _store(study, digest, timed(run, study, args.seconds), device_of(run))
+            store(study, digest, timed(run, study, args.seconds), device_of(run))
         else:
             refused += 1
         print(f"{number} of {len(runs)} models: {reason or _result_line(study, digest)}", file=sys.stderr, flush=True)
@@ -64,48 +58,6 @@ def why_not(run: Run, gpu: tuple[str, float] | None) -> str | None:
     if gpu is not None and predicted_bytes(run) > gpu[1] * GB:
         return f"not timed: {too_little_memory(run, *gpu)}"
     return None
-
-
-def timed(run: Run, study: Study, seconds: float) -> dict:
-    """Train a run's model for about `seconds`; return the medians over the steps."""
-    device = device_of(run)
-    torch.set_num_threads(run.operation.threads)
-    if device.type == CUDA:
-        torch.set_float32_matmul_precision("high")
-        torch.cuda.reset_peak_memory_stats(device)
-    trial, rates, times = Trial(run, device), [], []
-    for number in range(WARM + MOST):
-        samples = expected(run, study, -(-run.optim.batch_size // run.operation.total_ranks), seed=number)
-        step_s, _ = trial.step(step_of(samples, run, seed=number))
-        if number >= WARM:
-            times.append(step_s)
-            rates.append(flops_of(samples, run) / step_s)
-            if len(times) >= LEAST and sum(times) >= seconds:
-                break
-    result = {
-        "run": run.name, "encoder": run.model.encoder.name, "language": run.model.language.name,
-        "architecture": run.model.architecture, "precision": precision_on(run, device),
-        "steps": len(times), "samples_per_step": len(samples), "seconds_per_step": median(times),
-        "flops_per_s": median(rates), "memory_gb": memory_gb(device),
-        "predicted_gb": predicted_bytes(run) / GB if device.type == CUDA else None,
-    }  # fmt: skip
-    del trial
-    gc.collect()
-    if device.type == CUDA:
-        torch.cuda.empty_cache()
-    return result
-
-
-def _store(study: Study, digest: str, result: dict, device: torch.device) -> None:
-    """Add a model to the calibration, which replaces a calibration of another machine."""
-    machine = hardware()
-    name = machine["gpu"] if device.type == CUDA else f"{machine['cpu']}"
-    known = read_calibration(study.results)
-    models = known["models"] if known is not None and known["device"] == name else {}
-    write_json(calibration_path(study.results), {
-        "device": name, "kind": CUDA if device.type == CUDA else CPU, "torch": torch.__version__,
-        "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "models": models | {digest: result},
-    })  # fmt: skip
 
 
 def _result_line(study: Study, digest: str) -> str:

@@ -15,9 +15,6 @@ from fvlm.config.resolve import add_study_arguments, study_of
 from fvlm.config.schema import Study
 from fvlm.costs.limits import check_data, check_memory, check_tokenizer
 from fvlm.files import write_beside
-from fvlm.study import check_data as data
-from fvlm.study import check_machine as machine
-from fvlm.study import check_models as models
 from fvlm.study.check import OK, PROBLEM, Check, table_of, tried
 from fvlm.study.status import is_held
 
@@ -62,6 +59,11 @@ def _line(check: Check) -> str:
 
 def planned(study: Study, scratch: Path) -> dict:
     """Return the checks by name, the quick ones first."""
+    # These import torch, which takes seconds.
+    from fvlm.study import check_data as data
+    from fvlm.study import check_machine as machine
+    from fvlm.study import check_models as models
+
     largest = max(study.runs.values(), key=machine.checkpoint_bytes)
     checks = {
         "enough samples": partial(_passed, check_data, study, "no run needs more samples than its sources have"),
