@@ -75,7 +75,8 @@ def study_of(results: Path, **changes) -> Study:
     """The smoke study with these sources and with `changes` of the baseline."""
     settings = {"data.sources": ["grid", "pictures", "chat"], "train.samples": 16, "operation.micro_frames": 20}
     settings |= changes
-    content = {"results": str(results), "baseline": settings, "prepare": [], "only": {"ablations": ["baseline"]}}
+    only = {"only": {"ablations": ["baseline"]}, "seeds": {"baseline": None}}
+    content = {"results": str(results), "baseline": settings, "prepare": [], **only}
     return load_study(merged(read_yaml(ROOT / "config/smoke.yaml"), content), ROOT / "config")
 
 

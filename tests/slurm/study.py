@@ -106,7 +106,7 @@ class SlurmWorkflow(Workflow):
                 words = process.cmdline()
                 if words[1:4] != ["-m", "fvlm", "train"] or process.cwd() != str(self.folder):
                     continue
-                if run in ("", words[4]):
+                if run in ("", *words[4:]):
                     processes.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
