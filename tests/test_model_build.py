@@ -1,5 +1,9 @@
 """Building, loading and freezing."""
 
+import json
+import shutil
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file, save_model
@@ -260,3 +264,17 @@ def test_weights_in_a_file_restore_a_model(architecture, tmp_path):
     load_weights(other, tmp_path / "model.safetensors")
     batch = joined(mixed())
     assert torch.equal(model(batch).loss_sum_B, other(batch).loss_sum_B)
+
+
+def test_a_number_in_single_precision_is_the_declared_one(checkpoints, tmp_path):
+    shutil.copytree(checkpoints / "llm", tmp_path / "llm")
+    file = tmp_path / "llm/config.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"rms_norm_eps": float(np.float32(content["rms_norm_eps"]))}))
+    assert json.loads(file.read_text())["rms_norm_eps"] != content["rms_norm_eps"]
+    build_model(configuration(language={"weights": str(tmp_path / "llm")}), 0)
+
+
+def test_a_folder_without_a_config_is_named_as_that(tmp_path):
+    with pytest.raises(UserError, match=r"no config\.json"):
+        build_model(configuration(language={"weights": str(tmp_path)}), 0)

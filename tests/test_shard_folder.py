@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from fvlm.__main__ import main
 from fvlm.data.readers import read_rows
 from fvlm.data.shards.index import write_index
 from fvlm.data.shards.text import train_tokenizer
@@ -241,3 +242,22 @@ def test_a_lower_memory_limit_of_the_user_is_kept(tmp_path):
 
     subprocess.run([*command, "--processes", "1"], check=True, preexec_fn=lower, capture_output=True)
     assert len(samples_in(tmp_path / "out/00000.tar")) == 1
+
+
+def test_a_single_file_is_a_source_of_one(tmp_path, capsys):
+    folder = tmp_path / "my videos"
+    video = add_video(folder / "a cat.mp4")
+    add_video(folder / "other.mp4")
+    (folder / "a cat.txt").write_text("A cat.")
+    out = folder / "shards"
+    assert main(["shard", str(video), "--out", str(out), "--processes", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "a_cat: 1 row, 1 shard\n" in printed and "every file" not in printed
+    (entry,) = lines_of(out / "ledger.jsonl")
+    assert (entry["file"], entry["status"], entry["source"]) == ("a cat.mp4", "kept", "a_cat")
+
+
+def test_a_folder_that_is_not_there_is_named_first(tmp_path, capsys):
+    assert main(["shard", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr()
+    assert "nowhere" in said.err and said.out == ""

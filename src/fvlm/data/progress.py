@@ -3,6 +3,8 @@
 import sys
 import time
 
+LEAST_S = 20  # before the time that is left is estimated
+
 
 class Progress:
     """A line every few seconds, and one at the end.
@@ -23,6 +25,8 @@ class Progress:
             return
         self.last = now
         rate = self.done / max(now - self.start, 1e-9)
-        left_s = (self.total - self.done) / rate
-        line = f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.1f}/s, {left_s:.0f} s left{note}"
+        # The first units wait for processes to start, so that their speed says little.
+        known = now - self.start >= LEAST_S or self.done == self.total
+        left = f", {(self.total - self.done) / rate:.0f} s left" if known else ""
+        line = f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.1f}/s{left}{note}"
         print(line, file=sys.stderr, flush=True)

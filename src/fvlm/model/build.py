@@ -1,5 +1,6 @@
 """Build a model from its configuration: pretrained weights, or random ones that learn from scratch."""
 
+import math
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,6 +120,11 @@ def load_pretrained(
 
     raises   UserError if they cannot be loaded, have other sizes than declared, or miss or add a tensor
     """
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise UserError(
+            f"model.{part}.weights: the folder {name!r} has no config.json; give a folder with config.json and "
+            "model.safetensors"
+        )
     try:
         stored = _config_of(name, declared, part, fields)
         _compare(stored, declared, name, part, fields)
@@ -179,10 +185,19 @@ def _compare(
     different = [
         f"{field} is {getattr(stored, field)!r}, declared {getattr(declared, field)!r}"
         for field in fields
-        if getattr(stored, field) != getattr(declared, field)
+        if not _equal(getattr(stored, field), getattr(declared, field))
     ]
     if different:
         raise UserError(f"model.{part}: the config of {name!r} differs: {'; '.join(different)}; correct the size")
+
+
+def _equal(stored: object, declared: object) -> bool:
+    """Whether two values of a field are equal; a number may have been stored in single precision."""
+    if isinstance(stored, float) and isinstance(declared, float):
+        return math.isclose(stored, declared, rel_tol=1e-6)
+    if isinstance(stored, dict) and isinstance(declared, dict):
+        return stored.keys() == declared.keys() and all(_equal(stored[key], declared[key]) for key in stored)
+    return stored == declared
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -23,6 +24,8 @@ from fvlm.records import unwritten
 from fvlm.train.ranks import Ranks
 
 KINDS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")  # in a checkpoint
+UMASK = os.umask(0)  # there is no way to read it alone
+os.umask(UMASK)
 FORMAT = 3  # of a checkpoint; part of its identity, so that one of another format is not resumed
 
 
@@ -68,9 +71,18 @@ class RunLock:
 
 
 def write_weights(path: Path, write: Callable[[Path], None]) -> None:
-    """Call `write_beside` for a large file; raises UserError if it cannot be written."""
+    """Call `write_beside` for a large file; raises UserError if it cannot be written.
+
+    safetensors makes files that only their owner can read; this one gets the usual mode.
+    """
+
+    def write_readable(part: Path) -> None:
+        write(part)
+        with suppress(OSError):  # a file system without modes
+            part.chmod(0o666 & ~UMASK)
+
     try:
-        write_beside(path, write)
+        write_beside(path, write_readable)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise unwritten(path, error) from error
 

@@ -15,9 +15,11 @@ from fvlm.data.readers.folder import media_of
 from fvlm.data.readers.row import BadRow, Row, checked
 from fvlm.errors import UserError
 
+ALL = "."
+
 
 def rows(folder: Path, table: str, start: int = 0, stop: int | None = None) -> Iterator[Row]:
-    for number, name in islice(enumerate(inputs(folder)), start, stop):
+    for number, name in islice(enumerate(inputs(folder, table)), start, stop):
         readable = name.encode("utf-8", "backslashreplace").decode()
         if readable != name:
             yield Row(number, (media_of(readable),), {}, problem="the name of the file is not UTF-8; rename it")
@@ -32,24 +34,28 @@ def rows(folder: Path, table: str, start: int = 0, stop: int | None = None) -> I
 
 
 def count(folder: Path, table: str) -> int:
-    return len(inputs(folder))
+    return len(inputs(folder, table))
 
 
 def files_of(folder: Path, table: str) -> list[Path]:
     """The inputs and their captions."""
-    paths = [folder / name for name in inputs(folder)]
+    paths = [folder / name for name in inputs(folder, table)]
     return [*paths, *filter(None, map(sidecar, paths))]
 
 
-def inputs(folder: Path) -> list[str]:
+def inputs(folder: Path, table: str = ALL) -> list[str]:
     """All files below the folder, relative to it, sorted, without captions and names that start with a dot.
 
     A folder that several links point to is read once.
+
+    table       the name of the only input; ALL: every file
 
     raises      UserError if the folder does not exist, or a folder in it cannot be read
     """
     if not folder.is_dir():
         raise UserError(f"no folder {str(folder)!r}; correct the path")
+    if table != ALL:
+        return [table]
     names, visited = [], set()
     for here, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
         real = os.path.realpath(here)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from fvlm.data.readers import READERS, Row, count_rows, read_rows, rows_per_shard
+from fvlm.data.readers.files import ALL
 from fvlm.data.shards.kept import bring_back, keep, made_from
 from fvlm.data.shards.shard_folder import shard_folder
 from fvlm.data.shards.write import checksum_of, is_complete, make_numbered, shard_paths
@@ -16,7 +17,9 @@ from fvlm.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from fvlm.data.decode.video import BACKENDS  # loads the decoders
 
-    parser.add_argument("folder", type=Path, help="folder with the media files, and their table if there is one")
+    parser.add_argument(
+        "folder", type=Path, help="folder with the media files, and their table if there is one; or one file"
+    )
     parser.add_argument(
         "--reader", choices=READERS, help="format of the folder (default: folder, or files without a table)"
     )
@@ -61,10 +64,13 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _make(args: argparse.Namespace) -> None:
+    if args.folder.is_file() and args.reader is None and args.table is None:
+        args.reader, args.table, args.folder = "files", args.folder.name, args.folder.parent
+        args.name = args.name or Path(args.table).stem
     args.reader = args.reader or reader_of(args.folder, args.table)
     args.table = READERS[args.reader].table if args.table is None else args.table
-    args.name = args.name or re.sub(r"[^A-Za-z0-9_-]+", "_", args.folder.resolve().name) or "source"
-    if args.reader == "files" and args.out.resolve().is_relative_to(args.folder.resolve()):
+    args.name = re.sub(r"[^A-Za-z0-9_-]+", "_", args.name or args.folder.resolve().name) or "source"
+    if args.reader == "files" and args.table == ALL and args.out.resolve().is_relative_to(args.folder.resolve()):
         raise UserError(
             f"--out {args.out} is in the folder whose files are the inputs; name a folder outside of {args.folder}"
         )

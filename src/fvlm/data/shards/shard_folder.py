@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fvlm.data.progress import Progress
 from fvlm.data.readers import READERS, count_rows, files_of, iterate_rows, read_rows, rows_per_shard
+from fvlm.data.readers.files import ALL
 from fvlm.data.shards import ledger
 from fvlm.data.shards.write import is_complete, make_numbered, shard_paths
 from fvlm.errors import UserError
@@ -26,9 +27,9 @@ def shard_folder(args: argparse.Namespace) -> None:
     raises      UserError if too many rows were rejected, or the output folder holds shards of other inputs
     """
     start_s = time.monotonic()
-    if args.reader == "files":
-        print(f"no table: every file in {args.folder} is an input; a .txt beside it is its caption")
     total = count_rows(args.folder, args.table, args.reader)
+    if args.reader == "files" and args.table == ALL:
+        print(f"no table: every file in {args.folder} is an input; a .txt beside it is its caption")
     if not total:
         raise UserError(f"{args.folder / args.table}: no rows, expected at least one; correct the folder or --table")
     _check_same(args)
@@ -36,7 +37,10 @@ def shard_folder(args: argparse.Namespace) -> None:
     numbers = range(tars or -(-total // args.samples_per_shard))
     missing = [number for number in numbers if not is_complete(*shard_paths(args.out, number))]
     kept = len(numbers) - len(missing)
-    print(f"{args.name}: {total} rows, {len(numbers)} shards" + (f", {kept} of them finished before" if kept else ""))
+    print(
+        f"{args.name}: {plural(total, 'row')}, {plural(len(numbers), 'shard')}"
+        + (f", {kept} of them finished before" if kept else "")
+    )
     progress = Progress(args.name, len(missing), "shards", every_s=0)
     for number, rows in _rows_of(args, missing):
         make_numbered(args, number, rows)
@@ -55,6 +59,10 @@ def shard_folder(args: argparse.Namespace) -> None:
     for row in table:
         counts[row["reason"] or "kept"] += row["count"]
     ledger.check_rejects(args.name, counts, args.max_reject, merged)
+
+
+def plural(count: int, unit: str) -> str:
+    return f"{count} {unit}" + ("s" if count != 1 else "")
 
 
 def summary(name: str, table: list[dict], seconds: float, out: Path) -> str:
