@@ -13,7 +13,7 @@ package = run_path(workflow.source_path("src/fvlm/snakemake/package.py"))
 ORIGIN = package["find_package"](workflow)  # as pip installs it
 
 from fvlm.analysis import catalog
-from fvlm.snakemake.module import call_handlers, with_prefix
+from fvlm.snakemake.module import call_handlers, name_of_all, with_prefix
 from fvlm.snakemake.process import prepare_process
 from fvlm.snakemake.report import (
     announce,
@@ -37,7 +37,7 @@ STUDY = open_study(
 R = STUDY.folder
 RUNS = STUDY.runs
 SOURCES = STUDY.sources
-ALL = workflow.modifier.avail_rulename("all")  # its name if this is a module
+ALL = name_of_all(workflow, R)
 
 prepare_process(workflow, lambda: announce(STUDY, workflow))
 

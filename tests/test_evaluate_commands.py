@@ -284,7 +284,8 @@ def test_a_file_is_shown_as_the_sources_of_its_kind(capsys, kind, expected, warn
 
 def test_a_run_saves_how_its_sources_show_their_samples(prepared, tmp_path):
     trained(prepared, tmp_path)
-    run, sources = read_run(tmp_path / "baseline")
+    run, beside = read_run(tmp_path / "baseline")
+    sources = beside["sources"]
     study = study_in(prepared)
     assert run == study.runs[run.name] and set(sources) == set(run.data.sources)
     assert all(entry["crop"] is True and entry["prompt"] == study.sources[n].prompt for n, entry in sources.items())

@@ -10,9 +10,8 @@ from typing import get_args
 import pytest
 
 from fvlm.config.schema import Reader
-from fvlm.data.decode.pool import in_any_form
 from fvlm.data.readers import READERS, count_rows, read_rows
-from fvlm.data.readers.row import Row, row_of, without_placeholders
+from fvlm.data.readers.row import Row, in_any_form, row_of, without_placeholders
 from fvlm.errors import UserError
 from tests.reader_cases import LONG, add_video, picture, rows_of, stored, write_table
 

@@ -101,6 +101,7 @@ def test_the_summary_of_a_run_decides_what_it_was_trained_with(tmp_path):
     assert known.params_of_run(f"{tmp_path}/runs/A1/model/best.safetensors") == ["'abc'"]
     assert known.params_of_run(f"{tmp_path}/runs/A2/metrics.csv") is None
     assert known.params_of_run(f"{tmp_path}/tables/runs.csv") is None
+    assert known.params_of_run(f"{tmp_path}/runs/A1/captions.html") is None  # of a user's own rule
     summary.write_text('{"digest": "def"}')
     known.forget()
     assert known.params_of_run(str(summary)) == ["'def'"]
@@ -363,6 +364,16 @@ def test_failed_jobs_are_listed_with_their_last_lines(opened, tmp_path, log, cap
     ]
 
 
+def test_failures_of_another_snakefile_are_its_own(opened, tmp_path, log, capsys):
+    elsewhere = Failed("pretrain", Path("/elsewhere/log"), part="x")
+    without_log = Failed("plot", Path("unused"))
+    without_log.log = []
+    own = Failed("fvlm_train", log("a.log", "nan"), run="A6")
+    report_failures(opened(results=str(tmp_path)), of_snakemake(failed=(elsewhere, without_log, own)))
+    printed = capsys.readouterr().err
+    assert "Failed jobs (1)" in printed and "fvlm_train A6: nan" in printed and "pretrain" not in printed
+
+
 def test_a_stopped_call_says_how_to_go_on_and_a_quiet_one_nothing(opened, capsys):
     report_failures(opened(), of_snakemake())
     assert capsys.readouterr().err.startswith("\nStopped.\nThe same command goes on")
@@ -424,11 +435,13 @@ def test_a_snakemake_waits_for_the_shards_of_an_earlier_one(squeue, monkeypatch,
         ("train", 0, None, "--nice=100"),
         ("train", 0, "--nice=7", "--nice=7"),
         ("train", 50, "--signal=USR1@300", "--signal=USR1@300"),
+        ("fvlm_train", 0, None, "--nice=100"),
         ("evaluate", 0, None, None),
     ],
 )
 def test_a_training_lets_the_stages_go_first(name, priority, extra, expected):
-    job = SimpleNamespace(name=name, priority=priority, resources=ResourceList(fromdict={"slurm_extra": extra}))
+    job = Failed(name, Path("log"), run="A6")
+    job.priority, job.resources = priority, ResourceList(fromdict={"slurm_extra": extra})
     slurm.go_behind_stages(job)
     assert job.resources.get("slurm_extra") == expected
 

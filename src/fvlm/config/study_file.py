@@ -6,6 +6,7 @@ read that file, so that they get exactly what was parsed. No torch, no pandas: S
 
 import json
 from collections.abc import Iterable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ def typed(config: Any, changes: Any) -> Any:
     if not isinstance(changes, str):
         return changes
     try:
-        return yaml.safe_load(changes)
+        value = yaml.safe_load(changes)
     except yaml.YAMLError:
         return changes
+    return changes if isinstance(value, date) else value

@@ -90,13 +90,13 @@ def _remedy(run: Run, memory_gb: float) -> str:
 def check_tokenizer(study: Study, runs: Iterable[Run] | None = None) -> None:
     """Raise UserError if the tokenizer has ids for which a language model has no embedding.
 
-    A smaller tokenizer is fine. One that is not on this disk yet, such as a hub name, is checked once it is there.
+    A smaller tokenizer is fine. One that is not on this disk, such as a hub name, is checked when a run begins.
 
-    runs    those to check; None: all of the study
+    runs    those that begin, with the tokenizer in the results; None: all of the study, with the folder that it names
     """
-    folders = [Path(study.results) / "tokenizer", *([Path(study.tokenizer.weights)] if study.tokenizer.weights else [])]
-    file = next((folder / "tokenizer.json" for folder in folders if (folder / "tokenizer.json").is_file()), None)
-    if file is None:
+    folder = Path(study.tokenizer.weights or "") if runs is None else Path(study.results) / "tokenizer"
+    file = folder / "tokenizer.json"
+    if (runs is None and not study.tokenizer.weights) or not file.is_file():
         return
     entries = _entries(file)
     for run in study.runs.values() if runs is None else runs:

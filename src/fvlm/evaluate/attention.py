@@ -24,10 +24,11 @@ def main(args) -> int:
         )
     # These import torch, which takes seconds.
     from fvlm.device import autocast
-    from fvlm.evaluate.load import load_run
+    from fvlm.evaluate.load import check_split, load_run
     from fvlm.evaluate.maps import attention_maps, fixed_videos, write_maps
 
     run, model, device = load_run(folder)
+    check_split(run, study, folder)
     videos = fixed_videos(run, study, study.evaluation.attention_videos)
     if not len(videos):
         raise UserError(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fvlm.data.decode.media import IMAGE_SUFFIXES
 from fvlm.errors import UserError
-from fvlm.evaluate.read import read_run
+from fvlm.evaluate.read import SOURCES, read_run
 
 QUESTION = "Say what happens in the video."  # for a run that did not save the prompts of its sources
 
@@ -25,7 +25,7 @@ def add_arguments(parser) -> None:
 
 
 def main(args) -> int:
-    run, sources = read_run(args.run)
+    run, beside = read_run(args.run)
     missing = [str(file) for file in args.files if not file.is_file()]
     if missing:
         raise UserError(f"{missing[0]}: no such file; expected a video or an image")
@@ -34,7 +34,7 @@ def main(args) -> int:
     answers = Answers(args.run, args.mode, args.tokens)
     for file in args.files:
         still = file.suffix.lower() in IMAGE_SUFFIXES
-        shown = shown_like(sources, "image" if still else "video", run.name)
+        shown = shown_like(beside[SOURCES], "image" if still else "video", run.name)
         question = args.question or shown.get("prompt") or QUESTION
         print(f"{file}: {answers.answer(file, question, still, shown.get('crop', True))}")
     return 0

@@ -4,11 +4,27 @@ from pathlib import Path
 
 import torch
 
-from fvlm.config.schema import Run
+from fvlm.config.schema import Run, Study
+from fvlm.data.batches.loader import counted_split, open_training
 from fvlm.device import device_of
-from fvlm.evaluate.read import read_run
+from fvlm.errors import UserError
+from fvlm.evaluate.read import SPLIT, read_run
 from fvlm.model.build import build_model, load_weights
 from fvlm.model.foveated import VideoLanguageModel
+
+
+def check_split(run: Run, study: Study, folder: Path) -> None:
+    """Raise UserError if a run may have trained on samples that are held out now."""
+    if not any(isinstance(study.sources[name].held_out, float) for name in run.data.sources):
+        return
+    _, beside = read_run(folder)
+    split = counted_split(study, open_training(run, study))
+    if split != beside[SPLIT]:
+        raise UserError(
+            f"run {run.name!r} was trained with another split of its sources into training and held-out samples (they "
+            f"have more or fewer samples now, or the run is of an earlier version); train it again: delete "
+            f"{folder / 'state'} and {folder / 'run_summary.json'}"
+        )
 
 
 def load_run(folder: Path | str) -> tuple[Run, VideoLanguageModel, torch.device]:

@@ -21,7 +21,7 @@ from fvlm.config.schema import Run, Study
 from fvlm.data.batches.loader import Steps, data_files, open_held_out, steps_in_file_order
 from fvlm.device import autocast, precision_on
 from fvlm.errors import UserError
-from fvlm.evaluate.load import load_run
+from fvlm.evaluate.load import check_split, load_run
 from fvlm.files import digest_of
 from fvlm.model.foveated import Output
 from fvlm.records import MetricsLog, write_csv
@@ -32,6 +32,7 @@ BATCH = 8  # samples per forward pass
 def evaluate(folder: Path, study: Study, out: Path) -> None:
     """Score a finished run and write the table, with one row per sample, mode and kind of frames."""
     run, model, device = load_run(folder)
+    check_split(run, study, folder)
     steps = held_out_samples(run, study)
     batches = batches_by_source(steps)
     scored = Scored(out.with_suffix(".scored.jsonl"), identity(run, study, folder, steps, device))

@@ -6,11 +6,15 @@ from pathlib import Path
 from fvlm.config.schema import Run
 from fvlm.errors import UserError
 
-SOURCES = "sources"  # key of model/run.json beside the fields of the run: what `Study.shown_to` returns
+# Keys of model/run.json beside the fields of the run: what `Study.shown_to` and `counted_split` return.
+SOURCES, SPLIT = "sources", "split"
 
 
-def read_run(folder: Path | str) -> tuple[Run, dict[str, dict]]:
-    """Return a finished run and how its sources showed their samples, source -> {"kind", "crop", "prompt"}.
+def read_run(folder: Path | str) -> tuple[Run, dict]:
+    """Return a finished run, and what it saved beside its configuration; runs of an earlier version did not.
+
+    "sources" is how its sources showed their samples, source -> {"kind", "crop", "prompt"}; "split" which of them it
+    trained on.
 
     folder  results/runs/NAME
     raises  UserError if the run is not finished, or is of another version
@@ -23,8 +27,8 @@ def read_run(folder: Path | str) -> tuple[Run, dict[str, dict]]:
         )
     try:
         content = json.loads(saved.read_text())
-        sources = content.pop(SOURCES, {})  # runs of an earlier version do not have it
-        return Run.model_validate(content), sources
+        beside = {SOURCES: content.pop(SOURCES, {}), SPLIT: content.pop(SPLIT, "")}
+        return Run.model_validate(content), beside
     except (ValueError, AttributeError) as error:
         raise UserError(
             f"{saved}: not a run of this version ({' '.join(str(error).split())[:200]}); train it again"

@@ -19,6 +19,10 @@ from fvlm.files import write_beside
 
 MADE_FROM = "made_from.jsonl"  # in a results folder: {"file": ..., "params": [...]}; later lines win
 STUDY = "study.json"  # in a results folder: the complete study, which its jobs read
+OF_A_RUN = (  # the outputs of a training in its folder
+    *(FINISHED, "metrics.csv", "validation.csv"),
+    *("model/best.safetensors", "model/final.safetensors", "model/run.json"),
+)
 HERE = "'{results}/"  # stands for the results folder in stored parameters, so that it may be renamed
 
 
@@ -27,7 +31,7 @@ class ResultsMemory:
 
     folder      the results folder
     study       the complete study that Snakemake parsed
-    is_alone    tells whether no other snakemake is at work in this working directory
+    is_alone    tells whether no other snakemake is at work on this folder, and holds it from then on
     """
 
     def __init__(self, folder: str, study: dict, is_alone: Callable[[], bool]):
@@ -40,19 +44,22 @@ class ResultsMemory:
         raises   WorkflowError if another snakemake has jobs that read another study from there
         """
         path, text = self.folder / STUDY, json.dumps(self.study, indent=1, default=str) + "\n"
+        alone = self.is_alone()
         if path.exists() and path.read_text() == text:
             return
-        if path.exists() and not self.is_alone():
+        if path.exists() and not alone:
             raise WorkflowError(
-                f"another snakemake is at work in this folder, and its jobs read {path}, a study with other settings; "
-                "wait until it has ended, or give this one another `results:`"
+                f"another snakemake is at work on {self.folder}, and its jobs read {path}, a study with other "
+                "settings; wait until it has ended, or give this one another `results:`"
             )
         write_beside(path, lambda part: part.write_text(text))
 
     def params_of_run(self, path: str) -> list[str] | None:
         """Return the parameters that the run of a file was trained with; None if it is no file of a finished run."""
-        inside = self._inside(path)
-        digest = self._digest(Path(inside).parts[1]) if inside and inside.startswith("runs/") else None
+        parts = Path(self._inside(path) or "").parts
+        if parts[:1] != ("runs",) or "/".join(parts[2:]) not in OF_A_RUN:
+            return None
+        digest = self._digest(parts[1])
         return [repr(digest)] if digest else None
 
     def params(self, path: str) -> list[str] | None:

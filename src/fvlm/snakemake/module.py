@@ -15,6 +15,20 @@ def is_whole(workflow) -> bool:
     return workflow.modifier.rule_whitelist is None and workflow.modifier.avail_rulename("all") is not None
 
 
+def is_training(job) -> bool:
+    """Return whether a job of Snakemake is a training; a module may add a prefix to the rule's name."""
+    return not job.is_group() and job.rule.name.endswith("train") and "run" in job.wildcards.keys()  # noqa: SIM118
+
+
+_NAMES: dict[str, str] = {}  # results folder -> name of its rule `all`
+
+
+def name_of_all(workflow, folder: str) -> str | None:
+    """The name of the rule `all`, which a module may change; also while a single rule is parsed again."""
+    name = workflow.modifier.avail_rulename("all")
+    return _NAMES.setdefault(folder, name) if name else _NAMES.get(folder)
+
+
 def with_prefix(workflow, config: dict) -> dict:
     """Return the configuration with the results in the folder that the module's `prefix` or `replace_prefix` gives.
 

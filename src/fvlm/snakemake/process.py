@@ -60,14 +60,16 @@ def is_target(name: str, arguments: list[str] | None = None) -> bool:
 
 @cache
 def is_alone(file: Path = ALIVE) -> bool:
-    """Return whether no other snakemake is at work in this directory, and hold a lock that ends with this process."""
-    file.parent.mkdir(exist_ok=True)
+    """Return whether no other snakemake holds this file, and hold it until this process ends."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     alive = os.open(file, os.O_WRONLY | os.O_CREAT)  # stays open until this process ends
     try:
         fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(alive)
         return False
+    except OSError:  # a file system without locks
+        return True
     return True
 
 

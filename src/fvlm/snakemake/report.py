@@ -16,6 +16,7 @@ from fvlm.analysis import catalog
 from fvlm.config.changes import runs_to_train_again
 from fvlm.files import last_lines
 from fvlm.records import newest_checkpoint
+from fvlm.snakemake.module import is_training
 from fvlm.snakemake.package import OF_JOBS, refuse_missing, uses_conda
 from fvlm.snakemake.process import is_target
 from fvlm.snakemake.study import StudyOfRules
@@ -110,7 +111,8 @@ def report_failures(study: StudyOfRules, workflow) -> None:
     """
     if _is_silent(workflow):
         return
-    lines = sorted(line for job in workflow.scheduler.failed for line in _failures(study, job))
+    failed = [job for job in workflow.scheduler.failed if _is_of(study, job)]
+    lines = sorted(line for job in failed for line in _failures(study, job))
     head = f"Failed jobs ({len(lines)}), each with the last line of its log:" if lines else "Stopped."
     print(
         f"\n{head}", *lines,
@@ -119,18 +121,24 @@ def report_failures(study: StudyOfRules, workflow) -> None:
     )  # fmt: skip
 
 
+def _is_of(study: StudyOfRules, job) -> bool:
+    """Return whether a job, or a member of a group, belongs to this study, and not to a Snakefile that uses it."""
+    members = job if job.is_group() else [job]
+    return any(member.log and Path(member.log[0]).is_relative_to(study.folder) for member in members)
+
+
 def _failures(study: StudyOfRules, job) -> list[str]:
     """Return what a failed job reports; of a group only the members that have written something to their logs."""
     if not job.is_group():
         return [_failure(study, job)]
-    members = [member for member in job if _last_line(member)]
+    members = [member for member in job if member.log and _last_line(member)]
     return [_failure(study, member) for member in members] or [f"  group {job.name}: nothing in the logs of its jobs"]
 
 
 def _failure(study: StudyOfRules, job) -> str:
     line = _last_line(job) or "nothing in its log since this call began"
     text = f"  {' '.join([job.rule.name, *job.wildcards])}: {line}\n    {job.log[0]}"
-    if job.rule.name.endswith("train"):  # a module may add a prefix
+    if is_training(job):
         checkpoint = newest_checkpoint(Path(study.folder) / "runs" / job.wildcards.run / "state")
         text += f"; newest checkpoint: step {checkpoint[0]}" if checkpoint else "; no checkpoint yet"
     return text

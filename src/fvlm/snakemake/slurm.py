@@ -16,6 +16,8 @@ from snakemake_executor_plugin_slurm import Executor
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
+from fvlm.snakemake.module import is_training
+
 SECONDS_BETWEEN_QUERIES = 5
 NICE = 100  # points that Slurm subtracts from a job's priority
 
@@ -66,7 +68,7 @@ def go_behind_stages(job) -> None:
     Without this, a stage waits for all trainings in the queue, since it is submitted when its parent has finished.
     """
     extra = job.resources.get("slurm_extra") or ""
-    if job.name == "train" and not job.priority and "--nice" not in extra:
+    if is_training(job) and not job.priority and "--nice" not in extra:
         job.resources.slurm_extra = f"{extra} --nice={NICE}".strip()
 
 

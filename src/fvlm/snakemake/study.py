@@ -45,11 +45,13 @@ def open_study(config: dict, files: list, changes: dict, default_resources=None,
     """
     try:
         content = typed(config, changes)
+        for part in changes.values():  # of a module, which gets a part of the configuration
+            content = typed(content, part) if isinstance(part, dict) else content
+        if main or "results" not in content:
+            content = complete(content, [Path(file).parent for file in reversed(files)])
         saved = _results_folder(content) / STUDY
         if not main and saved.is_file():
             content = json.loads(saved.read_text())
-        else:
-            content = complete(content, [Path(file).parent for file in reversed(files)])
         study = load_study(content)
         check_results(study)
         read_calibration(study.results)
@@ -61,7 +63,8 @@ def open_study(config: dict, files: list, changes: dict, default_resources=None,
     except UserError as error:
         raise WorkflowError(str(error)) from error
     if main:
-        remember(ResultsMemory(_results_folder(content), content, is_alone))
+        folder = _results_folder(content)
+        remember(ResultsMemory(folder, content, lambda: is_alone(folder / "logs/.alive")))
     return StudyOfRules(study, resources)
 
 

@@ -1,6 +1,5 @@
 """Setting up a training: data, order, model and reference, before the first step."""
 
-import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +8,7 @@ import numpy as np
 import torch
 
 from fvlm.config.schema import Run, Study
-from fvlm.data.batches.loader import Corpus, Steps, data_files, open_training, validation_steps
-from fvlm.data.batches.order import is_ranked
+from fvlm.data.batches.loader import Steps, counted_split, data_files, open_training, validation_steps
 from fvlm.device import autocast, device_of, peak_flops, precision_on
 from fvlm.errors import UserError
 from fvlm.files import digest_of, sweep
@@ -118,16 +116,6 @@ def identity(run: Run, study: Study, folder: Path, split: str = "") -> str:
     if run.parent is not None:
         files.append(_parent_weights(run, folder))
     return digest_of(f"{FORMAT} {run.digest} {split}".strip(), files)
-
-
-def counted_split(study: Study, corpus: Corpus) -> str:
-    """A hash of the rows to train on, of sources whose held-out share is counted; empty if there is none."""
-    rows = [
-        rows.tobytes()
-        for name, index, rows in zip(corpus.names, corpus.indices, corpus.rows, strict=True)
-        if isinstance(study.sources[name].held_out, float) and is_ranked(index)
-    ]
-    return hashlib.sha256(b"".join(rows)).hexdigest() if rows else ""
 
 
 def without_validation(run: Run, study: Study, validation: Steps | None) -> str:

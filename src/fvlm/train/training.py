@@ -13,9 +13,10 @@ import torch
 from fvlm.config.changes import STARTED, configuration_of, keep_earlier, report_changes
 from fvlm.config.schema import Run, Study
 from fvlm.costs.limits import check_run_memory
+from fvlm.data.batches.loader import counted_split
 from fvlm.device import device_of, gpu_of
 from fvlm.errors import Stopped
-from fvlm.evaluate.read import SOURCES
+from fvlm.evaluate.read import SOURCES, SPLIT
 from fvlm.files import write_json
 from fvlm.records import write_csv
 from fvlm.train.loop import Trainer
@@ -72,6 +73,7 @@ def _write_results(trainer: Trainer, folder: Path) -> None:
     write_csv(folder / "validation.csv", trainer.validations.records())
     best = trainer.path_of_best(trainer.best)
     write_weights(folder / "model/best.safetensors", lambda part: shutil.copyfile(best, part))
-    shown = {SOURCES: trainer.setup.study.shown_to(trainer.run)}
-    write_json(folder / "model/run.json", trainer.run.model_dump(mode="json") | shown)
+    study = trainer.setup.study
+    beside = {SOURCES: study.shown_to(trainer.run), SPLIT: counted_split(study, trainer.setup.steps.corpus)}
+    write_json(folder / "model/run.json", trainer.run.model_dump(mode="json") | beside)
     write_json(folder / "run_summary.json", summary_of(trainer))

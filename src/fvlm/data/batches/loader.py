@@ -1,5 +1,6 @@
 """From a run's order to batches: read from the shards, decode JPEGs, tokenize, and pack without padding."""
 
+import hashlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +13,7 @@ import torch
 from fvlm.batch import Batch
 from fvlm.config.schema import Run, Source, Study
 from fvlm.data.batches.dealing import micro_batches, rank_shares
-from fvlm.data.batches.order import Order, in_file_order, split_held_out
+from fvlm.data.batches.order import Order, in_file_order, is_ranked, split_held_out
 from fvlm.data.shards.index import Index, check_tokenizer, load_index
 from fvlm.data.shards.samples import decode_frames, image_suffixes, rejected_text, sample_text
 from fvlm.data.shards.text import encode_chat, load_tokenizer, question_length
@@ -48,6 +49,16 @@ def open_training(run: Run, study: Study) -> Corpus:
         share = source.held_out if isinstance(source.held_out, float) else 0.0
         rows.append(split_held_out(index, share)[0])
     return Corpus([s.name for s in sources], indices, rows, [s.prompt for s in sources])
+
+
+def counted_split(study: Study, corpus: Corpus) -> str:
+    """A hash of the rows to train on, of sources whose held-out share is counted; empty if there is none."""
+    rows = [
+        rows.tobytes()
+        for name, index, rows in zip(corpus.names, corpus.indices, corpus.rows, strict=True)
+        if isinstance(study.sources[name].held_out, float) and is_ranked(index)
+    ]
+    return hashlib.sha256(b"".join(rows)).hexdigest() if rows else ""
 
 
 def open_held_out(run: Run, study: Study, part: str, samples: int, kinds: tuple[str, ...] | None = None) -> Corpus:

@@ -13,7 +13,6 @@ import resource
 import shutil
 import signal
 import tempfile
-import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from fvlm.data.decode.media import Clip, Media, MediaError, check_regular
+from fvlm.data.readers.row import in_any_form
 from fvlm.errors import UserError
 
 START_S = 120  # seconds for a worker to start on a busy machine
@@ -83,15 +83,6 @@ def _read_inside(media: Media, folder: Path) -> bytes:
         raise MediaError(error.reason, f"{media.file}: {str(error).replace(str(path), media.inside)}") from error
     except OSError as error:
         raise MediaError("missing", f"{media.file}: {media.inside}: {error.strerror}") from error
-
-
-def in_any_form(folder: Path, name: str) -> Path:
-    """The path of a file, or of one whose name differs only in its Unicode form if only that exists.
-
-    A Mac stores e and an accent (NFD) where tables have one letter (NFC).
-    """
-    forms = [folder / name, *(folder / unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
-    return next((path for path in forms if os.path.exists(path)), forms[0])
 
 
 @contextlib.contextmanager

@@ -56,9 +56,10 @@ def _decode_planned(
     wanted = set(order[positions].tolist())
     wanted_pts = {int(packets.pts[i]) for i in wanted}
     images: dict[int, np.ndarray] = {}
+    in_order = packets.in_order
     try:
         for frame in _decode_runs(path, context, packets, wanted):
-            if frame is None or (packets.in_order and context.has_b_frames):
+            if frame is None or (in_order and context.has_b_frames):
                 return None
             time = frame.dts if packets.format == "avi" else frame.pts
             if time in wanted_pts and time not in images:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -63,6 +64,15 @@ class BadRow(Exception):
         self.reason = reason
 
 
+def in_any_form(folder: Path, name: str) -> Path:
+    """The path of a file, or of one whose name differs only in its Unicode form if only that exists.
+
+    A Mac stores e and an accent (NFD) where tables have one letter (NFC).
+    """
+    forms = [folder / name, *(folder / unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
+    return next((path for path in forms if os.path.exists(path)), forms[0])
+
+
 @dataclass
 class Place:
     """The place of a record: the source's folder, the table in it, and the record's files.
@@ -81,7 +91,7 @@ class Place:
 
     def find(self, *names: str) -> str:
         """The first of these names, relative to the folder, that exists; if none does, the first name."""
-        return next((name for name in names if os.path.exists(self.folder / name)), names[0])
+        return next((name for name in names if os.path.exists(in_any_form(self.folder, name))), names[0])
 
 
 def row_of(number: int, make: Callable[[dict, Place], Sample], record: dict, folder: Path, table: Path) -> Row:

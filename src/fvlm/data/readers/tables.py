@@ -143,7 +143,7 @@ def _csv_rows(path: Path) -> Iterator[list[str]]:
     encoding = "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     header = head.decode(encoding, "replace").partition("\n")[0]
     # Spreadsheets of some languages separate by semicolons. A blank behind each comma is no part of a text.
-    delimiter = next((mark for mark in ",;\t" if mark in header), ",")
+    delimiter = max(",;\t", key=re.sub('"[^"]*"', "", header).count)
     with path.open(newline="", encoding=encoding) as file:
         reader = csv.reader(
             _limited(file, path), strict=True, delimiter=delimiter, skipinitialspace=f"{delimiter} " in header

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fvlm.data.readers import Row
+from fvlm.data.readers.row import in_any_form
 from fvlm.files import write_beside
 
 FOLDER = ".kept"
@@ -25,7 +26,7 @@ def made_from(settings: dict, folder: Path, rows: list[Row]) -> str:
     for row in rows:
         total.update(repr(row).encode("utf-8", "surrogatepass"))
         for media in row.media if row.media else ():
-            total.update(_state_of(folder / (media.inside or media.file)).encode())
+            total.update(_state_of(in_any_form(folder, media.inside or media.file)).encode())
     return total.hexdigest()
 
 

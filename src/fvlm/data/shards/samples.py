@@ -11,6 +11,7 @@ from PIL import Image
 
 from fvlm.data.decode.media import MAX_PIXELS, MAX_SCANNED, SIDE, MediaError
 from fvlm.data.decode.video import BROKEN_IMAGE, IMAGE_FORMATS, image_errors, square_image
+from fvlm.data.readers.row import joined_parts
 
 # Suffixes after a sample's key: `jpg`, `0.jpg`, `000.jpg`, `frame_0001.jpg`, `image0.png`.
 IMAGE = re.compile(r"(?:(?:frame|image|img)?[_-]?(\d+)\.)?(?:jpg|jpeg|png|webp)", re.IGNORECASE)
@@ -32,7 +33,10 @@ def sample_text(members: dict[str, bytes], prompt: str) -> dict:
     for name in ("caption", "user", "assistant", "chosen"):
         if not isinstance(content.get(name) or "", str):
             raise ValueError(f"`{name}` is {type(content[name]).__name__}, expected one text")
-    if content.get("token_ids") or content.get("messages") or content.get("assistant"):
+    if content.get("messages"):
+        joined = [{**message, "content": joined_parts(message["content"])} for message in content["messages"]]
+        return {**content, "messages": joined}
+    if content.get("token_ids") or content.get("assistant"):
         return content
     if content.get("chosen"):
         return {**content, "assistant": content["chosen"]}

@@ -58,11 +58,9 @@ def members_of(data: mmap.mmap | bytes, file: str, start: int = 0) -> Iterator[t
             checksum = int(header[148:156].strip(b"\0 ") or b"0", 8)
             size = _number(header[124:136])
         except ValueError as error:
-            problem = _compressed(data, offset) or f"no tar header at byte {offset}"
-            raise UserError(f"{file}: {problem}; make or copy it again") from error
+            raise UserError(f"{file}: {_problem(data, offset, f'no tar header at byte {offset}')}") from error
         if (checksum - _sum_of(header)) % ADLER_PRIME:
-            problem = _compressed(data, offset) or f"damaged tar header at byte {offset}"
-            raise UserError(f"{file}: {problem}; make or copy it again")
+            raise UserError(f"{file}: {_problem(data, offset, f'damaged tar header at byte {offset}')}")
         content = offset + BLOCK
         following = content + -(-size // BLOCK) * BLOCK
         if following > len(data):
@@ -78,8 +76,7 @@ def members_of(data: mmap.mmap | bytes, file: str, start: int = 0) -> Iterator[t
                 yield (named and named[0]) or _short_name(header), first, content, size
             named = None
         offset = following
-    problem = _compressed(data, offset) or f"no end mark of a tar at byte {len(data)}"
-    raise UserError(f"{file}: {problem}; make or copy it again")
+    raise UserError(f"{file}: {_problem(data, offset, f'no end mark of a tar at byte {len(data)}')}")
 
 
 def _behind_zeros(data: mmap.mmap | bytes, offset: int) -> int | None:
@@ -93,10 +90,10 @@ def _behind_zeros(data: mmap.mmap | bytes, offset: int) -> int | None:
     return None
 
 
-def _compressed(data: mmap.mmap | bytes, offset: int) -> str:
-    """Return how a file that does not begin with a tar header is compressed; empty if it is not."""
+def _problem(data: mmap.mmap | bytes, offset: int, text: str) -> str:
+    """The problem at an offset with its remedy. A file that does not begin with a tar header may be compressed."""
     found = [name for name, magic in COMPRESSED.items() if offset == 0 and data[: len(magic)] == magic]
-    return f"compressed with {found[0]}: unpack it first" if found else ""
+    return f"compressed with {found[0]}; unpack it first" if found else f"{text}; make or copy it again"
 
 
 def _sum_of(header: bytes) -> int:

@@ -17,7 +17,6 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from fvlm.data.readers import Row, read_rows
-from fvlm.data.readers.row import joined_parts
 from fvlm.errors import UserError, first_line
 
 LARGEST_TOKENIZER = 256 << 20  # bytes of a tokenizer.json; one with 260,000 entries has 40 MB
@@ -177,7 +176,6 @@ def _messages(sample: dict) -> list[dict]:
         {"role": "user", "content": sample["user"]},
         {"role": "assistant", "content": sample["assistant"]},
     ]
-    messages = [{**message, "content": joined_parts(message["content"])} for message in messages]
     if messages[0]["role"] != "system":
         messages = [{"role": "system", "content": SYSTEM_PROMPT}, *messages]
     return messages
