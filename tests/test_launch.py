@@ -152,7 +152,7 @@ def test_variables_of_others_make_no_ranks(monkeypatch, variables):
     ids=["job", "task of an array", "denied"],
 )  # fmt: skip
 def test_a_slurm_job_says_whether_it_is_put_back(tmp_path, variables, scontrol, status, message):
-    commands = {"squeue": "echo RUNNING", "scontrol": f'echo "$@" > {tmp_path}/asked; {scontrol}'}
+    commands = {"squeue": "echo RUNNING", "scontrol": f'echo "$@" > {tmp_path}/calls; {scontrol}'}
     for name, line in commands.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
         (tmp_path / name).chmod(0o755)
@@ -162,4 +162,4 @@ def test_a_slurm_job_says_whether_it_is_put_back(tmp_path, variables, scontrol, 
         [sys.executable, "-c", code], env=os.environ | variables | {"PATH": path}, capture_output=True, text=True
     )
     assert done.returncode == status and message in done.stderr, done
-    assert (tmp_path / "asked").read_text().split() == ["requeue", message.split()[3]]
+    assert (tmp_path / "calls").read_text().split() == ["requeue", message.split()[3]]

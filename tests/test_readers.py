@@ -349,8 +349,8 @@ def test_a_message_may_have_parts(tmp_path, reader, content, text, problem):
     if problem:
         assert problem in row.problem
     else:
-        said = row.text["messages"][-1]["content"] if "messages" in row.text else row.text["assistant"]
-        assert row.problem is None and said == text
+        found = row.text["messages"][-1]["content"] if "messages" in row.text else row.text["assistant"]
+        assert row.problem is None and found == text
 
 
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])

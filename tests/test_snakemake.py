@@ -1,4 +1,4 @@
-"""The package that the rules call: study, resources, process and Slurm queue of a snakemake."""
+"""The package that the rules call: study, resources, process, report and failures of a snakemake."""
 
 import json
 import os
@@ -11,13 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 from snakemake.exceptions import WorkflowError
-from snakemake.iocontainers import ResourceList, Wildcards
+from snakemake.iocontainers import Wildcards
 from snakemake.scheduling.job_scheduler import JobScheduler
 from snakemake.settings.enums import Quietness
 
 from fvlm.config.resolve import study_of
 from fvlm.config.study_file import merged, read_yaml
-from fvlm.snakemake import memory, report, slurm
+from fvlm.snakemake import memory, report
 from fvlm.snakemake.process import answer_signals_in_a_thread, drop_stale_locks, ends_of, is_alone, is_target
 from fvlm.snakemake.report import announce, make_report, report_failures
 from fvlm.snakemake.resources import Resources
@@ -388,66 +388,3 @@ def test_a_long_log_is_shown_from_its_end(tmp_path, log):
         f"Last lines of {long}:",
         *(f"    line {i}" for i in range(49_980, 50_000)),
     ]
-
-
-# --- Slurm; tests/slurm has a real one ---
-
-
-@pytest.fixture
-def squeue(tmp_path, monkeypatch):
-    """A `squeue` that prints the lines of a file and then forgets them."""
-    queue, command = tmp_path / "queue", tmp_path / "bin/squeue"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\ncat {queue} && : > {queue}\n')
-    command.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{command.parent}{os.pathsep}{os.environ['PATH']}")
-    return queue
-
-
-def test_the_queue_is_read(squeue):
-    squeue.write_text("12|RUNNING|rule_train_wildcards_stage1\n13|PENDING|rule_index_wildcards_a|b\n")
-    assert slurm.living_jobs() == {
-        "rule_train_wildcards_stage1": ("12", "RUNNING"),
-        "rule_index_wildcards_a|b": ("13", "PENDING"),
-    }
-    assert f"--name={slurm.job_name()} " in (squeue.parent / "asked").read_text()
-
-
-def test_without_a_queue_there_are_no_jobs(squeue, monkeypatch):
-    squeue.unlink(missing_ok=True)  # squeue fails
-    assert slurm.living_jobs() == {}
-    monkeypatch.setenv("PATH", str(squeue.parent))
-    assert slurm.living_jobs() == {}
-
-
-def test_a_snakemake_waits_for_the_shards_of_an_earlier_one(squeue, monkeypatch, capsys):
-    monkeypatch.setattr(slurm, "SECONDS_BETWEEN_QUERIES", 0)
-    squeue.write_text("7|RUNNING|rule_decode_shard\n8|RUNNING|rule_train_wildcards_a\n")
-    slurm.wait_while(lambda comment, number: comment.startswith("rule_decode_"), "waiting for {}")
-    assert capsys.readouterr().err == "waiting for 7\n"
-    assert len((squeue.parent / "asked").read_text().splitlines()) == 2
-
-
-@pytest.mark.parametrize(
-    ("name", "priority", "extra", "expected"),
-    [
-        ("train", 0, "--signal=USR1@300", "--signal=USR1@300 --nice=100"),
-        ("train", 0, None, "--nice=100"),
-        ("train", 0, "--nice=7", "--nice=7"),
-        ("train", 50, "--signal=USR1@300", "--signal=USR1@300"),
-        ("fvlm_train", 0, None, "--nice=100"),
-        ("evaluate", 0, None, None),
-    ],
-)
-def test_a_training_lets_the_stages_go_first(name, priority, extra, expected):
-    job = Failed(name, Path("log"), run="A6")
-    job.priority, job.resources = priority, ResourceList(fromdict={"slurm_extra": extra})
-    slurm.go_behind_stages(job)
-    assert job.resources.get("slurm_extra") == expected
-
-
-def test_jobs_of_one_working_directory_have_one_name(tmp_path, monkeypatch):
-    name = slurm.job_name()
-    assert slurm.job_name() == name
-    monkeypatch.chdir(tmp_path)
-    assert slurm.job_name() != name

@@ -45,7 +45,7 @@ def main(args) -> None:
     if args.what == "runs":
         runs = collect_runs(paths)
         if args.study:
-            ask_as_now(runs, study_of(args).comparisons)
+            set_questions(runs, study_of(args).comparisons)
         write_table(runs, args.out)
     elif args.what == "curves":
         write_table(collect_curves(paths, args.points), args.out)
@@ -79,11 +79,11 @@ def collect_runs(paths: list[Path]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def ask_as_now(runs: pd.DataFrame, comparisons: Comparisons) -> None:
+def set_questions(runs: pd.DataFrame, comparisons: Comparisons) -> None:
     """Give each ablation the question of the configuration; its summary has the one of its training."""
-    asked = runs["run"].map(lambda run: comparisons.question(base_name(run)))
+    questions = runs["run"].map(lambda run: comparisons.question(base_name(run)))
     for column in {"question", "config.question"} & set(runs):
-        runs[column] = asked.where(asked != "", runs[column])
+        runs[column] = questions.where(questions != "", runs[column])
 
 
 def collect_curves(paths: list[Path], points: int = 0) -> pd.DataFrame:

@@ -17,7 +17,7 @@ def is_whole(workflow) -> bool:
 
 def is_training(job) -> bool:
     """Return whether a job of Snakemake is a training; a module may add a prefix to the rule's name."""
-    return not job.is_group() and job.rule.name.endswith("train") and "run" in job.wildcards.keys()  # noqa: SIM118
+    return not job.is_group() and job.rule.name.endswith("train") and job.wildcards.get("run") is not None
 
 
 _NAMES: dict[str, str] = {}  # results folder -> name of its rule `all`
