@@ -211,7 +211,7 @@ class Run(Strict):
 
     name: str
     family: Literal["stage", "ablation", "grid"]
-    parent: str | None  # the run whose best weights this one starts from
+    parent: str | None  # the run whose best weights this one starts from, or a file or folder of weights
     question: str = ""
     model: Model
     data: Data
@@ -220,6 +220,11 @@ class Run(Strict):
     operation: Operation
     labels: dict[str, str] = {}  # of the grid: size, budget, letter of the architecture
     sources_digest: str = ""  # hash of splits, prompts and kinds of the sources
+
+    @property
+    def parent_path(self) -> str | None:
+        """The file or folder of weights that this run starts from; None if it starts from a run, or from none."""
+        return self.parent if self.parent and "/" in self.parent else None
 
     @property
     def digest(self) -> str:
@@ -289,6 +294,7 @@ class Study(Strict):
 
     study: str
     results: str
+    data_root: str = "data"  # replaces {data_root} in the paths of sources.yaml
     tokenizer: TokenizerChoice
     shards: Shards
     evaluation: Evaluation

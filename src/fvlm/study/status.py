@@ -80,7 +80,7 @@ def status_of(study: Study, stalled_after: float | None = None) -> list[Status]:
         statuses[name] = status
     for name, status in statuses.items():
         parent = study.runs[name].parent
-        if status.state == "not started" and parent is not None and statuses[parent].state != "finished":
+        if status.state == "not started" and parent in statuses and statuses[parent].state != "finished":
             status.state, status.note = "waiting", f"for {parent}"
     return list(statuses.values())
 
