@@ -20,6 +20,7 @@ from fvlm.errors import UserError
 
 OWN_SUMMARY = "run_summary.json"  # of a run of this project; the study's has a name and a time
 NAMED = re.compile(r"(?P<what>run_summary|metrics)_(?P<run>.+?)(_(?P<time>\d{8}_\d{6}))?\.(json|csv)")
+GRID = re.compile(r"[\w.]+-C\d+-[FB](-s\d+)?")  # names such as 135M-C1-F
 TIME = re.compile(r"_\d{8}_\d{6}$")
 EVENT = "event_type"  # train or eval
 TABLE = ("run_id", "status", "best_val_loss")  # columns of a table with one row per run

@@ -129,19 +129,21 @@ def check_weights(state: dict[str, torch.Tensor], model: schema.Model, where: st
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     missing, unknown = sorted(expected.keys() - found), sorted(found.keys() - expected)
     sizes = [name for name in expected if name in found and expected[name] != found[name]]
-    if missing or unknown:
-        parts = [f"{what}: {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-                 for what, names in (("missing", missing), ("not part of it", unknown)) if names]  # fmt: skip
-        raise UserError(
-            f"{where}: the weights are of another architecture than {model.architecture} ({'; '.join(parts)}); name a "
-            "run of their architecture"
-        )
     if sizes:
-        name = sizes[0]
         raise UserError(
-            f"{where}: the weights are of another size: {name} has shape {found[name]}, expected {expected[name]} for "
-            f"{model.encoder.name} and {model.language.name}; name a run of their size"
+            f"{where}: the weights are of another size: {sizes[0]} has shape {found[sizes[0]]}, expected "
+            f"{expected[sizes[0]]} for {model.encoder.name} and {model.language.name}; name a run of their size"
         )
+    if missing or unknown:
+        both = ((what, names) for what, names in (("missing", missing), ("not part of it", unknown)) if names)
+        listed = "; ".join(f"{what}: {_first_of(names)}" for what, names in both)
+        size = all(re.search(r"\.layers?\.\d+\.", name) for name in (*missing, *unknown))
+        what = "another number of layers" if size else f"another architecture than {model.architecture}"
+        raise UserError(f"{where}: the weights are of {what} ({listed}); name the run that they belong to")
+
+
+def _first_of(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def load_elsewhere(model: nn.Module, config: schema.Model, path: Path) -> None:
