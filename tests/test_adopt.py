@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -13,16 +14,18 @@ from safetensors.torch import save_file
 from fvlm.analysis.collect import collect_curves, collect_runs
 from fvlm.config.resolve import study_from_files
 from fvlm.config.trained import OF_A_RUN
+from fvlm.costs.limits import check_parents
 from fvlm.errors import UserError
 from fvlm.evaluate.load import load_run
 from fvlm.evaluate.losses import evaluate
 from fvlm.model.build import build_model
+from fvlm.snakemake.study import StudyOfRules
 from fvlm.study.adopt import adopt
 from fvlm.study.status import status_of
 from tests import study_cases
 from tests.conftest import Workflow, copy_of_workflow, jobs
 from tests.model_cases import sample
-from tests.train_cases import study_in, trained
+from tests.train_cases import same, study_in, trained
 
 TINY = ("--configfile", "config/tiny.yaml")
 MODELS = {"135M": "smoke-S", "360M": "smoke-M", "1.7B": "smoke-L"}
@@ -297,3 +300,34 @@ def test_snakemake_trains_the_other_23_runs(tiny):
 def test_an_adopted_run_of_another_configuration_is_trained(tiny):
     output = tiny.run("-n", *TINY, "--config", "scaling={base: {optim.lr.connector: 0.002}}")
     assert "135M-C1-F trains again: optim.lr.connector 0.001 -> 0.002" in output and jobs(output)["train"] == 24
+
+
+# --- a run that starts from weights elsewhere ---
+
+
+def test_a_run_starts_from_weights_that_were_trained_elsewhere(prepared, tmp_path):
+    results = linked(prepared, tmp_path / "results")
+    trained(results, results / "runs", "stage1")
+    _, model, _ = load_run(results / "runs/stage1")
+    study_cases.checkpoint(tmp_path / "there/best.pt", model, 6)
+    _, from_run, _ = trained(results, results / "runs", "dpo")
+    for parent in (tmp_path / "there", tmp_path / "there/best.pt", results / "runs/stage1"):
+        changes = {"stages": {"dpo": {"parent": str(parent)}}}
+        _, from_path, summary = trained(results, tmp_path / f"{parent.name}-of", "dpo", **changes)
+        assert same(from_run, from_path) and summary["parent"] == str(parent)
+        inputs = StudyOfRules(study_in(results, **changes), None).training_inputs(SimpleNamespace(run="dpo"))
+        assert Path(inputs["parent"]).is_file() and Path(inputs["parent"]).is_relative_to(parent)
+
+
+def test_a_parent_of_another_size_or_place_is_refused(prepared, tmp_path, monkeypatch):
+    results = linked(prepared, tmp_path / "results")
+    other = study_in(results, baseline={"model.language": "smoke-L"}).runs["baseline"]
+    path = study_cases.checkpoint(tmp_path / "there/latest.pt", random_model(other), 6)
+    with pytest.raises(UserError, match=r"latest.pt: the weights are of another size"):
+        trained(results, tmp_path / "runs", "dpo", stages={"dpo": {"parent": str(path)}})
+    nowhere = study_in(results, stages={"dpo": {"parent": "no/where"}})
+    with pytest.raises(UserError, match="run 'dpo': parent: no/where: no such file or folder"):
+        check_parents(nowhere)
+    monkeypatch.chdir(path.parent)
+    with pytest.raises(UserError, match=r"parent .latest\.pt. is no run of this study; .* with a /: \./latest\.pt"):
+        study_in(results, stages={"dpo": {"parent": "latest.pt"}})
