@@ -21,6 +21,7 @@ from fvlm.evaluate.losses import evaluate
 from fvlm.model.build import build_model
 from fvlm.snakemake.study import StudyOfRules
 from fvlm.study.adopt import adopt
+from fvlm.study.check_models import parents
 from fvlm.study.status import status_of
 from tests import study_cases
 from tests.conftest import Workflow, copy_of_workflow, jobs
@@ -325,6 +326,8 @@ def test_a_parent_of_another_size_or_place_is_refused(prepared, tmp_path, monkey
     path = study_cases.checkpoint(tmp_path / "there/latest.pt", random_model(other), 6)
     with pytest.raises(UserError, match=r"latest.pt: the weights are of another size"):
         trained(results, tmp_path / "runs", "dpo", stages={"dpo": {"parent": str(path)}})
+    with pytest.raises(UserError, match=r"run 'dpo': parent .*latest.pt: the weights are of another size"):
+        parents(study_in(results, stages={"dpo": {"parent": str(path)}}))
     nowhere = study_in(results, stages={"dpo": {"parent": "no/where"}})
     with pytest.raises(UserError, match="run 'dpo': parent: no/where: no such file or folder"):
         check_parents(nowhere)
