@@ -20,10 +20,8 @@ def only_local(name: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _hub_answers() -> bool:
-    from huggingface_hub import constants
-
     try:
-        urllib.request.urlopen(constants.ENDPOINT, timeout=SECONDS)
+        urllib.request.urlopen(os.environ.get("HF_ENDPOINT") or "https://huggingface.co", timeout=SECONDS)
     except urllib.error.HTTPError:
         return True  # an answer
     except OSError:
