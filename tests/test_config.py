@@ -80,6 +80,18 @@ def test_the_settled_choices_are_the_defaults():
     assert (lr2.connector, lr2.dino, lr2.llm) == (1e-3, 1e-5, 1e-5)
 
 
+def test_the_comprehensive_study_has_16_runs_in_pairs():
+    study = load(CONFIG, "comprehensive.yaml")
+    names = [f"{size}_{frames}f_{end}" for size in ("S-S", "M-S", "S-B", "B-L") for frames in (8, 64)
+             for end in ("fov", "bas")]  # fmt: skip
+    assert list(study.runs) == names
+    for name, run in study.runs.items():
+        assert run.family == "pairs" and run.data.max_frames == (64 if "_64f_" in name else 8)
+        assert run.model.visual_tokens == (1 if name.endswith("fov") else 16)
+        assert run.train.samples == 280 * run.optim.batch_size and run.train.evaluations * 14 == 280
+        assert run.model.encoder.name == f"dinov2-{'base' if name[:3] in ('S-B', 'B-L') else 'small'}"
+
+
 def test_the_grid_spends_its_budgets_in_the_two_architectures():
     runs = load(CONFIG, "paper.yaml").runs
     budgets = {"C1": 1.6e16, "C2": 5.6e16, "C3": 1.6e17, "C4": 3.1e17}

@@ -224,12 +224,15 @@ def talkative(run: Run, tokenizer):
     return model
 
 
-@pytest.mark.parametrize(("share", "mode"), [(0.0, None), (0.5, "coarse_fine"), (1.0, None), (1.0, "coarse_only")])
+@pytest.mark.parametrize(
+    ("share", "mode", "most"),
+    [(0.0, None, 64), (0.5, "coarse_fine", 64), (1.0, None, 2), (1.0, "coarse_only", 64)],
+)
 @torch.no_grad()
-def test_a_caption_is_the_repeated_argmax_of_full_forward_passes(data, tmp_path, picture, capsys, share, mode):
+def test_a_caption_is_the_repeated_argmax_of_full_forward_passes(data, tmp_path, picture, capsys, share, mode, most):
     """The question stands before the frames if it did so in more than half of the run's training samples."""
     (tmp_path / "tokenizer").symlink_to(data / "tokenizer")
-    run, _ = run_of(data, **{"data.question_first": share})
+    run, _ = run_of(data, **{"data.question_first": share, "data.max_frames": most})
     tokenizer = load_tokenizer(data / "tokenizer")
     model = talkative(run, tokenizer)
     folder = finished(tmp_path / "runs/baseline", run, model)
@@ -239,10 +242,8 @@ def test_a_caption_is_the_repeated_argmax_of_full_forward_passes(data, tmp_path,
     options = ["--mode", mode] if mode else []
     main(["caption", str(picture), str(video), "--run", str(folder), "--question", QUESTION, "--tokens", "6", *options])
     printed = capsys.readouterr().out
-    for file, frames in ((picture, run.data.static_frames), (video, 3)):
-        batch = prompt_batch(
-            file, prompt, run.data.static_frames, question if share > 0.5 else 0, still=file == picture
-        )
+    for file, frames in ((picture, run.data.static_frames), (video, min(3, run.data.max_frames))):
+        batch = prompt_batch(file, prompt, run.data, question if share > 0.5 else 0, still=file == picture)
         assert batch.frame_counts.tolist() == [frames]
         answer = by_argmax(model, batch, 6, mode or "autoregressive")
         assert len(set(answer)) > 3 and f"{file}: {tokenizer.decode(answer).strip()}\n" in printed

@@ -1,7 +1,10 @@
 """Building, loading and freezing."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +14,8 @@ from transformers import Dinov2Model, LlamaForCausalLM
 
 from fvlm.config import schema
 from fvlm.errors import UserError
-from fvlm.model.build import build_model, encoder_config, language_config, load_weights
+from fvlm.model.build import build_model, load_weights
+from fvlm.model.pretrained import encoder_config, language_config
 from tests.model_cases import (
     ALL,
     configuration,
@@ -119,6 +123,29 @@ def test_weights_that_are_not_there_are_named(part, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=rf"model\.{part}\.weights: .*missing.* cannot be loaded"):
         build_model(configuration(**{part: {"weights": str(tmp_path / "missing")}}), 0)
     build_model(configuration(**{part: {"weights": str(tmp_path / "missing")}}), 0, pretrained=False)
+
+
+def test_hub_names_without_a_network_are_not_tried_again_and_again(tmp_path):
+    """The hub's library tries for 23 seconds."""
+    code = (
+        "from pathlib import Path\n"
+        "from fvlm.data.shards.text import copy_tokenizer\n"
+        "from fvlm.errors import UserError\n"
+        "from fvlm.model.pretrained import encoder_weights, language_weights\n"
+        "from tests.model_cases import configuration\n"
+        "name = {'weights': 'somebody/something'}\n"
+        "model = configuration(encoder=name, language=name)\n"
+        "for load in (lambda: encoder_weights(model.encoder), lambda: language_weights(model.language),\n"
+        "             lambda: copy_tokenizer('somebody/something', Path('tokenizer'))):\n"
+        "    try:\n"
+        "        load()\n"
+        "    except UserError as error:\n"
+        "        print(error)\n"
+    )
+    closed_port = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, env=os.environ | closed_port, capture_output=True, text=True, check=True)
+    assert ended.stdout.count("no network") == 3 and "Retrying" not in ended.stderr
 
 
 def test_declared_sizes_must_agree(checkpoints):

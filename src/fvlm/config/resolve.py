@@ -24,9 +24,10 @@ from fvlm.errors import UserError
 
 QUESTION = "question"  # reserved key of an ablation: a sentence, no field of the configuration
 CHANGES = ("baseline", "stages", "ablations", "scaling")  # sections of a study that change the file of that name
-FAMILY_KEYS = {"ablation": "ablations", "grid": "grid"}  # names in `seeds:` for all runs of a family
+FAMILY_KEYS = {"ablation": "ablations", "grid": "grid", "pairs": "grid"}  # names in `seeds:` for all runs of a family
 LENGTHS = ("samples", "flops")  # of a training; one of them is set
-AXES = ("sizes", "budgets", "architectures", "base")  # keys of scaling.yaml
+AXES = ("sizes", "budgets", "architectures", "base")  # keys of scaling.yaml, beside NAMES
+NAMES = "names"  # how the runs of the grid are named
 DEFAULT_STUDY = "config/config.yaml"
 
 
@@ -228,9 +229,10 @@ class _Builder:
 
     def _grid(self) -> list[Run]:
         axes = self.files["scaling"] | (self.config.get("scaling") or {})
-        unknown = sorted(axes.keys() - set(AXES))
+        unknown = sorted(axes.keys() - {*AXES, NAMES})
         if unknown:
-            raise UserError(f"config/scaling.yaml: unknown key {unknown[0]!r}, {suggest(unknown[0], list(AXES))}")
+            known = suggest(unknown[0], [*AXES, NAMES])
+            raise UserError(f"config/scaling.yaml: unknown key {unknown[0]!r}, {known}")
         for axis in AXES:
             if not isinstance(axes.get(axis), dict):
                 raise UserError(f"config/scaling.yaml: {axis}: expected a mapping of names, found {axes.get(axis)!r}")
@@ -239,14 +241,17 @@ class _Builder:
         for size, budget, letter in product(sizes, budgets, architectures):
             if sizes[size] is None or budgets[budget] is None:  # removed by the study
                 continue
+            # a budget of FLOPs is a point of the iso-FLOP grid; other settings only make pairs of architectures
+            of_flops = not isinstance(budgets[budget], dict)
+            limit = {"train.samples": None, "train.flops": budgets[budget]} if of_flops else budgets[budget]
             lines = [
                 ("config/scaling.yaml: base", base),
                 (f"config/scaling.yaml: {size}", sizes[size]),
                 (f"config/scaling.yaml: {letter}", architectures[letter]),
-                (f"config/scaling.yaml: {budget}", {"train.samples": None, "train.flops": budgets[budget]}),
+                (f"config/scaling.yaml: {budget}", limit),
             ]
             labels = {"size": size, "budget": budget, "letter": letter}
-            runs += self._seeded("grid", f"{size}-{budget}-{letter}", lines, labels)
+            runs += self._seeded("grid" if of_flops else "pairs", _grid_name(axes.get(NAMES), labels), lines, labels)
         return runs
 
     def _seeded(self, family: str, name: str, lines: list, labels: dict | None = None) -> list[Run]:
@@ -319,6 +324,17 @@ def _checked_name(name: object, where: str) -> str:
             "`seeds:` of the study"
         )
     return name
+
+
+def _grid_name(pattern: object, labels: dict[str, str]) -> str:
+    """Return the name of a run of the grid: `{size}-{budget}-{letter}` if the study gives no other pattern."""
+    pattern = pattern or "{size}-{budget}-{letter}"
+    try:
+        return str(pattern).format(**labels)
+    except (KeyError, IndexError, ValueError) as error:
+        raise UserError(
+            f"scaling: {NAMES}: found {pattern!r}; expected a pattern with {{size}}, {{budget}} and {{letter}}"
+        ) from error
 
 
 def _checked_question(question: object, where: str) -> str:

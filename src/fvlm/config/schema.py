@@ -156,6 +156,7 @@ class Data(Strict):
     share: dict[Kind, float]  # share of the samples by kind; sums to 1
     weights: dict[str, float]  # weight of a source among those of its kind; empty: by their numbers of samples
     static_frames: int = Field(ge=1, le=64)  # an image is repeated to this many frames
+    max_frames: int = added(neutral=64, ge=1, le=64)  # of a longer video so many frames, evenly spaced
     max_text_tokens: int = Field(gt=0)
     question_first: float = Field(ge=0, le=1)  # share of the samples with the question before the frames
     loss: Literal["all", "answers", "preference"]  # text tokens in the loss; preference: DPO on pairs of answers
@@ -210,7 +211,7 @@ class Run(Strict):
     """One training with all its settings."""
 
     name: str
-    family: Literal["stage", "ablation", "grid"]
+    family: Literal["stage", "ablation", "grid", "pairs"]
     parent: str | None  # the run whose best weights this one starts from, or a file or folder of weights
     question: str = ""
     model: Model
@@ -218,7 +219,7 @@ class Run(Strict):
     optim: Optim
     train: Train
     operation: Operation
-    labels: dict[str, str] = {}  # of the grid: size, budget, letter of the architecture
+    labels: dict[str, str] = {}  # of grid and pairs: size, budget, letter of the architecture
     sources_digest: str = ""  # hash of splits, prompts and kinds of the sources
 
     @property
@@ -275,7 +276,7 @@ class Shards(Strict):
 class Evaluation(Strict):
     samples: int = Field(gt=0)  # held-out samples per source
     attention_videos: int = Field(gt=0)
-    families: tuple[Literal["stage", "ablation", "grid"], ...] = ("stage", "ablation", "grid")
+    families: tuple[Literal["stage", "ablation", "grid", "pairs"], ...] = ("stage", "ablation", "grid", "pairs")
 
 
 class Gpu(Strict):

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 from fvlm.config import schema
 from fvlm.costs.flops import Trained, parameters
-from fvlm.data.decode.media import MAX_FRAMES
 
 GB = 2**30  # bytes, as drivers and metrics.csv count
 STATE = 16  # bytes of a trained parameter: weight, gradient and AdamW's two moments in float32
@@ -56,15 +55,16 @@ def largest_load(run: schema.Run) -> Load:
     halves = 2 if run.data.loss == "preference" else 1
     per_rank = -(-run.optim.batch_size // run.operation.total_ranks)
     samples, visual, text = halves * per_rank, run.model.visual_tokens, run.data.max_text_tokens
-    positions = max(halves * MAX_FRAMES, min(run.operation.micro_frames, samples * MAX_FRAMES))
+    longest = max(run.data.max_frames, run.data.static_frames)
+    positions = max(halves * longest, min(run.operation.micro_frames, samples * longest))
     text_tokens = max(halves * text, min(run.operation.micro_tokens, samples * text))
     question_first = bool(run.data.question_first)  # then a whole text may stand before the frames
 
-    def cells(tokens: int, longest: int) -> int:
+    def cells(tokens: int, row: int) -> int:
         # no two rows of first fit would fit into one, so more than half of all cells are filled
-        return max(halves * longest, min(2 * tokens, samples * longest))
+        return max(halves * row, min(2 * tokens, samples * row))
 
-    width, visual_width = MAX_FRAMES * visual + text, MAX_FRAMES * visual + question_first * text
+    width, visual_width = longest * visual + text, longest * visual + question_first * text
     return Load(
         frames=positions,
         positions=positions,
@@ -128,7 +128,8 @@ def _limits_that_fit(run: schema.Run, most: float) -> dict[str, int] | None:
     """
     if predicted_bytes(run) <= most:
         return {}
-    frames = range(MAX_FRAMES, max(MAX_FRAMES, run.operation.micro_frames) + 1)
+    longest = max(run.data.max_frames, run.data.static_frames)
+    frames = range(longest, max(longest, run.operation.micro_frames) + 1)
     tokens = run.operation.micro_tokens
     while True:
         fitting = bisect_right(

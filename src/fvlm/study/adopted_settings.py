@@ -18,6 +18,7 @@ NAMES = {  # field of a run here -> section and key of the study's configuration
     **{f"optim.lr.{part}": ("training", f"lr_{part}") for part in ("connector", "dino", "llm")},
     "model.tokens_per_frame": ("model", "tokens_per_frame"),
     "data.static_frames": ("data", "replicate_image_frames"),
+    "data.max_frames": ("data", "max_frames"),
     "data.share.text": ("data", "text_ratio"),
     "optim.warmup": ("training", "warmup_ratio"),
     "optim.weight_decay": ("training", "weight_decay"),
