@@ -78,6 +78,9 @@ def test_tables_of_results_need_only_one_row(tmp_path):
     path = study_cases.table(tmp_path / "scaling_grid_results.csv", [GRID_ROW], study_cases.GRID)
     row = read_results([path])["runs"].iloc[0]
     assert (row["run"], row["size"], row["samples"], row["best.val_loss"]) == ("135M-C1-F", "135M", 67_000, 1.4178)
+    assert (row["family"], row["flops"]) == ("stage", 3.2e16)  # two per multiply-add, and N is not known
+    with_n = study_cases.table(path, [GRID_ROW | {"total_params": 157.6e6}], [*study_cases.GRID, "total_params"])
+    assert read_results([with_n])["runs"][["family", "params_total"]].iloc[0].tolist() == ["grid", 157.6e6]
     rows = [
         GRID_ROW,
         GRID_ROW | {"run_id": "135M-C1-B_20260216_080531", "arch": "multi_token", "best_val_loss": 1.5},

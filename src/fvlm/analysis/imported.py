@@ -290,11 +290,14 @@ def _from_study(found: list[study_files.StudyRun], known: Ablations) -> Tables:
     for run in found:
         place, facts = place_of(names[run.name], known), run.facts
         place |= {"architecture": facts["architecture"]} if "architecture" in facts else {}
-        place |= {"family": "stage"} if place["family"] == "grid" else {}  # a point of the grid is N, D, C and loss
+        n, flops = facts.get("params_total", np.nan), facts.get("flop_budget", np.nan) * study_files.FLOPS_PER_UNIT
+        if place["family"] == "grid" and not np.isfinite([n, flops]).all():
+            place |= {"family": "stage"}  # a point of the grid is N, D, C and loss
         training, evaluations = run.read()
         best = min(evaluations, key=lambda row: row["val_loss"], default={})
         rows.append(_run(place) | {
-            "params_total": facts.get("params_total", np.nan),
+            "params_total": n,
+            "flops": flops,
             "samples": facts.get("samples") or max((row["samples"] for row in training + evaluations), default=np.nan),
             "final.val_loss": evaluations[-1]["val_loss"] if evaluations else np.nan,
             "best.val_loss": best.get("val_loss", facts.get("best_val_loss", np.nan)),

@@ -40,8 +40,9 @@ ZERO_IS_NONE = ("loss_fine", "loss_coarse", "attention_entropy", "memory_gb")  #
 SUMMARY = {
     **{"total_samples": "samples", "total_steps": "steps", "wall_time_sec": "wall_s"},
     **{"best_val_loss": "best_val_loss", "best_val_step": "best_step", "final_train_loss": "final_train_loss"},
-    "total_params": "params_total",
+    **{"total_params": "params_total", "flop_budget": "flop_budget"},
 }
+FLOPS_PER_UNIT = 2  # of the study's budgets, which count one per multiply-add
 ARCHITECTURES = {"foveated": "foveated", "F": "foveated", "multi_token": "multi_token", "B": "multi_token"}
 
 
