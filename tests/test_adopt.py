@@ -221,6 +221,12 @@ def spoil_name(source, run):
     next(source.glob("metrics_baseline*")).unlink()
 
 
+def spoil_ablation(source, run):
+    study_cases.summary(source / f"run_summary_F1_freeze_both_{study_cases.TIME}.json", "F1_freeze_both")
+    next(source.glob("run_summary_baseline*")).unlink()
+    next(source.glob("metrics_baseline*")).unlink()
+
+
 def spoil_folder(source, run):
     study_cases.summary(source / "A6" / f"run_summary_A6_{study_cases.TIME}.json", "A6")
 
@@ -242,6 +248,7 @@ REFUSED = {
     spoil_columns: r"metrics_baseline.*no column 'event_type', 'samples_seen', .*found run_id, step, loss",
     spoil_cell: "row 4: val_loss is 'low'; expected a number",
     spoil_name: "holds run 135M-C1-B, not baseline",
+    spoil_ablation: "holds run F1_freeze_both, not baseline; write --run F1",
     spoil_folder: r"several runs \(A6, baseline\)",
     spoil_whole: "cannot be read as a checkpoint",
 }

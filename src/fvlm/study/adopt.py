@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from fvlm.analysis import study_files
+from fvlm.analysis.finished import short_names
 from fvlm.batch import Batch
 from fvlm.config.resolve import add_study_arguments, study_of
 from fvlm.config.schema import Run, Study
@@ -105,14 +106,14 @@ def main(args: argparse.Namespace) -> None:
 
 
 def adopt(source: Path, run: Run, study: Study) -> list[str]:
-    """Write the results of a finished run into the study's folder of `run`; return what to tell about it.
+    """Write the results of a finished run into the study's folder of `run`; return the lines of a report.
 
     raises   UserError if the run is not that of the configuration, or a file of it is damaged
     """
     folder = Path(study.results) / "runs" / run.name
     if is_held(folder / "state/lock"):
         raise UserError(f"run {run.name!r} is being trained in {folder}; wait until it ends, or stop it")
-    found, model = _read(source, run)
+    found, model = _read(source, run, study)
     checked = _checked_loss(model, run, study)
     lines = [f"{run.name}: adopted from {source}"]
     lines.append(f"loss {checked['loss']:.4f} on {checked['on']}" + _beside(found))
@@ -146,7 +147,7 @@ def adopt(source: Path, run: Run, study: Study) -> list[str]:
 # --- reading ---
 
 
-def _read(source: Path, run: Run) -> tuple[Found, VideoLanguageModel]:
+def _read(source: Path, run: Run, study: Study) -> tuple[Found, VideoLanguageModel]:
     """Return what a folder or file holds of a run, and the run's model with its best weights."""
     if (source / FINISHED).is_file():
         raise UserError(f"{source} is a run of this project; copy the whole folder to the results: cp -a")
@@ -154,14 +155,19 @@ def _read(source: Path, run: Run) -> tuple[Found, VideoLanguageModel]:
     last = relinked(source / "latest.pt") or next(iter(sorted(source.glob("step_*.pt"))[-1:]), best)
     stored, beside = read_weights(best)
     state = _checked(stored, run, best)
+    beside = {name: value for name, value in beside.items() if _is_plain(value)}
     found = Found(best, last, beside, foreign=any(name not in state for name in stored))
     if source.is_dir():
-        _add_records(found, source, run)
+        _add_records(found, source, run, study)
     real = real_settings(beside.get("config"), found.training)
     check_settings(run, real, str(best))
     model = build_model(run.model, run.train.seed, pretrained=False)
     model.load_state_dict(state)
     return found, model.eval()
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, dict | str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _checked(state: dict[str, torch.Tensor], run: Run, path: Path) -> dict[str, torch.Tensor]:
@@ -171,15 +177,15 @@ def _checked(state: dict[str, torch.Tensor], run: Run, path: Path) -> dict[str, 
     return {name: tensor.float() for name, tensor in state.items()}
 
 
-def _add_records(found: Found, source: Path, run: Run) -> None:
+def _add_records(found: Found, source: Path, run: Run, study: Study) -> None:
     """Add the metrics and the summary of a folder, of which there must be one run."""
     runs = study_files.found_in(source, unfinished=True)
     if len(runs) > 1:
         raise UserError(f"{source} holds several runs ({', '.join(one.name for one in runs)}); name the folder of one")
     for one in runs:
-        place = study_files.GRID.fullmatch(one.name)
-        if place and one.name != run.name:
-            raise UserError(f"{source} holds run {one.name}, not {run.name}; write --run {one.name}")
+        name = short_names([one.name], study.comparisons.ablations)[one.name]
+        if name != run.name and (name in study.runs or study_files.GRID.fullmatch(name)):
+            raise UserError(f"{source} holds run {one.name}, not {run.name}; write --run {name}")
         found.facts, found.files = one.facts, [*filter(None, [one.summary]), *one.metrics]
         found.training, found.evaluations = one.read()
 

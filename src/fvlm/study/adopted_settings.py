@@ -56,14 +56,15 @@ def real_settings(config: object, training: list[dict]) -> dict[str, Any]:
     part = {name: value if isinstance(value, dict) else {} for name, value in sections.items()}
     model, optim, data = (part.get(name, {}) for name in ("model", "training", "data"))
     found = {field: part[section][key] for field, (section, key) in NAMES.items() if key in part.get(section, {})}
+    found = {field: value for field, value in found.items() if isinstance(value, str | int | float)}
     if model:
         found["model.architecture"] = "multi_token" if model.get("multi_token") else "foveated"
         found["model.fine_pass"] = not model.get("coarse_only", False)
         found["optim.freeze"] = [name for name in ("dino", "llm") if model.get(f"freeze_{name}")]
-    if {"batch_size", "grad_accum"} <= optim.keys():
+    if all(isinstance(optim.get(name), int) for name in ("batch_size", "grad_accum")):
         found["optim.batch_size"] = optim["batch_size"] * optim["grad_accum"]
-    if part.get("loss", {}).get("type") in LOSSES:
-        found["data.loss"] = LOSSES[part["loss"]["type"]]
+    if (loss := str(part.get("loss", {}).get("type"))) in LOSSES:
+        found["data.loss"] = LOSSES[loss]
     shards = [*_listed(data.get("train_shards")), *_listed(data.get("text_shards"))]
     if shards:
         found["data.sources"] = [_folder(path) for path in shards]
@@ -75,7 +76,8 @@ def real_settings(config: object, training: list[dict]) -> dict[str, Any]:
 
 
 def _listed(value: object) -> list[str]:
-    return [value] if isinstance(value, str) else [one for one in value or () if isinstance(one, str)]
+    listed = [value] if isinstance(value, str) else value
+    return [one for one in listed if isinstance(one, str)] if isinstance(listed, list) else []
 
 
 def _folder(path: str) -> str:
