@@ -226,6 +226,8 @@ class Run(Strict):
     def digest(self) -> str:
         """Hash of all that training depends on. A field that is added later does not change it while it is neutral."""
         content = self.for_digest(mode="json", exclude=NOT_IN_DIGEST)
+        if self.model.variant.keeps == "last":
+            content["shallow_query"] = "heads of the last layer"  # an earlier version had one head over the features
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
