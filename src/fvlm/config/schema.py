@@ -299,7 +299,7 @@ class Study(Strict):
     runs: dict[str, Run]
     comparisons: Comparisons
     gpu: Gpu | None = None  # null: memory is not checked
-    only: dict[Literal["stages", "ablations"], list[str]] = {}
+    only: dict[Literal["stages", "ablations", "grid"], list[str]] = {}
     seeds: dict[str, list[int]] = {}  # of a run, a budget or all `ablations` or `grid` runs
     prepare: list[str] = []  # more sources to shard and index, which no run trains on
     results_from: tuple[str, ...] = ()  # finished results to make tables and figures of, without training
