@@ -154,7 +154,8 @@ class VideoLanguageModel(nn.Module):
         trained = any(parameter.requires_grad for parameter in self.dino.parameters())
         keeps = self.config.variant.keeps
         with nullcontext() if trained else torch.no_grad():
-            return self.dino.encode(frames, keys=keeps == "keys", features=keeps == "features")
+            states = self.dino.encode(frames, keys=keeps == "keys", features=keeps != "keys")
+            return self.dino.last_keys(states.features) if keeps == "last" else states
 
     def read(
         self, query_PQ: torch.Tensor, states: FrameStates, visits: Visits, with_attention: bool
