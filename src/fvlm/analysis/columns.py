@@ -15,9 +15,9 @@ TABLES = {
     "bootstrap": "run* mode* frames* order* source* kind*",  # then one column per replicate
     "ablations": """group* run* question* compared_with* note* n_seeds samples data_differs* best_val_loss
         final_val_loss best_difference final_difference evaluation_loss evaluation_difference difference low high
-        interval* measure*""",
-    "factorial": """measure* effect* estimate low high interval* n_seeds deep_fine shallow_fine deep_coarse
-        shallow_coarse""",
+        interval* noise noise_from* likely_above measure*""",
+    "factorial": """measure* effect* estimate low high interval* n_seeds noise noise_from* likely_above deep_fine
+        shallow_fine deep_coarse shallow_coarse""",
     "points": "architecture* size* budget* N D C L runs",
     "points_by_run": "run* seed architecture* size* budget* N D C L",
     "curves": "run* family* architecture* size* lr_schedule* N step D C L",
@@ -33,7 +33,7 @@ TABLES = {
         measure* flops_per_sample samples data_differs*""",
     "question_order": "run* mode* video_first question_first difference low high interval* n_seeds",
     "decisions": """sweep* question* verdict* answer* setting* changes_default? runs* estimate low high unit* interval*
-        confidence comparisons n_seeds more_seeds needs* data_differs* measure*""",
+        confidence comparisons n_seeds noise noise_from* likely_above more_seeds needs* data_differs* measure*""",
 }
 
 
