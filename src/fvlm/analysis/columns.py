@@ -4,14 +4,15 @@ SCHEDULE = "config.optim.schedule"  # of the learning rate; a column of the runs
 REWARDS = ("reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected")  # of runs on preferences
 
 # Column names in their order. NAME* is text, where an empty cell is an empty word. NAME? is true or false. In all other
-# columns an empty cell is a missing number.
+# columns an empty cell is a missing number. NAME+ is one that tables of an earlier version do not have.
 TABLES = {
     "runs": """run* family* seed architecture* deep_query? fine_pass? fine_passes visual_tokens question_first size*
         budget* letter* params_total samples flops flops_budget text_tokens frames final.val_loss best.val_loss
         best.samples""",
     "validation_curves": "run* step samples flops val_loss loss_fine loss_coarse attention_entropy REWARDS",
     "training_curves": "run* step samples flops train_loss loss_fine loss_coarse fine_coarse_ratio REWARDS",
-    "evaluation": """run* mode* frames* order* source* kind* loss standard_error low high tokens samples groups""",
+    "evaluation": """run* mode* frames* order* source* kind* loss standard_error low high tokens samples groups
+        loss_without_end+""",
     "bootstrap": "run* mode* frames* order* source* kind*",  # then one column per replicate
     "ablations": """group* run* question* compared_with* note* n_seeds samples data_differs* best_val_loss
         final_val_loss best_difference final_difference evaluation_loss evaluation_difference difference low high
@@ -40,9 +41,9 @@ TABLES = {
 def _names(kind: str = "") -> dict[str, tuple[str, ...]]:
     """Return table -> its columns, or those whose name ends in `kind` above."""
     split = {table: words.replace("REWARDS", " ".join(REWARDS)).split() for table, words in TABLES.items()}
-    return {table: tuple(name.rstrip("*?") for name in names if name.endswith(kind)) for table, names in split.items()}
+    return {table: tuple(name.rstrip("*?+") for name in names if name.endswith(kind)) for table, names in split.items()}
 
 
-COLUMNS, TEXT, FLAGS = _names(), _names("*"), _names("?")
+COLUMNS, TEXT, FLAGS, NEW = _names(), _names("*"), _names("?"), _names("+")
 RUN = COLUMNS["runs"]
 CURVE = ("run", "step", "samples", "flops")
