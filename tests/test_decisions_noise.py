@@ -158,6 +158,12 @@ def test_a_sweep_of_more_alternatives_needs_more(tmp_path):
     assert three["likely_above"] / three["noise"] == pytest.approx(t.ppf(1 - 0.025 / 3, 2))
 
 
+def test_runs_of_one_seed_that_do_not_differ_from_the_best_are_named(tmp_path):
+    levels = {"baseline": [1.30, 1.31, 1.29], "A1": [1.30, 1.30, 1.31], "LR2": [1.1], "LR3": [1.101], "LR4": [1.29]}
+    row = decided(tmp_path, **levels).loc["learning rate"]
+    assert row["verdict"] == LIKELY and "Not significantly different from LR2: LR3." in row["answer"]
+
+
 def test_an_interval_over_videos_and_the_noise_must_both_be_exceeded(tmp_path):
     seeds = {"A1": [1.30, 1.36, 1.27], "LR4": [1.31, 1.33, 1.30]}
     row = decided(tmp_path, evaluated=True, baseline=[1.30], A6=[1.35], **seeds).loc["fine pass"]

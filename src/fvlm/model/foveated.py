@@ -29,22 +29,21 @@ class Output:
 
     loss_sum_B     cross-entropy of the mode, nats summed over each sample's scored text tokens
     count_B        (B,) int64 in host memory, scored text tokens of each sample
+    nats_X         cross-entropy of each scored text token, sample after sample; targets_X: ids of these tokens
     objective_B    the sum that training minimises: loss_sum_B, plus lambda_coarse x coarse_sum_B in mode coarse_fine
     coarse_sum_B   the same as loss_sum_B after the coarse pass; None if it was not computed
     fine           attention of the fine (or autoregressive) queries; None without attention or fine pass
     coarse         attention of the static query; None without attention or static query
-    nats_X         cross-entropy of each scored token, sample after sample, and targets_X the tokens; None while the
-                   weights are split over ranks
     """
 
     loss_sum_B: torch.Tensor
     count_B: torch.Tensor
+    nats_X: torch.Tensor
+    targets_X: torch.Tensor
     objective_B: torch.Tensor
     coarse_sum_B: torch.Tensor | None = None
     fine: Attention | None = None
     coarse: Attention | None = None
-    nats_X: torch.Tensor | None = None
-    targets_X: torch.Tensor | None = None
 
     @property
     def entropy_P(self) -> torch.Tensor | None:
@@ -95,7 +94,7 @@ class VideoLanguageModel(nn.Module):
         visual_PE, coarse_PE, fine, coarse = self.visual_tokens(batch, text_SE, plan, mode, with_attention)
         nats_X, targets_X = self._score(visual_PE, text_SE, batch, plan)
         loss_B = sum_per_sample(nats_X, plan.on_device(plan.count_B))
-        output = Output(loss_B, plan.count_B, loss_B, None, fine, coarse, nats_X, targets_X)
+        output = Output(loss_B, plan.count_B, nats_X, targets_X, loss_B, None, fine, coarse)
         weight = self.config.lambda_coarse
         if mode == "coarse_only":
             output.coarse_sum_B = loss_B
