@@ -242,6 +242,7 @@ def test_imported_curves_reach_the_page_and_the_ranking(tmp_path):
     assert "◐ **likely**" in text and "times the spread of the last evaluations" in text
     ranked = read_table(tables, "ablations").set_index("run")
     assert ranked.loc["F2", "noise"] == pytest.approx(row["noise"]) and ranked.loc["F2", "noise_from"] == CURVES
+    assert ranked["clear"].to_dict() == {"baseline": False, "F2": True, "A6": False, "A1": False, "A7": False}
     effects = read_table(tables, "factorial").set_index(["measure", "effect"])
     interaction = effects.loc["best"].iloc[2]
     whole = table.set_index("sweep").loc["query depth x fine pass"]

@@ -16,7 +16,7 @@ TABLES = {
     "bootstrap": "run* mode* frames* order* source* kind*",  # then one column per replicate
     "ablations": """group* run* question* compared_with* note* n_seeds samples data_differs* best_val_loss
         final_val_loss best_difference final_difference evaluation_loss evaluation_difference difference low high
-        interval* noise noise_from* likely_above measure*""",
+        interval* noise noise_from* likely_above clear? measure*""",
     "factorial": """measure* effect* estimate low high interval* n_seeds noise noise_from* likely_above deep_fine
         shallow_fine deep_coarse shallow_coarse""",
     "points": "architecture* size* budget* N D C L runs",

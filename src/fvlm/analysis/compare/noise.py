@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
+from fvlm.analysis.compare.bootstrap import LEVEL, OVER_SEEDS, Estimate
+
 LAST_SHARE = 0.25  # share of a curve's evaluations whose spread is measured ...
 FEWEST = 5  # ... and how many there must be at least
 DOUBT = 5.0  # the spread between seeds is assumed to be at most so many times that of the last evaluations
@@ -62,6 +64,22 @@ class Noise:
             return "nothing shows the noise between seeds"
         times = abs(value) / self.spread
         return f"{f'about {rounded(times)}' if times < MANY else f'more than {MANY}'} times the spread {self.source}"
+
+
+def excludes_zero(estimate: Estimate) -> bool:
+    return bool(estimate.low > 0 or estimate.high < 0)
+
+
+def is_clear(estimate: Estimate, noise: Noise, level: float = LEVEL) -> bool:
+    """Return whether a difference is more than its noise.
+
+    Its interval, if it has one, excludes 0. A difference of one seed is also larger than the noise between seeds, if
+    anything shows that noise.
+    """
+    if estimate.interval == OVER_SEEDS or not noise.known:
+        return excludes_zero(estimate)
+    beyond = abs(estimate.value) > noise.spread * noise.times(level)
+    return bool(beyond and (excludes_zero(estimate) or np.isnan(estimate.low)))
 
 
 def rounded(times: float) -> str:

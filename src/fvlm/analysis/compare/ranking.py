@@ -10,7 +10,7 @@ import pandas as pd
 
 from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.compare.bootstrap import LEVEL, NO_INTERVAL, Cell, Estimate, pooled
-from fvlm.analysis.compare.noise import Noise, SeedsOfCurves, rounded
+from fvlm.analysis.compare.noise import Noise, SeedsOfCurves, is_clear, rounded
 from fvlm.analysis.compare.runs import ComparedRuns, difference, question_of
 from fvlm.analysis.files import check_out, write_table
 from fvlm.analysis.fits.curves import ends
@@ -58,6 +58,7 @@ def ablations(
     rows = [_row(study, base, place, comparisons) for base, place in places.items()]
     table = pd.DataFrame(rows, columns=COLUMNS["ablations"])
     table = table.assign(order=table["group"].map(groups.index))
+    table = table.assign(clear=table["clear"].eq(True))
     return table.sort_values(["order", "best_val_loss", "run"], ignore_index=True).drop(columns="order")
 
 
@@ -97,7 +98,8 @@ def differences(study: ComparedRuns, base: str, reference: str, kind: str) -> di
     quoted, measure, noise = study.quoted([base, reference], difference, Cell(kind=kind))
     all_three = {"best": best, "final": final, "evaluation": evaluated}
     values = {f"{name}_difference": one.value for name, one in all_three.items()}
-    return {**values, **quoted.columns("difference"), **noise.columns(LEVEL), "measure": measure}
+    judged = {**noise.columns(LEVEL), "clear": is_clear(quoted, noise)}
+    return {**values, **quoted.columns("difference"), **judged, "measure": measure}
 
 
 def paired(losses: dict[float, float], others: dict[float, float]) -> Estimate:

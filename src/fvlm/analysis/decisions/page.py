@@ -127,9 +127,12 @@ def _group(unit: str, table: pd.DataFrame) -> dict:
 
 
 def _shown(row: dict) -> str:
-    """The estimate, and the level of its bar if that is not 95 %."""
+    """The estimate, and the level of its bar and band if that is not 95 %."""
     estimate = Estimate(row["estimate"], row["low"], row["high"], row["interval"], int(row["n_seeds"]))
-    level = "" if np.isclose(row["confidence"], LEVEL) else f" (bar: {100 * row['confidence']:.3g} %)"
+    drawn = " and ".join(
+        name for name, column in (("bar", "low"), ("band", "likely_above")) if np.isfinite(row[column])
+    )
+    level = "" if np.isclose(row["confidence"], LEVEL) or not drawn else f" ({drawn}: {100 * row['confidence']:.3g} %)"
     return number(estimate) + level
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from fvlm.analysis.compare.bootstrap import LEVEL, OVER_SEEDS, Estimate
-from fvlm.analysis.compare.noise import Noise
+from fvlm.analysis.compare.noise import Noise, excludes_zero, is_clear
 
 DECIDED, LIKELY, OPEN, NOT_RUN = "decided", "likely", "not decided", "not run"
 MOST = 50  # further seeds; a larger number means only that the difference is small
@@ -40,19 +40,11 @@ def judge(estimate: Estimate, level: float = LEVEL, confounded: str = "", noise:
 def _of_one_seed(estimate: Estimate, level: float, same_data: str, noise: Noise) -> dict:
     """The verdict of a difference without an interval over seeds. If nothing shows the noise between seeds, the
     interval over evaluation videos alone makes it likely."""
-    likely = excludes_zero(estimate)
-    if noise.known:
-        beyond = abs(estimate.value) > noise.spread * noise.times(level)
-        likely = beyond and (likely or np.isnan(estimate.low))
-    word = LIKELY if likely else OPEN
+    word = LIKELY if is_clear(estimate, noise, level) else OPEN
     if noise.runs:
         return verdict(word, *_further(estimate, noise.spread, level, same_data))
     missing = max(2 - estimate.n_seeds, 1)
     return verdict(word, f"Train at least {_seeds(missing)} per run{same_data}: an interval over seeds takes two.")
-
-
-def excludes_zero(estimate: Estimate) -> bool:
-    return bool(estimate.low > 0 or estimate.high < 0)
 
 
 def _further(estimate: Estimate, deviation: float, level: float, same_data: str) -> tuple[str, float]:

@@ -3,9 +3,9 @@
 import numpy as np
 
 from fvlm.analysis.compare.bootstrap import LEVEL, NO_INTERVAL, OVER_SEEDS, OVER_VIDEOS, Estimate
-from fvlm.analysis.compare.noise import Noise, rounded
+from fvlm.analysis.compare.noise import Noise, excludes_zero, rounded
 from fvlm.analysis.compare.runs import EVALUATION
-from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, OPEN, excludes_zero, judge
+from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, OPEN, judge
 
 NATS, PERCENT, EXPONENT = "nats per token", "percent", "exponent"
 SHORT = {PERCENT: " %", NATS: " nats per token", EXPONENT: ""}
