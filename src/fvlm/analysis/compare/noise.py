@@ -147,11 +147,12 @@ def of_last_evaluations(curves: list[pd.DataFrame], weights: np.ndarray) -> Nois
 
 def _residuals(curve: pd.DataFrame) -> tuple[float, int] | None:
     """Return the variance of the last evaluations around their straight line, and its degrees of freedom."""
-    curve = curve[["step", "val_loss"]].dropna().astype(float)
-    last = curve.iloc[-int(np.ceil(LAST_SHARE * len(curve))) :]
-    if len(last) < FEWEST:
+    x, y = (curve[name].to_numpy(float) for name in ("step", "val_loss"))
+    known = np.isfinite(y)
+    count = int(np.ceil(LAST_SHARE * known.sum()))
+    if count < FEWEST:
         return None
-    x, y = last["step"].to_numpy(), last["val_loss"].to_numpy()
+    x, y = x[known][-count:], y[known][-count:]
     x = x - x.mean()
     line = y.mean() + x * (x @ y) / (x @ x)
     return float(((y - line) ** 2).sum() / (len(y) - 2)), len(y) - 2
