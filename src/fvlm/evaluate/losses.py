@@ -26,6 +26,7 @@ from fvlm.errors import UserError
 from fvlm.evaluate.load import check_split, load_run
 from fvlm.files import digest_of
 from fvlm.model.foveated import Output
+from fvlm.model.losses import sum_per_sample
 from fvlm.records import MetricsLog, write_csv
 
 BATCH = 8  # samples per forward pass
@@ -138,10 +139,10 @@ def _score(run: Run, model, batch: Batch, study: Study, videos: list[int], end: 
 
 def _without(output: Output, token: int) -> list[tuple[float, int]]:
     """Return of each sample the summed loss of its scored tokens other than `token`, and their number."""
-    other_X, counts = output.targets_X != token, output.count_B.tolist()
-    parts = zip(output.nats_X.where(other_X, 0).split(counts), other_X.split(counts), strict=True)
-    sums, numbers = zip(*((nats.sum(), others.sum()) for nats, others in parts), strict=True)
-    return list(zip(torch.stack(sums).tolist(), torch.stack(numbers).tolist(), strict=True))
+    other_X, counts_B = output.targets_X != token, output.count_B.to(output.nats_X.device)
+    kept = output.nats_X.where(other_X, 0), other_X.to(output.nats_X.dtype)
+    sums, numbers = (sum_per_sample(values, counts_B).tolist() for values in kept)
+    return list(zip(sums, map(int, numbers), strict=True))
 
 
 def _entropies(output: Output, batch: Batch) -> list[float | None]:
