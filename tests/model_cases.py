@@ -174,6 +174,18 @@ def states_by_mask(dino, frames: torch.Tensor, query_UD: torch.Tensor) -> torch.
     return dino.layernorm(hidden)
 
 
+def shallow_by_hand(dino, pixels: torch.Tensor, query_UD: torch.Tensor) -> torch.Tensor:
+    """What unprojected queries read from the final features with the heads of the last layer, after the final norm."""
+    last, features = dino.encoder.layer[-1], dino(pixels).last_hidden_state
+    normed, heads = last.norm1(features), dino.config.num_attention_heads
+    key, value = last.attention.k_proj(normed), last.attention.v_proj(normed)
+    merged = []
+    for k, v, q in zip(key.chunk(heads, 2), value.chunk(heads, 2), query_UD.chunk(heads, 1), strict=True):
+        scores = (k @ q[:, :, None])[:, :, 0] / q.shape[1] ** 0.5
+        merged.append((scores.softmax(1)[:, None] @ v)[:, 0])
+    return dino.layernorm(torch.cat(merged, 1))
+
+
 def language_states(model: VideoLanguageModel, tokens: torch.Tensor) -> torch.Tensor:
     """Hidden states of one sequence (M, E); gradients reach the model's weights."""
     weights = dict(model.llm.llama.named_parameters())

@@ -24,6 +24,7 @@ from tests.model_cases import (
     pixels_of,
     published,
     sample,
+    shallow_by_hand,
     states_by_mask,
     tiny,
     visual_tokens,
@@ -77,21 +78,13 @@ def test_the_whole_model_with_loaded_weights_is_made_of_its_two_models(checkpoin
     batch = sample(3, 9, seed=1, question=4)
     plan, text = model.plan(batch), model.llm.embed(batch.token_ids)
     pixels = pixels_of(batch.frames)
-    if not deep:
-        torch.testing.assert_close(model.encode(batch.frames).features, dino(pixels).last_hidden_state)
     query = model.connector.query_input_proj(model.connector.q_static).expand(3, -1)
-    seen = states_by_mask(dino, batch.frames, query)[:, -1] if deep else one_attention(query, dino(pixels))
+    seen = states_by_mask(dino, batch.frames, query)[:, -1] if deep else shallow_by_hand(dino, pixels, query)
     visual = model.connector.project(seen)
     torch.testing.assert_close(visual_tokens(model, batch, "coarse_only"), visual, rtol=1e-5, atol=1e-6)
     logits = llama(inputs_embeds=torch.cat([text[:4], visual, text[4:]])[None]).logits[0]
     found = model.llm.logits(model.hidden(visual, text, plan))
     torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-5)
-
-
-def one_attention(query, output) -> torch.Tensor:
-    features = output.last_hidden_state
-    scores = torch.einsum("ud,und->un", query, features) / features.shape[2] ** 0.5
-    return torch.einsum("un,und->ud", scores.softmax(-1), features)
 
 
 def changed_encoder(checkpoints, folder, change) -> schema.Model:

@@ -7,7 +7,7 @@ import torch
 
 from fvlm.model.build import build_model
 from fvlm.model.encoder import Visits
-from tests.model_cases import IMAGE, configuration, dinov2_of, pixels_of, sample, states_by_mask, tiny
+from tests.model_cases import IMAGE, configuration, dinov2_of, pixels_of, sample, shallow_by_hand, states_by_mask, tiny
 
 
 @pytest.mark.parametrize("encoder", [{}, {"position_side": 7}, {"patch": 16}])
@@ -30,6 +30,13 @@ def test_deep_reading_is_one_more_token(encoder):
     torch.testing.assert_close(found, by_mask[:, -1])
     alone = dinov2_of(model)(pixels_of(frames)).last_hidden_state
     torch.testing.assert_close(by_mask[:, :-1], alone)  # no patch has seen it
+
+
+def test_shallow_reading_is_one_attention_with_the_last_layer_s_heads():
+    model, frames = tiny(deep_query=False), sample(3, 4, seed=1).frames
+    query = torch.randn(3, 32, dtype=torch.float64)
+    found, _ = model.dino.read_shallow(query, model.encode(frames), Visits(None, 1))
+    torch.testing.assert_close(found, shallow_by_hand(dinov2_of(model), pixels_of(frames), query))
 
 
 @pytest.mark.parametrize("deep", [True, False])

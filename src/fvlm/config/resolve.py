@@ -28,6 +28,7 @@ FAMILY_KEYS = {"ablation": "ablations", "grid": "grid", "pairs": "grid"}  # name
 LENGTHS = ("samples", "flops")  # of a training; one of them is set
 AXES = ("sizes", "budgets", "architectures", "base")  # keys of scaling.yaml, beside NAMES
 NAMES = "names"  # how the runs of the grid are named
+LABELS = ("size", "budget", "letter")  # of a run of the grid
 DEFAULT_STUDY = "config/config.yaml"
 
 
@@ -214,18 +215,20 @@ class _Builder:
     def _listed(self, section: str) -> list[tuple[str, list]]:
         """Return each entry of a file with the study's changes to it: (name, [(where, overrides), ...])."""
         entries, changes = self.files[section], self.config.get(section) or {}
-        wanted = self.config.get("only", {}).get(section)
-        names = list(dict.fromkeys([*entries, *changes]))
-        for name in wanted or ():
-            if name not in names:
-                known = suggest(str(name), names)
-                raise UserError(f"{self.where}: only: {section}: no entry {name!r} in config/{section}.yaml, {known}")
+        names = self._wanted(section, list(dict.fromkeys([*entries, *changes])))
         places = ((f"config/{section}.yaml", entries), (f"{self.where}: {section}", changes))
         return [
             (name, [(f"{where}: {name}", content[name] or {}) for where, content in places if name in content])
             for name in names
-            if wanted is None or name in wanted
         ]
+
+    def _wanted(self, section: str, names: list[str]) -> list[str]:
+        """Return the names that the study's `only:` leaves of a section."""
+        wanted = self.config.get("only", {}).get(section)
+        for name in wanted or ():
+            if name not in names:
+                raise UserError(f"{self.where}: only: {section}: no run {name!r}, {suggest(str(name), names)}")
+        return names if wanted is None else [name for name in names if name in wanted]
 
     def _grid(self) -> list[Run]:
         axes = self.files["scaling"] | (self.config.get("scaling") or {})
@@ -237,10 +240,16 @@ class _Builder:
             if not isinstance(axes.get(axis), dict):
                 raise UserError(f"config/scaling.yaml: {axis}: expected a mapping of names, found {axes.get(axis)!r}")
         sizes, budgets, architectures, base = (axes[axis] for axis in AXES)
-        runs = []
-        for size, budget, letter in product(sizes, budgets, architectures):
-            if sizes[size] is None or budgets[budget] is None:  # removed by the study
-                continue
+        points, runs = {}, []
+        for point in product(sizes, budgets, architectures):
+            if sizes[point[0]] is not None and budgets[point[1]] is not None:  # null: removed by the study
+                name = _grid_name(axes.get(NAMES), dict(zip(LABELS, point, strict=True)))
+                if name in points:
+                    raise UserError(f"scaling: {NAMES}: {axes[NAMES]!r} names two runs {name!r}; use all of its parts")
+                points[name] = point
+        self.seeds.known |= {*points, *budgets}
+        for name in self._wanted("grid", list(points)):
+            size, budget, letter = points[name]
             # a budget of FLOPs is a point of the iso-FLOP grid; other settings only make pairs of architectures
             of_flops = not isinstance(budgets[budget], dict)
             limit = {"train.samples": None, "train.flops": budgets[budget]} if of_flops else budgets[budget]
@@ -250,8 +259,8 @@ class _Builder:
                 (f"config/scaling.yaml: {letter}", architectures[letter]),
                 (f"config/scaling.yaml: {budget}", limit),
             ]
-            labels = {"size": size, "budget": budget, "letter": letter}
-            runs += self._seeded("grid" if of_flops else "pairs", _grid_name(axes.get(NAMES), labels), lines, labels)
+            labels = dict(zip(LABELS, points[name], strict=True))
+            runs += self._seeded("grid" if of_flops else "pairs", name, lines, labels)
         return runs
 
     def _seeded(self, family: str, name: str, lines: list, labels: dict | None = None) -> list[Run]:

@@ -231,6 +231,8 @@ class Run(Strict):
     def digest(self) -> str:
         """Hash of all that training depends on. A field that is added later does not change it while it is neutral."""
         content = self.for_digest(mode="json", exclude=NOT_IN_DIGEST)
+        if self.model.variant.keeps == "last":
+            content["shallow_query"] = "heads of the last layer"  # an earlier version had one head over the features
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -303,7 +305,7 @@ class Study(Strict):
     runs: dict[str, Run]
     comparisons: Comparisons
     gpu: Gpu | None = None  # null: memory is not checked
-    only: dict[Literal["stages", "ablations"], list[str]] = {}
+    only: dict[Literal["stages", "ablations", "grid"], list[str]] = {}
     seeds: dict[str, list[int]] = {}  # of a run, a budget or all `ablations` or `grid` runs
     prepare: list[str] = []  # more sources to shard and index, which no run trains on
     results_from: tuple[str, ...] = ()  # finished results to make tables and figures of, without training

@@ -194,6 +194,10 @@ class Pass:
         return self.model.variant.keeps == "keys"
 
     @property
+    def _shallow(self) -> bool:
+        return self.model.variant.keeps == "last"
+
+    @property
     def _looks(self) -> int:
         """Passes of the language model that predict queries, each with a reading by them."""
         return self.model.fine_passes if self.model.training_mode == "coarse_fine" else 0
@@ -222,10 +226,10 @@ class Pass:
         return self._encode() + self._read(load.frames, load.frames) + self._looks * look
 
     def _key_gradients(self) -> int:
-        """Gradients of the keys and values of all layers, which the layers read later; or of the last features."""
+        """Gradients of the keys and values of all layers, which the layers read later; or of the final features."""
         if not self.model.variant.sees:
             return 0
-        numbers = self.model.encoder.layers * 2 * self.item if self._deep else 4
+        numbers = self.model.encoder.layers * 2 * self.item if self._deep else 4 + 2 * self.item * self._shallow
         return self._patch_tokens * self.model.encoder.width * numbers
 
     def _copies(self, without_layers: bool) -> int:
@@ -249,8 +253,11 @@ class Pass:
         """Bytes that phase 1 keeps, with the keys and values or features that are read."""
         size, item = self.model.encoder, self.item
         if not self.trained.dino:  # no graph
-            return self._patch_tokens * size.width * (size.layers * 2 * item if self._deep else 4)
+            layers = size.layers if self._deep else int(self._shallow)
+            return self._patch_tokens * size.width * (layers * 2 * item or 4)
         ends = 0 if self._deep else 4 * size.width  # input of the final norm
+        if self._shallow:  # its result, normed once more for the keys and values; those
+            ends += (4 + 3 * item) * size.width + 8
         if self.recompute:
             token = size.layers * (4 + 2 * item * self._deep) * size.width
         else:
@@ -281,8 +288,9 @@ class Pass:
             spread = (cells - queries) * (2 * item * width + 4 * size.heads)
             spread += queries * item * width if cells > queries else 0  # gathered again
             return ends + size.layers * (queries * self._encoder_token(self.trained.dino) + spread)
-        features = 4 if item == 2 else 0  # cast once as keys and once as values
-        return ends + cells * 2 * item * width + queries * (size.patches + 1) * features * width
+        gathered = queries * item * width if cells > queries else 0
+        norm = queries * (4 * width + 8)
+        return ends + cells * (2 * item * width + 4 * size.heads) + gathered + norm
 
     def _language(self, cells: int, width: int) -> int:
         """All layers over `cells` cells in rows of `width` with a mask, 0: without."""

@@ -134,6 +134,14 @@ class Encoder(nn.Module):
         states.features = self.dino.layernorm(x_UND)
         return states
 
+    def last_keys(self, features_UND: torch.Tensor) -> FrameStates:
+        """Return the last layer's keys and values of the final features, which a shallow query reads."""
+        layer = self.layers[-1]
+        normed = layer.norm1(features_UND)
+        normed = normed.to(working_dtype(normed))
+        key, value = (self._split(project(normed)) for project in (layer.attention.k_proj, layer.attention.v_proj))
+        return FrameStates([key], [value], None)
+
     def _layer(self, layer: nn.Module, x_UND: torch.Tensor, only_keys: bool):
         """Pass the patches through one layer; return its output (None with `only_keys`), keys and values."""
         normed = layer.norm1(x_UND)
@@ -169,14 +177,16 @@ class Encoder(nn.Module):
     def read_shallow(
         self, query_PD: torch.Tensor, states: FrameStates, visits: Visits, weights: bool = False
     ) -> tuple[torch.Tensor, Attention | None]:
-        """Phase 2, shallow: one dot-product attention with one head; the final features are keys and values.
+        """Phase 2, shallow: one attention with the encoder's heads, then the final norm.
 
-        No weight of DINOv2 takes part. Arguments and result as in `read`.
+        The query is not projected; there is no output projection, no MLP and no residual. `states` are those of
+        `last_keys`; the other arguments and the result are as in `read`.
         """
-        features = states.features[:, None]
-        query = visits.spread(query_PD, len(features))[:, None].to(features.dtype)
-        seen = visits.gather(attend(query, features, features)[:, 0])
-        return seen, Attention.of([self._look(query, features, visits)]) if weights else None
+        (key,), (value,) = states.keys, states.values
+        query = self._split(visits.spread(query_PD, len(key))).to(key.dtype)
+        seen = visits.gather(attend(query, key, value).transpose(1, 2).flatten(2))
+        looked = Attention.of([self._look(query, key, visits)]) if weights else None
+        return self.dino.layernorm(seen), looked
 
     @torch.no_grad()
     def _look(self, query, key, visits: Visits) -> torch.Tensor:

@@ -34,15 +34,11 @@ FIXED = ("architecture", "deep_query", "fine_pass", "query_dim", "visual_scale",
 ROUNDED = 0.01  # metrics hold learning rates with three digits
 CONVENTIONS = (
     "scored tokens: the published study never scores <|im_end|>, and scores the line break behind an answer, so its "
-    "losses are not exactly those of runs trained here",
+    "validation losses are compared with loss_without_end of an evaluation here (docs/comparing-with-the-study.md)",
     "training: there, texts see padded frames, output_proj learns at DINOv2's rate, every parameter is decayed, and "
     "SmolLM2's own system prompt stands before each text",
     "held-out samples: the run was validated on samples of its own, and may have trained on samples that this study "
     "holds out, so its evaluation here may be too good",
-)
-SHALLOW = (
-    "shallow query: the published study attends to keys and values of DINOv2's last layer with several heads, this "
-    "project to its final features with one, so losses computed here are not those of the study"
 )
 
 
@@ -126,7 +122,6 @@ def differences(run: Run, study: Study, real: dict[str, Any], samples: float | N
         )
     if foreign:
         lines += [_flops(run, study, samples), *CONVENTIONS]
-        lines += [SHALLOW] if run.model.variant.queries and not run.model.deep_query else []
     return [line for line in lines if line]
 
 

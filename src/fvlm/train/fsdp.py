@@ -121,7 +121,8 @@ def use_all_weights(model: VideoLanguageModel) -> None:
         if not isinstance(arguments[0], _WithBlank):
             return output
         coarse = None if output.coarse_sum_B is None else output.coarse_sum_B[:-1]
-        return Output(output.loss_sum_B[:-1], output.count_B[:-1], output.objective_B[:-1], coarse)
+        scored = output.nats_X, output.targets_X  # none of the blank sample
+        return Output(output.loss_sum_B[:-1], output.count_B[:-1], *scored, output.objective_B[:-1], coarse)
 
     model.register_forward_pre_hook(add_blank)
     model.register_forward_hook(drop_blank)
