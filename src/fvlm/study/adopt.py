@@ -67,6 +67,7 @@ class Found:
     files        the metrics and summary files that were read
     facts        values of `study_files.SUMMARY`
     foreign      the weights have the names of the published study
+    coarse       precisions below float32 in which the best weights are stored
     """
 
     best: Path
@@ -77,6 +78,7 @@ class Found:
     training: list[dict] = field(default_factory=list)
     evaluations: list[dict] = field(default_factory=list)
     foreign: bool = False
+    coarse: tuple[str, ...] = ()
 
     @property
     def samples(self) -> int | None:
@@ -121,7 +123,7 @@ def adopt(source: Path, run: Run, study: Study) -> list[str]:
         lines.append(f"no metrics_*.csv in {source}: the run has no curves")
     real = real_settings(found.beside.get("config"), found.training)
     real |= {"train.samples": found.samples} if found.samples else {}
-    notes = differences(run, study, real, found.samples, found.foreign) + _of_other_steps(found)
+    notes = differences(run, study, real, found.samples, found.foreign) + _about_weights(found)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{run.name}.", suffix=".part", dir=folder.parent) as part:
         part = Path(part)
@@ -157,6 +159,8 @@ def _read(source: Path, run: Run, study: Study) -> tuple[Found, VideoLanguageMod
     state = _checked(stored, run, best)
     beside = {name: value for name, value in beside.items() if _is_plain(value)}
     found = Found(best, last, beside, foreign=any(name not in state for name in stored))
+    precisions = {str(tensor.dtype).removeprefix("torch.") for tensor in stored.values() if tensor.is_floating_point()}
+    found.coarse = tuple(sorted(precisions - {"float32", "float64"}))
     if source.is_dir():
         _add_records(found, source, run, study)
     real = real_settings(beside.get("config"), found.training)
@@ -238,14 +242,16 @@ def _beside(found: Found) -> str:
     return "" if known[0] is None else f"; its own lowest validation loss is {min(known):.4f}"
 
 
-def _of_other_steps(found: Found) -> list[str]:
-    """Return a note if the best weights are not those of the lowest validation loss, or if only one file was found."""
+def _about_weights(found: Found) -> list[str]:
+    """Return notes on the weights: of another step than the best evaluation, one file for both, less precise."""
     notes, best, step = [], _best(found), found.beside.get("step")
     if best.get("step") and step is not None and step != best["step"]:
         notes.append(
             f"weights: {found.best.name} is of step {step}; the validation loss was lowest at step {best['step']}, of "
             "which there is no checkpoint"
         )
+    if found.coarse:
+        notes.append(f"weights: some or all are stored in {', '.join(found.coarse)}; here they are kept in float32")
     if found.best == found.last:
         notes.append(f"weights: {found.best.name} stands for the best and for the final weights")
     return notes

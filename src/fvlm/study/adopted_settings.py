@@ -106,7 +106,7 @@ def differences(run: Run, study: Study, real: dict[str, Any], samples: float | N
     lines = [_samples(run, study, samples)]
     here = _flat(run.model_dump(mode="json"))
     sources = [study.sources[name] for name in run.data.sources]
-    here["data.sources"] = [_folder(source.path or source.name) for source in sources]
+    here["data.sources"] = [_folder(source.path) if source.path else source.name for source in sources]
     for field, there in sorted(real.items()):
         planned = here.get(field)
         if field in ("train.samples", "optim.lr") or (field == "data.sources" and set(there) == set(planned)):
