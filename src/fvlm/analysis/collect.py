@@ -23,6 +23,7 @@ EVALUATION = ("run", "mode", "frames", "source", "kind", "key", "loss_sum", "tok
 OPTIONAL = (  # left out: a sample is its own group, its video comes first, and the loss without the end is not known
     "group", "order", "loss_sum_without_end", "tokens_without_end",
 )  # fmt: skip
+NOT_IN_TABLE = ("files", "adopted")  # fields of a summary: digests of the run's files, and how it was adopted
 CELL = ["run", "mode", "frames", "order"]
 
 
@@ -75,7 +76,8 @@ def collect_runs(paths: list[Path]) -> pd.DataFrame:
 
     raises  UserError for a file that is missing, broken, or names no run, and for a run given twice
     """
-    rows = [flatten(read_summary(path)) for path in paths]
+    summaries = [read_summary(path) for path in paths]
+    rows = [flatten({key: value for key, value in one.items() if key not in NOT_IN_TABLE}) for one in summaries]
     refuse_twice([row["run"] for row in rows])
     columns = list(dict.fromkeys([*RUN, *(key for row in rows for key in row)]))
     return pd.DataFrame(rows, columns=columns)

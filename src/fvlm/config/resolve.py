@@ -51,7 +51,8 @@ def load_study(config: dict, *beside: Path | str) -> Study:
     settings = {key: config[key] for key in config if key not in (*CHANGES, COMPLETE)}
     if "results_from" in config:
         settings["results_from"] = _results_from(config["results_from"], where)
-    settings["sources"] = _sources(files["sources"], config.get("sources", {}), where)
+    root = config.get("data_root", Study.model_fields["data_root"].default)
+    settings["sources"] = _sources(files["sources"], config.get("sources", {}), where, str(root))
     build = _Builder(files, config, where, settings["sources"])
     settings |= {"runs": _named(build.runs(), where), "seeds": build.seeds.lists}
     compared = merged(files["comparisons"], config.get("comparisons", {}))
@@ -136,7 +137,8 @@ def _known_at(schema: type[BaseModel], loc: tuple) -> list[str]:
     return list(schema.model_fields)
 
 
-def _sources(entries: dict, changes: dict, where: str) -> dict[str, Source]:
+def _sources(entries: dict, changes: dict, where: str, root: str) -> dict[str, Source]:
+    """Return the typed sources. `root` replaces {data_root} in their paths."""
     result = {}
     for name, entry in merged(entries, changes).items():
         origin = "config/sources.yaml" if name in entries else where
@@ -144,6 +146,8 @@ def _sources(entries: dict, changes: dict, where: str) -> dict[str, Source]:
             raise UserError(
                 f"{origin}: source {name!r}: expected a mapping such as {{kind: video, ...}}, found {entry!r}"
             )
+        if isinstance(entry.get("path"), str):
+            entry = {**entry, "path": entry["path"].replace("{data_root}", root.rstrip("/") or "/")}
         result[name] = _validated(Source, {"name": name, **entry}, f"{origin}: source {name!r}")
     return result
 

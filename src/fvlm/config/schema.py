@@ -212,7 +212,7 @@ class Run(Strict):
 
     name: str
     family: Literal["stage", "ablation", "grid", "pairs"]
-    parent: str | None  # the run whose best weights this one starts from
+    parent: str | None  # the run whose best weights this one starts from, or a file or folder of weights
     question: str = ""
     model: Model
     data: Data
@@ -221,6 +221,11 @@ class Run(Strict):
     operation: Operation
     labels: dict[str, str] = {}  # of grid and pairs: size, budget, letter of the architecture
     sources_digest: str = ""  # hash of splits, prompts and kinds of the sources
+
+    @property
+    def parent_path(self) -> str | None:
+        """The file or folder of weights that this run starts from; None if it starts from a run, or from none."""
+        return self.parent if self.parent and "/" in self.parent else None
 
     @property
     def digest(self) -> str:
@@ -292,6 +297,7 @@ class Study(Strict):
 
     study: str
     results: str
+    data_root: str = "data"  # replaces {data_root} in the paths of sources.yaml
     tokenizer: TokenizerChoice
     shards: Shards
     evaluation: Evaluation
