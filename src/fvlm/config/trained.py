@@ -43,6 +43,11 @@ def is_adopted(folder: Path, digest: str) -> bool:
     return ADOPTED in summary and summary["digest"] == digest
 
 
+def is_without_weights(folder: Path, digest: str) -> bool:
+    """Whether a folder holds an adopted run of which only the results are left."""
+    return is_adopted(folder, digest) and WEIGHTS not in summary_in(folder).get(FILES, {})
+
+
 def light_digest(path: Path) -> str:
     """Return a hash of a file's size, and of its beginning, middle and end."""
     size = path.stat().st_size
@@ -55,8 +60,11 @@ def light_digest(path: Path) -> str:
 
 
 def digests_of_files(folder: Path) -> dict[str, str]:
-    """Return the light digest of each output of a training but its summary, which holds them under `files`."""
-    return {name: light_digest(folder / name) for name in OF_A_RUN if name != FINISHED}
+    """Return the light digest of each output of a training but its summary, which holds them under `files`.
+
+    A run that was adopted without its weights has less of them.
+    """
+    return {name: light_digest(folder / name) for name in OF_A_RUN if name != FINISHED and (folder / name).exists()}
 
 
 def problem_of_files(folder: Path, summary: dict) -> str:
@@ -85,7 +93,8 @@ def problem_of_run(run: Run, study: Study, folder: Path, summary: dict) -> str:
     if problem or FILES not in summary:  # the summary of an earlier version
         return problem
     needed = [METRICS, VALIDATION]
-    if run.family in study.evaluation.families or any(other.parent == run.name for other in study.runs.values()):
+    evaluated = run.family in study.evaluation.families and not is_without_weights(folder, run.digest)
+    if evaluated or any(other.parent == run.name for other in study.runs.values()):
         needed.append(WEIGHTS)
     return next((f"{name} is missing" for name in needed if not (folder / name).is_file()), "")
 

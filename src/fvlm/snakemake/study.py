@@ -17,7 +17,7 @@ from fvlm.analysis.finished import check_results
 from fvlm.config.resolve import DEFAULT_STUDY, load_study
 from fvlm.config.schema import Source, Study
 from fvlm.config.study_file import OWN, complete, typed
-from fvlm.config.trained import is_adopted
+from fvlm.config.trained import is_adopted, is_without_weights
 from fvlm.costs.limits import check_data, check_memory, check_parents, check_tokenizer
 from fvlm.costs.speed import calibration_path, read_calibration
 from fvlm.data import sources
@@ -108,7 +108,10 @@ class StudyOfRules:
 
     @property
     def evaluated(self) -> list[str]:
-        return [name for name, run in self.runs.items() if run.family in self.settings.evaluation.families]
+        """The runs to evaluate: those of the study's families that have weights."""
+        chosen = [name for name, run in self.runs.items() if run.family in self.settings.evaluation.families]
+        runs = Path(self.folder, "runs")
+        return [name for name in chosen if not is_without_weights(runs / name, self.runs[name].digest)]
 
     @property
     def attention_maps(self) -> list[str]:

@@ -1,8 +1,8 @@
 """`fvlm adopt FOLDER --run RUN`: take a finished run of another program into a study, which then does not train it.
 
 FOLDER is a run's folder of the published study (best.pt, latest.pt, step_*.pt, run_summary_*.json, metrics_*.csv), a
-folder with weights alone, or one file of weights. The results of the run get the form of a training of this project.
-Its summary lists how it differs from what its configuration would train.
+folder with weights alone, one file of weights, or a table of results (fvlm.study.adopted_numbers). The results of the
+run get the form of a training of this project. Its summary lists how it differs from its configuration.
 """
 
 import argparse
@@ -44,6 +44,7 @@ from fvlm.model.build import build_model
 from fvlm.model.elsewhere import check_weights, read_weights, renamed
 from fvlm.model.foveated import VideoLanguageModel
 from fvlm.records import relinked, weights_in, write_csv
+from fvlm.study.adopted_numbers import adopt_numbers
 from fvlm.study.adopted_settings import check_settings, differences, own_flops, real_settings
 from fvlm.study.status import is_held
 from fvlm.train.state import write_weights
@@ -94,16 +95,23 @@ class Found:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="folder of a finished run, or a file of weights (.pt, .safetensors)")
-    parser.add_argument("--run", required=True, help="the run of the study that it is, as `fvlm plan` lists it")
+    parser.add_argument(
+        "folder", type=Path, help="folder of a finished run, a file of weights (.pt, .safetensors), or results (.csv)"
+    )
+    parser.add_argument(
+        "--run", help="the run of the study that it is, as `fvlm plan` lists it (default for a .csv: all its runs)"
+    )
     add_study_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> None:
-    study = study_of(args)
-    if args.run not in study.runs:
+    study, numbers = study_of(args), args.folder.suffix == ".csv"
+    if args.run is None and not numbers:
+        raise UserError(f"{args.folder}: which run is it? add --run RUN; `fvlm plan` lists the runs of the study")
+    if args.run is not None and args.run not in study.runs:
         raise UserError(f"no run {args.run!r} in study {study.study!r}; `fvlm plan` lists them")
-    for line in adopt(args.folder, study.runs[args.run], study):
+    lines = adopt_numbers(args.folder, args.run, study) if numbers else adopt(args.folder, study.runs[args.run], study)
+    for line in lines:
         print(line)
 
 

@@ -1,0 +1,103 @@
+"""`fvlm adopt RESULTS.csv`: runs of which only the results are left, in a study of pairs of architectures."""
+
+import pandas as pd
+import pytest
+import yaml
+
+from fvlm.analysis.collect import collect_curves, collect_runs
+from fvlm.config.resolve import study_from_files
+from fvlm.costs.flops import parameters
+from fvlm.errors import UserError
+from fvlm.study.adopted_numbers import adopt_numbers
+from tests.conftest import Workflow, copy_of_workflow
+
+PAIRS = ("--configfile", "config/mine.yaml")
+STUDY = {  # the 16 runs of config/comprehensive.yaml, with models and data of the smoke study
+    "study": "mine", "based_on": "smoke.yaml", "results": "results",
+    "only": {"stages": [], "ablations": []},
+    "evaluation": {"families": ["pairs"]},
+    "seeds": {"baseline": None, "A6": None, "B1": None},
+    "scaling": {
+        "names": "{size}_{budget}_{letter}",
+        "sizes": {
+            "S-S": {"model.language": "smoke-S"}, "M-S": {"model.language": "smoke-M"}, "S": None, "M": None, "L": None,
+        },
+        "budgets": {"C1": None, "C2": None, "2f": {"data.max_frames": 2}, "64f": {"data.max_frames": 64}},
+        "architectures": {
+            "fov": {"model.architecture": "foveated"},
+            "bas": {"model.architecture": "multi_token", "model.tokens_per_frame": 16},
+        },
+    },
+}  # fmt: skip
+LEFT = "M-S_64f_bas"  # the one run that the table does not have
+
+
+@pytest.fixture(scope="module")
+def workflow(tmp_path_factory) -> Workflow:
+    workflow = copy_of_workflow(tmp_path_factory.mktemp("mine") / "checkout")
+    (workflow.folder / "config/mine.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
+    table_of(workflow).to_csv(workflow.folder / "results.csv", index=False)
+    return workflow
+
+
+def study_of(workflow: Workflow):
+    return study_from_files([str(workflow.folder / "config/mine.yaml")])
+
+
+def table_of(workflow: Workflow) -> pd.DataFrame:
+    """Results with the columns of the published study's table, for all runs but one."""
+    rows = []
+    for place, (name, run) in enumerate(study_of(workflow).runs.items()):
+        size, frames, arch = name.split("_")
+        rows.append({
+            "run": name, "config": size, "frames": frames.removesuffix("f"), "arch": arch,
+            "params_M": parameters(run.model)["total"] / 1e6, "visual_tokens_per_frame": run.model.visual_tokens,
+            "loss_train": 3 + place / 10, "samples": 48,
+        })  # fmt: skip
+    table = pd.DataFrame(rows)
+    return table[table["run"] != LEFT]
+
+
+@pytest.mark.workflow
+def test_only_the_other_runs_are_trained(workflow):
+    assert workflow.planned(*PAIRS)["train"] == 8
+    done = workflow.fvlm("adopt", "results.csv", "--study", "config/mine.yaml")
+    assert done.returncode == 0, done.stderr
+    planned = workflow.planned(*PAIRS)
+    assert planned["train"] == 1 and planned["evaluate"] == 1  # without weights there is nothing to evaluate
+    assert "1 not started, 7 finished" in workflow.fvlm("status", "--study", "config/mine.yaml").stdout
+    runs = collect_runs(sorted((workflow.folder / "results/runs").glob("*/run_summary.json"))).set_index("run")
+    table = table_of(workflow).set_index("run")
+    assert (runs["origin"] == "adopted").all() and runs.loc[table.index, "best.val_loss"].tolist() == [
+        pytest.approx(loss) for loss in table["loss_train"]
+    ]
+    assert (runs["family"] == "pairs").all() and set(runs["budget"]) == {"2f", "64f"}
+
+
+def test_the_curves_of_evaluation_points_come_along(workflow, tmp_path):
+    points = [{"run_id": "S-S_2f_fov", "step": step, "samples_seen": 4 * step, "val_loss": 3 - step / 100}
+              for step in (4, 8, 12)]  # fmt: skip
+    pd.DataFrame(points).to_csv(tmp_path / "points.csv", index=False)
+    study = study_of(workflow).model_copy(update={"results": str(tmp_path / "results")})
+    adopt_numbers(tmp_path / "points.csv", "S-S_2f_fov", study)
+    curves = collect_curves([tmp_path / "results/runs/S-S_2f_fov/validation.csv"], 0)
+    assert curves["step"].tolist() == [4, 8, 12] and curves["val_loss"].tolist() == [2.96, 2.92, 2.88]
+
+
+REFUSED = {
+    "another architecture": ({"arch": "bas"}, "S-S_2f_fov is multi_token, in the study it is foveated"),
+    "another size": ({"params_M": 9.0}, "S-S_2f_fov has 9.0 M parameters, in the study it has"),
+    "another name": ({"run": "S-S_9f_fov"}, "found S-S_9f_fov; no run of study 'mine' is among them"),
+    "no samples": ({"samples": None}, "samples is empty|no loss or no samples"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_belong_is_refused_and_nothing_is_written(workflow, tmp_path, case):
+    change, message = REFUSED[case]
+    row = table_of(workflow).iloc[:1].astype(object).assign(**change)
+    row.to_csv(tmp_path / "one.csv", index=False)
+    study = study_of(workflow).model_copy(update={"results": str(tmp_path / "results")})
+    with pytest.raises(UserError, match=message):
+        adopt_numbers(tmp_path / "one.csv", None, study)
+    assert not (tmp_path / "results").exists()
