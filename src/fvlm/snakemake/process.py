@@ -58,6 +58,11 @@ def is_target(name: str, arguments: list[str] | None = None) -> bool:
     return any(re.fullmatch(rf"(\w+_)?{name}(:.*)?", word) for word in words)
 
 
+def makes_report() -> bool:
+    """Return whether this process only makes a report of the results that exist, and runs no job."""
+    return any(word.partition("=")[0] == "--report" for word in sys.argv) and "--report-after-run" not in sys.argv
+
+
 @cache
 def is_alone(file: Path = ALIVE) -> bool:
     """Return whether no other snakemake holds this file, and hold it until this process ends."""
