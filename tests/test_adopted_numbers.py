@@ -1,5 +1,8 @@
 """`fvlm adopt RESULTS.csv`: runs of which only the results are left, in a study of pairs of architectures."""
 
+import fcntl
+import shutil
+
 import pandas as pd
 import pytest
 import yaml
@@ -74,6 +77,18 @@ def test_only_the_other_runs_are_trained(workflow):
     assert (runs["family"] == "pairs").all() and set(runs["budget"]) == {"2f", "64f"}
 
 
+@pytest.mark.workflow
+def test_a_report_has_adopted_runs_beside_the_results_of_jobs(workflow):
+    """Snakemake notes the rule and the times of a job, which an adopted run does not have."""
+    chosen = ("--config", "only={stages: [], ablations: [], grid: [S-S_2f_fov, S-S_2f_bas]}", "results=results/two")
+    done = workflow.fvlm("adopt", "results.csv", "--study", "config/mine.yaml")
+    assert done.returncode == 0, done.stderr
+    shutil.copytree(workflow.folder / "results/runs", workflow.folder / "results/two/runs")
+    workflow.run("results/two/tables/runs.csv", *PAIRS, *chosen)
+    workflow.run("all", "--report", "page.html", *PAIRS, *chosen)
+    assert (workflow.folder / "page.html").stat().st_size > 500_000
+
+
 def test_the_curves_of_evaluation_points_come_along(workflow, tmp_path):
     points = [{"run_id": "S-S_2f_fov", "step": step, "samples_seen": 4 * step, "val_loss": 3 - step / 100}
               for step in (4, 8, 12)]  # fmt: skip
@@ -101,3 +116,30 @@ def test_what_does_not_belong_is_refused_and_nothing_is_written(workflow, tmp_pa
     with pytest.raises(UserError, match=message):
         adopt_numbers(tmp_path / "one.csv", None, study)
     assert not (tmp_path / "results").exists()
+
+
+def test_a_run_that_is_being_trained_is_refused(workflow, tmp_path):
+    table_of(workflow).to_csv(tmp_path / "all.csv", index=False)
+    study = study_of(workflow).model_copy(update={"results": str(tmp_path / "results")})
+    lock = tmp_path / "results/runs/S-S_2f_bas/state/lock"
+    lock.parent.mkdir(parents=True)
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="run 'S-S_2f_bas' is being trained"):
+            adopt_numbers(tmp_path / "all.csv", None, study)
+    assert not list((tmp_path / "results").rglob("*.csv"))
+
+
+def test_a_run_is_adopted_where_its_data_are_not(workflow, tmp_path):
+    """A run of FLOPs has no number of samples then."""
+    table_of(workflow).iloc[:1].to_csv(tmp_path / "one.csv", index=False)
+    study = study_of(workflow)
+    run = study.runs["S-S_2f_fov"]
+    run = run.model_copy(update={"train": run.train.model_copy(update={"samples": None, "flops": 1e9})})
+    away = {"reader": "shards", "samples": None, "path": "nowhere/*.tar"}
+    study = study.model_copy(update={
+        "results": str(tmp_path / "results"), "runs": {run.name: run},
+        "sources": {name: source.model_copy(update=away) for name, source in study.sources.items()},
+    })  # fmt: skip
+    lines = adopt_numbers(tmp_path / "one.csv", None, study)
+    assert any("how many the configuration gives is not known without its data" in line for line in lines)

@@ -22,11 +22,11 @@ from fvlm.config.trained import (
     digests_of_files,
     keep_earlier,
 )
-from fvlm.costs.amounts import planned_samples
 from fvlm.errors import UserError
 from fvlm.files import write_json
 from fvlm.records import write_csv
-from fvlm.study.adopted_settings import CONVENTIONS, own_flops
+from fvlm.study.adopted_settings import CONVENTIONS, about_samples, own_flops
+from fvlm.study.status import refuse_held
 from fvlm.train.summary import description, versions
 
 MOST = 0.15  # relative difference of the number of parameters up to which it may be the same model
@@ -38,7 +38,7 @@ def adopt_numbers(source: Path, name: str | None, study: Study) -> list[str]:
 
     source   a file that `fvlm import` reads
     name     the run to adopt; None: all runs of the file that the study has
-    raises   UserError if there is none, or one is of another model
+    raises   UserError if there is none, or one is of another model, or is being trained
     """
     tables = read_results([source], study.comparisons.ablations)
     rows = tables["runs"].set_index("run", drop=False)
@@ -49,6 +49,8 @@ def adopt_numbers(source: Path, name: str | None, study: Study) -> list[str]:
             f"{source}: found {', '.join(rows.index[:12])}; {wanted} among them: `fvlm plan` lists the study's runs"
         )
     # all are checked before the first is written
+    for run in names:
+        refuse_held(Path(study.results) / "runs" / run)
     notes = {run: _notes(source, rows.loc[run], study.runs[run], study) for run in names}
     for run in names:
         _write(source, study.runs[run], study, rows.loc[run], tables, notes[run])
@@ -75,9 +77,8 @@ def _notes(source: Path, row: pd.Series, run: Run, study: Study) -> list[str]:
         )
     if math.isfinite(there) and abs(there / here - 1) > 0.005:
         notes.append(f"{run.name}: {there / 1e6:.1f} M parameters there, {here / 1e6:.1f} M in the configuration")
-    planned = planned_samples(run, study)
-    if samples != planned:
-        notes.append(f"{run.name}: {samples:,.0f} samples there, {planned:,} in the configuration")
+    different = about_samples(run, study, samples)
+    notes += [f"{run.name}: {different}"] if different else []
     return [*notes, *CONVENTIONS]
 
 
