@@ -2,6 +2,7 @@
 
 import fcntl
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,6 +12,7 @@ from fvlm.analysis.collect import collect_curves, collect_runs
 from fvlm.config.resolve import study_from_files
 from fvlm.costs.flops import parameters
 from fvlm.errors import UserError
+from fvlm.snakemake.study import StudyOfRules
 from fvlm.study.adopted_numbers import adopt_numbers
 from tests.conftest import Workflow, copy_of_workflow
 
@@ -143,3 +145,15 @@ def test_a_run_is_adopted_where_its_data_are_not(workflow, tmp_path):
     })  # fmt: skip
     lines = adopt_numbers(tmp_path / "one.csv", None, study)
     assert any("how many the configuration gives is not known without its data" in line for line in lines)
+
+
+def test_a_stage_without_weights_is_not_trained_for_its_attention_maps(workflow, tmp_path):
+    study = study_from_files([str(workflow.folder / "config/smoke.yaml")])
+    study = study.model_copy(update={"results": str(tmp_path / "results")})
+    (before,) = StudyOfRules(study, None).attention_maps
+    name = Path(before).stem
+    row = {"run_id": name, "status": "success", "best_val_loss": 3.0, "total_samples": 48}
+    pd.DataFrame([row]).to_csv(tmp_path / "stages.csv", index=False)
+    adopt_numbers(tmp_path / "stages.csv", name, study)
+    rules = StudyOfRules(study, None)
+    assert rules.attention_maps == [] and name not in rules.evaluated
