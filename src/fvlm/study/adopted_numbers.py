@@ -1,7 +1,7 @@
 """Runs of which only the results are left: rows of a table, or curves. They are taken into a study as finished runs.
 
 Snakemake then does not train them, and tables and figures hold them beside the runs that the study trains. Without
-weights they are not evaluated, so they are compared by their validation losses.
+weights they are not evaluated, so they are compared by their validation losses, with each other alone.
 """
 
 import math
