@@ -12,6 +12,7 @@ from fvlm.analysis.collect import collect_curves, collect_runs
 from fvlm.config.resolve import study_from_files
 from fvlm.costs.flops import parameters
 from fvlm.errors import UserError
+from fvlm.evaluate.read import read_run
 from fvlm.snakemake.study import StudyOfRules
 from fvlm.study.adopted_numbers import adopt_numbers
 from tests.conftest import Workflow, copy_of_workflow
@@ -98,6 +99,8 @@ def test_the_curves_of_evaluation_points_come_along(workflow, tmp_path):
     study = study_of(workflow).model_copy(update={"results": str(tmp_path / "results")})
     adopt_numbers(tmp_path / "points.csv", "S-S_2f_fov", study)
     curves = collect_curves([tmp_path / "results/runs/S-S_2f_fov/validation.csv"], 0)
+    with pytest.raises(UserError, match="S-S_2f_fov: this run was adopted without its weights"):
+        read_run(tmp_path / "results/runs/S-S_2f_fov")
     assert curves["step"].tolist() == [4, 8, 12] and curves["val_loss"].tolist() == [2.96, 2.92, 2.88]
 
 
