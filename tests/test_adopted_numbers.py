@@ -1,6 +1,7 @@
 """`fvlm adopt RESULTS.csv`: runs of which only the results are left, in a study of pairs of architectures."""
 
 import fcntl
+import json
 import shutil
 from pathlib import Path
 
@@ -160,3 +161,20 @@ def test_a_stage_without_weights_is_not_trained_for_its_attention_maps(workflow,
     adopt_numbers(tmp_path / "stages.csv", name, study)
     rules = StudyOfRules(study, None)
     assert rules.attention_maps == [] and name not in rules.evaluated
+
+
+def test_a_run_that_the_study_has_trained_stays_unless_it_is_named(workflow, tmp_path, capsys):
+    table_of(workflow).iloc[:2].to_csv(tmp_path / "two.csv", index=False)
+    study = study_of(workflow).model_copy(update={"results": str(tmp_path / "results")})
+    name, other = list(study.runs)[:2]
+    summary = tmp_path / "results/runs" / name / "run_summary.json"
+    summary.parent.mkdir(parents=True)
+    summary.write_text(json.dumps({"run": name, "digest": study.runs[name].digest}))
+    lines = adopt_numbers(tmp_path / "two.csv", None, study)
+    assert f"{name}: this study has trained it, so it stays; --run {name} replaces it" in lines
+    assert "adopted" not in json.loads(summary.read_text()) and any(
+        line.startswith(f"{other}: adopted") for line in lines
+    )
+    adopt_numbers(tmp_path / "two.csv", name, study)
+    assert "adopted" in json.loads(summary.read_text())
+    assert f"{name}: the finished run is kept in " in capsys.readouterr().err

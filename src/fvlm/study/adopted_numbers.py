@@ -21,6 +21,7 @@ from fvlm.config.trained import (
     VALIDATION,
     digests_of_files,
     keep_earlier,
+    summary_in,
 )
 from fvlm.errors import UserError
 from fvlm.files import write_json
@@ -37,7 +38,7 @@ def adopt_numbers(source: Path, name: str | None, study: Study) -> list[str]:
     """Write the results of runs without weights into the study's folders; return the lines of a report.
 
     source   a file that `fvlm import` reads
-    name     the run to adopt; None: all runs of the file that the study has
+    name     the run to adopt; None: all runs of the file that the study has, but none that it has trained
     raises   UserError if there is none, or one is of another model, or is being trained
     """
     tables = read_results([source], study.comparisons.ablations)
@@ -48,6 +49,8 @@ def adopt_numbers(source: Path, name: str | None, study: Study) -> list[str]:
         raise UserError(
             f"{source}: found {', '.join(rows.index[:12])}; {wanted} among them: `fvlm plan` lists the study's runs"
         )
+    trained = [run for run in names if name is None and _is_trained(study.runs[run], study)]
+    names = [run for run in names if run not in trained]
     # all are checked before the first is written
     for run in names:
         refuse_held(Path(study.results) / "runs" / run)
@@ -55,8 +58,15 @@ def adopt_numbers(source: Path, name: str | None, study: Study) -> list[str]:
     for run in names:
         _write(source, study.runs[run], study, rows.loc[run], tables, notes[run])
     lines = [f"{run}: adopted from {source}, without weights" for run in names]
+    lines += [f"{run}: this study has trained it, so it stays; --run {run} replaces it" for run in trained]
     shared = list(dict.fromkeys(note for run in names for note in notes[run]))
     return [*lines, *(f"  {note}" for note in shared), "Snakemake and `fvlm status` take them as finished"]
+
+
+def _is_trained(run: Run, study: Study) -> bool:
+    """Whether the study has trained a run with its present configuration."""
+    summary = summary_in(Path(study.results) / "runs" / run.name)
+    return summary.get("digest") == run.digest and ADOPTED not in summary
 
 
 def _notes(source: Path, row: pd.Series, run: Run, study: Study) -> list[str]:
