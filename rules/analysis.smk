@@ -27,7 +27,7 @@ rule table:
     log:
         f"{R}/logs/table_{{table}}.log",
     wildcard_constraints:
-        table="|".join(catalog.TABLES),
+        table=STUDY.tables_alone,
     group:
         "analysis"
     conda:
@@ -101,8 +101,9 @@ rule figure:
         folder=subpath(output.png, parent=True),
         caption=lambda wildcards: CAPTIONS[wildcards.figure],
         comparisons=STUDY.figure_comparisons,
+        empty=STUDY.empty_option,
     shell:
         STUDY.command(
-            "figure {wildcards.figure} --tables {params.results:q}/tables --attention {input.attention:q}"
-            " --out-dir {params.folder:q} 2> {log:q}"
+            "figure {wildcards.figure} {params.empty} --tables {params.results:q}/tables"
+            " --attention {input.attention:q} --out-dir {params.folder:q} 2> {log:q}"
         )

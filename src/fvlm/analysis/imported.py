@@ -36,6 +36,7 @@ from fvlm.analysis.finished import (
     with_runs,
 )
 from fvlm.analysis.inputs import BLANK, COUNT, LOSS, NUMBER, SIZE, WORD, Kind, Rows, check_header, read_cells, table_of
+from fvlm.analysis.tables import derive
 from fvlm.config.architectures import ARCHITECTURES as DECLARED
 from fvlm.config.resolve import add_study_arguments, study_of
 from fvlm.errors import UserError
@@ -77,6 +78,7 @@ def add_arguments(parser) -> None:
     )
     add_study_arguments(parser)
     parser.add_argument("--out-dir", required=True, type=Path, help="folder of the tables")
+    parser.add_argument("--derived", action="store_true", help="also make the tables that are derived from these")
 
 
 def main(args) -> None:
@@ -88,6 +90,8 @@ def main(args) -> None:
     with ExitStack() as together:  # a table that cannot be written leaves none
         for name, table in tables.items():
             write_csv(table, together.enter_context(replacing(places[name])))
+    if args.derived:
+        derive(args.out_dir, args)
     print(f"{len(tables['runs'])} runs, {len(tables['validation_curves'])} evaluation points -> {args.out_dir}")
 
 
