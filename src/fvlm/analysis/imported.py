@@ -15,7 +15,7 @@ import pandas as pd
 
 from fvlm.analysis.catalog import COLLECTED
 from fvlm.analysis.collect import collect_curves, collect_evaluation, collect_runs
-from fvlm.analysis.columns import COLUMNS, REWARDS, RUN, SCHEDULE
+from fvlm.analysis.columns import COLUMNS, COUNTED, GROUP, REWARDS, RUN, SCHEDULE
 from fvlm.analysis.files import replacing, write_csv
 from fvlm.analysis.finished import (
     BEST,
@@ -27,6 +27,8 @@ from fvlm.analysis.finished import (
     check_folder,
     is_by_run,
     kind_of,
+    model_columns,
+    model_run,
     place_of,
     refuse_twice,
     result_name,
@@ -36,6 +38,7 @@ from fvlm.analysis.finished import (
     with_runs,
 )
 from fvlm.analysis.inputs import BLANK, COUNT, LOSS, NUMBER, SIZE, WORD, Kind, Rows, check_header, read_cells, table_of
+from fvlm.analysis.scales import complete
 from fvlm.analysis.tables import derive
 from fvlm.config.architectures import ARCHITECTURES as DECLARED
 from fvlm.config.resolve import add_study_arguments, study_of
@@ -45,7 +48,14 @@ TRAINING_POINTS = 400  # of a run's training curve, as the workflow collects it
 PARAMETERS = ("total_params", "n_params", "params")  # what a file may call the number of parameters
 MILLIONS = "params_M"
 SAMPLES = ("total_samples", "samples", "samples_seen")
-FLOPS = ("flops", "total_flops")
+AS_GIVEN = "those of the file, taken as two per multiply-add"
+FLOPS = {  # column -> what one of its units is in FLOPs at two per multiply-add, and the conversion in words
+    "flops": (1.0, AS_GIVEN),
+    "total_flops": (1.0, AS_GIVEN),
+    "total_flops_reported": (2 / 3, "total_flops_reported x 2/3 (there one per multiply-add, and three times too many)"),
+    "pflops": (2e15, "pflops x 2 (there one per multiply-add)"),
+}
+DECAYED = 0.5  # a decaying rate that ends above this part of its highest has not come to its end
 TOKENS = "visual_tokens_per_frame"
 NAMED = {"architecture": ("architecture", "arch"), "pair": ("pair", "config"), "group": ("group", "frames")}
 ARCHITECTURES = {
@@ -61,7 +71,7 @@ OF_POINTS = {  # columns of evaluation points
     **OF_SUMMARIES,
     **{"step": COUNT, "samples_seen": COUNT, "val_loss": LOSS},
     **dict.fromkeys(("architecture", "lr_schedule", "model_size"), BLANK),
-    **dict.fromkeys(("train_loss", "attention_entropy", "loss_fine", "loss_coarse", *FLOPS), OPTIONAL),
+    **dict.fromkeys(("train_loss", "attention_entropy", "loss_fine", "loss_coarse", "lr", TOKENS, *FLOPS), OPTIONAL),
     **dict.fromkeys(REWARDS, replace(NUMBER, blank=True)),
 }
 OF_RUNS = {  # columns of a table with one row per run, beside its name
@@ -106,14 +116,29 @@ def read_results(paths: list[Path], known: Ablations) -> Tables:
     paths = [Path(path) for path in paths]
     if not paths:
         raise UserError("no results are named; expected files of evaluation points or results, or folders with runs")
-    parts = [_read(path, known) for path in with_runs(paths)]
+    paths = with_runs(paths)
+    parts = [_read(path, known) for path in paths]
+    for path, part in zip(paths, parts, strict=True):
+        _name_groups(part["runs"], path.stem if len(paths) > 1 else "")
     tables = {}
     for name in COLLECTED:
         found = [part[name] for part in parts if name in part and len(part[name])]
         columns = list(dict.fromkeys([*COLUMNS[name], *(column for table in found for column in table)]))
         tables[name] = _joined(found, columns)
     refuse_twice(list(tables["runs"]["run"]))
+    complete(tables)
     return tables
+
+
+def _name_groups(runs: pd.DataFrame, results: str) -> None:
+    """Name the runs that were scored on the same samples: those of one file and number of frames. The budget of pairs
+    gets the group's name, since pairs of other results may have the same number of frames.
+
+    results   name of the file or folder; empty if there is only one
+    """
+    frames = runs["budget"].where(runs["family"] == "pairs", "")
+    runs[GROUP] = [", ".join(filter(None, (results, one))) for one in frames]
+    runs.loc[runs["family"] == "pairs", "budget"] = runs[GROUP]
 
 
 def _joined(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
@@ -131,6 +156,8 @@ def _read(path: Path, known: Ablations) -> Tables:
         content = results_in(path)
         return _from_summaries([path]) if isinstance(content, dict) else _from_list(path, content)
     header, rows = read_cells(path)
+    if columns := model_columns(header):
+        return _from_models(path, header, rows, columns, known)
     return (_from_runs if is_by_run(header) else _from_points)(path, header, rows, known)
 
 
@@ -180,12 +207,14 @@ def _one_of_runs(path: Path, row: dict, run: str, known: Ablations) -> dict:
     if words["pair"] and architecture and place["architecture"] in LETTERS:
         group = f"{words['group']} frames" if "frames" in row and words["group"] else words["group"]
         place |= {"family": "pairs", "size": words["pair"], "budget": group, "letter": LETTERS[place["architecture"]]}
-    elif place["family"] == "grid":
-        place |= {"family": "stage"}  # a point of the grid is N, D, C and loss, and C is seldom counted alike
+    frames = float(words["group"]) if words["group"].isdecimal() and "frames" in row else np.nan
+    flops, counted = next(((row[name] * unit, text) for name, (unit, text) in FLOPS.items() if name in row), (np.nan, ""))
     found = _run(place) | {
         "params_total": _first(row, PARAMETERS, row.get(MILLIONS, np.nan) * 1e6),
         "samples": _first(row, SAMPLES),
-        "flops": _first(row, FLOPS),
+        "frames": _first(row, SAMPLES) * frames,
+        "flops": flops,
+        COUNTED: counted,
         "final.val_loss": _first(row, FINAL),
         "best.val_loss": _first(row, BEST, _first(row, FINAL)),
     }
@@ -205,21 +234,28 @@ def _first(row: dict, names: tuple[str, ...], other: float = np.nan) -> float:
 
 def _runs(rows: list[dict]) -> pd.DataFrame:
     runs = pd.DataFrame(rows)
-    return runs.reindex(columns=[*RUN, *(name for name in runs if name == SCHEDULE)])
+    return runs.reindex(columns=[*RUN, *(name for name in runs if name in (SCHEDULE, COUNTED))])
 
 
-def _from_points(path: Path, header: list[str], cells: Rows, known: Ablations) -> Tables:
+def _from_points(
+    path: Path, header: list[str], cells: Rows, known: Ablations, samples: Kind = COUNT
+) -> Tables:
     check_header(path, header, POINTS)
-    table = table_of(path, header, cells, OF_POINTS)
+    table = table_of(path, header, cells, OF_POINTS | {"samples_seen": samples})
     _refuse_two_at_a_step(path, table)
     sizes, names = _parameters(path, table), short_names(list(table["run_id"].drop_duplicates()), known)
     parts = []
     for run, own in table.groupby("run_id", sort=False):
-        row, curve = _one_run(place_of(names[run], known), own.sort_values("step"), sizes.get(run, np.nan))
-        if row["family"] == "grid" and not np.isfinite([row["flops"], row["params_total"]]).all():
-            row["family"] = "stage"  # a point of the grid is N, D, C and loss
-        parts.append((row, curve))
+        parts.append(_one_run(place_of(names[run], known), own.sort_values("step"), sizes.get(run, np.nan)))
     return _tables(parts)
+
+
+def _from_models(path: Path, header: list[str], cells: Rows, columns: tuple[str, str], known: Ablations) -> Tables:
+    """The tables of evaluation points that name a model and its architecture in place of a run, and no samples."""
+    places = [header.index(name) for name in columns]
+    cells = [(number, [*row, model_run(*(row[place] for place in places)), ""]) for number, row in cells]
+    header = ["val_loss" if name == "loss" else name for name in header] + ["run_id", "samples_seen"]
+    return _from_points(path, header, cells, known, OPTIONAL)
 
 
 def _refuse_two_at_a_step(path: Path, table: pd.DataFrame) -> None:
@@ -256,26 +292,35 @@ def _parameters(path: Path, table: pd.DataFrame) -> dict[str, float]:
 def _one_run(place: dict, own: pd.DataFrame, parameters: float) -> tuple[dict, pd.DataFrame]:
     """Row of the runs table, and curve, of a run's points in ascending order."""
     last, best = own.iloc[-1], own.loc[own["val_loss"].idxmin()]
-    flops = next((own[name] for name in FLOPS if name in own), pd.Series(np.nan, index=own.index))
+    nothing = (pd.Series(np.nan, index=own.index), "")
+    flops, counted = next(((own[name] * unit, text) for name, (unit, text) in FLOPS.items() if name in own), nothing)
     if "architecture" in own and last["architecture"] in ARCHITECTURES:
         place |= {"architecture": ARCHITECTURES[last["architecture"]]}
     row = _run(place) | {
         "params_total": parameters,
         "samples": last["samples_seen"],
         "flops": flops.iloc[-1],
+        COUNTED: counted if np.isfinite(flops.iloc[-1]) else "",
         "final.val_loss": last["val_loss"],
         "best.val_loss": best["val_loss"],
         "best.samples": best["samples_seen"],
     }
     if "lr_schedule" in own:  # several are named together, for the learning rate is then not that of either
         row[SCHEDULE] = " and ".join(dict.fromkeys(filter(None, own["lr_schedule"])))
+    if row["family"] == "grid" and row.get(SCHEDULE, "") not in ("", "constant") and _still_high(own):
+        row |= {"family": "scaling", "budget": ""}  # its last loss is not that of a finished run
+    if TOKENS in own:
+        row["visual_tokens"] = last[TOKENS]
     return row, own.rename(columns={"samples_seen": "samples"}).assign(run=row["run"], flops=flops)
+
+
+def _still_high(own: pd.DataFrame) -> bool:
+    """Whether a decaying learning rate had not come down at the last evaluation: the run was not finished."""
+    return "lr" in own and own["lr"].iloc[-1] > DECAYED * own["lr"].max()
 
 
 def _tables(parts: list[tuple[dict, pd.DataFrame]]) -> Tables:
     runs = _runs([row for row, _ in parts])
-    grid = runs["family"] == "grid"
-    runs["flops_budget"] = runs["budget"].where(grid).map(runs[grid].groupby("budget")["flops"].median())
     curves = pd.concat([curve for _, curve in parts], ignore_index=True)
     validation = curves.reindex(columns=list(COLUMNS["validation_curves"]))
     training = curves.reindex(columns=[*COLUMNS["validation_curves"][:4], "train_loss"]).dropna(subset="train_loss")
@@ -288,10 +333,12 @@ def _from_list(path: Path, content: list[dict]) -> Tables:
     _refuse_two_at_a_step(path, rows)
     parts = []
     for run, own in rows.groupby("run_id", sort=False):
-        place = {"run": run, "family": "stage", "architecture": own["architecture"].iloc[0]}
-        row, curve = _one_run(place, own.sort_values("step"), own["parameters"].iloc[0])
-        tokens = own["tokens"].iloc[0]
-        parts.append((row | ({"visual_tokens": tokens} if np.isfinite(tokens) else {}), curve))
+        first = own.iloc[0]
+        place = {"run": run, "family": "pairs", "size": first["config"], "architecture": first["architecture"]}
+        row, curve = _one_run(place, own.sort_values("step"), first["parameters"])
+        if np.isfinite(first["frames"]):
+            row |= {"budget": f"{first['frames']:g} frames", "frames": row["samples"] * first["frames"]}
+        parts.append((row | ({"visual_tokens": first["tokens"]} if np.isfinite(first["tokens"]) else {}), curve))
     return _tables(parts)
 
 
@@ -321,7 +368,9 @@ def _result(path: Path, number: int, one: dict) -> dict:
         "step": value("step"),
         "samples_seen": samples,
         "val_loss": value("loss_mean", kind=LOSS),
-        "flops": value(*FLOPS),
+        "flops": value("flops", "total_flops"),
         "parameters": value(*PARAMETERS),
         "tokens": value("visual_tokens") / (value("num_frames") or np.nan),
+        "frames": value("num_frames"),
+        "config": str(one["config"]) if one.get("config") is not None else "",
     }
