@@ -87,6 +87,17 @@ def panels(count: int, height: float = 3.0, width: float = WIDTH, **options) -> 
     return figure, list(axes[0])
 
 
+def plot_grid(count: int, height: float, most: int = 2, **options) -> tuple[Figure, list[Axes]]:
+    """`count` panels of their own axes: one of full width and `height`, or smaller ones, `most` in a row."""
+    columns = min(count, most)
+    rows = -(-count // columns)
+    tall = height if count == 1 else 0.75 * height * rows
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, tall), squeeze=False, **options)
+    for ax in axes.ravel()[count:]:
+        ax.remove()
+    return figure, list(axes.ravel()[:count])
+
+
 def words(title: str, message: str) -> Figure:
     """Return a figure with the reason why there is nothing to draw."""
     figure, (ax,) = panels(1, height=1.6)

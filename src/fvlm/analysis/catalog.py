@@ -73,14 +73,16 @@ FIGURES = {
     ),
     "loss_vs_flops": Entry(
         "Loss against training FLOPs", "Scaling", ("runs", "validation_curves", "scaling_fits"),
-        "plots.scaling:loss_vs_flops", grid=True,
+        "plots.flops:loss_vs_flops", grid=True,
     ),
-    "isoflop": Entry("Iso-FLOP curves", "Scaling", ("runs", "isoflop"), "plots.scaling:isoflop", grid=True),
+    "isoflop": Entry(
+        "Iso-FLOP curves", "Scaling", ("runs", "isoflop", "validation_curves"), "plots.scaling:isoflop", grid=True
+    ),
     "isoflop_optimum": Entry(
         "Best size at each budget", "Scaling", ("isoflop", "scaling_fits"), "plots.fits:isoflop_optimum", grid=True
     ),
     "model_size_scaling": Entry(
-        "Loss against model size", "Scaling", ("runs",), "plots.scaling:model_size", grid=True
+        "Loss against model size", "Scaling", ("runs", "validation_curves"), "plots.scaling:model_size", grid=True
     ),
     "gap": Entry("Gap to pooled tokens", "Scaling", ("gap",), "plots.scaling:gap"),
     # on request, with the reason

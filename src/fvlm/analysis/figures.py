@@ -1,5 +1,5 @@
-"""Draw figures: `fvlm figure NAME ... --tables DIR --out-dir DIR` writes NAME.png, NAME.pdf, NAME.csv (the numbers drawn)
-and NAME.rst (sentences for the report) of each."""
+"""Draw figures: `fvlm figure NAME ... --tables DIR --out-dir DIR` writes NAME.png, NAME.pdf, NAME.csv (the numbers
+drawn) and NAME.rst (sentences for the report) of each."""
 
 import sys
 from pathlib import Path

@@ -22,7 +22,12 @@ GRID = re.compile(r"(?P<size>[\w.]+)-(?P<budget>C\d+)-(?P<letter>[FB])(?P<seed>-
 LONG = re.compile(r"(?P<size>[\d.]+[MB])-scaling(?P<seed>-s\d+)?")  # one long run of a size
 PAIR = re.compile(r"(?P<size>[A-Z]-[A-Z])(_(?P<frames>\d+)f)?_(?P<letter>fov|bas)")  # two architectures, equal samples
 STAMP = re.compile(r"_\d{8}_\d{6}$")  # when a run began
-MODELS = (("config", "pair"), ("arch", "architecture"), ("loss", "val_loss"), ("step",))  # of points without a run's name
+MODELS = (
+    ("config", "pair"),
+    ("arch", "architecture"),
+    ("loss", "val_loss"),
+    ("step",),
+)  # of points without a run's name
 SHORT = r"[A-Z]{1,2}\d+[a-z]?"  # names that are taken for ablations though the study has none of that name
 Ablations = dict[str, Ablation]
 SEED_SUFFIX = re.compile(r"-s\d+$")

@@ -48,11 +48,15 @@ TRAINING_POINTS = 400  # of a run's training curve, as the workflow collects it
 PARAMETERS = ("total_params", "n_params", "params")  # what a file may call the number of parameters
 MILLIONS = "params_M"
 SAMPLES = ("total_samples", "samples", "samples_seen")
+UNKNOWN = (np.nan, "")  # FLOPs, and where they come from
 AS_GIVEN = "those of the file, taken as two per multiply-add"
 FLOPS = {  # column -> what one of its units is in FLOPs at two per multiply-add, and the conversion in words
     "flops": (1.0, AS_GIVEN),
     "total_flops": (1.0, AS_GIVEN),
-    "total_flops_reported": (2 / 3, "total_flops_reported x 2/3 (there one per multiply-add, and three times too many)"),
+    "total_flops_reported": (
+        2 / 3,
+        "total_flops_reported x 2/3 (there one per multiply-add, and three times too many)",
+    ),
     "pflops": (2e15, "pflops x 2 (there one per multiply-add)"),
 }
 DECAYED = 0.5  # a decaying rate that ends above this part of its highest has not come to its end
@@ -208,7 +212,9 @@ def _one_of_runs(path: Path, row: dict, run: str, known: Ablations) -> dict:
         group = f"{words['group']} frames" if "frames" in row and words["group"] else words["group"]
         place |= {"family": "pairs", "size": words["pair"], "budget": group, "letter": LETTERS[place["architecture"]]}
     frames = float(words["group"]) if words["group"].isdecimal() and "frames" in row else np.nan
-    flops, counted = next(((row[name] * unit, text) for name, (unit, text) in FLOPS.items() if name in row), (np.nan, ""))
+    flops, counted = next(
+        ((row[name] * unit, text) for name, (unit, text) in FLOPS.items() if name in row), (np.nan, "")
+    )
     found = _run(place) | {
         "params_total": _first(row, PARAMETERS, row.get(MILLIONS, np.nan) * 1e6),
         "samples": _first(row, SAMPLES),
@@ -237,9 +243,7 @@ def _runs(rows: list[dict]) -> pd.DataFrame:
     return runs.reindex(columns=[*RUN, *(name for name in runs if name in (SCHEDULE, COUNTED))])
 
 
-def _from_points(
-    path: Path, header: list[str], cells: Rows, known: Ablations, samples: Kind = COUNT
-) -> Tables:
+def _from_points(path: Path, header: list[str], cells: Rows, known: Ablations, samples: Kind = COUNT) -> Tables:
     check_header(path, header, POINTS)
     table = table_of(path, header, cells, OF_POINTS | {"samples_seen": samples})
     _refuse_two_at_a_step(path, table)
