@@ -16,6 +16,7 @@ from fvlm.analysis.fits.grid import curves as all_curves
 from fvlm.analysis.fits.grid import grid_points
 from fvlm.analysis.fits.sums import Estimate, PowerLaws, block_length, bootstrap, estimates
 from fvlm.analysis.scales import SIZED
+from fvlm.config.architectures import ARCHITECTURES
 
 NONE = "this study has no scaling grid, and the results have no other runs with a model size"
 FEWEST = 4  # evaluations of a curve that a law is fitted along
@@ -59,7 +60,8 @@ def at_shared(curves: pd.DataFrame, column: str, count: int = 1) -> pd.DataFrame
     """
     rows = []
     usable = curves[curves["along"] & curves["N"].notna() & (curves[column] > 0)]
-    for (group, family, architecture), own in usable.groupby(["group", "family", "architecture"], sort=False):
+    usable = usable.assign(order=usable["architecture"].map({name: k for k, name in enumerate(ARCHITECTURES)}))
+    for (group, family, _, architecture), own in usable.groupby(["group", "family", "order", "architecture"]):
         runs = [run for _, run in own.groupby("run", sort=False)]
         low, high = max(run[column].min() for run in runs), min(run[column].max() for run in runs)
         if own["size"].nunique() < 2 or low >= high:

@@ -134,11 +134,14 @@ def envelope(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> tuple[Figur
         own = curves[(curves["architecture"] == name) & (curves["group"] == group)]
         known = f"{group}, {style.NAMES[name]}" if group else style.NAMES[name]
         table = frontier(own)
+        if group and table["sizes"].max() > 1:  # where one size has ended, the other alone is no frontier
+            table = table[table["sizes"] > 1].reset_index(drop=True)
         found, fit = crossings(table)
         _curves(above, own, name)
         _envelope(above, below, table, name)
         above.set_title(known.replace(", ", "\n"))
-        below.set_xlabel(FLOPS)
+        if len(names) < 3 or (group, name) == names[len(names) // 2]:
+            below.set_xlabel(FLOPS)
         below.plot(found["C"], found["N_opt"], "*", ms=9, color="black", zorder=4)
         if not fit.reason:
             x, y = (np.log(found[column].to_numpy(float)) for column in ("C", "N_opt"))
@@ -149,7 +152,7 @@ def envelope(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> tuple[Figur
         parts.append(table.rename(columns={"N_opt": "N", "L_opt": "loss"}).assign(architecture=name, what="envelope"))
         parts.append(found.rename(columns={"N_opt": "N"}).assign(architecture=name, what="change"))
         exponent = pd.DataFrame([asdict(fit)]).drop(columns="name")
-        warning = "; ".join(warnings_of(own))
+        warning = "" if group and fit.reason else "; ".join(warnings_of(own))
         notes += [f"{known}: {warning}."] if warning else []
         parts.append(exponent.assign(architecture=name, what="exponent", n=len(found), note=warning))
         _sizes_axis(below, own if group else curves)

@@ -18,8 +18,14 @@ from fvlm.style import BEYOND, LOSS, NothingToDraw, heading
 
 NOTE = 105  # letters in a line below an axis
 EXPLAINED = "training FLOPs (two per multiply-add); dotted: efficiency frontier; dashed: extrapolated by a decade"
+FURTHER = (
+    "; faint: the way there; hollow: its learning rate had not come down; star: after the 3.3 M samples of SmolVLM2"
+)
 SMOLVLM2 = 3.3e6  # samples that SmolVLM2 was trained on, by its model card
-ROOM = {1: 0.5, 2: 0.75}  # above the highest loss, for the legend: of a wide panel, and of several
+STAR = "SmolVLM2's samples"
+FEW = 10  # evaluations of a curve whose points are marked
+SMALL = {"fontsize": 6.5}  # words in one of several panels
+BELOW = 60  # letters in a line below one of them
 
 
 def loss_vs_flops(
@@ -35,72 +41,76 @@ def loss_vs_flops(
         raise NothingToDraw("no run with a model size has both its training FLOPs and its final loss")
     curves = scaled.curves(runs, validation_curves)
     groups = list(points["group"].drop_duplicates())
+    is_study = groups == [""]
     figure, axes = style.plot_grid(len(groups), height=4.2)
-    parts, notes, complete = [], [], True
+    parts, complete = [], True
     for ax, group in zip(axes, groups, strict=True):
         own, along = points[points["group"] == group], curves[curves["group"] == group]
-        drawn, refused, fitted = _panel(ax, own, along, scaling_fits, len(groups))
-        from_where = "; ".join(scaled.where_flops_come_from(runs, group))
-        ax.set_title(group)
-        before = f"{group}: " if len(groups) > 1 else ""
-        notes += [before + ". ".join(refused)] if refused else []
-        notes += [f"{before}FLOPs {from_where}"] if from_where else []
-        complete = complete and fitted and not refused
-        parts.append(drawn if group == "" and len(groups) == 1 else drawn.assign(group=group))
+        drawn, notes, fitted = _panel(ax, own, along, scaling_fits, is_study)
+        complete = complete and fitted and not notes
+        parts.append(drawn if is_study else drawn.assign(group=group))
+        if is_study:
+            lines = [line for note in notes for line in textwrap.wrap(note, NOTE)]
+            ax.set_xlabel(EXPLAINED + "\n" + "\n".join(lines))
+        else:
+            notes += [f"FLOPs: {words}" for words in scaled.where_flops_come_from(runs, group)]
+            width = BELOW if len(groups) > 1 else 2 * BELOW
+            lines = [line for note in notes for line in textwrap.wrap(note, width)]
+            ax.set_title(group)
+            ax.set_xlabel("\n".join(lines), loc="left", **SMALL)
     heading(figure, "Loss against training FLOPs" + ("" if complete else ": not every fit is identified"))
-    if len(groups) == 1:
-        lines = [line for note in notes for line in textwrap.wrap(note, NOTE)]
-        axes[0].set_xlabel(EXPLAINED + "\n" + "\n".join(lines))
-    else:
-        notes_below(figure, [f"{EXPLAINED}; faint: along the training; hollow: not finished.", *notes])
+    if not is_study:
+        notes_below(figure, [EXPLAINED + FURTHER])
     return figure, pd.concat(parts, ignore_index=True)
 
 
 def _panel(
-    ax: Axes, points: pd.DataFrame, curves: pd.DataFrame, fits: pd.DataFrame, panels: int
+    ax: Axes, points: pd.DataFrame, curves: pd.DataFrame, fits: pd.DataFrame, is_study: bool
 ) -> tuple[pd.DataFrame, list[str], bool]:
     """Draw one group; return what was drawn, what is refused and why, and whether every architecture has a fit."""
     for _, curve in curves.groupby("run", sort=False):
-        colour = style.ARCHITECTURE[curve["architecture"].iloc[0]]
-        ax.plot(curve["C"], curve["L"], color=colour, lw=0.7, alpha=0.25)
+        colour, few = style.ARCHITECTURE[curve["architecture"].iloc[0]], len(curve) <= FEW and not is_study
+        ax.plot(curve["C"], curve["L"], ".-" if few else "-", color=colour, lw=0.7, ms=3, alpha=0.6 if few else 0.25)
     _scatter(ax, points, curves)
     ax.set_xscale("log")
-    ax.set_xlim(points["C"].min() / 2, points["C"].max() * BEYOND * 1.1)
-    lowest, highest = points["loss"].min(), points["loss"].max()
-    words, refused, parts = {}, [], []
+    lowest, highest, least = points["loss"].min(), points["loss"].max(), points["C"].min() / 2
+    if not is_study and len(curves):
+        highest, least = max(highest, curves["L"].max()), min(least, curves["C"].min() / 1.3)
+    ax.set_xlim(least, points["C"].max() * (BEYOND * 1.1 if is_study or len(curves) else 2))
+    markers, architectures = style.markers(points.sort_values("N")["size"]), points["architecture"].drop_duplicates()
+    words, notes, parts = {}, [], []
     for name, own in points.groupby("architecture", sort=False):
-        grid = own[own["family"] == "grid"]
+        grid, found = own[own["family"] == "grid"], []
         best = lowest_by_budget(grid)
         parts.append(_of_points(own, best))
-        found = []
         if len(grid):
             ax.plot(best["C"], best["loss"], ":", color=style.ARCHITECTURE[name], lw=1)
-            word, note, lines = _draw_fit(ax, name, best, fits)
-            found.append((word, f"{style.NAMES[name]}: {note}" if note else "", lines))
-        for run, curve in curves[curves["along"] & (curves["architecture"] == name)].groupby("run", sort=False):
-            word, note, lines = _draw_along(ax, name, curve)
-            found.append((f"; {run}{word}" if word else "", f"{run}: {note}" if note else "", lines))
+            words[name], note, lines = _draw_fit(ax, name, best, fits)
+            of = style.NAMES[name] if is_study else f"{style.NAMES[name]}, ends of {len(grid)} runs"
+            found.append((f"{of}: {note}" if note else "", lines))
+        for _, curve in curves[curves["along"] & (curves["architecture"] == name)].groupby("run", sort=False):
+            found.append(_draw_along(ax, curve, markers[curve["size"].iloc[0]]))
         if not found:
-            sizes = own["size"].nunique()
-            refused.append(
-                f"{style.NAMES[name]}: no fit, {sizes} size{'s' * (sizes != 1)} and one loss of each: "
-                "a law needs several budgets"
-            )
-        words[name] = "".join(word for word, _, _ in found)
-        refused += [note for _, note, _ in found if note]
-        parts += [lines for _, _, lines in found]
-        lowest = min([lowest, *(lines["loss"].min() for _, _, lines in found if lines["loss"].notna().any())])
+            sizes = f"{own['size'].nunique()} size{'s' * (own['size'].nunique() != 1)}"
+            notes.append(f"no fit: {sizes} with one final loss each; a law needs several budgets")
+        notes += [note for note, _ in found if note]
+        parts += [lines for _, lines in found]
+        lowest = min([lowest, *(lines["loss"].min() for _, lines in found if lines["loss"].notna().any())])
     room = highest - lowest or 0.1 * highest
-    ax.set_ylim(lowest - 0.05 * room, highest + ROOM[min(panels, 2)] * room)
-    markers = style.markers(points.sort_values("N")["size"])
-    small = {} if panels == 1 else {"fontsize": 6.5}
-    architectures = points["architecture"].drop_duplicates()
-    style.legend_of_grid(ax, architectures, markers, words, loc="upper right", ncols=2 if panels == 1 else 1, **small)
-    ax.set_ylabel(f"final validation {LOSS}")
+    ax.set_ylim(lowest - 0.05 * room, highest + (0.5 if is_study or not len(curves) else 0.05) * room)
+    look = {"ncols": 2, "loc": "upper right"} if is_study else {"loc": "best", **SMALL}
+    style.legend_of_grid(ax, architectures, markers, words, **look)
+    ax.set_ylabel(f"{'final ' * is_study}validation {LOSS}")
     perplexity = ax.secondary_yaxis("right", functions=(np.exp, lambda value: np.log(np.maximum(value, 1e-9))))
     perplexity.set_ylabel("perplexity")
     perplexity.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if highest - lowest < 2 else (1, 3)))
-    return pd.concat(parts, ignore_index=True), refused, all(words.values())
+    if not is_study:
+        style.powers(ax)
+    return (
+        pd.concat(parts, ignore_index=True),
+        list(dict.fromkeys(notes)),
+        all(words.get(name) for name in architectures),
+    )
 
 
 def _of_points(own: pd.DataFrame, best: pd.DataFrame) -> pd.DataFrame:
@@ -157,32 +167,29 @@ def _band(best: pd.DataFrame, floor: bool, flops: np.ndarray) -> tuple[np.ndarra
     return tuple(np.quantile(drawn, [0.025, 0.975], axis=0))
 
 
-def _draw_along(ax: Axes, architecture: str, curve: pd.DataFrame) -> tuple[str, str, pd.DataFrame]:
-    """The law along the curve of one run; the star is where it would be after SmolVLM2's number of samples.
-
-    returns  as `_draw_fit`
-    """
-    run, found = curve["run"].iloc[0], scaled.law_along(curve["C"].to_numpy(float), curve["L"].to_numpy(float))
+def _draw_along(ax: Axes, curve: pd.DataFrame, marker: str) -> tuple[str, pd.DataFrame]:
+    """Draw the law along the curve of one run; return what is not identified and why, and what was drawn."""
+    run, architecture = curve[["run", "architecture"]].iloc[0]
+    colour = style.ARCHITECTURE[architecture]
+    found = scaled.law_along(curve["C"].to_numpy(float), curve["L"].to_numpy(float))
     about = {"architecture": architecture, "run": run, "reason": found.note}
+    note = f"{run}: {found.note}" if found.note else ""
     if found.fit is None:
         refused = pd.DataFrame([about | {"what": "exponent", "runs": len(curve)}])
-        return "", found.note, refused.assign(**dict.fromkeys(("loss", "low", "high", "value"), np.nan))
+        return note, refused.assign(**dict.fromkeys(("loss", "low", "high", "value"), np.nan))
 
     def at(flops: np.ndarray) -> tuple[np.ndarray, ...]:
         return found.fit.predict(flops), *found.band(flops)
 
-    parts = [law(ax, style.ARCHITECTURE[architecture], curve["C"], at).rename(columns={"at": "C", "value": "loss"})]
-    one = found.exponent
-    parts.append(pd.DataFrame([
-        {"what": "exponent", "value": one.value, "low": one.low, "high": one.high, "runs": len(curve)}
-    ]))  # fmt: skip
-    last = curve.iloc[-1]
-    if last["D"] > 0:
-        budget = np.array([SMOLVLM2 * last["C"] / last["D"]])
+    line, one, last = law(ax, colour, curve["C"], at), found.exponent, curve.iloc[-1]
+    exponent = {"what": "exponent", "value": one.value, "low": one.low, "high": one.high, "runs": len(curve)}
+    parts = [line.rename(columns={"at": "C", "value": "loss"}), pd.DataFrame([exponent])]
+    budget = np.array([SMOLVLM2 * last["C"] / last["D"]])
+    if last["C"] < budget[0] <= last["C"] * BEYOND:
         loss, low, high = (float(value[0]) for value in at(budget))
-        if budget[0] <= last["C"] * BEYOND:
-            ax.plot(budget, loss, "*", ms=10, color=style.ARCHITECTURE[architecture], mec="black", mew=0.5, zorder=5)
-            star = {"what": "SmolVLM2's samples", "C": budget[0], "D": SMOLVLM2, "loss": loss, "low": low, "high": high}
-            parts.append(pd.DataFrame([star]))
+        ax.plot(budget, loss, "*", ms=10, color=colour, mec="black", mew=0.5, zorder=5)
+        star = {"what": STAR, "C": budget[0], "D": SMOLVLM2, "loss": loss, "low": low, "high": high}
+        parts.append(pd.DataFrame([star]))
     floor = f" + {found.fit.limit:.2f}" if found.fit.floor else ""
-    return f": C$^{{-{one.value:.3f}}}${floor}", found.note, pd.concat(parts).assign(**about)
+    ax.plot([], [], color=colour, marker=marker, label=f"{run}: C$^{{-{one.value:.3f}}}${floor}")
+    return note, pd.concat(parts).assign(**about)

@@ -10,8 +10,13 @@ from fvlm.analysis.compare.bootstrap import bars_words
 from fvlm.analysis.fits import scaled
 from fvlm.analysis.fits.isoflop import minima
 from fvlm.analysis.fits.scaling import STARVED
+from fvlm.analysis.plots.fits import notes_below
 from fvlm.style import GREY, LOSS, NothingToDraw, dots, heading, panels
 
+SHARED_NOTE = (
+    "At each number of training FLOPs (two per multiply-add) the losses of all sizes, interpolated along runs whose "
+    "learning rate is constant or not stated. A minimum needs three sizes."
+)
 SHARED = 4  # budgets at which curves are compared that were not made for a budget
 
 
@@ -56,31 +61,40 @@ def isoflop(runs: pd.DataFrame, isoflop: pd.DataFrame, validation_curves: pd.Dat
     places = list(shown[["group", "architecture"]].drop_duplicates().itertuples(index=False, name=None))
     figure, axes = style.plot_grid(len(places), height=4.0, most=len(places), sharey=len({p[0] for p in places}) == 1)
     figure.set_size_inches(style.WIDTH, 4.0)
-    looks = _looks(shown)
+    is_study, looks = bool((points["group"] == "").all()), _looks(shown)
     reach = 0.25 * np.log(shown["N"].max() / shown["N"].min())  # of a parabola, in log N
     parts = []
     for ax, (group, name) in zip(axes, places, strict=True):
         own = shown[(shown["group"] == group) & (shown["architecture"] == name)]
         for budget, at in own.groupby("budget", sort=False):
             ax.plot(at["N"], at["loss"], color=style.ARCHITECTURE[name], **looks[budget])
+            if not is_study:
+                end = at.sort_values("N").iloc[-1]
+                place = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 6.5}
+                ax.annotate(budget.removesuffix(" FLOPs"), (end["N"], end["loss"]), **place)
         best = every[(every["architecture"] == name) & every["budget"].isin(own["budget"])]
         for row in best[best["n_opt"].notna()].to_dict("records"):
             _draw_minimum(ax, row, reach)
         ax.set_xscale("log")
         ax.margins(x=0.1)
+        if not is_study:  # room for the words
+            ax.set_xlim(right=ax.get_xlim()[1] ** 1.5 / ax.get_xlim()[0] ** 0.5)
         style.counts(ax)
         sizes = own.groupby("budget")["size"].nunique().max()
         inside = f"{int(best['used'].sum())} of {len(best)} minima inside"
-        few = f"{sizes} sizes, a minimum needs 3"
-        ax.set_title(f"{group}\n" * bool(group) + f"{style.NAMES[name]}: {few if group and sizes < 3 else inside}")
+        few = f"{sizes} sizes: no minimum"
+        count = few if not is_study and sizes < 3 else inside
+        ax.set_title(f"{style.NAMES[name]}: {count}" if is_study else f"{group}\n{style.NAMES[name]}\n{count}")
         ax.set_xlabel("parameters N")
         parts.append(best)
-    axes[0].set_ylabel(f"final validation {LOSS}")
-    for budget, look in looks.items():
-        nominal = shown.loc[shown["budget"] == budget, "nominal"].mean()
-        axes[0].plot([], [], color=GREY, **look, label=f"{budget}: {nominal:.2g}" if budget[:1] == "C" else budget)
-    note = "training FLOPs (two per multiply-add)" + "; losses interpolated along the runs" * bool(len(shared))
-    style.legend_below(figure, axes[0], note, ncols=min(len(looks), 5))
+    axes[0].set_ylabel(f"{'final ' * is_study}validation {LOSS}")
+    if is_study:
+        for budget, look in looks.items():
+            nominal = shown.loc[shown["budget"] == budget, "nominal"].mean()
+            axes[0].plot([], [], color=GREY, **look, label=f"{budget}: {nominal:.2g}")
+        style.legend_below(figure, axes[0], "training FLOPs (two per multiply-add)", ncols=len(looks))
+    else:
+        notes_below(figure, [SHARED_NOTE])
     best = pd.concat(parts, ignore_index=True)
     best = best.rename(columns={"n_opt": "N", "d_opt": "D", "flops": "C"}).assign(
         what=best["used"].map({True: "minimum", False: "excluded"})
@@ -123,7 +137,7 @@ def model_size(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> tuple[Fig
     if shown.empty:
         raise NothingToDraw(f"{scaled.NONE} of which two can be compared")
     places = list(shown.sort_values("C")[["group", "budget"]].drop_duplicates().itertuples(index=False, name=None))
-    is_study = (points["group"] == "").all()
+    is_study = bool((points["group"] == "").all())
     figure, axes = style.plot_grid(len(places), 4.0, most=len(places) if is_study else 2, sharey=is_study)
     if is_study:
         figure.set_size_inches(style.WIDTH, 3.2)
@@ -145,7 +159,8 @@ def model_size(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> tuple[Fig
         _legend(axes[-1], shown, loc="upper right")
     else:
         _legend(axes[0], shown)
-        style.legend_below(figure, axes[0], "A pair has seen equally many samples; its FLOPs differ.", ncols=5)
+        note = "The runs of a panel have seen equally many samples, or steps; their FLOPs differ."
+        style.legend_below(figure, axes[0], note, ncols=5)
     return figure, _plain(shown)
 
 
@@ -211,7 +226,8 @@ def gap(gap: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     names = (table["size"] + " " + table["budget"]).str.strip()
     ax.set_yticks(range(len(table)), [style.seeded(*pair) for pair in zip(names, table["n_seeds"], strict=True)])
     ax.set_ylim(len(table) - 0.5, -0.5)
-    ax.set_xlabel(f"{measure} loss of the foveated model above that of pooled tokens (%; right: worse)")
+    between = "\n" if names.str.len().max() > 24 else " "
+    ax.set_xlabel(f"{measure} loss of the foveated model{between}above that of pooled tokens (%; right: worse)")
     heading(figure, "Gap to pooled tokens, raw and at equal parameters")
     style.legend_below(figure, ax, bars_words(table["interval"]), ncols=4)
     return figure, table
