@@ -63,7 +63,8 @@ FIGURES = {
         comparisons=True,
     ),
     "token_efficiency": Entry(
-        "Loss against visual tokens and FLOPs", "Baselines", ("token_efficiency",), "plots.evaluation:token_efficiency"
+        "Loss against visual tokens and FLOPs", "Baselines", ("token_efficiency", "runs"),
+        "plots.evaluation:token_efficiency",
     ),
     "ablation_ranking": Entry("Ablations, ranked", "Ablations", ("ablations",), "plots.ablation:ranking"),
     "factorial": Entry("Query depth x fine pass", "Ablations", ("factorial",), "plots.ablation:factorial"),

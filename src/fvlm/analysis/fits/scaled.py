@@ -12,6 +12,7 @@ import pandas as pd
 
 from fvlm.analysis.columns import COUNTED, GROUP
 from fvlm.analysis.finished import base_name
+from fvlm.analysis.fits.curves import find_jumps
 from fvlm.analysis.fits.grid import curves as all_curves
 from fvlm.analysis.fits.grid import grid_points
 from fvlm.analysis.fits.sums import Estimate, PowerLaws, block_length, bootstrap, estimates
@@ -24,13 +25,21 @@ CONSTANT = ("", "constant")  # schedules of the learning rate along which the lo
 
 
 def points(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return `grid_points` of each group and family, with the columns group and family."""
+    """Return `grid_points` of each group and family, with the columns group and family; of imported runs also where
+    their FLOPs come from."""
     runs = _grouped(runs)
     parts = [
         grid_points(own, family).assign(group=group, family=family)
         for (group, family), own in runs.groupby([GROUP, "family"], sort=False)
     ]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["group", "family", "architecture"])
+    if not parts:
+        return pd.DataFrame(columns=["group", "family", "architecture"])
+    table = pd.concat(parts, ignore_index=True)
+    if COUNTED in runs:
+        place = [GROUP, "family", "architecture", "size", "budget"]
+        words = runs.drop_duplicates(place).set_index(place)[COUNTED]
+        table = table.join(words, on=["group", *place[1:]])
+    return table
 
 
 def curves(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> pd.DataFrame:
@@ -81,12 +90,14 @@ def _along(run: pd.DataFrame, column: str, wanted: str, value: float) -> float:
     return float(np.exp(np.interp(np.log(value), x, y)))
 
 
-def where_flops_come_from(runs: pd.DataFrame, group: str) -> list[str]:
-    """Return the different sources of the FLOPs of a group, in words; none for runs of this project."""
-    if COUNTED not in runs:
-        return []
-    words = _grouped(runs).loc[lambda own: own[GROUP] == group, COUNTED].dropna()
-    return list(dict.fromkeys(words[words != ""]))
+def jumps(curves: pd.DataFrame) -> str:
+    """Return in words where the losses of several curves of a group jump together; empty if they do not."""
+    curves = curves[curves["D"] > 0]
+    parts = {run: (own["D"].to_numpy(float), own["L"].to_numpy(float)) for run, own in curves.groupby("run")}
+    found = find_jumps(parts)[0] if len(parts) > 1 else []
+    ends = [(jump["from_samples"].iloc[0] / 1000, jump["to_samples"].iloc[0] / 1000) for jump in found]
+    places = " and ".join(f"{low:.0f} k to {high:.0f} k" for low, high in ends)
+    return f"losses of several runs jump at {places} samples (data order): do not trust a law across" if places else ""
 
 
 def _grouped(runs: pd.DataFrame) -> pd.DataFrame:

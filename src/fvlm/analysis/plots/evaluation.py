@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from fvlm import style
+from fvlm.analysis.columns import GROUP
 from fvlm.analysis.compare.bootstrap import OVERALL, Cell, Estimate, bars_words
 from fvlm.analysis.compare.runs import ComparedRuns
 from fvlm.config.comparisons import Comparisons
@@ -63,9 +64,12 @@ def _alternative(study: ComparedRuns, base: str, reference: str, cell: Cell) -> 
     }  # fmt: skip
 
 
-def token_efficiency(token_efficiency: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Loss against visual tokens per frame, and against the training FLOPs of a sample."""
-    table = token_efficiency
+def token_efficiency(token_efficiency: pd.DataFrame, runs: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Loss against visual tokens per frame, and against the training FLOPs of a sample; of imported pairs a panel per
+    group."""
+    table, pairs = token_efficiency, _pairs(runs)
+    if table["tokens_per_frame"].nunique() < 2 and len(pairs):
+        return _pairs_alone(pairs)
     if table.empty:
         raise NothingToDraw("no ablation of this study differs in how a frame is read")
     counted = bool(np.isfinite(table["flops_per_sample"]).any())  # imported results may have no FLOPs
@@ -100,6 +104,48 @@ def token_efficiency(token_efficiency: pd.DataFrame) -> tuple[Figure, pd.DataFra
     sure = bars_words(table["interval"], " of the difference to the foveated model,")
     style.legend_below(figure, left, sure)
     return figure, table
+
+
+def _pairs(runs: pd.DataFrame) -> pd.DataFrame:
+    """Imported runs that differ from a foveated one of the same group and size in how a frame is read, and that one;
+    `difference`: above the foveated model's loss."""
+    own = runs[(runs["family"] == "pairs") & runs["visual_tokens"].notna() & runs["final.val_loss"].notna()]
+    if own.empty:
+        return own
+    names = {"visual_tokens": "tokens_per_frame", "final.val_loss": "loss"}
+    own = own.rename(columns=names)[["run", GROUP, "size", "architecture", "params_total", *names.values()]]
+    own = own.assign(size=own["size"].astype(str), **{GROUP: own[GROUP].fillna("")})
+    foveated = own[own["architecture"] == "foveated"].groupby([GROUP, "size"])["loss"].mean()
+    own = own.join(foveated.rename("foveated"), on=[GROUP, "size"])
+    own = own[own.groupby([GROUP, "size"])["tokens_per_frame"].transform("nunique") > 1]
+    difference = (own["loss"] - own.pop("foveated")).where(own["architecture"] != "foveated")
+    label = (own["size"] + " " + own[GROUP]).str.strip()
+    return own.assign(label=label, difference=difference, low=np.nan, high=np.nan, measure="final validation loss")
+
+
+def _pairs_alone(pairs: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """A line from one architecture to the other for each size."""
+    groups = list(pairs[GROUP].drop_duplicates())
+    figure, axes = style.plot_grid(len(groups), height=3.6)
+    markers = style.markers(pairs.sort_values("params_total")["size"])
+    for ax, group in zip(axes, groups, strict=True):
+        for size, own in pairs[pairs[GROUP] == group].groupby("size", sort=False):
+            ax.plot(*own.sort_values("tokens_per_frame")[["tokens_per_frame", "loss"]].to_numpy().T, color=GREY, lw=0.8)
+            for row in own.to_dict("records"):
+                look = {"marker": markers[size], "color": style.ARCHITECTURE[row["architecture"]]}
+                ax.plot(row["tokens_per_frame"], row["loss"], ls="", zorder=3, **look)
+        ax.set_xscale("log", base=4)
+        ticks = sorted(set(pairs["tokens_per_frame"]))
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.minorticks_off()
+        ax.margins(x=0.2)
+        ax.set_title(group)
+        ax.set_xlabel("visual tokens per frame")
+        ax.set_ylabel(f"final validation {style.LOSS}")
+    heading(figure, "Loss against visual tokens per frame, at equal samples")
+    style.legend_of_grid(axes[0], pairs["architecture"].drop_duplicates(), markers)
+    style.legend_below(figure, axes[0], "one seed each, no intervals", ncols=6)
+    return figure, pairs
 
 
 def three_modes(modes: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:

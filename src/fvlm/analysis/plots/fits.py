@@ -156,6 +156,8 @@ def envelope(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> tuple[Figur
         notes += [f"{known}: {warning}."] if warning else []
         parts.append(exponent.assign(architecture=name, what="exponent", n=len(found), note=warning))
         _sizes_axis(below, own if group else curves)
+        if group:  # also the sizes that are best nowhere
+            below.set_ylim(own["N"].min() / 1.3, own["N"].max() * 1.3)
     axes[1, 0].set_ylabel("best size")
     axes[0, 0].set_ylabel("validation " + LOSS.replace(" (", "\n("))
     heading(figure, "Lowest loss along any training curve, and the size that has it")

@@ -10,9 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from fvlm import style
+from fvlm.analysis.columns import COUNTED
 from fvlm.analysis.fits import scaled
 from fvlm.analysis.fits.grid import lowest_by_budget
 from fvlm.analysis.fits.sums import bootstrap, fit_power_laws
+from fvlm.analysis.plots.captions import STAR
 from fvlm.analysis.plots.fits import law, notes_below
 from fvlm.style import BEYOND, LOSS, NothingToDraw, heading
 
@@ -22,7 +24,6 @@ FURTHER = (
     "; faint: the way there; hollow: its learning rate had not come down; star: after the 3.3 M samples of SmolVLM2"
 )
 SMOLVLM2 = 3.3e6  # samples that SmolVLM2 was trained on, by its model card
-STAR = "SmolVLM2's samples"
 FEW = 10  # evaluations of a curve whose points are marked
 SMALL = {"fontsize": 6.5}  # words in one of several panels
 BELOW = 60  # letters in a line below one of them
@@ -53,7 +54,7 @@ def loss_vs_flops(
             lines = [line for note in notes for line in textwrap.wrap(note, NOTE)]
             ax.set_xlabel(EXPLAINED + "\n" + "\n".join(lines))
         else:
-            notes += [f"FLOPs: {words}" for words in scaled.where_flops_come_from(runs, group)]
+            notes += [f"FLOPs: {words}" for words in own[COUNTED].dropna().drop_duplicates() if words]
             width = BELOW if len(groups) > 1 else 2 * BELOW
             lines = [line for note in notes for line in textwrap.wrap(note, width)]
             ax.set_title(group)
@@ -94,6 +95,8 @@ def _panel(
             sizes = f"{own['size'].nunique()} size{'s' * (own['size'].nunique() != 1)}"
             notes.append(f"no fit: {sizes} with one final loss each; a law needs several budgets")
         notes += [note for note, _ in found if note]
+        if jumps := scaled.jumps(curves) if curves["along"].any() else "":
+            notes.append(jumps)
         parts += [lines for _, lines in found]
         lowest = min([lowest, *(lines["loss"].min() for _, lines in found if lines["loss"].notna().any())])
     room = highest - lowest or 0.1 * highest

@@ -56,7 +56,7 @@ def isoflop(runs: pd.DataFrame, isoflop: pd.DataFrame, validation_curves: pd.Dat
     shown = pd.concat([grid, shared], ignore_index=True) if len(shared) else grid
     if shown.empty:
         raise NothingToDraw(f"{scaled.NONE} whose losses can be compared at equal FLOPs")
-    found = [minima(own) for _, own in shared.groupby(["group", "architecture"], sort=False)]
+    found = [minima(own).assign(group=at[0]) for at, own in shared.groupby(["group", "architecture"], sort=False)]
     every = pd.concat([isoflop, *found], ignore_index=True) if found else isoflop
     places = list(shown[["group", "architecture"]].drop_duplicates().itertuples(index=False, name=None))
     figure, axes = style.plot_grid(len(places), height=4.0, most=len(places), sharey=len({p[0] for p in places}) == 1)
