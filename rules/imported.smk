@@ -31,12 +31,16 @@ rule draw_results:
             STUDY.not_drawn,
             caption="../workflow/report/not_drawn.rst",
             category="Not drawn",
-            labels={"what": "Figures that these results do not allow", "form": "table"},
+            labels={
+                "what": "Figures that these results do not allow",
+                "form": "table",
+            },
         ),
     log:
         f"{R}/logs/draw_results.log",
     conda:
         "../envs/analysis.yaml"
+    threads: lambda w: min(4, workflow.cores)
     params:
         figures=catalog.OF_RESULTS,
         tables=subpath(input[0], parent=True),
@@ -44,6 +48,6 @@ rule draw_results:
         comparisons=STUDY.settings.comparisons.digest,
     shell:
         STUDY.command(
-            "figure {params.figures} --empty skip --not-drawn {output:q} --tables {params.tables:q}"
-            " --out-dir {params.folder:q} 2> {log:q}"
+            "figure {params.figures} --empty skip --not-drawn {output:q} --processes {threads}"
+            " --tables {params.tables:q} --out-dir {params.folder:q} 2> {log:q}"
         )

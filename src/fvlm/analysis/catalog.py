@@ -57,7 +57,7 @@ FIGURES = {
     "seeing": Entry(
         "Does the model use its frames?", "Evaluation", COMPARED, "plots.seeing:seeing", comparisons=True
     ),
-    "three_modes": Entry("Evaluation modes", "Evaluation", ("modes",), "plots.evaluation:three_modes"),
+    "three_modes": Entry("Evaluation modes", "Evaluation", ("modes", "runs"), "plots.evaluation:three_modes"),
     "foveated_vs_alternatives": Entry(
         "Foveated model against its alternatives", "Baselines", COMPARED, "plots.evaluation:alternatives",
         comparisons=True,

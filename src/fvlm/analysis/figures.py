@@ -1,7 +1,11 @@
 """Draw figures: `fvlm figure NAME ... --tables DIR --out-dir DIR` writes NAME.png, NAME.pdf, NAME.csv (the numbers
 drawn) and NAME.rst (sentences for the report) of each."""
 
+import multiprocessing
 import sys
+from argparse import Namespace
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -35,31 +39,42 @@ def add_arguments(parser) -> None:
         default=EMPTY[0],
         help="a figure with nothing to draw: a picture of the reason (default), an error, or no files",
     )
+    parser.add_argument("--processes", type=int, default=1, help="figures that are drawn at once (default 1)")
     parser.add_argument("--not-drawn", metavar="FILE", help="CSV to write: the figures with nothing to draw, and why")
     add_study_arguments(parser)
 
 
 def main(args) -> None:
-    out = Path(args.out_dir)
-    if out.resolve() == Path(args.tables).resolve():
+    if Path(args.out_dir).resolve() == Path(args.tables).resolve():
         raise UserError(
             f"--out-dir {args.out_dir}: found the folder of the tables, where a figure's numbers could replace "
             "the table of that name; expected another folder, such as one called figures beside it"
         )
     style.apply()
-    inputs, reasons = Inputs(args.tables, args), {}
-    for name in dict.fromkeys(args.names):
-        entry = FIGURES[name]
-        tables = inputs.of(entry)
-        more = {"attention": [Path(path) for path in args.attention]} if entry.attention else {}
-        try:
-            save(*load(entry.function)(**tables, **more), out / name)
-        except style.NothingToDraw as reason:
-            reasons[name] = str(reason)
-            _without(entry, str(reason), out / name, args.empty)
+    names = list(dict.fromkeys(args.names))
+    draw = partial(_draw, inputs=Inputs(args.tables, args), args=args)
+    if min(len(names), args.processes) > 1:
+        with ProcessPoolExecutor(args.processes, multiprocessing.get_context("fork")) as pool:
+            found = list(pool.map(draw, names))
+    else:
+        found = [draw(name) for name in names]
+    reasons = {name: reason for name, reason in zip(names, found, strict=True) if reason}
     if args.not_drawn:
         rows = [(name, FIGURES[name].title, reason) for name, reason in reasons.items()]
         write_table(pd.DataFrame(rows, columns=["figure", "title", "reason"]), args.not_drawn)
+
+
+def _draw(name: str, inputs: Inputs, args: Namespace) -> str:
+    """Draw a figure; return why there is nothing to draw, or an empty word."""
+    entry, stem = FIGURES[name], Path(args.out_dir) / name
+    more = {"attention": [Path(path) for path in args.attention]} if entry.attention else {}
+    tables = inputs.of(entry)
+    try:
+        save(*load(entry.function)(**tables, **more), stem)
+    except style.NothingToDraw as reason:
+        _without(entry, str(reason), stem, args.empty)
+        return str(reason)
+    return ""
 
 
 def _without(entry: Entry, reason: str, stem: Path, empty: str) -> None:
@@ -82,6 +97,7 @@ def save(figure: Figure, numbers: pd.DataFrame, stem: Path) -> None:
     for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
         with replacing(stem.with_suffix(suffix)) as beside:
             figure.savefig(beside, dpi=DPI, metadata=metadata)
+        figure.set_layout_engine("none")  # the other form has the same layout; to find it takes as long as to draw
     plt.close(figure)
     write_table(numbers, stem.with_suffix(".csv"), digits=6)
     with replacing(stem.with_suffix(".rst")) as beside:

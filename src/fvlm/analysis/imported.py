@@ -15,7 +15,7 @@ import pandas as pd
 
 from fvlm.analysis.catalog import COLLECTED
 from fvlm.analysis.collect import collect_curves, collect_evaluation, collect_runs
-from fvlm.analysis.columns import COLUMNS, COUNTED, GROUP, REWARDS, RUN, SCHEDULE
+from fvlm.analysis.columns import COLUMNS, COUNTED, GROUP, INFERRED, REWARDS, RUN, SCHEDULE
 from fvlm.analysis.files import replacing, write_csv
 from fvlm.analysis.finished import (
     BEST,
@@ -61,6 +61,7 @@ FLOPS = {  # column -> what one of its units is in FLOPs at two per multiply-add
 }
 DECAYED = 0.5  # a decaying rate that ends above this part of its highest has not come to its end
 TOKENS = "visual_tokens_per_frame"
+FRAME_BY_FRAME = "loss_infer"
 NAMED = {"architecture": ("architecture", "arch"), "pair": ("pair", "config"), "group": ("group", "frames")}
 ARCHITECTURES = {
     **{name: name for name in DECLARED},
@@ -80,7 +81,7 @@ OF_POINTS = {  # columns of evaluation points
 }
 OF_RUNS = {  # columns of a table with one row per run, beside its name
     **dict.fromkeys((*(name for names in NAMED.values() for name in names), "lr_schedule"), BLANK),
-    **dict.fromkeys((*FINAL, *BEST), LOSS),
+    **dict.fromkeys((*FINAL, *BEST, FRAME_BY_FRAME), LOSS),
     **dict.fromkeys((*PARAMETERS, MILLIONS, *SAMPLES, *FLOPS, TOKENS), SIZE),
 }
 Tables = dict[str, pd.DataFrame]
@@ -225,6 +226,7 @@ def _one_of_runs(path: Path, row: dict, run: str, known: Ablations) -> dict:
         "best.val_loss": _first(row, BEST, _first(row, FINAL)),
     }
     found |= {"visual_tokens": row[TOKENS]} if TOKENS in row else {}
+    found |= {INFERRED: row[FRAME_BY_FRAME]} if FRAME_BY_FRAME in row else {}
     return found | ({SCHEDULE: row["lr_schedule"]} if "lr_schedule" in row else {})
 
 
@@ -240,7 +242,7 @@ def _first(row: dict, names: tuple[str, ...], other: float = np.nan) -> float:
 
 def _runs(rows: list[dict]) -> pd.DataFrame:
     runs = pd.DataFrame(rows)
-    return runs.reindex(columns=[*RUN, *(name for name in runs if name in (SCHEDULE, COUNTED))])
+    return runs.reindex(columns=[*RUN, *(name for name in runs if name in (SCHEDULE, COUNTED, INFERRED))])
 
 
 def _from_points(path: Path, header: list[str], cells: Rows, known: Ablations, samples: Kind = COUNT) -> Tables:

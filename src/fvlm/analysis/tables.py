@@ -3,7 +3,7 @@
 import importlib
 from argparse import Namespace
 from collections.abc import Callable
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -32,7 +32,12 @@ class Inputs:
 
     def __init__(self, folder: Path | str, args: Namespace):
         """folder: with the tables; args: with --study"""
-        self.args, self.table = args, cache(lambda name: read_table(folder, name))
+        self.folder, self.args, self._tables = folder, args, {}
+
+    def table(self, name: str) -> pd.DataFrame:
+        if name not in self._tables:
+            self._tables[name] = read_table(self.folder, name)
+        return self._tables[name]
 
     @cached_property
     def comparisons(self) -> Comparisons:

@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from fvlm import style
-from fvlm.analysis.columns import GROUP
-from fvlm.analysis.compare.bootstrap import OVERALL, Cell, Estimate, bars_words
+from fvlm.analysis.columns import GROUP, INFERRED
+from fvlm.analysis.compare.bootstrap import NO_INTERVAL, OVERALL, Cell, Estimate, bars_words
 from fvlm.analysis.compare.runs import ComparedRuns
 from fvlm.config.comparisons import Comparisons
 from fvlm.style import GREY, SKY, NothingToDraw, dots, heading, panels
@@ -106,6 +106,22 @@ def token_efficiency(token_efficiency: pd.DataFrame, runs: pd.DataFrame) -> tupl
     return figure, table
 
 
+def _imported_modes(runs: pd.DataFrame) -> pd.DataFrame:
+    """The losses in the mode of training and frame by frame of imported foveated runs, in the columns of `modes`."""
+    if INFERRED not in runs:
+        return pd.DataFrame()
+    own = runs[(runs["architecture"] == "foveated") & runs[["final.val_loss", INFERRED]].notna().all(axis=1)]
+    trained, inferred = own["final.val_loss"].astype(float), own[INFERRED].astype(float)
+    about = own[["run", "family"]].assign(frames="own", trained_mode="coarse_fine", n_seeds=1, gap_interval=NO_INTERVAL)
+    about = about.assign(**dict.fromkeys(("low", "high", "gap_low", "gap_high"), np.nan))
+    gap = 100 * (inferred / trained - 1)
+    parts = [
+        about.assign(mode="coarse_fine", loss=trained, gap_percent=np.nan),
+        about.assign(mode="autoregressive", loss=inferred, gap_percent=gap),
+    ]
+    return pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
+
+
 def _pairs(runs: pd.DataFrame) -> pd.DataFrame:
     """Imported runs that differ from a foveated one of the same group and size in how a frame is read, and that one;
     `difference`: above the foveated model's loss."""
@@ -141,18 +157,19 @@ def _pairs_alone(pairs: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         ax.margins(x=0.2)
         ax.set_title(group)
         ax.set_xlabel("visual tokens per frame")
-        ax.set_ylabel(f"final validation {style.LOSS}")
-    heading(figure, "Loss against visual tokens per frame, at equal samples")
+        ax.set_ylabel(style.LOSS)
+    heading(figure, "Final validation loss against visual tokens per frame, at equal samples")
     style.legend_of_grid(axes[0], pairs["architecture"].drop_duplicates(), markers)
     style.legend_below(figure, axes[0], "one seed each, no intervals", ncols=6)
     return figure, pairs
 
 
-def three_modes(modes: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+def three_modes(modes: pd.DataFrame, runs: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Left: loss by mode, with another sample's frames, and blind. Right: gap to the trained mode."""
+    modes = _imported_modes(runs) if modes.empty else modes
     if modes.empty:
         raise NothingToDraw("no stage or ablation has been evaluated")
-    order = {"stage": 0, "ablation": 1}
+    order = {"stage": 0, "ablation": 1, "pairs": 2}
     table = modes.assign(
         shown=np.where(modes["frames"] == "other", "other", modes["mode"]), order=modes["family"].map(order)
     ).sort_values("order", kind="stable", ignore_index=True)

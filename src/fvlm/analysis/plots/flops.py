@@ -26,6 +26,7 @@ FURTHER = (
 SMOLVLM2 = 3.3e6  # samples that SmolVLM2 was trained on, by its model card
 FEW = 10  # evaluations of a curve whose points are marked
 SMALL = {"fontsize": 6.5}  # words in one of several panels
+LINE = 0.115  # inches of a line of them
 BELOW = 60  # letters in a line below one of them
 
 
@@ -44,7 +45,7 @@ def loss_vs_flops(
     groups = list(points["group"].drop_duplicates())
     is_study = groups == [""]
     figure, axes = style.plot_grid(len(groups), height=4.2)
-    parts, complete = [], True
+    parts, heights, complete = [], [], True
     for ax, group in zip(axes, groups, strict=True):
         own, along = points[points["group"] == group], curves[curves["group"] == group]
         drawn, notes, fitted = _panel(ax, own, along, scaling_fits, is_study)
@@ -59,8 +60,11 @@ def loss_vs_flops(
             lines = [line for note in notes for line in textwrap.wrap(note, width)]
             ax.set_title(group)
             ax.set_xlabel("\n".join(lines), loc="left", **SMALL)
+            heights.append(LINE * len(lines))
     heading(figure, "Loss against training FLOPs" + ("" if complete else ": not every fit is identified"))
     if not is_study:
+        room = sum(max(heights[row : row + 2]) for row in range(0, len(heights), 2))
+        figure.set_figheight(figure.get_figheight() + room)
         notes_below(figure, [EXPLAINED + FURTHER])
     return figure, pd.concat(parts, ignore_index=True)
 
@@ -100,7 +104,9 @@ def _panel(
         parts += [lines for _, lines in found]
         lowest = min([lowest, *(lines["loss"].min() for _, lines in found if lines["loss"].notna().any())])
     room = highest - lowest or 0.1 * highest
-    ax.set_ylim(lowest - 0.05 * room, highest + (0.5 if is_study or not len(curves) else 0.05) * room)
+    ax.set_ylim(
+        lowest - (0.05 if is_study else 0.1) * room, highest + (0.5 if is_study or not len(curves) else 0.05) * room
+    )
     look = {"ncols": 2, "loc": "upper right"} if is_study else {"loc": "best", **SMALL}
     style.legend_of_grid(ax, architectures, markers, words, **look)
     ax.set_ylabel(f"{'final ' * is_study}validation {LOSS}")

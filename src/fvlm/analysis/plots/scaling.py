@@ -154,7 +154,7 @@ def model_size(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> tuple[Fig
         ax.set_title(title if is_study or group in title else f"{group}: {title}")
         ax.set_xlabel("parameters N")
     for ax in axes if not is_study else axes[:1]:
-        ax.set_ylabel(f"final validation {LOSS}")
+        ax.set_ylabel(f"{'final ' * is_study}validation {LOSS}")
     if is_study:
         _legend(axes[-1], shown, loc="upper right")
     else:
