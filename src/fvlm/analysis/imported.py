@@ -124,7 +124,8 @@ def read_results(paths: list[Path], known: Ablations) -> Tables:
     paths = with_runs(paths)
     parts = [_read(path, known) for path in paths]
     for path, part in zip(paths, parts, strict=True):
-        _name_groups(part["runs"], path.stem if len(paths) > 1 else "")
+        if len(paths) > 1 or not _is_own(part["runs"]):
+            _name_groups(part["runs"], path.stem if len(paths) > 1 else "")
     tables = {}
     for name in COLLECTED:
         found = [part[name] for part in parts if name in part and len(part[name])]
@@ -133,6 +134,11 @@ def read_results(paths: list[Path], known: Ablations) -> Tables:
     refuse_twice(list(tables["runs"]["run"]))
     complete(tables)
     return tables
+
+
+def _is_own(runs: pd.DataFrame) -> bool:
+    """Whether runs are of this project, which keeps their configuration."""
+    return any(name.startswith("config.model.") for name in runs)
 
 
 def _name_groups(runs: pd.DataFrame, results: str) -> None:

@@ -22,9 +22,11 @@ PLACE = ["size", "architecture"]
 
 @dataclass(frozen=True)
 class Sample:
-    """The mean sample of the full-size study: visual positions, text tokens, training FLOPs (two per multiply-add)."""
+    """The mean sample of the full-size study: visual positions and tokens of each, text tokens, training FLOPs (two per
+    multiply-add)."""
 
     frames: float
+    visual_tokens: int
     text_tokens: float
     flops: float
 
@@ -47,7 +49,7 @@ def sample_of(size: str, architecture: str) -> Sample | None:
         if run.family == "grid" and (run.labels["size"], run.model.architecture) == (size, architecture):
             parts = [(stream.share, *mean_lengths(stream, run, study)) for stream in streams(run, study)]
             frames, text = (sum(part[0] * part[place] for part in parts) for place in (1, 3))
-            return Sample(frames, text, flops_per_sample(run, study))
+            return Sample(frames, run.model.visual_tokens, text, flops_per_sample(run, study))
     return None
 
 
@@ -64,8 +66,7 @@ def complete(tables: dict[str, pd.DataFrame]) -> None:
         return
     known = runs[own & runs["params_total"].notna()].drop_duplicates(PLACE).set_index(PLACE)["params_total"]
     pairs = zip(runs.to_dict("records"), own, strict=True)
-    columns = list(dict.fromkeys([*runs, COUNTED]))
-    filled = pd.DataFrame([_completed(row, known) if sized else row for row, sized in pairs], columns=columns)
+    filled = pd.DataFrame([_completed(row, known) if sized else row for row, sized in pairs])
     each = (filled["flops"] / filled["samples"]).set_axis(filled["run"])
     each = each[(runs["flops"].isna() & filled["flops"].notna()).to_numpy()]
     for name in ("validation_curves", "training_curves"):
@@ -93,6 +94,8 @@ def _completed(row: dict, known: pd.Series) -> dict:
         return row
     if pd.isna(row["frames"]):
         row["frames"] = samples * sample.frames
+    if pd.isna(row["visual_tokens"]):
+        row["visual_tokens"] = sample.visual_tokens
     if pd.isna(row["flops"]) and samples > 0:
         words = (
             f"{sample.flops:.3g} a sample of {size}, counted for {sample.frames:.1f} frames and "

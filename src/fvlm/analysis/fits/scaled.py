@@ -19,6 +19,7 @@ from fvlm.analysis.fits.sums import Estimate, PowerLaws, block_length, bootstrap
 from fvlm.analysis.scales import SIZED
 from fvlm.config.architectures import ARCHITECTURES
 
+# A study's runs have no column GROUP: they are all scored on the same samples, and all have a budget.
 NONE = "this study has no scaling grid, and the results have no other runs with a model size"
 FEWEST = 4  # evaluations of a curve that a law is fitted along
 CONSTANT = ("", "constant")  # schedules of the learning rate along which the loss may follow a law; "": not stated
@@ -50,7 +51,7 @@ def curves(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> pd.DataFrame:
     constant rate, and with decaying ones only from end to end.
     """
     runs = _grouped(runs)
-    table = all_curves(runs, validation_curves)
+    table = all_curves(runs, validation_curves).reset_index(drop=True)
     table = table.join(runs.set_index("run")[[GROUP, "budget"]], on="run").rename(columns={GROUP: "group"})
     table = table[(table[["C", "L"]].astype(float) > 0).all(axis=1)]
     schedule = table["lr_schedule"].astype(object).where(table["lr_schedule"].notna(), "")

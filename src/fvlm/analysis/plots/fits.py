@@ -134,7 +134,7 @@ def envelope(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> tuple[Figur
         own = curves[(curves["architecture"] == name) & (curves["group"] == group)]
         known = f"{group}, {style.NAMES[name]}" if group else style.NAMES[name]
         table = frontier(own)
-        if group and table["sizes"].max() > 1:  # where one size has ended, the other alone is no frontier
+        if GROUP in runs and table["sizes"].max() > 1:  # where one size has ended, the other alone is no frontier
             table = table[table["sizes"] > 1].reset_index(drop=True)
         found, fit = crossings(table)
         _curves(above, own, name)
@@ -152,11 +152,11 @@ def envelope(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> tuple[Figur
         parts.append(table.rename(columns={"N_opt": "N", "L_opt": "loss"}).assign(architecture=name, what="envelope"))
         parts.append(found.rename(columns={"N_opt": "N"}).assign(architecture=name, what="change"))
         exponent = pd.DataFrame([asdict(fit)]).drop(columns="name")
-        warning = "" if group and fit.reason else "; ".join(warnings_of(own))
+        warning = "" if GROUP in runs and fit.reason else "; ".join(warnings_of(own))
         notes += [f"{known}: {warning}."] if warning else []
         parts.append(exponent.assign(architecture=name, what="exponent", n=len(found), note=warning))
-        _sizes_axis(below, own if group else curves)
-        if group:  # also the sizes that are best nowhere
+        _sizes_axis(below, own if GROUP in runs else curves)
+        if GROUP in runs:  # also the sizes that are best nowhere
             below.set_ylim(own["N"].min() / 1.3, own["N"].max() * 1.3)
     axes[1, 0].set_ylabel("best size")
     axes[0, 0].set_ylabel("validation " + LOSS.replace(" (", "\n("))

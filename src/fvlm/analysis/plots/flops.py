@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from fvlm import style
-from fvlm.analysis.columns import COUNTED
+from fvlm.analysis.columns import COUNTED, GROUP
 from fvlm.analysis.fits import scaled
 from fvlm.analysis.fits.grid import lowest_by_budget
 from fvlm.analysis.fits.sums import bootstrap, fit_power_laws
@@ -43,7 +43,7 @@ def loss_vs_flops(
         raise NothingToDraw("no run with a model size has both its training FLOPs and its final loss")
     curves = scaled.curves(runs, validation_curves)
     groups = list(points["group"].drop_duplicates())
-    is_study = groups == [""]
+    is_study = GROUP not in runs
     figure, axes = style.plot_grid(len(groups), height=4.2)
     parts, heights, complete = [], [], True
     for ax, group in zip(axes, groups, strict=True):
@@ -55,7 +55,7 @@ def loss_vs_flops(
             lines = [line for note in notes for line in textwrap.wrap(note, NOTE)]
             ax.set_xlabel(EXPLAINED + "\n" + "\n".join(lines))
         else:
-            notes += [f"FLOPs: {words}" for words in own[COUNTED].dropna().drop_duplicates() if words]
+            notes += [f"FLOPs: {words}" for words in own.get(COUNTED, pd.Series()).dropna().drop_duplicates() if words]
             width = BELOW if len(groups) > 1 else 2 * BELOW
             lines = [line for note in notes for line in textwrap.wrap(note, width)]
             ax.set_title(group)

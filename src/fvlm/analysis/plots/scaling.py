@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fvlm import style
+from fvlm.analysis.columns import GROUP
 from fvlm.analysis.compare.bootstrap import bars_words
 from fvlm.analysis.fits import scaled
 from fvlm.analysis.fits.isoflop import minima
@@ -27,9 +28,9 @@ def _points(runs: pd.DataFrame) -> pd.DataFrame:
     return points
 
 
-def _plain(points: pd.DataFrame) -> pd.DataFrame:
+def _plain(points: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """Without the columns that are the same for all runs of a study."""
-    return points.drop(columns=["group", "family"]) if (points["group"] == "").all() else points
+    return points if GROUP in runs else points.drop(columns=["group", "family"])
 
 
 def _markers(points: pd.DataFrame) -> dict[str, str]:
@@ -50,7 +51,7 @@ def isoflop(runs: pd.DataFrame, isoflop: pd.DataFrame, validation_curves: pd.Dat
     where not. Imported runs of several sizes are compared at FLOPs that all of them reach."""
     points = _points(runs)
     grid = points[points["family"] == "grid"]
-    if (points["group"] != "").any():  # of results from elsewhere, a budget with one size shows nothing
+    if GROUP in runs:  # of results from elsewhere, a budget with one size shows nothing
         grid = grid[grid.groupby(["group", "architecture", "budget"])["size"].transform("nunique") > 1]
     shared = scaled.at_shared(scaled.curves(runs, validation_curves), "C", SHARED)
     shown = pd.concat([grid, shared], ignore_index=True) if len(shared) else grid
@@ -61,14 +62,14 @@ def isoflop(runs: pd.DataFrame, isoflop: pd.DataFrame, validation_curves: pd.Dat
     places = list(shown[["group", "architecture"]].drop_duplicates().itertuples(index=False, name=None))
     figure, axes = style.plot_grid(len(places), height=4.0, most=len(places), sharey=len({p[0] for p in places}) == 1)
     figure.set_size_inches(style.WIDTH, 4.0)
-    is_study, looks = bool((points["group"] == "").all()), _looks(shown)
+    labelled, looks = len(shared) > 0, _looks(shown)
     reach = 0.25 * np.log(shown["N"].max() / shown["N"].min())  # of a parabola, in log N
     parts = []
     for ax, (group, name) in zip(axes, places, strict=True):
         own = shown[(shown["group"] == group) & (shown["architecture"] == name)]
         for budget, at in own.groupby("budget", sort=False):
             ax.plot(at["N"], at["loss"], color=style.ARCHITECTURE[name], **looks[budget])
-            if not is_study:
+            if labelled:
                 end = at.sort_values("N").iloc[-1]
                 place = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 6.5}
                 ax.annotate(budget.removesuffix(" FLOPs"), (end["N"], end["loss"]), **place)
@@ -77,18 +78,19 @@ def isoflop(runs: pd.DataFrame, isoflop: pd.DataFrame, validation_curves: pd.Dat
             _draw_minimum(ax, row, reach)
         ax.set_xscale("log")
         ax.margins(x=0.1)
-        if not is_study:  # room for the words
+        if labelled:  # room for the words
             ax.set_xlim(right=ax.get_xlim()[1] ** 1.5 / ax.get_xlim()[0] ** 0.5)
         style.counts(ax)
         sizes = own.groupby("budget")["size"].nunique().max()
         inside = f"{int(best['used'].sum())} of {len(best)} minima inside"
         few = f"{sizes} sizes: no minimum"
-        count = few if not is_study and sizes < 3 else inside
-        ax.set_title(f"{style.NAMES[name]}: {count}" if is_study else f"{group}\n{style.NAMES[name]}\n{count}")
+        count = few if GROUP in runs and sizes < 3 else inside
+        words = (group, style.NAMES[name], count) if labelled else (f"{style.NAMES[name]}: {count}",)
+        ax.set_title("\n".join(filter(None, words)))
         ax.set_xlabel("parameters N")
         parts.append(best)
-    axes[0].set_ylabel(f"{'final ' * is_study}validation {LOSS}")
-    if is_study:
+    axes[0].set_ylabel(f"{'final ' * (not labelled)}validation {LOSS}")
+    if not labelled:
         for budget, look in looks.items():
             nominal = shown.loc[shown["budget"] == budget, "nominal"].mean()
             axes[0].plot([], [], color=GREY, **look, label=f"{budget}: {nominal:.2g}")
@@ -99,7 +101,7 @@ def isoflop(runs: pd.DataFrame, isoflop: pd.DataFrame, validation_curves: pd.Dat
     best = best.rename(columns={"n_opt": "N", "d_opt": "D", "flops": "C"}).assign(
         what=best["used"].map({True: "minimum", False: "excluded"})
     )
-    shown = _plain(shown)
+    shown = _plain(shown, runs)
     columns = [*shown.columns, "what", "reason"]
     return figure, pd.concat([shown.assign(what="run"), best.reindex(columns=columns)], ignore_index=True)
 
@@ -132,12 +134,12 @@ def model_size(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> tuple[Fig
     shown = points[points["family"] != "scaling"]
     shown = pd.concat([shared, shown], ignore_index=True) if len(shared) else shown
     shown = shown[np.isfinite(shown[["N", "loss"]].astype(float)).all(axis=1)]
-    if (points["group"] != "").any():
+    if GROUP in runs:
         shown = shown[shown.groupby(["group", "budget"])["size"].transform("nunique") > 1]
     if shown.empty:
         raise NothingToDraw(f"{scaled.NONE} of which two can be compared")
     places = list(shown.sort_values("C")[["group", "budget"]].drop_duplicates().itertuples(index=False, name=None))
-    is_study = bool((points["group"] == "").all())
+    is_study = GROUP not in runs
     figure, axes = style.plot_grid(len(places), 4.0, most=len(places) if is_study else 2, sharey=is_study)
     if is_study:
         figure.set_size_inches(style.WIDTH, 3.2)
@@ -151,7 +153,7 @@ def model_size(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> tuple[Fig
         ax.set_xlim(shown["N"].min() * 0.6, shown["N"].max() * 1.7)
         style.counts(ax)
         title = f"{budget}: {at['nominal'].mean():.2g} FLOPs" if (at["family"] == "grid").all() else budget
-        ax.set_title(title if is_study or group in title else f"{group}: {title}")
+        ax.set_title(title if not group or group in title else f"{group}: {title}")
         ax.set_xlabel("parameters N")
     for ax in axes if not is_study else axes[:1]:
         ax.set_ylabel(f"{'final ' * is_study}validation {LOSS}")
@@ -159,9 +161,10 @@ def model_size(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> tuple[Fig
         _legend(axes[-1], shown, loc="upper right")
     else:
         _legend(axes[0], shown)
-        note = "The runs of a panel have seen equally many samples, or steps; their FLOPs differ."
+        unequal = (shown["family"] != "grid").any()
+        note = "Where a panel names no FLOPs, its runs have seen equally many samples, or steps." if unequal else ""
         style.legend_below(figure, axes[0], note, ncols=5)
-    return figure, _plain(shown)
+    return figure, _plain(shown, runs)
 
 
 def chinchilla_ratio(runs: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
@@ -175,7 +178,7 @@ def chinchilla_ratio(runs: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         raise NothingToDraw("the runs did not record how many tokens they saw")
     figure, (ax,) = panels(1, height=3.4)
     markers = _markers(shown)
-    is_grid = (points["group"] == "").all()
+    is_grid = GROUP not in runs
     for (_, name, size), own in shown.groupby(["group", "architecture", "size"], sort=False):
         look = {"color": style.ARCHITECTURE[name], "marker": markers[size], "lw": 0.8 if is_grid else 0}
         ax.plot(own["C"], own["tokens_per_parameter"], **look)
@@ -188,6 +191,8 @@ def chinchilla_ratio(runs: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         budgets = points.groupby("budget")["nominal"].mean().sort_values()
         ax.set_xticks(budgets, [f"{name}\n{flops:.2g}" for name, flops in budgets.items()])
         ax.minorticks_off()
+    else:
+        style.powers(ax)
     ax.set_ylim(shown["tokens_per_parameter"].min() / 2, max(STARVED, shown["tokens_per_parameter"].max()) * 2)
     starved = int((shown["tokens_per_parameter"] < STARVED).sum())
     kind = "grid runs" if is_grid else "runs"
@@ -198,7 +203,7 @@ def chinchilla_ratio(runs: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     ax.set_xlabel("training FLOPs (two per multiply-add)" + note)
     ax.set_ylabel("text and visual tokens seen / N")
     _legend(ax, shown, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return figure, _plain(points)
+    return figure, _plain(points, runs)
 
 
 GAPS = {
