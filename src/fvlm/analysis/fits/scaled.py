@@ -51,7 +51,7 @@ def curves(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> pd.DataFrame:
     constant rate, and with decaying ones only from end to end.
     """
     runs = _grouped(runs)
-    table = all_curves(runs, validation_curves).reset_index(drop=True)
+    table = all_curves(runs, validation_curves)
     table = table.join(runs.set_index("run")[[GROUP, "budget"]], on="run").rename(columns={GROUP: "group"})
     table = table[(table[["C", "L"]].astype(float) > 0).all(axis=1)]
     schedule = table["lr_schedule"].astype(object).where(table["lr_schedule"].notna(), "")
