@@ -5,7 +5,7 @@
 CAPTIONS = captions(lambda path: workflow.source_path(path))
 
 
-# All tables and the standard figures; with `results_from` of finished results, without training anything.
+# All tables and the standard figures; with `results_from` of finished results, as far as these allow, without training.
 rule figures:
     input:
         STUDY.decisions,

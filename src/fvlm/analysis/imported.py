@@ -1,9 +1,10 @@
 """`fvlm import RESULTS...`: finished results from elsewhere as the tables that collecting a study makes.
 
-Four kinds are read: evaluation points (CSV: run_id, step, samples_seen, val_loss, ...; a run_summaries.csv beside it
-may add total_params), a table with one row per run (CSV: run_id, best_val_loss, ...), a list of results (JSON:
-model_type, step, loss_mean, ...), and folders with runs as this project leaves them. What a file does not hold stays
-empty; only `finished.place_of` infers something, from a run's name.
+Five kinds are read: evaluation points (CSV: run_id, step, samples_seen, val_loss, ...; a run_summaries.csv beside it
+may add total_params), points that name a model in place of a run (CSV: config, arch, step, loss, ...), a table with one
+row per run (CSV: run_id, best_val_loss, ...), a list of results (JSON: model_type, step, loss_mean, ...), and folders
+with runs as this project leaves them. What a file does not hold stays empty, but for what `finished.place_of` infers
+from a run's name, and what `scales.complete` counts: N, FLOPs and tokens of runs with a size.
 """
 
 from contextlib import ExitStack
