@@ -16,7 +16,7 @@ import pandas as pd
 
 from fvlm.analysis.catalog import COLLECTED
 from fvlm.analysis.collect import collect_curves, collect_evaluation, collect_runs
-from fvlm.analysis.columns import COLUMNS, COUNTED, GROUP, INFERRED, REWARDS, RUN, SCHEDULE
+from fvlm.analysis.columns import COLUMNS, COUNTED, INFERRED, REWARDS, RUN, SCHEDULE
 from fvlm.analysis.files import replacing, write_csv
 from fvlm.analysis.finished import (
     BEST,
@@ -39,7 +39,7 @@ from fvlm.analysis.finished import (
     with_runs,
 )
 from fvlm.analysis.inputs import BLANK, COUNT, LOSS, NUMBER, SIZE, WORD, Kind, Rows, check_header, read_cells, table_of
-from fvlm.analysis.scales import complete
+from fvlm.analysis.scales import FLOPS, complete, flops_in, name_groups, still_high
 from fvlm.analysis.tables import derive
 from fvlm.config.architectures import ARCHITECTURES as DECLARED
 from fvlm.config.resolve import add_study_arguments, study_of
@@ -49,18 +49,6 @@ TRAINING_POINTS = 400  # of a run's training curve, as the workflow collects it
 PARAMETERS = ("total_params", "n_params", "params")  # what a file may call the number of parameters
 MILLIONS = "params_M"
 SAMPLES = ("total_samples", "samples", "samples_seen")
-UNKNOWN = (np.nan, "")  # FLOPs, and where they come from
-AS_GIVEN = "those of the file, taken as two per multiply-add"
-FLOPS = {  # column -> what one of its units is in FLOPs at two per multiply-add, and the conversion in words
-    "flops": (1.0, AS_GIVEN),
-    "total_flops": (1.0, AS_GIVEN),
-    "total_flops_reported": (
-        2 / 3,
-        "total_flops_reported x 2/3 (there one per multiply-add, and three times too many)",
-    ),
-    "pflops": (2e15, "pflops x 2 (there one per multiply-add)"),
-}
-DECAYED = 0.5  # a decaying rate that ends above this part of its highest has not come to its end
 TOKENS = "visual_tokens_per_frame"
 FRAME_BY_FRAME = "loss_infer"
 NAMED = {"architecture": ("architecture", "arch"), "pair": ("pair", "config"), "group": ("group", "frames")}
@@ -125,8 +113,7 @@ def read_results(paths: list[Path], known: Ablations) -> Tables:
     paths = with_runs(paths)
     parts = [_read(path, known) for path in paths]
     for path, part in zip(paths, parts, strict=True):
-        if len(paths) > 1 or not _is_own(part["runs"]):
-            _name_groups(part["runs"], path.stem if len(paths) > 1 else "")
+        name_groups(part["runs"], path.stem if len(paths) > 1 else "")
     tables = {}
     for name in COLLECTED:
         found = [part[name] for part in parts if name in part and len(part[name])]
@@ -135,22 +122,6 @@ def read_results(paths: list[Path], known: Ablations) -> Tables:
     refuse_twice(list(tables["runs"]["run"]))
     complete(tables)
     return tables
-
-
-def _is_own(runs: pd.DataFrame) -> bool:
-    """Whether runs are of this project, which keeps their configuration."""
-    return any(name.startswith("config.model.") for name in runs)
-
-
-def _name_groups(runs: pd.DataFrame, results: str) -> None:
-    """Name the runs that were scored on the same samples: those of one file and number of frames. The budget of pairs
-    gets the group's name, since pairs of other results may have the same number of frames.
-
-    results   name of the file or folder; empty if there is only one
-    """
-    frames = runs["budget"].where(runs["family"] == "pairs", "")
-    runs[GROUP] = [", ".join(filter(None, (results, one))) for one in frames]
-    runs.loc[runs["family"] == "pairs", "budget"] = runs[GROUP]
 
 
 def _joined(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
@@ -305,8 +276,8 @@ def _parameters(path: Path, table: pd.DataFrame) -> dict[str, float]:
 def _one_run(place: dict, own: pd.DataFrame, parameters: float) -> tuple[dict, pd.DataFrame]:
     """Row of the runs table, and curve, of a run's points in ascending order."""
     last, best = own.iloc[-1], own.loc[own["val_loss"].idxmin()]
-    nothing = (pd.Series(np.nan, index=own.index), "")
-    flops, counted = next(((own[name] * unit, text) for name, (unit, text) in FLOPS.items() if name in own), nothing)
+    flops, counted = flops_in(own)
+    flops = pd.Series(flops, index=own.index)
     if "architecture" in own and last["architecture"] in ARCHITECTURES:
         place |= {"architecture": ARCHITECTURES[last["architecture"]]}
     row = _run(place) | {
@@ -320,16 +291,11 @@ def _one_run(place: dict, own: pd.DataFrame, parameters: float) -> tuple[dict, p
     }
     if "lr_schedule" in own:  # several are named together, for the learning rate is then not that of either
         row[SCHEDULE] = " and ".join(dict.fromkeys(filter(None, own["lr_schedule"])))
-    if row["family"] == "grid" and row.get(SCHEDULE, "") not in ("", "constant") and _still_high(own):
+    if row["family"] == "grid" and row.get(SCHEDULE, "") not in ("", "constant") and still_high(own):
         row |= {"family": "scaling", "budget": ""}  # its last loss is not that of a finished run
     if TOKENS in own:
         row["visual_tokens"] = last[TOKENS]
     return row, own.rename(columns={"samples_seen": "samples"}).assign(run=row["run"], flops=flops)
-
-
-def _still_high(own: pd.DataFrame) -> bool:
-    """Whether a decaying learning rate had not come down at the last evaluation: the run was not finished."""
-    return "lr" in own and own["lr"].iloc[-1] > DECAYED * own["lr"].max()
 
 
 def _tables(parts: list[tuple[dict, pd.DataFrame]]) -> Tables:

@@ -1,16 +1,18 @@
-"""What imported runs lack for the figures of scaling: a group, parameters N, training FLOPs C, and tokens.
+"""What the figures of scaling need of imported runs: a group, parameters N, training FLOPs C, and tokens.
 
-Files of results seldom have FLOPs. They are counted as `fvlm plan` counts them, for the samples of the full-size study
-(config/paper.yaml), whose mean lengths config/sources.yaml states. Each run keeps in words where its FLOPs come from.
+FLOPs of a file are converted to two per multiply-add. If it has none, they are counted as `fvlm plan` counts them, for
+the samples of the full-size study (config/paper.yaml), whose mean lengths config/sources.yaml states. Each run keeps in
+words where its FLOPs come from.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import pandas as pd
 
-from fvlm.analysis.columns import COUNTED
+from fvlm.analysis.columns import COUNTED, GROUP
 from fvlm.config.resolve import study_from_files
 from fvlm.config.schema import Study
 from fvlm.config.study_file import OWN
@@ -18,6 +20,38 @@ from fvlm.costs.amounts import flops_per_sample, mean_lengths, streams
 
 SIZED = ("grid", "scaling", "pairs")  # families of imported runs with a size
 PLACE = ["size", "architecture"]
+AS_GIVEN = "those of the file, taken as two per multiply-add"
+FLOPS = {  # column -> FLOPs (two per multiply-add) of one of its units, and the conversion in words
+    "flops": (1.0, AS_GIVEN),
+    "total_flops": (1.0, AS_GIVEN),
+    "total_flops_reported": (2 / 3, "total_flops_reported x 2/3 (there one per multiply-add, and 3 times too many)"),
+    "pflops": (2e15, "pflops x 2 (there one per multiply-add)"),
+}
+DECAYED = 0.5  # a decaying rate that ends above this part of its highest has not come to its end
+
+
+def flops_in(columns: Mapping) -> tuple[float | pd.Series, str]:
+    """Return the training FLOPs of a row or a table, and where they come from; NaN and an empty word without any."""
+    found = ((columns[name] * unit, words) for name, (unit, words) in FLOPS.items() if name in columns)
+    return next(found, (np.nan, ""))
+
+
+def still_high(points: pd.DataFrame) -> bool:
+    """Return whether a decaying learning rate had not come down at the last evaluation: the run was not finished."""
+    return "lr" in points and points["lr"].iloc[-1] > DECAYED * points["lr"].max()
+
+
+def name_groups(runs: pd.DataFrame, results: str) -> None:
+    """Name the runs that were scored on the same samples: those of one file and number of frames. The budget of pairs
+    gets the group's name, since pairs of other results may have the same number of frames.
+
+    results   name of the file or folder; empty if there is only one, whose runs of this project need no group
+    """
+    if not results and any(name.startswith("config.model.") for name in runs):
+        return
+    frames = runs["budget"].where(runs["family"] == "pairs", "")
+    runs[GROUP] = [", ".join(filter(None, (results, one))) for one in frames]
+    runs.loc[runs["family"] == "pairs", "budget"] = runs[GROUP]
 
 
 @dataclass(frozen=True)
