@@ -17,6 +17,7 @@ from fvlm.config.resolve import study_from_files
 from fvlm.config.schema import Study
 from fvlm.config.study_file import OWN
 from fvlm.costs.amounts import flops_per_sample, mean_lengths, streams
+from fvlm.costs.flops import parameters
 
 SIZED = ("grid", "scaling", "pairs")  # families of imported runs with a size
 PLACE = ["size", "architecture"]
@@ -57,8 +58,9 @@ def name_groups(runs: pd.DataFrame, results: str) -> None:
 @dataclass(frozen=True)
 class Sample:
     """The mean sample of the full-size study: visual positions and tokens of each, text tokens, training FLOPs (two per
-    multiply-add)."""
+    multiply-add); and the parameters of the model."""
 
+    parameters: int
     frames: float
     visual_tokens: int
     text_tokens: float
@@ -83,14 +85,16 @@ def sample_of(size: str, architecture: str) -> Sample | None:
         if run.family == "grid" and (run.labels["size"], run.model.architecture) == (size, architecture):
             parts = [(stream.share, *mean_lengths(stream, run, study)) for stream in streams(run, study)]
             frames, text = (sum(part[0] * part[place] for part in parts) for place in (1, 3))
-            return Sample(frames, run.model.visual_tokens, text, flops_per_sample(run, study))
+            return Sample(
+                parameters(run.model)["total"], frames, run.model.visual_tokens, text, flops_per_sample(run, study)
+            )
     return None
 
 
 def complete(tables: dict[str, pd.DataFrame]) -> None:
     """Fill in what imported runs with a size lack, and decide which of them belong to the scaling grid.
 
-    N        of another run of the same size and architecture
+    N        of another run of the same size and architecture, or counted
     tokens   samples times the frames and text tokens of the mean sample
     C        samples times the FLOPs of the mean sample, also along the curves
     """
@@ -121,7 +125,7 @@ def _completed(row: dict, known: pd.Series) -> dict:
     size, architecture = row["size"], row["architecture"]
     sample, samples = sample_of(size, architecture), row["samples"]
     if pd.isna(row["params_total"]):
-        row["params_total"] = known.get((size, architecture), np.nan)
+        row["params_total"] = known.get((size, architecture), sample.parameters if sample else np.nan)
     if pd.isna(row["text_tokens"]):
         row["text_tokens"] = samples * text_of_a_sample()
     if sample is None:
