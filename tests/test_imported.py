@@ -104,7 +104,9 @@ def test_points_of_ablations_draw_their_figures(tmp_path):
     found = drawn(read_results([path]), tmp_path)
     shown = {name for name, numbers in found.items() if not isinstance(numbers, str)}
     expected = {"ablation_ranking", "factorial", "freezing", "attention_entropy", "training_curves", "token_efficiency"}
-    assert shown == expected
+    assert shown == {*expected, "foveated_vs_alternatives"}
+    beside = found["foveated_vs_alternatives"].set_index("run")["difference"]  # of best validation losses
+    assert beside.loc[["A6", "A1"]].tolist() == pytest.approx([0.01, -0.01])
     factorial = read_table(tmp_path / "tables", "factorial").set_index(["measure", "effect"])["estimate"]
     interaction = next(value for (measure, name), value in factorial.items() if measure == "final" and "inter" in name)
     assert interaction == pytest.approx(1.36 - 1.35 - 1.37 + 1.375)
@@ -352,7 +354,7 @@ def test_the_reference_is_drawn(tmp_path):
     others = ("derived/comprehensive_scaling.csv", "scaling_64frames/scaling_64frames.json")
     others = [REFERENCE / name for name in (*others, "derived/earlier_scaling_points.csv")]
     found = drawn(read_results([folder / "all_eval_points.csv", *others]), tmp_path / "all", OF_RESULTS)
-    missing = {"seeing", "foveated_vs_alternatives", "attention_heatmaps", "isoflop_optimum", "fine_coarse_ratio"}
+    missing = {"seeing", "attention_heatmaps", "isoflop_optimum", "fine_coarse_ratio"}
     assert {name for name, one in found.items() if isinstance(one, str)} == missing
     raw = found["gap"].set_index(["size", "budget"])["raw_percent"]
     frames = {n: f"comprehensive_scaling, {n} frames" for n in (8, 64)}

@@ -74,7 +74,7 @@ def make_report(study: StudyOfRules, workflow, target: str) -> None:
     target   the rule `all`, which has another name in a module
     """
     page = Path(study.folder) / "report.html"
-    results = [Path(path) for path in (*study.tables, *study.figures, *study.decisions)]
+    results = [Path(path) for path in (*study.tables, *study.drawn, *study.decisions)]
     if not all(path.exists() for path in results):
         return  # only a part of the study was requested
     if not page.exists() or any(path.stat().st_mtime > page.stat().st_mtime for path in results):

@@ -19,6 +19,7 @@ def alternatives(
     """Evaluation loss of the reference and its alternatives by source, and the paired differences to the reference.
 
     A run trained without frames is so far away that the other differences would shrink to a line: left panel only.
+    Without any evaluation, as in results from elsewhere, the best validation losses.
     """
     study, names = ComparedRuns(runs, evaluation, bootstrap), comparisons.figures.foveated_vs_alternatives
     members = study.runs[study.runs["base"].isin(names)]
@@ -27,9 +28,12 @@ def alternatives(
     places = found[["source", "kind"]].drop_duplicates().sort_values("source").itertuples(index=False, name=None)
     cells = [OVERALL, *(Cell(source=source, kind=kind) for source, kind in places)]
     rows = [_alternative(study, base, reference, cell) for base in names for cell in cells]
-    own = pd.DataFrame([row for row in rows if row])
+    own, measure, first = pd.DataFrame([row for row in rows if row]), "held-out", "all sources"
     if own.empty:
-        raise NothingToDraw(f"none of {', '.join(names)} has been evaluated")
+        own = pd.DataFrame([row for row in (_by_validation(study, base, reference) for base in names) if row])
+        cells, measure, first = [OVERALL], "best validation", "best validation loss"
+    if own.empty or not (own["run"] != reference).any():
+        raise NothingToDraw(f"of {', '.join(names)}, no two have been evaluated or validated")
     sources = [cell.source for cell in cells]
     figure, (left, right) = panels(2, height=1.6 + 0.6 * len(sources), sharey=True)
     looks = {}
@@ -40,8 +44,8 @@ def alternatives(
     shown = own.assign(difference=own["difference"].mask(own["run"].map(kinds) == "blind"))
     columns = (("loss", "low", "high"), ("difference", "difference_low", "difference_high"))
     style.forest((left, right), shown, "run", looks, columns, own["source"].map(sources.index), apart=0.115)
-    style.bands((left, right), ["all sources", *sources[1:]])
-    left.set_xlabel(f"held-out {style.LOSS}")
+    style.bands((left, right), [first, *sources[1:]])
+    left.set_xlabel(f"{measure} {style.LOSS}")
     right.set_xlabel(f"difference to {reference} (left: better)")
     heading(figure, "Foveated model against its alternatives")
     style.legend_below(figure, left, bars_words(own["interval"], style.LEFT_RIGHT))
@@ -60,6 +64,19 @@ def _alternative(study: ComparedRuns, base: str, reference: str, cell: Cell) -> 
     return {
         "run": base, "source": cell.source, "kind": cell.kind,
         "loss": loss.value, "low": loss.low, "high": loss.high, "n_seeds": seeds,
+        "difference": gap.value, "difference_low": gap.low, "difference_high": gap.high, "interval": gap.interval,
+    }  # fmt: skip
+
+
+def _by_validation(study: ComparedRuns, base: str, reference: str) -> dict | None:
+    """As `_alternative`, of best validation losses."""
+    level = study.validation_estimate([base], lambda losses: losses[0])
+    if not np.isfinite(level.value):
+        return None
+    gap = Estimate() if base == reference else study.validation_difference(base, reference)
+    return {
+        "run": base, "source": OVERALL.source, "kind": OVERALL.kind,
+        "loss": level.value, "low": np.nan, "high": np.nan, "n_seeds": level.n_seeds,
         "difference": gap.value, "difference_low": gap.low, "difference_high": gap.high, "interval": gap.interval,
     }  # fmt: skip
 
