@@ -151,10 +151,14 @@ def test_flops_that_no_file_has_are_counted_and_named(tmp_path):
 def test_flops_of_a_file_are_in_one_convention(tmp_path):
     reported = save(tmp_path / "reported.csv", [pairs(total_flops_reported=3e15)])
     given = save(tmp_path / "given.csv", [pairs(total_flops=3e15).replace("_", "-", regex=True)])
-    runs = read_results([reported, given])["runs"]
+    tables = read_results([reported, given])
+    runs = tables["runs"]
     assert runs["flops"].tolist() == pytest.approx([2e15] * 8 + [3e15] * 8)
     assert runs[COUNTED].str.contains("x 2/3").tolist() == [True] * 8 + [False] * 8
-    assert set(runs[GROUP]) == {f"{name}, {n} frames" for name in ("reported", "given") for n in (8, 64)}
+    groups = {f"{name}, {n} frames" for name in ("reported", "given") for n in (8, 64)}
+    assert set(runs[GROUP]) == groups
+    shown = drawn(tables, tmp_path, ("loss_vs_flops",))["loss_vs_flops"].query("what == 'run'")  # each by itself
+    assert shown.groupby("group")["loss"].nunique().to_dict() == dict.fromkeys(groups, 4)
 
 
 def long_runs(schedule="constant", **changed):
