@@ -147,7 +147,7 @@ def _pairs(runs: pd.DataFrame) -> pd.DataFrame:
         return own
     names = {"visual_tokens": "tokens_per_frame", "final.val_loss": "loss"}
     own = own.rename(columns=names)[["run", GROUP, "size", "architecture", "params_total", *names.values()]]
-    own = own.assign(size=own["size"].astype(str), **{GROUP: own[GROUP].fillna("")})
+    own = own.assign(size=own["size"].astype(str), **{GROUP: own[GROUP].fillna("").astype(str)})
     foveated = own[own["architecture"] == "foveated"].groupby([GROUP, "size"])["loss"].mean()
     own = own.join(foveated.rename("foveated"), on=[GROUP, "size"])
     own = own[own.groupby([GROUP, "size"])["tokens_per_frame"].transform("nunique") > 1]
