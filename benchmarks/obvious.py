@@ -17,9 +17,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Dinov2Model, LlamaForCausalLM
 
 from fvlm.batch import Batch
-from fvlm.model.build import encoder_config, language_config
 from fvlm.model.encoder import PIXEL_MEAN, PIXEL_STD
 from fvlm.model.foveated import VideoLanguageModel
+from fvlm.model.pretrained import encoder_config, language_config
 
 
 @dataclass

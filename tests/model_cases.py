@@ -1,8 +1,10 @@
 """Small models and batches that the tests of the model share."""
 
+from functools import lru_cache
 from itertools import accumulate
 
 import torch
+from transformers import Dinov2Model, LlamaModel
 
 from fvlm.batch import Batch
 from fvlm.config import schema
@@ -10,6 +12,7 @@ from fvlm.config.study_file import read_yaml
 from fvlm.model.build import build_model
 from fvlm.model.encoder import PIXEL_MEAN, PIXEL_STD
 from fvlm.model.foveated import VideoLanguageModel
+from fvlm.model.pretrained import encoder_config, language_config
 from tests.config_cases import CONFIG
 
 IMAGE = 56  # pixels; 4 x 4 patches
@@ -138,6 +141,23 @@ def by_argmax(model: VideoLanguageModel, batch: Batch, count: int, mode: str) ->
 # --- by hand: one sample, frame by frame, every sequence computed anew by the models of transformers ---
 
 
+@lru_cache
+def _dinov2(size: schema.EncoderSize) -> Dinov2Model:
+    return Dinov2Model(encoder_config(size)).eval()
+
+
+@lru_cache
+def _llama(size: schema.LanguageSize) -> LlamaModel:
+    return LlamaModel(language_config(size)).eval()
+
+
+def dinov2_of(model: VideoLanguageModel) -> Dinov2Model:
+    """transformers' encoder with the weights of a model."""
+    dino = _dinov2(model.config.encoder)
+    dino.load_state_dict(model.dino.dino.state_dict())
+    return dino.to(model.dino.dino.layernorm.weight.dtype)
+
+
 def pixels_of(frames: torch.Tensor) -> torch.Tensor:
     """(U, 3, side, side) float64, normalised as DINOv2 expects."""
     mean, std = (torch.tensor(values, dtype=torch.float64) for values in (PIXEL_MEAN, PIXEL_STD))
@@ -154,14 +174,28 @@ def states_by_mask(dino, frames: torch.Tensor, query_UD: torch.Tensor) -> torch.
     return dino.layernorm(hidden)
 
 
+def shallow_by_hand(dino, pixels: torch.Tensor, query_UD: torch.Tensor) -> torch.Tensor:
+    """What unprojected queries read from the final features with the heads of the last layer, after the final norm."""
+    last, features = dino.encoder.layer[-1], dino(pixels).last_hidden_state
+    normed, heads = last.norm1(features), dino.config.num_attention_heads
+    key, value = last.attention.k_proj(normed), last.attention.v_proj(normed)
+    merged = []
+    for k, v, q in zip(key.chunk(heads, 2), value.chunk(heads, 2), query_UD.chunk(heads, 1), strict=True):
+        scores = (k @ q[:, :, None])[:, :, 0] / q.shape[1] ** 0.5
+        merged.append((scores.softmax(1)[:, None] @ v)[:, 0])
+    return dino.layernorm(torch.cat(merged, 1))
+
+
 def language_states(model: VideoLanguageModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Hidden states of one sequence (M, E)."""
-    return model.llm.llama(inputs_embeds=tokens[None], use_cache=False).last_hidden_state[0]
+    """Hidden states of one sequence (M, E); gradients reach the model's weights."""
+    weights = dict(model.llm.llama.named_parameters())
+    options = {"inputs_embeds": tokens[None], "use_cache": False}
+    return torch.func.functional_call(_llama(model.config.language), weights, (), options).last_hidden_state[0]
 
 
 def visual_tokens_by_hand(model: VideoLanguageModel, batch: Batch, mode: str) -> torch.Tensor:
     """The visual tokens (P, E) of one sample in a mode of the foveated model."""
-    connector, dino = model.connector, model.dino.dino
+    connector, dino = model.connector, dinov2_of(model)
     question = model.llm.embed(batch.token_ids[: int(batch.question_counts)])
     frames = batch.frames[batch.frame_index]
 

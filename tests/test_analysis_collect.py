@@ -110,6 +110,22 @@ def test_losses_are_weighted_by_tokens_and_add_up_over_sources(tmp_path):
     assert np.isnan(losses.loc[("t", "image"), "low"])  # one sample has no spread
 
 
+def test_the_loss_without_the_end_of_answers_is_empty_for_files_without_it(tmp_path):
+    new = {"loss_sum_without_end": [8.0, 24.0], "tokens_without_end": [9, 18]}
+    paths = [evaluation(tmp_path / "1.csv", "new", [10.0, 30.0], [10, 20], **new)]
+    paths.append(evaluation(tmp_path / "2.csv", "new", [5.0], [10], source="t", loss_sum_without_end=4.5,
+                            tokens_without_end=9))  # fmt: skip
+    paths.append(evaluation(tmp_path / "3.csv", "old", [10.0, 30.0], [10, 20]))
+    table = tmp_path / "evaluation.csv"
+    assert main(["collect", "evaluation", *map(str, paths), "--replicates", "10", "--out", str(table)]) == 0
+    found = read_table(tmp_path, "evaluation").set_index(["run", "source"])
+    assert found.loc[("new", "s"), "loss_without_end"] == pytest.approx(32 / 27)
+    assert found.loc[("new", "all"), "loss_without_end"].to_numpy() == pytest.approx([36.5 / 36] * 3)
+    assert found.loc["old", "loss_without_end"].isna().all() and found.loc["old", "loss"].notna().all()
+    pd.read_csv(table).drop(columns="loss_without_end").to_csv(table, index=False)  # as an earlier version wrote it
+    assert read_table(tmp_path, "evaluation")["loss_without_end"].isna().all()
+
+
 def test_the_bootstrap_is_paired(tmp_path):
     """Two runs that differ by the same 0.1 nats on every sample differ by that in every replicate, too."""
     rng = np.random.default_rng(0)

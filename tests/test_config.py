@@ -13,6 +13,7 @@ from fvlm.config.schema import Run
 from fvlm.config.study_file import complete, merged, read_yaml, typed
 from fvlm.costs.amounts import flops_per_sample
 from fvlm.costs.limits import check_data
+from fvlm.errors import UserError
 from fvlm.study.plan import plan_rows, plan_text
 from tests.config_cases import CONFIG, edit, load
 
@@ -78,6 +79,30 @@ def test_the_settled_choices_are_the_defaults():
     assert baseline.optim.freeze == ()
     lr2 = load(CONFIG, "paper.yaml").runs["LR2"].optim.lr
     assert (lr2.connector, lr2.dino, lr2.llm) == (1e-3, 1e-5, 1e-5)
+
+
+def test_a_family_or_a_run_of_the_grid_can_be_left_out(folder):
+    names = ["135M-C1-F", "360M-C4-B"]
+    study = load(folder, "paper.yaml", only={"stages": [], "ablations": ["baseline"], "grid": names})
+    assert list(study.runs) == ["baseline", *names]
+    alone = load(folder, only={"stages": [], "ablations": ["baseline"], "grid": []})  # although C4 has further seeds
+    assert set(alone.runs) == {"baseline", *(f"baseline-s{seed}" for seed in alone.seeds["baseline"][1:])}
+    with pytest.raises(UserError, match=r"only: grid: no run '135M-C1', .*135M-C1-F"):
+        load(folder, "paper.yaml", only={"grid": ["135M-C1"]})
+    with pytest.raises(UserError, match="names two runs 'S_C1'"):
+        load(folder, scaling={"names": "{size}_{budget}"})
+
+
+def test_the_comprehensive_study_has_16_runs_in_pairs():
+    study = load(CONFIG, "comprehensive.yaml")
+    names = [f"{size}_{frames}f_{end}" for size in ("S-S", "M-S", "S-B", "B-L") for frames in (8, 64)
+             for end in ("fov", "bas")]  # fmt: skip
+    assert list(study.runs) == names
+    for name, run in study.runs.items():
+        assert run.family == "pairs" and run.data.max_frames == (64 if "_64f_" in name else 8)
+        assert run.model.visual_tokens == (1 if name.endswith("fov") else 16)
+        assert run.train.samples == 280 * run.optim.batch_size and run.train.evaluations * 14 == 280
+        assert run.model.encoder.name == f"dinov2-{'base' if name[:3] in ('S-B', 'B-L') else 'small'}"
 
 
 def test_the_grid_spends_its_budgets_in_the_two_architectures():

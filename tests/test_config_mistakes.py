@@ -39,6 +39,8 @@ MISTAKES = {  # mistake: (file, old text, new text, *facts that the message hold
     "value of the baseline": ("baseline.yaml", "  clip: 1.0 ", "  clip: -1.0 ", "config/baseline.yaml",
         "'optim.clip'", "greater than 0", "-1.0"),
     "unknown key of the grid": ("config.yaml", "  budgets: {C1", "  budget: {C1", "scaling", "'budget'", "'budgets'"),
+    "unknown part of a grid run's name": ("config.yaml", "scaling:\n", "scaling:\n  names: '{size}_{frames}f'\n",
+        "names", "{size}_{frames}f", "{letter}"),
     "unknown source": ("config.yaml", "data.sources: [grid, moves, questions,",
         "data.sources: [grid, moves, question,", "'baseline'", "data.sources", "'question'", "config/sources.yaml",
         "'questions'"),

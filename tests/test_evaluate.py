@@ -9,6 +9,7 @@ import torch
 
 from fvlm.batch import Batch
 from fvlm.data.batches.loader import Steps
+from fvlm.data.shards.text import END
 from fvlm.evaluate.losses import batches_by_source, held_out_samples, score
 from tests.evaluate_cases import PICTURES, QUESTIONS, VIDEOS, has_frames, make_held_out, model_of, run_of
 from tests.loader_cases import preference_run
@@ -24,8 +25,10 @@ def results(tmp_path_factory):
 @torch.no_grad()
 def scored(run, study, model=None) -> tuple[Steps, list[dict]]:
     model, steps = model or model_of(run), held_out_samples(run, study)
-    batches = [score(run, model, steps.batch(places), study, videos) for places, videos in batches_by_source(steps)]
-    return steps, [row for rows in batches for row in rows]
+    end, rows = steps.tokenizer.token_to_id(END), []
+    for places, videos in batches_by_source(steps):
+        rows += score(run, model, steps.batch(places), study, videos, end)
+    return steps, rows
 
 
 def by_look(rows: list[dict]) -> dict[tuple, dict[str, dict]]:
@@ -77,19 +80,28 @@ def test_each_loss_is_that_of_the_sample_alone(results, make_run, settings, mode
             batch = batches[key]
             assert row["tokens"] == int(batch.loss_mask.sum()) and row["source"] == batch.sources[0]
             if frames == "none":
-                candidates = [model(batch.without_frames(), trained)]
+                candidates = [(batch.without_frames(), trained)]
             elif frames == "own" or not batch.frame_counts[0]:
-                candidates = [model(batch, mode)]
+                candidates = [(batch, mode)]
             elif i % 3:  # a third of the samples is checked, since each is compared with all samples of other videos
                 continue
             else:
                 candidates = (
-                    model(showing(batch, other), trained)
+                    (showing(batch, other), trained)
                     for name, other in batches.items()
                     if other.sources == batch.sources and video[name] != video[key]
                 )
-            losses = (candidate.loss_sum_B.item() for candidate in candidates)
-            assert any(row["loss_sum"] == pytest.approx(loss, rel=1e-9) for loss in losses), (key, mode, frames)
+            losses = ((content, mode, model(content, mode).loss_sum_B.item()) for content, mode in candidates)
+            alike = (found for found in losses if row["loss_sum"] == pytest.approx(found[2], rel=1e-9))
+            content, mode_of, _ = next(alike, (None, "", 0.0))
+            assert content is not None, (key, mode, frames)
+            if i % 6:
+                continue
+            ends = content.loss_mask & (content.token_ids == steps.tokenizer.token_to_id(END))
+            without = model(replace(content, loss_mask=content.loss_mask & ~ends), mode_of)
+            assert row["loss_sum_without_end"] == pytest.approx(without.loss_sum_B.item(), rel=1e-9)
+            assert row["tokens_without_end"] == int(without.count_B) == row["tokens"] - int(ends.sum())
+            assert ends.any()  # each sample has an answer, and its end
 
 
 def test_batches_hold_each_sample_once_and_no_video_twice(results):
@@ -114,6 +126,7 @@ def test_losses_and_entropies_are_in_nats(results):
         for parameter in model.parameters():
             parameter.zero_()
     for row in scored(run, study, model)[1]:
-        assert row["loss_sum"] == pytest.approx(row["tokens"] * math.log(run.model.language.vocabulary))
+        for end in ("", "_without_end"):
+            assert row[f"loss_sum{end}"] == pytest.approx(row[f"tokens{end}"] * math.log(run.model.language.vocabulary))
         looked = row["frames"] == "own" and has_frames(row["key"])
         assert row["entropy"] == (pytest.approx(math.log(model.config.encoder.patches + 1)) if looked else None)

@@ -83,6 +83,21 @@ def test_every_sample_shows_its_own_frames(results, pairs):
         assert np.array_equal(shown.numpy(), frames), key
 
 
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_of_a_longer_video_evenly_spaced_frames_are_read(results, most):
+    run, study = run_of(results, **{"data.max_frames": most, "operation.micro_frames": 100})
+    steps, longer = steps_of(run, study, batch_size=8), 0
+    stored = stored_samples(steps)
+    for key, _, _, _, shown in every_sample(steps):
+        index, _, members = stored[key]
+        frames = decode_frames(members)
+        if index.kind == "video":
+            count = min(len(frames), most)
+            longer += len(frames) > most
+            assert np.array_equal(shown.numpy(), frames[[i * len(frames) // count for i in range(count)]]), key
+    assert longer
+
+
 def forms(results, samples: list[dict]) -> Corpus:
     """One source of samples with two frames each."""
     jpegs = {f"{i}.jpg": picture(90 * i, "JPEG", (224, 224)) for i in range(2)}

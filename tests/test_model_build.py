@@ -1,7 +1,10 @@
 """Building, loading and freezing."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +14,8 @@ from transformers import Dinov2Model, LlamaForCausalLM
 
 from fvlm.config import schema
 from fvlm.errors import UserError
-from fvlm.model.build import build_model, encoder_config, language_config, load_weights
+from fvlm.model.build import build_model, load_weights
+from fvlm.model.pretrained import encoder_config, language_config
 from tests.model_cases import (
     ALL,
     configuration,
@@ -20,6 +24,7 @@ from tests.model_cases import (
     pixels_of,
     published,
     sample,
+    shallow_by_hand,
     states_by_mask,
     tiny,
     visual_tokens,
@@ -73,21 +78,13 @@ def test_the_whole_model_with_loaded_weights_is_made_of_its_two_models(checkpoin
     batch = sample(3, 9, seed=1, question=4)
     plan, text = model.plan(batch), model.llm.embed(batch.token_ids)
     pixels = pixels_of(batch.frames)
-    if not deep:
-        torch.testing.assert_close(model.encode(batch.frames).features, dino(pixels).last_hidden_state)
     query = model.connector.query_input_proj(model.connector.q_static).expand(3, -1)
-    seen = states_by_mask(dino, batch.frames, query)[:, -1] if deep else one_attention(query, dino(pixels))
+    seen = states_by_mask(dino, batch.frames, query)[:, -1] if deep else shallow_by_hand(dino, pixels, query)
     visual = model.connector.project(seen)
     torch.testing.assert_close(visual_tokens(model, batch, "coarse_only"), visual, rtol=1e-5, atol=1e-6)
     logits = llama(inputs_embeds=torch.cat([text[:4], visual, text[4:]])[None]).logits[0]
     found = model.llm.logits(model.hidden(visual, text, plan))
     torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-5)
-
-
-def one_attention(query, output) -> torch.Tensor:
-    features = output.last_hidden_state
-    scores = torch.einsum("ud,und->un", query, features) / features.shape[2] ** 0.5
-    return torch.einsum("un,und->ud", scores.softmax(-1), features)
 
 
 def changed_encoder(checkpoints, folder, change) -> schema.Model:
@@ -119,6 +116,29 @@ def test_weights_that_are_not_there_are_named(part, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=rf"model\.{part}\.weights: .*missing.* cannot be loaded"):
         build_model(configuration(**{part: {"weights": str(tmp_path / "missing")}}), 0)
     build_model(configuration(**{part: {"weights": str(tmp_path / "missing")}}), 0, pretrained=False)
+
+
+def test_hub_names_without_a_network_are_not_tried_again_and_again(tmp_path):
+    """The hub's library tries for 23 seconds."""
+    code = (
+        "from pathlib import Path\n"
+        "from fvlm.data.shards.text import copy_tokenizer\n"
+        "from fvlm.errors import UserError\n"
+        "from fvlm.model.pretrained import encoder_weights, language_weights\n"
+        "from tests.model_cases import configuration\n"
+        "name = {'weights': 'somebody/something'}\n"
+        "model = configuration(encoder=name, language=name)\n"
+        "for load in (lambda: encoder_weights(model.encoder), lambda: language_weights(model.language),\n"
+        "             lambda: copy_tokenizer('somebody/something', Path('tokenizer'))):\n"
+        "    try:\n"
+        "        load()\n"
+        "    except UserError as error:\n"
+        "        print(error)\n"
+    )
+    closed_port = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, env=os.environ | closed_port, capture_output=True, text=True, check=True)
+    assert ended.stdout.count("no network") == 3 and "Retrying" not in ended.stderr
 
 
 def test_declared_sizes_must_agree(checkpoints):

@@ -1,6 +1,7 @@
 """Files and numbers of samples of sources, before anything runs."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from fvlm.config.study_file import read_yaml
 from fvlm.data.readers import READERS
 from fvlm.data.sources import input_tars, ledgers_of, sample_count, shard_count, shard_inputs, tars_of, training_count
 from fvlm.errors import UserError
+from fvlm.snakemake.study import StudyOfRules
 from tests.conftest import ROOT
 from tests.reader_cases import write_table, write_tar
 
@@ -124,3 +126,22 @@ def test_inputs_of_a_shard(tmp_path):
     many = source(reader="cauldron", path=str(tmp_path))
     assert shard_inputs(many, "results")(0) == [f"{tmp_path}/a", f"{tmp_path}/b"]
     assert shard_inputs(source(reader="cauldron", path="nowhere", samples=5), "results")(0) == []
+
+
+def test_one_setting_moves_all_datasets(tmp_path):
+    """The shards lie in the folders of the published study, under any names."""
+    study = load_study(read_yaml(ROOT / "config/paper.yaml"), ROOT / "config")
+    paths = [source.path for source in study.sources.values() if source.path]
+    assert paths and all(path.startswith("data/") for path in paths)
+    for name in ("text_retention/stage1/00000.tar", "text_retention/stage1/000001.tar", "eval/val_10k/a.tar"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    moved = load_study(read_yaml(ROOT / "config/paper.yaml") | {"data_root": f"{tmp_path}/"}, ROOT / "config")
+    assert [run.digest for run in moved.runs.values()] == [run.digest for run in study.runs.values()]
+    found = tars_of(moved.sources["smoltalk_s1"], moved)
+    assert found == [f"{tmp_path}/text_retention/stage1/{name}.tar" for name in ("00000", "000001")]
+    rules = StudyOfRules(moved, None)
+    assert rules.index_tars(SimpleNamespace(source="smoltalk_s1")) == found
+    assert rules.index_tars(SimpleNamespace(source="cauldron")) == []  # a plan needs no data ...
+    with pytest.raises(UserError, match=r"'cauldron': path .*cauldron_full/\*\.tar' names no tar"):
+        tars_of(moved.sources["cauldron"], moved)  # ... an index does

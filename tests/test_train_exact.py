@@ -130,6 +130,7 @@ FIELDS = {  # field: (another value, what else is set in both runs)
     "data.share": ({"video": 0.2, "image": 0.6, "text": 0.2}, {}),
     "data.weights": ({"grid": 1.0, "moves": 1.0}, {}),
     "data.static_frames": (2, {}),
+    "data.max_frames": (2, {}),
     "data.max_text_tokens": (20, {}),
     "data.question_first": (1.0, {}),
     "data.loss": ("all", {}),

@@ -25,7 +25,8 @@ from fvlm.data.shards.arrays import open_arrays, save_arrays
 from fvlm.data.shards.index import Index, load_index
 from fvlm.data.shards.text import copy_tokenizer, encode_chat, load_tokenizer
 from fvlm.errors import UserError
-from fvlm.model.build import ENCODER_FIELDS, encoder_config, load_pretrained, load_weights
+from fvlm.model.build import load_weights
+from fvlm.model.pretrained import ENCODER_FIELDS, encoder_config, load_pretrained
 from fvlm.train.state import load_checkpoint, save_checkpoint
 from tests.conftest import ROOT
 from tests.limited import GIB, within

@@ -29,6 +29,7 @@ GROUPS = {
     },
     "train": {
         "train": ("fvlm.train.command", "train one run, or resume it from its last checkpoint"),
+        "adopt": ("fvlm.study.adopt", "take a finished run of the published study, or of weights, into a study"),
     },
     "use": {
         "caption": ("fvlm.evaluate.caption", "caption a video, or answer a question about it"),

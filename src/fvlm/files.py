@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import pickletools
+import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterable
@@ -80,6 +82,20 @@ def check_archive(path: Path) -> None:
         raise ValueError(f"{packed[0]} is compressed, which torch does not do")
     if damaged:
         raise ValueError(f"{damaged} is not what was written")
+
+
+def check_pickle(path: Path, allowed: re.Pattern) -> None:
+    """Refuse a checkpoint with objects that torch would build without running code, such as `bytearray(10**12)`.
+
+    allowed     "module name" of each class or function that the checkpoint may refer to
+    raises      ValueError
+    """
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        content = b"".join(map(archive.read, names))
+    for operation, argument, _ in pickletools.genops(content):
+        if operation.name in ("GLOBAL", "STACK_GLOBAL", "INST") and not allowed.fullmatch(str(argument)):
+            raise ValueError(f"it holds {argument or 'an object'}, which no checkpoint does")
 
 
 def write_json(path: Path | str, content: object) -> None:

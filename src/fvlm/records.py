@@ -10,6 +10,9 @@ from pathlib import Path
 from fvlm.errors import UserError, first_line
 from fvlm.files import write_beside
 
+# what the best weights of a run are called, here and in the published study
+BEST_WEIGHTS = ("model/best.safetensors", "best.pt", "best.safetensors", "model.safetensors", "latest.pt")
+
 
 class MetricsLog:
     """JSON lines, flushed one by one. On resume, the lines after `resume_step` are dropped, so each step is there once.
@@ -51,6 +54,32 @@ def newest_checkpoint(state: Path) -> tuple[int, Path] | None:
     """Return the step and the path of the newest checkpoint in the folder state/ of a run, None if there is none."""
     found = [path for path in state.glob("step_*.pt") if path.stem[5:].isdecimal()]
     return max(((int(path.stem[5:]), path) for path in found), default=None)
+
+
+def weights_in(path: Path | str) -> Path:
+    """Return the file with the best weights in a folder, of this project or of the published study.
+
+    path    the folder of a run, or a file, which is returned as it is
+    raises  UserError if it does not exist, or holds no weights
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path}: no such file or folder; expected weights (.safetensors, .pt) or the folder of a run")
+    places = (path / name for name in BEST_WEIGHTS)
+    found = next((place for place in map(relinked, places) if place is not None), None)
+    steps = sorted(path.glob("step_*.pt"))
+    if found is None and not steps:
+        raise UserError(f"{path}: no weights in it; expected one of {', '.join(BEST_WEIGHTS)}, or name the file")
+    return found or steps[-1]
+
+
+def relinked(path: Path) -> Path | None:
+    """Return a file, or the file beside it that a broken link names, as of a folder that was copied; else None."""
+    if path.is_symlink() and not path.exists():
+        path = path.with_name(os.path.basename(os.readlink(path)))
+    return path if path.is_file() else None
 
 
 def csv_of(records: list[dict], columns: Sequence[str] | None = None) -> str:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -76,6 +77,13 @@ class SlurmWorkflow(Workflow):
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+    def end_jobs(self) -> None:
+        """Kill what jobs have left behind: the snakemake of a cancelled group outlives its job."""
+        for process in psutil.process_iter():
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if Path(process.cwd()).is_relative_to(self.folder):
+                    process.kill()
 
     @property
     def said(self) -> str:

@@ -61,7 +61,10 @@ def checkout(tmp_path_factory, cluster):
     folder = copy_of_workflow(tmp_path_factory.mktemp("submitted") / "checkout").folder
     (folder / "config/submitted.yaml").write_text(STUDY.format(name="submitted"))
     write_profile(folder)
-    return SlurmWorkflow(folder)
+    workflow = SlurmWorkflow(folder)
+    yield workflow
+    workflow.end()
+    workflow.end_jobs()
 
 
 @pytest.fixture

@@ -26,12 +26,13 @@ class Entry:
 COLLECTED = ("runs", "validation_curves", "training_curves", "evaluation", "bootstrap")
 
 COMPARED = ("runs", "evaluation", "bootstrap")
+WITH_NOISE = (*COMPARED, "validation_curves")
 CURVES = ("runs", "validation_curves", "training_curves")
 
 TABLES = {
-    "ablations": Entry("Ablations, ranked", "Ablations", COMPARED, "compare.ranking:ablations", comparisons=True),
+    "ablations": Entry("Ablations, ranked", "Ablations", WITH_NOISE, "compare.ranking:ablations", comparisons=True),
     "factorial": Entry(
-        "Query depth x fine pass", "Ablations", COMPARED, "compare.factorial:factorial", comparisons=True
+        "Query depth x fine pass", "Ablations", WITH_NOISE, "compare.factorial:factorial", comparisons=True
     ),
     "modes": Entry("Losses by evaluation mode", "Evaluation", COMPARED, "compare.modes:modes"),
     "token_efficiency": Entry(
@@ -48,7 +49,7 @@ TABLES = {
     "isoflop": Entry("Iso-FLOP minima", "Scaling", ("runs",), "fits.isoflop:isoflop"),
     "gap": Entry("Gap to pooled tokens", "Scaling", COMPARED, "compare.gap:gap", comparisons=True),
     "decisions": Entry(
-        "Decisions", FIRST, (*COMPARED, "scaling_fits", "isoflop"), "decisions.table:decisions", comparisons=True
+        "Decisions", FIRST, (*WITH_NOISE, "scaling_fits", "isoflop"), "decisions.table:decisions", comparisons=True
     ),
 }  # fmt: skip
 

@@ -20,7 +20,10 @@ from fvlm.config.resolve import add_study_arguments, study_of
 from fvlm.errors import UserError
 
 EVALUATION = ("run", "mode", "frames", "source", "kind", "key", "loss_sum", "tokens")
-OPTIONAL = ("group", "order")  # left out: a sample is its own group, and its video comes first
+OPTIONAL = (  # left out: a sample is its own group, its video comes first, and the loss without the end is not known
+    "group", "order", "loss_sum_without_end", "tokens_without_end",
+)  # fmt: skip
+NOT_IN_TABLE = ("files", "adopted")  # fields of a summary: digests of the run's files, and how it was adopted
 CELL = ["run", "mode", "frames", "order"]
 
 
@@ -73,7 +76,8 @@ def collect_runs(paths: list[Path]) -> pd.DataFrame:
 
     raises  UserError for a file that is missing, broken, or names no run, and for a run given twice
     """
-    rows = [flatten(read_summary(path)) for path in paths]
+    summaries = [read_summary(path) for path in paths]
+    rows = [flatten({key: value for key, value in one.items() if key not in NOT_IN_TABLE}) for one in summaries]
     refuse_twice([row["run"] for row in rows])
     columns = list(dict.fromkeys([*RUN, *(key for row in rows for key in row)]))
     return pd.DataFrame(rows, columns=columns)
@@ -110,7 +114,8 @@ def collect_curves(paths: list[Path], points: int = 0) -> pd.DataFrame:
 def collect_evaluation(paths: list[Path], replicates: int = 1000) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Losses by run, mode, frames, order and source, and bootstrap replicates of the losses over all sources.
 
-    A loss is sum(loss_sum) / sum(tokens), in nats per scored token. The groups of each source are resampled
+    A loss is sum(loss_sum) / sum(tokens), in nats per scored token; `loss_without_end` is that without the tokens that
+    end an answer, and missing for files of earlier versions. The groups of each source are resampled
     with replacement: samples with one `group` show the same video and are drawn together; without that
     column every sample is its own group. The draws are the *same* for every run, mode and order, so that a
     difference of two rows of the replicates is a paired bootstrap of that difference. Rows with source
@@ -148,9 +153,10 @@ def collect_evaluation(paths: list[Path], replicates: int = 1000) -> tuple[pd.Da
             parts = [sums[key] for key in alone if key[1] in summed]
             sums["all", name] = tuple(sum(values) for values in zip(*parts, strict=True))
     places = pd.concat([cells.assign(source=source, kind=kind) for source, kind in sums], ignore_index=True)
-    loss, tokens, samples, groups = map(np.concatenate, zip(*sums.values(), strict=True))
-    values = np.divide(loss, tokens, out=np.full_like(loss, np.nan), where=tokens > 0)
-    losses = _with_intervals(places.assign(tokens=tokens[:, 0].astype(int), samples=samples, groups=groups), values)
+    loss, tokens, samples, groups, *other = map(np.concatenate, zip(*sums.values(), strict=True))
+    values, without_end = (_per_token(*both) for both in ((loss, tokens), other))
+    counted = {"tokens": tokens[:, 0].astype(int), "samples": samples, "groups": groups}
+    losses = _with_intervals(places.assign(**counted, loss_without_end=without_end), values)
     losses = losses[samples > 0].sort_values([*CELL, "source", "kind"], ignore_index=True)
     draws = pd.concat([places, pd.DataFrame(values[:, 1:]).add_prefix("r")], axis=1)
     return losses[list(COLUMNS["evaluation"])], draws[tokens[:, 0] > 0].reset_index(drop=True)
@@ -159,7 +165,8 @@ def collect_evaluation(paths: list[Path], replicates: int = 1000) -> tuple[pd.Da
 def _resampled_sums(part: pd.DataFrame, cells: int, replicates: int, seed: int) -> tuple[np.ndarray, ...]:
     """Sums of one source in each cell, a run in one mode and order with one kind of frames.
 
-    returns  loss (cells, 1 + replicates), the plain sum first; tokens (same); samples (cells,); groups (cells,)
+    returns  loss (cells, 1 + replicates), the plain sum first; tokens (same); samples (cells,); groups (cells,); loss
+             and tokens (cells,) without the end of answers, NaN if a file does not have them
     """
     groups, column = np.unique(part["group"].to_numpy(str), return_inverse=True)
     n = len(groups)
@@ -168,7 +175,15 @@ def _resampled_sums(part: pd.DataFrame, cells: int, replicates: int, seed: int) 
     loss, tokens, samples = (np.zeros((cells, n)) for _ in range(3))
     for total, values in ((loss, part["loss_sum"]), (tokens, part["tokens"]), (samples, 1)):
         np.add.at(total, (part["cell"].to_numpy(), column), values)
-    return loss @ weights, tokens @ weights, samples.sum(1).astype(int), (samples > 0).sum(1)
+    without_end = np.zeros((2, cells))
+    for total, values in zip(without_end, (part["loss_sum_without_end"], part["tokens_without_end"]), strict=True):
+        np.add.at(total, part["cell"].to_numpy(), values)
+    return loss @ weights, tokens @ weights, samples.sum(1).astype(int), (samples > 0).sum(1), *without_end
+
+
+def _per_token(loss: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Nats per scored token; NaN without one."""
+    return np.divide(loss, tokens, out=np.full_like(loss, np.nan), where=tokens > 0)
 
 
 def _with_intervals(table: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:

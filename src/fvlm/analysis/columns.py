@@ -7,20 +7,21 @@ COUNTED = "flops_from"  # of imported runs: where their training FLOPs come from
 REWARDS = ("reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected")  # of runs on preferences
 
 # Column names in their order. NAME* is text, where an empty cell is an empty word. NAME? is true or false. In all other
-# columns an empty cell is a missing number.
+# columns an empty cell is a missing number. NAME+ is one that tables of an earlier version do not have.
 TABLES = {
     "runs": """run* family* seed architecture* deep_query? fine_pass? fine_passes visual_tokens question_first size*
         budget* letter* params_total samples flops flops_budget text_tokens frames final.val_loss best.val_loss
         best.samples""",
     "validation_curves": "run* step samples flops val_loss loss_fine loss_coarse attention_entropy REWARDS",
     "training_curves": "run* step samples flops train_loss loss_fine loss_coarse fine_coarse_ratio REWARDS",
-    "evaluation": """run* mode* frames* order* source* kind* loss standard_error low high tokens samples groups""",
+    "evaluation": """run* mode* frames* order* source* kind* loss standard_error low high tokens samples groups
+        loss_without_end+""",
     "bootstrap": "run* mode* frames* order* source* kind*",  # then one column per replicate
     "ablations": """group* run* question* compared_with* note* n_seeds samples data_differs* best_val_loss
         final_val_loss best_difference final_difference evaluation_loss evaluation_difference difference low high
-        interval* measure*""",
-    "factorial": """measure* effect* estimate low high interval* n_seeds deep_fine shallow_fine deep_coarse
-        shallow_coarse""",
+        interval* noise noise_from* likely_above clear? measure*""",
+    "factorial": """measure* effect* estimate low high interval* n_seeds noise noise_from* likely_above deep_fine
+        shallow_fine deep_coarse shallow_coarse""",
     "points": "architecture* size* budget* N D C L runs",
     "points_by_run": "run* seed architecture* size* budget* N D C L",
     "curves": "run* family* architecture* size* lr_schedule* N step D C L",
@@ -36,16 +37,16 @@ TABLES = {
         measure* flops_per_sample samples data_differs*""",
     "question_order": "run* mode* video_first question_first difference low high interval* n_seeds",
     "decisions": """sweep* question* verdict* answer* setting* changes_default? runs* estimate low high unit* interval*
-        confidence comparisons n_seeds more_seeds needs* data_differs* measure*""",
+        confidence comparisons n_seeds noise noise_from* likely_above more_seeds needs* data_differs* measure*""",
 }
 
 
 def _names(kind: str = "") -> dict[str, tuple[str, ...]]:
     """Return table -> its columns, or those whose name ends in `kind` above."""
     split = {table: words.replace("REWARDS", " ".join(REWARDS)).split() for table, words in TABLES.items()}
-    return {table: tuple(name.rstrip("*?") for name in names if name.endswith(kind)) for table, names in split.items()}
+    return {table: tuple(name.rstrip("*?+") for name in names if name.endswith(kind)) for table, names in split.items()}
 
 
-COLUMNS, TEXT, FLAGS = _names(), _names("*"), _names("?")
+COLUMNS, TEXT, FLAGS, NEW = _names(), _names("*"), _names("?"), _names("+")
 RUN = COLUMNS["runs"]
 CURVE = ("run", "step", "samples", "flops")

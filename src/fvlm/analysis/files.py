@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from fvlm.analysis.columns import COLUMNS, FLAGS, TEXT
+from fvlm.analysis.columns import COLUMNS, FLAGS, NEW, TEXT
 from fvlm.errors import UserError
 
 
@@ -93,7 +94,10 @@ def _refuse_null(path: Path | str) -> None:
 
 def read_table(folder: Path | str, name: str) -> pd.DataFrame:
     """Table `name` of `folder` with the catalog's columns; text is never missing, flags are booleans."""
-    frame = read_csv(Path(folder) / f"{name}.csv", COLUMNS[name])
+    new = NEW.get(name, ())
+    frame = read_csv(Path(folder) / f"{name}.csv", tuple(column for column in COLUMNS[name] if column not in new))
+    for column in new:
+        frame[column] = frame.get(column, np.nan)
     if name == "runs" and frame["run"].duplicated().any():
         twice = frame.loc[frame["run"].duplicated(), "run"].iloc[0]
         raise UserError(f"{Path(folder) / name}.csv: run {twice} is there twice; give each run one row")

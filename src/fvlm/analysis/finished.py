@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from fvlm.analysis import study_files
 from fvlm.config.comparisons import Ablation
 from fvlm.config.schema import Study
 from fvlm.errors import UserError
@@ -116,6 +117,8 @@ def refuse_twice(runs: list[str]) -> None:
 def runs_in(path: Path, known: Ablations) -> list[str]:
     """Return the names of the runs of a file or folder, as they are after importing."""
     kind = kind_of(path)
+    if study := study_files.found_in(path):
+        return sorted(short_names([run.name for run in study], known).values())
     if kind == "folder":
         return [_named(summary) for summary in summaries_in(path)]
     if kind == ".csv":
@@ -140,7 +143,7 @@ def summaries_in(folder: Path) -> list[Path]:
     found = sorted(folder.rglob(SUMMARY))
     if not found:
         raise UserError(
-            f"{folder}: no {SUMMARY} in it or below; expected finished runs of this project, "
+            f"{folder}: no {SUMMARY} in it or below, and no run_summary_RUN_TIME.json; expected finished runs, "
             "or name the file with the results"
         )
     return found

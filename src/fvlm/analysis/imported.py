@@ -1,10 +1,11 @@
 """`fvlm import RESULTS...`: finished results from elsewhere as the tables that collecting a study makes.
 
-Five kinds are read: evaluation points (CSV: run_id, step, samples_seen, val_loss, ...; a run_summaries.csv beside it
+Six kinds are read: evaluation points (CSV: run_id, step, samples_seen, val_loss, ...; a run_summaries.csv beside it
 may add total_params), points that name a model in place of a run (CSV: config, arch, step, loss, ...), a table with one
-row per run (CSV: run_id, best_val_loss, ...), a list of results (JSON: model_type, step, loss_mean, ...), and folders
-with runs as this project leaves them. What a file does not hold stays empty, but for what `finished.place_of` infers
-from a run's name, and what `scales.complete` counts: N, FLOPs and tokens of runs with a size.
+row per run (CSV: run_id, best_val_loss, ...), a list of results (JSON: model_type, step, loss_mean, ...), folders with
+runs as this project leaves them, and files and folders of the published study (`study_files`). What a file does not
+hold stays empty, but for what `finished.place_of` infers from a run's name, and what `scales.complete` counts: N, FLOPs
+and tokens of runs with a size.
 """
 
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fvlm.analysis import study_files
 from fvlm.analysis.catalog import COLLECTED
 from fvlm.analysis.collect import collect_curves, collect_evaluation, collect_runs
 from fvlm.analysis.columns import COLUMNS, COUNTED, INFERRED, REWARDS, RUN, SCHEDULE
@@ -133,12 +135,14 @@ def _joined(tables: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
 
 def _read(path: Path, known: Ablations) -> Tables:
     kind = kind_of(path)
+    if study := study_files.found_in(path):
+        return _from_study(study, known)
     if kind == "folder":
         return _from_summaries(summaries_in(path), path)
     if kind == ".json":
         content = results_in(path)
         return _from_summaries([path]) if isinstance(content, dict) else _from_list(path, content)
-    header, rows = read_cells(path)
+    header, rows = read_cells(path, fewest=1)
     if columns := model_columns(header):
         return _from_models(path, header, rows, columns, known)
     return (_from_runs if is_by_run(header) else _from_points)(path, header, rows, known)
@@ -305,6 +309,34 @@ def _tables(parts: list[tuple[dict, pd.DataFrame]]) -> Tables:
     training = curves.reindex(columns=[*COLUMNS["validation_curves"][:4], "train_loss"]).dropna(subset="train_loss")
     training = training.reset_index(drop=True).reindex(columns=list(COLUMNS["training_curves"]))
     return {"runs": runs, "validation_curves": validation, "training_curves": training}
+
+
+def _from_study(found: list[study_files.StudyRun], known: Ablations) -> Tables:
+    """The tables of runs whose files are in the published study's form."""
+    names = short_names([run.name for run in found], known)
+    rows, curves = [], {"validation_curves": [], "training_curves": []}
+    for run in found:
+        place, facts = place_of(names[run.name], known), run.facts
+        place |= {"architecture": facts["architecture"]} if "architecture" in facts else {}
+        n, flops = facts.get("params_total", np.nan), facts.get("flop_budget", np.nan) * study_files.FLOPS_PER_UNIT
+        training, evaluations = run.read()
+        best = min(evaluations, key=lambda row: row["val_loss"], default={})
+        rows.append(_run(place) | {
+            "params_total": n,
+            "flops": flops,
+            COUNTED: "flop_budget x 2 (there one per multiply-add)" if np.isfinite(flops) else "",
+            "samples": facts.get("samples") or max((row["samples"] for row in training + evaluations), default=np.nan),
+            "final.val_loss": evaluations[-1]["val_loss"] if evaluations else np.nan,
+            "best.val_loss": best.get("val_loss", facts.get("best_val_loss", np.nan)),
+            "best.samples": best.get("samples", np.nan),
+        })  # fmt: skip
+        for table, records in (("validation_curves", evaluations), ("training_curves", training)):
+            curve = pd.DataFrame(records).astype(float)
+            if len(curve) > TRAINING_POINTS and table == "training_curves":
+                curve = curve.groupby(np.arange(len(curve)) * TRAINING_POINTS // len(curve)).mean()
+            curves[table].append(curve.assign(run=place["run"]).reindex(columns=list(COLUMNS[table])))
+    joined = {table: pd.concat(parts, ignore_index=True) for table, parts in curves.items()}
+    return {"runs": _runs(rows)} | joined
 
 
 def _from_list(path: Path, content: list[dict]) -> Tables:

@@ -105,8 +105,7 @@ def complete(tables: dict[str, pd.DataFrame]) -> None:
     known = runs[own & runs["params_total"].notna()].drop_duplicates(PLACE).set_index(PLACE)["params_total"]
     pairs = zip(runs.to_dict("records"), own, strict=True)
     filled = pd.DataFrame([_completed(row, known) if sized else row for row, sized in pairs])
-    each = (filled["flops"] / filled["samples"]).set_axis(filled["run"])
-    each = each[(runs["flops"].isna() & filled["flops"].notna()).to_numpy()]
+    each = (filled["flops"].astype(float) / filled["samples"].astype(float)).set_axis(filled["run"])[own.to_numpy()]
     for name in ("validation_curves", "training_curves"):
         curve = tables[name]
         counted = curve["samples"].astype(float) * curve["run"].map(each).astype(float)

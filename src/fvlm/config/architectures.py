@@ -12,8 +12,8 @@ class Architecture:
     sees            it has an encoder and a connector
     queries         queries read the frames
     pooled          `model.tokens_per_frame` sets its visual tokens
-    keeps           what the encoder keeps of a frame: "keys" (keys and values of every layer), "features" (after the
-                    last layer) or "nothing"
+    keeps           what the encoder keeps of a frame: "keys" (keys and values of every layer), "last" (the last layer's
+                    keys and values of the final features), "features" (those themselves) or "nothing"
     tokens          visual tokens per frame
     modes           ways to evaluate it
     training_mode   the one that it trains in
@@ -50,8 +50,8 @@ class Foveated(Architecture):
 
     @property
     def keeps(self) -> str:
-        """A deep query walks through all layers of the encoder; a shallow one reads the last features."""
-        return "keys" if self.model.deep_query else "features"
+        """A deep query walks through all layers of the encoder; a shallow one reads the final features once."""
+        return "keys" if self.model.deep_query else "last"
 
     @property
     def training_mode(self) -> str:

@@ -4,8 +4,6 @@ A training stores its configuration in state/run.json when it starts, and in run
 """
 
 import json
-import os
-import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -13,8 +11,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fvlm.config.schema import NOT_IN_DIGEST, Run, Study
+from fvlm.config.trained import FINISHED, problem_of_files, summary_in
 
-STARTED, FINISHED = "state/run.json", "run_summary.json"  # in a run's folder; each has "digest" and "config"
+STARTED = "state/run.json"  # in a run's folder, as its summary: with "digest" and "config"
 SOURCES = "split, prompt or kind of its sources (config/sources.yaml)"
 
 
@@ -63,55 +62,23 @@ def _stored(folder: Path, digest: str | None) -> dict | None:
 
 
 def runs_to_train_again(study: Study) -> list[str]:
-    """Return a line for the finished runs that another configuration made: which runs, and which fields differ."""
+    """Return a line for the finished runs that are trained again: which runs, and the fields or files that differ."""
     runs_by_change: dict[str, list[str]] = {}
     for name, run in study.runs.items():
         folder = Path(study.results) / "runs" / name
-        digest = digest_of_run(folder)
-        if digest not in (None, run.digest):
-            changes = ", ".join(changed_fields(run, folder, digest)) or "another configuration"
+        summary = summary_in(folder)
+        if "digest" not in summary:
+            continue
+        if summary["digest"] != run.digest:
+            changes = ", ".join(changed_fields(run, folder, summary["digest"])) or "another configuration"
+        else:
+            changes = problem_of_files(folder, summary)
+        if changes:
             runs_by_change.setdefault(changes, []).append(name)
     return [
         f"{', '.join(names)} {'trains' if len(names) == 1 else 'train'} again: {changes}"
         for changes, names in runs_by_change.items()
     ]
-
-
-def digest_of_run(folder: Path) -> str | None:
-    """The digest of the configuration that a finished run was trained with; None if it is not known."""
-    try:
-        return json.loads((folder / FINISHED).read_text())["digest"]
-    except (OSError, ValueError, KeyError, TypeError):  # not there, damaged, or of an earlier version
-        return None
-
-
-def keep_earlier(folder: Path, digest: str) -> None:
-    """Keep the finished run of another configuration that a training is about to replace.
-
-    RESULTS/earlier/RUN-DIGEST gets hard links to its files, or copies where the disk has no links.
-
-    folder   of the run
-    digest   of the configuration that is about to be trained
-    """
-    earlier = digest_of_run(folder)
-    if earlier in (None, digest):
-        return
-    target = folder.parents[1] / "earlier" / f"{folder.name}-{earlier}"
-    if (target / FINISHED).exists():
-        return
-    for path in [*folder.glob("model/*"), *folder.glob("*.csv"), folder / FINISHED]:  # last what marks it as whole
-        place = target / path.relative_to(folder)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.unlink(missing_ok=True)
-        try:
-            os.link(path, place)
-        except OSError:
-            shutil.copyfile(path, place)
-    print(
-        f"{folder.name}: the finished run of another configuration is kept in {target}; delete it to free disk space",
-        file=sys.stderr,
-        flush=True,
-    )
 
 
 def report_changes(run: Run, folder: Path) -> None:

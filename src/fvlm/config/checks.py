@@ -205,10 +205,12 @@ def _check_weights(run: Run, sources: list[Source]) -> None:
 
 
 def _check_parent(run: Run, study: Study) -> None:
-    if run.parent is None:
+    if run.parent is None or run.parent_path:  # weights of another size are refused when they are read
         return
     if run.parent not in study.runs:
         known = suggest(run.parent, list(study.runs))
+        if os.path.exists(run.parent):
+            known = f"a file or folder of weights is written with a /: ./{run.parent}"
         raise UserError(f"run {run.name!r}: parent {run.parent!r} is no run of this study; {known}")
     for field in PARENT_FIELDS:
         if getattr(study.runs[run.parent].model, field) != getattr(run.model, field):

@@ -24,9 +24,11 @@ from fvlm.errors import UserError
 
 QUESTION = "question"  # reserved key of an ablation: a sentence, no field of the configuration
 CHANGES = ("baseline", "stages", "ablations", "scaling")  # sections of a study that change the file of that name
-FAMILY_KEYS = {"ablation": "ablations", "grid": "grid"}  # names in `seeds:` for all runs of a family
+FAMILY_KEYS = {"ablation": "ablations", "grid": "grid", "pairs": "grid"}  # names in `seeds:` for all runs of a family
 LENGTHS = ("samples", "flops")  # of a training; one of them is set
-AXES = ("sizes", "budgets", "architectures", "base")  # keys of scaling.yaml
+AXES = ("sizes", "budgets", "architectures", "base")  # keys of scaling.yaml, beside NAMES
+NAMES = "names"  # how the runs of the grid are named
+LABELS = ("size", "budget", "letter")  # of a run of the grid
 DEFAULT_STUDY = "config/config.yaml"
 
 
@@ -49,7 +51,8 @@ def load_study(config: dict, *beside: Path | str) -> Study:
     settings = {key: config[key] for key in config if key not in (*CHANGES, COMPLETE)}
     if "results_from" in config:
         settings["results_from"] = _results_from(config["results_from"], where)
-    settings["sources"] = _sources(files["sources"], config.get("sources", {}), where)
+    root = config.get("data_root", Study.model_fields["data_root"].default)
+    settings["sources"] = _sources(files["sources"], config.get("sources", {}), where, str(root))
     build = _Builder(files, config, where, settings["sources"])
     settings |= {"runs": _named(build.runs(), where), "seeds": build.seeds.lists}
     compared = merged(files["comparisons"], config.get("comparisons", {}))
@@ -134,7 +137,8 @@ def _known_at(schema: type[BaseModel], loc: tuple) -> list[str]:
     return list(schema.model_fields)
 
 
-def _sources(entries: dict, changes: dict, where: str) -> dict[str, Source]:
+def _sources(entries: dict, changes: dict, where: str, root: str) -> dict[str, Source]:
+    """Return the typed sources. `root` replaces {data_root} in their paths."""
     result = {}
     for name, entry in merged(entries, changes).items():
         origin = "config/sources.yaml" if name in entries else where
@@ -142,6 +146,8 @@ def _sources(entries: dict, changes: dict, where: str) -> dict[str, Source]:
             raise UserError(
                 f"{origin}: source {name!r}: expected a mapping such as {{kind: video, ...}}, found {entry!r}"
             )
+        if isinstance(entry.get("path"), str):
+            entry = {**entry, "path": entry["path"].replace("{data_root}", root.rstrip("/") or "/")}
         result[name] = _validated(Source, {"name": name, **entry}, f"{origin}: source {name!r}")
     return result
 
@@ -209,40 +215,52 @@ class _Builder:
     def _listed(self, section: str) -> list[tuple[str, list]]:
         """Return each entry of a file with the study's changes to it: (name, [(where, overrides), ...])."""
         entries, changes = self.files[section], self.config.get(section) or {}
-        wanted = self.config.get("only", {}).get(section)
-        names = list(dict.fromkeys([*entries, *changes]))
-        for name in wanted or ():
-            if name not in names:
-                known = suggest(str(name), names)
-                raise UserError(f"{self.where}: only: {section}: no entry {name!r} in config/{section}.yaml, {known}")
+        names = self._wanted(section, list(dict.fromkeys([*entries, *changes])))
         places = ((f"config/{section}.yaml", entries), (f"{self.where}: {section}", changes))
         return [
             (name, [(f"{where}: {name}", content[name] or {}) for where, content in places if name in content])
             for name in names
-            if wanted is None or name in wanted
         ]
+
+    def _wanted(self, section: str, names: list[str]) -> list[str]:
+        """Return the names that the study's `only:` leaves of a section."""
+        wanted = self.config.get("only", {}).get(section)
+        for name in wanted or ():
+            if name not in names:
+                raise UserError(f"{self.where}: only: {section}: no run {name!r}, {suggest(str(name), names)}")
+        return names if wanted is None else [name for name in names if name in wanted]
 
     def _grid(self) -> list[Run]:
         axes = self.files["scaling"] | (self.config.get("scaling") or {})
-        unknown = sorted(axes.keys() - set(AXES))
+        unknown = sorted(axes.keys() - {*AXES, NAMES})
         if unknown:
-            raise UserError(f"config/scaling.yaml: unknown key {unknown[0]!r}, {suggest(unknown[0], list(AXES))}")
+            known = suggest(unknown[0], [*AXES, NAMES])
+            raise UserError(f"config/scaling.yaml: unknown key {unknown[0]!r}, {known}")
         for axis in AXES:
             if not isinstance(axes.get(axis), dict):
                 raise UserError(f"config/scaling.yaml: {axis}: expected a mapping of names, found {axes.get(axis)!r}")
         sizes, budgets, architectures, base = (axes[axis] for axis in AXES)
-        runs = []
-        for size, budget, letter in product(sizes, budgets, architectures):
-            if sizes[size] is None or budgets[budget] is None:  # removed by the study
-                continue
+        points, runs = {}, []
+        for point in product(sizes, budgets, architectures):
+            if sizes[point[0]] is not None and budgets[point[1]] is not None:  # null: removed by the study
+                name = _grid_name(axes.get(NAMES), dict(zip(LABELS, point, strict=True)))
+                if name in points:
+                    raise UserError(f"scaling: {NAMES}: {axes[NAMES]!r} names two runs {name!r}; use all of its parts")
+                points[name] = point
+        self.seeds.known |= {*points, *budgets}
+        for name in self._wanted("grid", list(points)):
+            size, budget, letter = points[name]
+            # a budget of FLOPs is a point of the iso-FLOP grid; other settings only make pairs of architectures
+            of_flops = not isinstance(budgets[budget], dict)
+            limit = {"train.samples": None, "train.flops": budgets[budget]} if of_flops else budgets[budget]
             lines = [
                 ("config/scaling.yaml: base", base),
                 (f"config/scaling.yaml: {size}", sizes[size]),
                 (f"config/scaling.yaml: {letter}", architectures[letter]),
-                (f"config/scaling.yaml: {budget}", {"train.samples": None, "train.flops": budgets[budget]}),
+                (f"config/scaling.yaml: {budget}", limit),
             ]
-            labels = {"size": size, "budget": budget, "letter": letter}
-            runs += self._seeded("grid", f"{size}-{budget}-{letter}", lines, labels)
+            labels = dict(zip(LABELS, points[name], strict=True))
+            runs += self._seeded("grid" if of_flops else "pairs", name, lines, labels)
         return runs
 
     def _seeded(self, family: str, name: str, lines: list, labels: dict | None = None) -> list[Run]:
@@ -315,6 +333,17 @@ def _checked_name(name: object, where: str) -> str:
             "`seeds:` of the study"
         )
     return name
+
+
+def _grid_name(pattern: object, labels: dict[str, str]) -> str:
+    """Return the name of a run of the grid: `{size}-{budget}-{letter}` if the study gives no other pattern."""
+    pattern = pattern or "{size}-{budget}-{letter}"
+    try:
+        return str(pattern).format(**labels)
+    except (KeyError, IndexError, ValueError) as error:
+        raise UserError(
+            f"scaling: {NAMES}: found {pattern!r}; expected a pattern with {{size}}, {{budget}} and {{letter}}"
+        ) from error
 
 
 def _checked_question(question: object, where: str) -> str:

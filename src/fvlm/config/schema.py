@@ -156,6 +156,7 @@ class Data(Strict):
     share: dict[Kind, float]  # share of the samples by kind; sums to 1
     weights: dict[str, float]  # weight of a source among those of its kind; empty: by their numbers of samples
     static_frames: int = Field(ge=1, le=64)  # an image is repeated to this many frames
+    max_frames: int = added(neutral=64, ge=1, le=64)  # of a longer video so many frames, evenly spaced
     max_text_tokens: int = Field(gt=0)
     question_first: float = Field(ge=0, le=1)  # share of the samples with the question before the frames
     loss: Literal["all", "answers", "preference"]  # text tokens in the loss; preference: DPO on pairs of answers
@@ -210,21 +211,28 @@ class Run(Strict):
     """One training with all its settings."""
 
     name: str
-    family: Literal["stage", "ablation", "grid"]
-    parent: str | None  # the run whose best weights this one starts from
+    family: Literal["stage", "ablation", "grid", "pairs"]
+    parent: str | None  # the run whose best weights this one starts from, or a file or folder of weights
     question: str = ""
     model: Model
     data: Data
     optim: Optim
     train: Train
     operation: Operation
-    labels: dict[str, str] = {}  # of the grid: size, budget, letter of the architecture
+    labels: dict[str, str] = {}  # of grid and pairs: size, budget, letter of the architecture
     sources_digest: str = ""  # hash of splits, prompts and kinds of the sources
+
+    @property
+    def parent_path(self) -> str | None:
+        """The file or folder of weights that this run starts from; None if it starts from a run, or from none."""
+        return self.parent if self.parent and "/" in self.parent else None
 
     @property
     def digest(self) -> str:
         """Hash of all that training depends on. A field that is added later does not change it while it is neutral."""
         content = self.for_digest(mode="json", exclude=NOT_IN_DIGEST)
+        if self.model.variant.keeps == "last":
+            content["shallow_query"] = "heads of the last layer"  # an earlier version had one head over the features
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -270,7 +278,7 @@ class Shards(Strict):
 class Evaluation(Strict):
     samples: int = Field(gt=0)  # held-out samples per source
     attention_videos: int = Field(gt=0)
-    families: tuple[Literal["stage", "ablation", "grid"], ...] = ("stage", "ablation", "grid")
+    families: tuple[Literal["stage", "ablation", "grid", "pairs"], ...] = ("stage", "ablation", "grid", "pairs")
 
 
 class Gpu(Strict):
@@ -289,6 +297,7 @@ class Study(Strict):
 
     study: str
     results: str
+    data_root: str = "data"  # replaces {data_root} in the paths of sources.yaml
     tokenizer: TokenizerChoice
     shards: Shards
     evaluation: Evaluation
@@ -296,7 +305,7 @@ class Study(Strict):
     runs: dict[str, Run]
     comparisons: Comparisons
     gpu: Gpu | None = None  # null: memory is not checked
-    only: dict[Literal["stages", "ablations"], list[str]] = {}
+    only: dict[Literal["stages", "ablations", "grid"], list[str]] = {}
     seeds: dict[str, list[int]] = {}  # of a run, a budget or all `ablations` or `grid` runs
     prepare: list[str] = []  # more sources to shard and index, which no run trains on
     results_from: tuple[str, ...] = ()  # finished results to make tables and figures of, without training

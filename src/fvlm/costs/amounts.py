@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from fvlm.config.schema import Kind, Run, Source, Study
 from fvlm.costs.flops import forward_flops, preference_flops, training_flops
-from fvlm.data.decode.media import MAX_FRAMES
 from fvlm.data.sources import sample_count, training_count
 
 
@@ -35,8 +34,8 @@ def mean_lengths(stream: Stream, run: Run, study: Study) -> tuple[float, float, 
     """Return the expected visual positions, distinct frames and text tokens of a stream's sample."""
     counts = [training_count(source, study.results) for source in stream.sources]
     parts = [count / sum(counts) for count in counts]
-    longest = run.data.max_text_tokens
-    frames = sum(part * min(source.frames, MAX_FRAMES) for part, source in zip(parts, stream.sources, strict=True))
+    most, longest = run.data.max_frames, run.data.max_text_tokens
+    frames = sum(part * min(source.frames, most) for part, source in zip(parts, stream.sources, strict=True))
     tokens = sum(part * min(source.text_tokens, longest) for part, source in zip(parts, stream.sources, strict=True))
     shown = run.data.static_frames if stream.kind in ("image", "preference") else frames
     return shown, frames, tokens

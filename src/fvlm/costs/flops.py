@@ -173,15 +173,15 @@ def _attention(pairs: Number, width: int, query: Number, key_value: Number) -> N
 
 
 def _encode(model: schema.Model, trained: Trained, frames: Number) -> Number:
-    """Phase 1. Deep reading needs only the keys and values of the last layer."""
+    """Phase 1. Deep reading needs only the keys and values of the last layer, shallow reading some more of them."""
     size, dino = model.encoder, trained.dino
     width, tokens = size.width, frames * (size.patches + 1)
     kept = _product(tokens, width, 2 * width, dino, dino)  # keys and values
     rest = _product(tokens, width, (2 + 2 * size.mlp_ratio) * width, dino, dino)
     rest = rest + _attention(tokens * (size.patches + 1), width, dino, dino)
-    deep = model.variant.keeps == "keys"
+    deep, shallow = (model.variant.keeps == keeps for keeps in ("keys", "last"))
     patches = _product(frames * size.patches, 3 * size.patch**2, width, dino, 0)
-    return patches + size.layers * kept + (size.layers - deep) * rest
+    return patches + (size.layers + shallow) * kept + (size.layers - deep) * rest
 
 
 def _read(model: schema.Model, trained: Trained, queries: Number, frames: Number, has_gradient: int) -> Number:

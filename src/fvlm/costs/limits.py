@@ -10,6 +10,7 @@ from fvlm.costs.amounts import Stream, planned_samples, streams
 from fvlm.costs.memory import GB, operation_that_fits, predicted_bytes
 from fvlm.data.sources import sample_count, training_count
 from fvlm.errors import UserError
+from fvlm.records import weights_in
 
 
 def check_sources(study: Study) -> None:
@@ -42,6 +43,16 @@ def _too_few(run: Run, stream: Stream, samples: int, needed: float, available: f
         f"{math.floor(available):,} for training, and no sample is trained on twice; lower it, lower {part}, or add "
         "sources"
     )
+
+
+def check_parents(study: Study) -> None:
+    """Raise UserError if the weights that a run starts from are not there."""
+    for run in study.runs.values():
+        if run.parent_path:
+            try:
+                weights_in(run.parent_path)
+            except UserError as error:
+                raise UserError(f"run {run.name!r}: parent: {error}") from error
 
 
 def check_memory(study: Study) -> None:

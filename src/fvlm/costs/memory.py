@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 from fvlm.config import schema
 from fvlm.costs.flops import Trained, parameters
-from fvlm.data.decode.media import MAX_FRAMES
 
 GB = 2**30  # bytes, as drivers and metrics.csv count
 STATE = 16  # bytes of a trained parameter: weight, gradient and AdamW's two moments in float32
@@ -56,15 +55,16 @@ def largest_load(run: schema.Run) -> Load:
     halves = 2 if run.data.loss == "preference" else 1
     per_rank = -(-run.optim.batch_size // run.operation.total_ranks)
     samples, visual, text = halves * per_rank, run.model.visual_tokens, run.data.max_text_tokens
-    positions = max(halves * MAX_FRAMES, min(run.operation.micro_frames, samples * MAX_FRAMES))
+    longest = max(run.data.max_frames, run.data.static_frames)
+    positions = max(halves * longest, min(run.operation.micro_frames, samples * longest))
     text_tokens = max(halves * text, min(run.operation.micro_tokens, samples * text))
     question_first = bool(run.data.question_first)  # then a whole text may stand before the frames
 
-    def cells(tokens: int, longest: int) -> int:
+    def cells(tokens: int, row: int) -> int:
         # no two rows of first fit would fit into one, so more than half of all cells are filled
-        return max(halves * longest, min(2 * tokens, samples * longest))
+        return max(halves * row, min(2 * tokens, samples * row))
 
-    width, visual_width = MAX_FRAMES * visual + text, MAX_FRAMES * visual + question_first * text
+    width, visual_width = longest * visual + text, longest * visual + question_first * text
     return Load(
         frames=positions,
         positions=positions,
@@ -128,7 +128,8 @@ def _limits_that_fit(run: schema.Run, most: float) -> dict[str, int] | None:
     """
     if predicted_bytes(run) <= most:
         return {}
-    frames = range(MAX_FRAMES, max(MAX_FRAMES, run.operation.micro_frames) + 1)
+    longest = max(run.data.max_frames, run.data.static_frames)
+    frames = range(longest, max(longest, run.operation.micro_frames) + 1)
     tokens = run.operation.micro_tokens
     while True:
         fitting = bisect_right(
@@ -193,6 +194,10 @@ class Pass:
         return self.model.variant.keeps == "keys"
 
     @property
+    def _shallow(self) -> bool:
+        return self.model.variant.keeps == "last"
+
+    @property
     def _looks(self) -> int:
         """Passes of the language model that predict queries, each with a reading by them."""
         return self.model.fine_passes if self.model.training_mode == "coarse_fine" else 0
@@ -221,10 +226,10 @@ class Pass:
         return self._encode() + self._read(load.frames, load.frames) + self._looks * look
 
     def _key_gradients(self) -> int:
-        """Gradients of the keys and values of all layers, which the layers read later; or of the last features."""
+        """Gradients of the keys and values of all layers, which the layers read later; or of the final features."""
         if not self.model.variant.sees:
             return 0
-        numbers = self.model.encoder.layers * 2 * self.item if self._deep else 4
+        numbers = self.model.encoder.layers * 2 * self.item if self._deep else 4 + 2 * self.item * self._shallow
         return self._patch_tokens * self.model.encoder.width * numbers
 
     def _copies(self, without_layers: bool) -> int:
@@ -248,8 +253,11 @@ class Pass:
         """Bytes that phase 1 keeps, with the keys and values or features that are read."""
         size, item = self.model.encoder, self.item
         if not self.trained.dino:  # no graph
-            return self._patch_tokens * size.width * (size.layers * 2 * item if self._deep else 4)
+            layers = size.layers if self._deep else int(self._shallow)
+            return self._patch_tokens * size.width * (layers * 2 * item or 4)
         ends = 0 if self._deep else 4 * size.width  # input of the final norm
+        if self._shallow:  # its result, normed once more for the keys and values; those
+            ends += (4 + 3 * item) * size.width + 8
         if self.recompute:
             token = size.layers * (4 + 2 * item * self._deep) * size.width
         else:
@@ -280,8 +288,9 @@ class Pass:
             spread = (cells - queries) * (2 * item * width + 4 * size.heads)
             spread += queries * item * width if cells > queries else 0  # gathered again
             return ends + size.layers * (queries * self._encoder_token(self.trained.dino) + spread)
-        features = 4 if item == 2 else 0  # cast once as keys and once as values
-        return ends + cells * 2 * item * width + queries * (size.patches + 1) * features * width
+        gathered = queries * item * width if cells > queries else 0
+        norm = queries * (4 * width + 8)
+        return ends + cells * (2 * item * width + 4 * size.heads) + gathered + norm
 
     def _language(self, cells: int, width: int) -> int:
         """All layers over `cells` cells in rows of `width` with a mask, 0: without."""

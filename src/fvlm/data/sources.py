@@ -105,13 +105,23 @@ def shard_count(source: Source, study: Study) -> int:
     return -(-sample_count(source, study.results) // study.shards.samples)
 
 
-def input_tars(source: Source) -> list[str]:
-    """Return the tars of a source's `path`: those of its range, or those that match its wildcard."""
-    pattern = source.path or ""
+def has_tars(source: Source) -> bool:
+    """Whether a source's `path` names a tar: a wildcard may match none."""
+    return bool(_tars(source.path or ""))
+
+
+def _tars(pattern: str) -> list[str]:
     path = Path(pattern)
     tars = tables.expand_name(pattern)
     if tars is None:
         tars = sorted(str(tar) for tar in path.parent.glob(path.name)) if pattern else []
+    return tars
+
+
+def input_tars(source: Source) -> list[str]:
+    """Return the tars of a source's `path`: those of its range, or those that match its wildcard."""
+    pattern = source.path or ""
+    tars = _tars(pattern)
     if not tars:
         raise UserError(
             f"config/sources.yaml: source {source.name!r}: path {pattern!r} names no tar; expected one such as "

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from fvlm.config.schema import Run, Study
+from fvlm.config.trained import ADOPTED
 from fvlm.data.batches.loader import counted_split, open_training
 from fvlm.device import device_of
 from fvlm.errors import UserError
@@ -19,7 +20,7 @@ def check_split(run: Run, study: Study, folder: Path) -> None:
         return
     _, beside = read_run(folder)
     split = counted_split(study, open_training(run, study))
-    if split != beside[SPLIT]:
+    if beside[SPLIT] not in (split, ADOPTED):  # an adopted run has a split of its own
         raise UserError(
             f"run {run.name!r} was trained with another split of its sources into training and held-out samples (they "
             f"have more or fewer samples now, or the run is of an earlier version); train it again: delete "

@@ -4,6 +4,7 @@ Each sample is scored with its own frames in every mode, without frames (blind),
 A model uses its frames if the loss with its own frames is clearly the lowest of the three. Only answers are scored,
 also of runs that train on all text, so that runs can be compared; of a preference pair, the chosen answer. A run that
 trains with some questions before the frames is scored in both orders: all questions first, and all videos first.
+The token that ends an answer, `<|im_end|>`, is scored. The loss without it is given too, since others do not score it.
 
 A file beside the table keeps the scored batches until the table is written: a killed evaluation resumes from it.
 """
@@ -19,14 +20,20 @@ from fvlm import __version__
 from fvlm.batch import Batch
 from fvlm.config.schema import Run, Study
 from fvlm.data.batches.loader import Steps, data_files, open_held_out, steps_in_file_order
+from fvlm.data.shards.text import END
 from fvlm.device import autocast, precision_on
 from fvlm.errors import UserError
 from fvlm.evaluate.load import check_split, load_run
 from fvlm.files import digest_of
 from fvlm.model.foveated import Output
+from fvlm.model.losses import sum_per_sample
 from fvlm.records import MetricsLog, write_csv
 
 BATCH = 8  # samples per forward pass
+COLUMNS = (
+    "run", "order", "mode", "frames", "source", "kind", "key", "group", "loss_sum", "tokens", "loss_sum_without_end",
+    "tokens_without_end", "entropy",
+)  # fmt: skip
 
 
 def evaluate(folder: Path, study: Study, out: Path) -> None:
@@ -35,12 +42,13 @@ def evaluate(folder: Path, study: Study, out: Path) -> None:
     check_split(run, study, folder)
     steps = held_out_samples(run, study)
     batches = batches_by_source(steps)
+    end = steps.tokenizer.token_to_id(END)
     scored = Scored(out.with_suffix(".scored.jsonl"), identity(run, study, folder, steps, device))
     if scored:
         print(f"{run.name}: {len(scored)} of {len(batches)} batches were scored before", file=sys.stderr, flush=True)
     with torch.no_grad(), autocast(run, device):
         for places, videos in batches[len(scored) :]:
-            scored.append(score(run, model, steps.batch(places).to(device), study, videos))
+            scored.append(score(run, model, steps.batch(places).to(device), study, videos, end))
             print(f"{run.name}: batch {len(scored)} of {len(batches)} scored", file=sys.stderr, flush=True)
     write_csv(out, scored.rows)
     scored.delete()
@@ -48,7 +56,7 @@ def evaluate(folder: Path, study: Study, out: Path) -> None:
 
 def identity(run: Run, study: Study, folder: Path, steps: Steps, device: torch.device) -> str:
     """Return a hash of everything that the rows depend on: weights, samples, version, device and precision."""
-    computed = (__version__, BATCH, device.type, precision_on(run, device))
+    computed = (__version__, COLUMNS, BATCH, device.type, precision_on(run, device))
     corpus = steps.corpus
     kinds = [study.sources[name].kind for name in corpus.names]
     samples = (study.evaluation.samples, corpus.names, kinds, corpus.prompts, [rows.tolist() for rows in corpus.rows])
@@ -92,20 +100,21 @@ def batches_by_source(steps: Steps) -> list[tuple[list[int], list[int]]]:
     return batches
 
 
-def score(run: Run, model, batch: Batch, study: Study, videos: list[int]) -> list[dict]:
-    """Return one row per sample, order, mode and kind of frames.
+def score(run: Run, model, batch: Batch, study: Study, videos: list[int], end: int) -> list[dict]:
+    """Return one row per sample, order, mode and kind of frames, with the COLUMNS.
 
     videos      of each sample a number that names its video: samples of one video are not independent
-    returns     `loss_sum`: nats, summed over the `tokens` scored tokens; `entropy`: nats, attention entropy, mean over
-                the sample's visual positions; None if no query read a frame
+    end         id of the token that ends an answer
+    returns     `loss_sum`: nats, summed over the `tokens` scored tokens, and both without the tokens `end`; `entropy`:
+                nats, attention entropy, mean over the sample's visual positions; None if no query read a frame
     """
-    rows = _score(run, model, batch.video_first(), study, videos, "video_first")
+    rows = _score(run, model, batch.video_first(), study, videos, end, "video_first")
     if run.data.question_first > 0:
-        rows += _score(run, model, batch, study, videos, "question_first")
+        rows += _score(run, model, batch, study, videos, end, "question_first")
     return rows
 
 
-def _score(run: Run, model, batch: Batch, study: Study, videos: list[int], order: str) -> list[dict]:
+def _score(run: Run, model, batch: Batch, study: Study, videos: list[int], end: int, order: str) -> list[dict]:
     trained, foveated = run.model.training_mode, run.model.variant.queries
     # A batch of texts has no frames to exchange. It is scored as it is, so that all kinds of frames have equal samples.
     other = batch.with_frames_of_neighbour() if batch.frame_counts.any() else batch
@@ -116,14 +125,24 @@ def _score(run: Run, model, batch: Batch, study: Study, videos: list[int], order
     rows = []
     for name, frames, mode, content in passes:
         output = model(content, mode, with_attention=foveated and frames == "own")
-        entropies, losses = _entropies(output, content), output.loss_sum_B.tolist()
-        for i, (key, source) in enumerate(zip(batch.keys, batch.sources, strict=True)):
-            rows.append({
-                "run": run.name, "order": order, "mode": name, "frames": frames, "source": source,
-                "kind": study.sources[source].kind, "key": key, "group": videos[i],
-                "loss_sum": losses[i], "tokens": int(output.count_B[i]), "entropy": entropies[i],
-            })  # fmt: skip
+        losses, without_end = output.loss_sum_B.tolist(), _without(output, end)
+        for i, (key, source, entropy) in enumerate(
+            zip(batch.keys, batch.sources, _entropies(output, content), strict=True)
+        ):
+            values = (
+                run.name, order, name, frames, source, study.sources[source].kind, key, videos[i], losses[i],
+                int(output.count_B[i]), *without_end[i], entropy,
+            )  # fmt: skip
+            rows.append(dict(zip(COLUMNS, values, strict=True)))
     return rows
+
+
+def _without(output: Output, token: int) -> list[tuple[float, int]]:
+    """Return of each sample the summed loss of its scored tokens other than `token`, and their number."""
+    other_X, counts_B = output.targets_X != token, output.count_B.to(output.nats_X.device)
+    kept = output.nats_X.where(other_X, 0), other_X.to(output.nats_X.dtype)
+    sums, numbers = (sum_per_sample(values, counts_B).tolist() for values in kept)
+    return list(zip(sums, map(int, numbers), strict=True))
 
 
 def _entropies(output: Output, batch: Batch) -> list[float | None]:

@@ -4,13 +4,14 @@ Letters: U distinct frames, P visual positions, N tokens of a frame (CLS and pat
 """
 
 from dataclasses import dataclass
+from math import isqrt
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import Dinov2Model
 
 from fvlm.model.attention import attend, attention_weights, recomputed, working_dtype
+from fvlm.model.backbones import Dinov2
 
 # ImageNet statistics of RGB in [0, 1], with which DINOv2 was trained.
 PIXEL_MEAN = (0.485, 0.456, 0.406)
@@ -99,16 +100,13 @@ class Attention:
 
 
 class Encoder(nn.Module):
-    """A walk through the layers of a `Dinov2Model`; no other class uses its inner modules."""
+    """A walk through the layers of DINOv2; no other class uses its inner modules."""
 
-    def __init__(self, dino: Dinov2Model, image: int):
+    def __init__(self, dino: Dinov2):
         super().__init__()
         self.dino = dino
-        dino.embeddings.mask_token.requires_grad_(False)  # for DINOv2's own pretraining; unused here
-        self.image = image
-        self.patch = dino.config.patch_size
-        self.side = image // self.patch
-        self.heads = dino.config.num_attention_heads
+        self.image, self.patch, self.side = dino.size.image, dino.size.patch, dino.size.side
+        self.heads = dino.size.heads
         self.recompute = False  # activation checkpointing of `encode`
 
     @property
@@ -135,6 +133,14 @@ class Encoder(nn.Module):
                 return states
         states.features = self.dino.layernorm(x_UND)
         return states
+
+    def last_keys(self, features_UND: torch.Tensor) -> FrameStates:
+        """Return the last layer's keys and values of the final features, which a shallow query reads."""
+        layer = self.layers[-1]
+        normed = layer.norm1(features_UND)
+        normed = normed.to(working_dtype(normed))
+        key, value = (self._split(project(normed)) for project in (layer.attention.k_proj, layer.attention.v_proj))
+        return FrameStates([key], [value], None)
 
     def _layer(self, layer: nn.Module, x_UND: torch.Tensor, only_keys: bool):
         """Pass the patches through one layer; return its output (None with `only_keys`), keys and values."""
@@ -171,14 +177,16 @@ class Encoder(nn.Module):
     def read_shallow(
         self, query_PD: torch.Tensor, states: FrameStates, visits: Visits, weights: bool = False
     ) -> tuple[torch.Tensor, Attention | None]:
-        """Phase 2, shallow: one dot-product attention with one head; the final features are keys and values.
+        """Phase 2, shallow: one attention with the encoder's heads, then the final norm.
 
-        No weight of DINOv2 takes part. Arguments and result as in `read`.
+        The query is not projected; there is no output projection, no MLP and no residual. `states` are those of
+        `last_keys`; the other arguments and the result are as in `read`.
         """
-        features = states.features[:, None]
-        query = visits.spread(query_PD, len(features))[:, None].to(features.dtype)
-        seen = visits.gather(attend(query, features, features)[:, 0])
-        return seen, Attention.of([self._look(query, features, visits)]) if weights else None
+        (key,), (value,) = states.keys, states.values
+        query = self._split(visits.spread(query_PD, len(key))).to(key.dtype)
+        seen = visits.gather(attend(query, key, value).transpose(1, 2).flatten(2))
+        looked = Attention.of([self._look(query, key, visits)]) if weights else None
+        return self.dino.layernorm(seen), looked
 
     @torch.no_grad()
     def _look(self, query, key, visits: Visits) -> torch.Tensor:
@@ -219,4 +227,14 @@ class Encoder(nn.Module):
         patches = F.linear(pixels.to(working_dtype(weight)), (weight / (255 * std)).flatten(1), bias)
 
         x_UND = torch.cat([embeddings.cls_token.expand(len(frames), -1, -1), patches], dim=1)
-        return x_UND + embeddings.interpolate_pos_encoding(x_UND, side * patch, side * patch)
+        return x_UND + self._positions(embeddings.position_embeddings)
+
+    def _positions(self, stored: torch.Tensor) -> torch.Tensor:
+        """Return the position embeddings (1, N, D), resized in float32 as DINOv2 does if they are for another grid."""
+        cls, grid = stored.tensor_split([1], dim=1)
+        if grid.shape[1] == self.side**2:
+            return stored
+        side = isqrt(grid.shape[1])
+        image = grid.unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
+        resized = F.interpolate(image, size=(self.side, self.side), mode="bicubic", align_corners=False)
+        return torch.cat([cls, resized.flatten(2).transpose(1, 2).to(stored.dtype)], dim=1)

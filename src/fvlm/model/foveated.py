@@ -29,6 +29,7 @@ class Output:
 
     loss_sum_B     cross-entropy of the mode, nats summed over each sample's scored text tokens
     count_B        (B,) int64 in host memory, scored text tokens of each sample
+    nats_X         cross-entropy of each scored text token, sample after sample; targets_X: ids of these tokens
     objective_B    the sum that training minimises: loss_sum_B, plus lambda_coarse x coarse_sum_B in mode coarse_fine
     coarse_sum_B   the same as loss_sum_B after the coarse pass; None if it was not computed
     fine           attention of the fine (or autoregressive) queries; None without attention or fine pass
@@ -37,6 +38,8 @@ class Output:
 
     loss_sum_B: torch.Tensor
     count_B: torch.Tensor
+    nats_X: torch.Tensor
+    targets_X: torch.Tensor
     objective_B: torch.Tensor
     coarse_sum_B: torch.Tensor | None = None
     fine: Attention | None = None
@@ -89,14 +92,16 @@ class VideoLanguageModel(nn.Module):
         plan = self.plan(batch)
         text_SE = self.llm.embed(batch.token_ids)
         visual_PE, coarse_PE, fine, coarse = self.visual_tokens(batch, text_SE, plan, mode, with_attention)
-        loss_B = self._score(visual_PE, text_SE, batch, plan)
-        output = Output(loss_B, plan.count_B, loss_B, None, fine, coarse)
+        nats_X, targets_X = self._score(visual_PE, text_SE, batch, plan)
+        loss_B = sum_per_sample(nats_X, plan.on_device(plan.count_B))
+        output = Output(loss_B, plan.count_B, nats_X, targets_X, loss_B, None, fine, coarse)
         weight = self.config.lambda_coarse
         if mode == "coarse_only":
             output.coarse_sum_B = loss_B
         elif mode == "coarse_fine" and (weight > 0 or with_coarse_loss):
             with nullcontext() if weight > 0 else torch.no_grad():  # a metric needs no graph
-                output.coarse_sum_B = self._score(coarse_PE, text_SE, batch, plan)
+                coarse_X, _ = self._score(coarse_PE, text_SE, batch, plan)
+                output.coarse_sum_B = sum_per_sample(coarse_X, plan.on_device(plan.count_B))
             if weight > 0:
                 output.objective_B = loss_B + weight * output.coarse_sum_B
         return output
@@ -154,7 +159,8 @@ class VideoLanguageModel(nn.Module):
         trained = any(parameter.requires_grad for parameter in self.dino.parameters())
         keeps = self.config.variant.keeps
         with nullcontext() if trained else torch.no_grad():
-            return self.dino.encode(frames, keys=keeps == "keys", features=keeps == "features")
+            states = self.dino.encode(frames, keys=keeps == "keys", features=keeps != "keys")
+            return self.dino.last_keys(states.features) if keeps == "last" else states
 
     def read(
         self, query_PQ: torch.Tensor, states: FrameStates, visits: Visits, with_attention: bool
@@ -239,14 +245,16 @@ class VideoLanguageModel(nn.Module):
         query = self._initial_where(question_R1[:, 0] == 0, self.connector.llm_to_query(last))
         return query, question_R1, (torch.arange(longest, device=plan.device) < question_R1)[:, None, None]
 
-    def _score(self, visual_PE: torch.Tensor, text_SE: torch.Tensor, batch: Batch, plan: Plan) -> torch.Tensor:
-        """Return the summed cross-entropy (B,) of each sample's scored tokens."""
+    def _score(
+        self, visual_PE: torch.Tensor, text_SE: torch.Tensor, batch: Batch, plan: Plan
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the cross-entropy (X,) of each scored token, and the tokens (X,), sample after sample."""
         hidden = self.hidden(visual_PE, text_SE, plan)
         cells = plan.rows.cells[len(visual_PE) :]
         scored = plan.on_device(plan.scored)
         # a sample's tokens are neighbours, so the token before is in the cell before
-        values = scored_cross_entropy(self.llm, hidden[cells[scored] - 1], batch.token_ids[scored])
-        return sum_per_sample(values, plan.on_device(plan.count_B))
+        targets = batch.token_ids[scored]
+        return scored_cross_entropy(self.llm, hidden[cells[scored] - 1], targets), targets
 
     def hidden(self, visual_PE: torch.Tensor, text_SE: torch.Tensor, plan: Plan) -> torch.Tensor:
         """Return the hidden states of visual and text tokens in the cells of `plan.rows`."""

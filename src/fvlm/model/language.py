@@ -1,4 +1,4 @@
-"""The language model: a walk through the layers of a `LlamaModel` over packed rows or with a cache.
+"""The language model: a walk through the layers of Llama over packed rows or with a cache.
 
 Letters: R rows, W width of a row in tokens, E language width, H heads.
 """
@@ -6,10 +6,10 @@ Letters: R rows, W width of a row in tokens, E language width, H heads.
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import LlamaModel
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from fvlm.config import schema
 from fvlm.model.attention import attend, recomputed, working_dtype
+from fvlm.model.backbones import Llama, RmsNorm
 from fvlm.model.packing import Rows
 
 
@@ -35,11 +35,10 @@ class Cache:
 class Language(nn.Module):
     """Embeddings, layers and tied logits of a Llama model."""
 
-    def __init__(self, llama: LlamaModel):
+    def __init__(self, llama: Llama):
         super().__init__()
         self.llama = llama
         self.recompute = False  # activation checkpointing of the layers, without a cache
-        llama.embed_tokens.padding_idx = None  # else a checkpoint's padding token, such as <|im_end|>, would not train
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         return self.llama.embed_tokens(token_ids)
@@ -74,11 +73,26 @@ class Language(nn.Module):
         """Pass tokens x (R, W, E) at `positions` (R or 1, W) through all layers; mask and causal as in `attend`."""
         llama = self.llama
         x = x.to(llama.norm.weight.dtype)  # the residual stream stays exact under autocast
-        cos, sin = llama.rotary_emb(x, positions)
+        cos, sin = _rotation(positions, llama.size, x.dtype)
         for number, layer in enumerate(llama.layers):
             place = None if cache is None else (cache, number)
             x = recomputed(_layer, layer, x, cos, sin, mask, causal, place, recompute=self.recompute and cache is None)
         return _norm(llama.norm, x)
+
+
+def _rotation(positions: torch.Tensor, size: schema.LanguageSize, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Return cos and sin (R or 1, 1, W, E / H) of the rotary position embedding (Su et al. 2021), from float32."""
+    head = size.width // size.heads
+    exponent = torch.arange(0, head, 2, device=positions.device).float() / head
+    angle = positions[:, None, :, None].float() * (1 / size.rope_theta**exponent)
+    angle = torch.cat([angle, angle], dim=-1)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate each pair (i, i + half) of a head's numbers by its angle; x (R, H, W, E / H)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos.to(x.dtype) + torch.cat([-second, first], dim=-1) * sin.to(x.dtype)
 
 
 def _layer(layer: nn.Module, x, cos, sin, mask, causal: bool, place: tuple[Cache, int] | None) -> torch.Tensor:
@@ -86,10 +100,10 @@ def _layer(layer: nn.Module, x, cos, sin, mask, causal: bool, place: tuple[Cache
     attention = layer.self_attn
     normed = _norm(layer.input_layernorm, x)
     query, key, value = (
-        projection(normed).unflatten(2, (-1, attention.head_dim)).transpose(1, 2)
+        projection(normed).unflatten(2, (-1, cos.shape[-1])).transpose(1, 2)
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
-    query, key = apply_rotary_pos_emb(query, key, cos.to(query.dtype), sin.to(query.dtype))
+    query, key = _rotated(query, cos, sin), _rotated(key, cos, sin)
     if place is not None:
         cache, number = place
         key, value = cache.extend(number, key, value)
@@ -98,6 +112,6 @@ def _layer(layer: nn.Module, x, cos, sin, mask, causal: bool, place: tuple[Cache
     return x + layer.mlp(_norm(layer.post_attention_layernorm, x))
 
 
-def _norm(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _norm(norm: RmsNorm, x: torch.Tensor) -> torch.Tensor:
     """RMS norm, in the dtype of the matrix products that read it."""
-    return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon).to(working_dtype(x))
+    return F.rms_norm(x, norm.weight.shape, norm.weight, norm.eps).to(working_dtype(x))

@@ -9,7 +9,7 @@ CHUNK = 2**26  # logits computed at a time; bounds the temporaries of a large vo
 
 def scored_cross_entropy(language: nn.Module, hidden_XE: torch.Tensor, targets_X: torch.Tensor) -> torch.Tensor:
     """Return the nats (X,) of each target, float32 or finer, from the hidden state before it."""
-    size = max(1, CHUNK // language.llama.config.vocab_size)
+    size = max(1, CHUNK // language.llama.size.vocabulary)
     pieces = []
     for hidden, targets in zip(hidden_XE.split(size), targets_X.split(size), strict=True):
         logits = language.logits(hidden)

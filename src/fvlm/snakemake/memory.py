@@ -14,15 +14,11 @@ import snakemake.api  # also imports snakemake.workflow, which cannot be importe
 from snakemake.exceptions import WorkflowError
 from snakemake.persistence import RECORD_FORMAT_VERSION, MetadataRecord
 
-from fvlm.config.changes import FINISHED, digest_of_run, keep_earlier
+from fvlm.config.trained import FINISHED, OF_A_RUN, keep_earlier, problem_of_files, summary_in
 from fvlm.files import write_beside
 
 MADE_FROM = "made_from.jsonl"  # in a results folder: {"file": ..., "params": [...]}; later lines win
 STUDY = "study.json"  # in a results folder: the complete study, which its jobs read
-OF_A_RUN = (  # the outputs of a training in its folder
-    *(FINISHED, "metrics.csv", "validation.csv"),
-    *("model/best.safetensors", "model/final.safetensors", "model/run.json"),
-)
 HERE = "'{results}/"  # stands for the results folder in stored parameters, so that it may be renamed
 
 
@@ -88,9 +84,12 @@ class ResultsMemory:
         return path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else None
 
     def _digest(self, run: str) -> str | None:
-        """The digest of a finished run's configuration."""
+        """The digest of a finished run's configuration, or what is wrong with its files, which no digest equals."""
         if run not in self._digests:
-            self._digests[run] = digest_of_run(self.folder / "runs" / run)
+            folder = self.folder / "runs" / run
+            summary = summary_in(folder)
+            problem = problem_of_files(folder, summary) if summary else ""
+            self._digests[run] = problem or summary.get("digest")
         return self._digests[run]
 
     def forget(self) -> None:

@@ -18,10 +18,12 @@ from fvlm.analysis.finished import check_results
 from fvlm.config.resolve import DEFAULT_STUDY, load_study
 from fvlm.config.schema import Source, Study
 from fvlm.config.study_file import OWN, complete, typed
-from fvlm.costs.limits import check_data, check_memory, check_tokenizer
+from fvlm.config.trained import is_adopted
+from fvlm.costs.limits import check_data, check_memory, check_parents, check_tokenizer
 from fvlm.costs.speed import calibration_path, read_calibration
 from fvlm.data import sources
 from fvlm.errors import UserError
+from fvlm.records import weights_in
 from fvlm.snakemake.memory import STUDY, ResultsMemory, remember
 from fvlm.snakemake.process import is_alone, is_target, requests_report
 from fvlm.snakemake.resources import Resources
@@ -59,6 +61,7 @@ def open_study(config: dict, files: list, changes: dict, default_resources=None,
         if not study.results_from and not is_target("preflight"):  # preflight reports all mistakes at once
             check_data(study)
             check_memory(study)
+            check_parents(study)
             check_tokenizer(study)
         resources = Resources(study.runs, default_resources.args if default_resources else [])
     except UserError as error:
@@ -209,6 +212,8 @@ class StudyOfRules:
 
     def index_tars(self, wildcards) -> list[str]:
         source = self.sources[wildcards.source]
+        if source.reader == "shards" and source.samples is not None and not sources.has_tars(source):
+            return []  # announced by `samples:`; a plan needs no data
         return self._present(sources.tars_of(source, self.settings), source)
 
     def ledgers(self, wildcards) -> list[str]:
@@ -232,13 +237,18 @@ class StudyOfRules:
     # --- runs ---
 
     def training_inputs(self, wildcards) -> dict:
+        """The inputs of a training; an adopted run has none, since its data are elsewhere."""
         run = self.runs[wildcards.run]
+        if is_adopted(Path(self.folder, "runs", run.name), run.digest):
+            return {}
         indices = [self._index(name) for name in run.data.sources]
         inputs = {
             "indices": list(dict.fromkeys(indices + self._held_out_indices(run))),
             "tokenizer": f"{self.folder}/tokenizer/tokenizer.json",
         }
-        if run.parent:
+        if run.parent_path:
+            inputs["parent"] = str(weights_in(run.parent_path))
+        elif run.parent:
             inputs["parent"] = f"{self.folder}/runs/{run.parent}/model/best.safetensors"
         return inputs
 

@@ -20,7 +20,8 @@ from fvlm.device import autocast, device_of, gpu_of, memory_gb
 from fvlm.errors import UserError
 from fvlm.evaluate.losses import score
 from fvlm.model.build import build_model
-from fvlm.records import write_csv
+from fvlm.model.elsewhere import check_weights, read_weights, renamed
+from fvlm.records import weights_in, write_csv
 from fvlm.study.check import NotChecked
 from fvlm.study.check_machine import checkpoint_bytes
 from fvlm.study.trial import Trial, batch_of, expected, flops_of, step_of, worst
@@ -51,6 +52,15 @@ def built_really(run: Run) -> str:
 
 def smallest(study: Study) -> Run:
     return min(study.runs.values(), key=lambda run: parameters(run.model)["total"])
+
+
+def parents(study: Study) -> str:
+    """Read the weights from elsewhere that runs start from, and compare them with the runs' models."""
+    runs = [run for run in study.runs.values() if run.parent_path]
+    for run in runs:
+        path = weights_in(run.parent_path)
+        check_weights(renamed(read_weights(path)[0]), run.model, f"run {run.name!r}: parent {path}")
+    return f"{', '.join(run.name for run in runs)}: the weights fit"
 
 
 def checkpoint(run: Run, folder: Path) -> str:

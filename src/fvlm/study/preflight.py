@@ -78,6 +78,8 @@ def planned(study: Study, scratch: Path) -> dict:
         "models": partial(models.built_on_paper, study),
         "weights": partial(models.built_really, models.smallest(study)),
     }
+    if any(run.parent_path for run in study.runs.values()):
+        checks["parents"] = partial(models.parents, study)
     for name in study.used_sources:
         checks[f"source {name}"] = partial(data.readable, study.sources[name], study, scratch)
     return checks | {

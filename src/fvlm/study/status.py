@@ -20,6 +20,7 @@ from statistics import median
 from fvlm.config.changes import changed_fields
 from fvlm.config.resolve import add_study_arguments, study_of
 from fvlm.config.schema import Run, Study
+from fvlm.config.trained import ADOPTED, FINISHED, problem_of_run
 from fvlm.costs.amounts import Amounts, amounts_of
 from fvlm.costs.speed import hours_of, read_calibration, speed_of
 from fvlm.errors import UserError
@@ -79,7 +80,7 @@ def status_of(study: Study, stalled_after: float | None = None) -> list[Status]:
         statuses[name] = status
     for name, status in statuses.items():
         parent = study.runs[name].parent
-        if status.state == "not started" and parent is not None and statuses[parent].state != "finished":
+        if status.state == "not started" and parent in statuses and statuses[parent].state != "finished":
             status.state, status.note = "waiting", f"for {parent}"
     return list(statuses.values())
 
@@ -93,15 +94,17 @@ def _amounts(run: Run, study: Study) -> Amounts | None:
 
 def _status_of_run(run: Run, study: Study, amounts: Amounts | None, stalled_after: float | None) -> Status:
     folder = Path(study.results) / "runs" / run.name
-    summary, lock_text = _read_summary(folder / "run_summary.json"), _read(folder / "state/lock")
-    if summary is not None and summary.get("digest") == run.digest:
+    summary, lock_text = _read_summary(folder / FINISHED), _read(folder / "state/lock")
+    up_to_date = summary is not None and summary.get("digest") == run.digest
+    problem = problem_of_run(run, study, folder, summary) if up_to_date else ""
+    if up_to_date and not problem:
         return _finished(run, study, summary, amounts)
     match = re.search(r"configuration (\w+)", lock_text or "")
     begun_digest = match[1] if match else None
     begun_with_this = begun_digest == run.digest
     steps = amounts and amounts.steps
-    if summary is not None and not begun_with_this and not is_held(folder / "state/lock"):
-        note = _out_of_date("finished", run, folder, summary.get("digest"))
+    if summary is not None and (problem or not begun_with_this) and not is_held(folder / "state/lock"):
+        note = problem or _out_of_date("finished", run, folder, summary.get("digest"))
         return Status(run.name, "not started", note, steps=steps)
     if lock_text is None:
         return Status(run.name, "not started", steps=steps)
@@ -145,8 +148,9 @@ def _finished(run: Run, study: Study, summary: dict, amounts: Amounts | None) ->
     wall_s, loss = summary.get("wall_s"), (summary.get("final") or {}).get("train_loss")
     spent = None if wall_s is None else wall_s / 3600
     steps = summary.get("steps") or (amounts.steps if amounts else 0)
+    note = f"adopted from {summary[ADOPTED].get('from')}" if isinstance(summary.get(ADOPTED), dict) else ""
     return Status(
-        run.name, "finished", step=steps, steps=steps, loss=loss, samples_per_s=summary.get("samples_per_s"),
+        run.name, "finished", note, step=steps, steps=steps, loss=loss, samples_per_s=summary.get("samples_per_s"),
         left_s=0.0, hours=spent, cost=None if spent is None else _cost(run, study, spent),
     )  # fmt: skip
 

@@ -14,7 +14,6 @@ from fvlm.costs.flops import training_flops
 from fvlm.data.batches.dealing import micro_batches
 from fvlm.data.batches.loader import pack
 from fvlm.data.batches.order import interleave
-from fvlm.data.decode.media import MAX_FRAMES
 from fvlm.device import autocast
 from fvlm.model.build import build_model
 from fvlm.model.foveated import VideoLanguageModel
@@ -41,7 +40,7 @@ def expected(run: Run, study: Study, count: int, seed: int = 0) -> list[Lengths]
         shown, frames, tokens = mean_lengths(parts[turn], run, study)
         scatter = random.uniform(0.5, 1.5, 2)
         moving = parts[turn].kind == "video"
-        frames = int(np.clip(round(frames * scatter[0]), 1, MAX_FRAMES)) if moving else round(frames)
+        frames = int(np.clip(round(frames * scatter[0]), 1, run.data.max_frames)) if moving else round(frames)
         shown = frames if moving else round(shown) * (frames > 0)
         tokens = int(np.clip(round(tokens * scatter[1]), 8, run.data.max_text_tokens))
         samples.append(Lengths(shown, frames, tokens, parts[turn].sources[0].name))
@@ -58,8 +57,9 @@ def worst(run: Run, study: Study) -> list[Lengths]:
     halves = 2 if run.data.loss == "preference" else 1
     of_rank = halves * -(-run.optim.batch_size // operation.total_ranks)
     count = max(halves, min(of_rank, operation.micro_tokens // text))
-    videos = max(halves, min(count, operation.micro_frames // MAX_FRAMES))
-    return [Lengths(MAX_FRAMES, MAX_FRAMES, text, source)] * videos + [Lengths(0, 0, text, source)] * (count - videos)
+    longest = max(run.data.max_frames, run.data.static_frames)
+    videos = max(halves, min(count, operation.micro_frames // longest))
+    return [Lengths(longest, longest, text, source)] * videos + [Lengths(0, 0, text, source)] * (count - videos)
 
 
 def batch_of(samples: list[Lengths], run: Run, seed: int = 0) -> Batch:

@@ -1,7 +1,8 @@
 """How a model lies on the ranks: whole on each of them, or with its weights split over all of them (FSDP2).
 
 Between the passes, a rank holds its part of each split tensor as a DTensor. Files always hold whole tensors, so a run
-can resume with another number of ranks, split or not.
+can resume with another number of ranks, split or not. FSDP and DTensor take half a CPU second to import, so they are
+imported where a model is split.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,9 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from fvlm.batch import Batch
 from fvlm.data.batches.loader import IMAGE
@@ -68,6 +66,9 @@ class FullySharded(DataParallel):
         A pass gathers one projection of an attention or one MLP at a time, and all other weights at its beginning. The
         model calls these modules themselves, never a layer.
         """
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import FSDPModule, fully_shard
+
         model, mesh = self.model, init_device_mesh(device.type, (dist.get_world_size(),))
         layers = [*model.llm.llama.layers]
         if model.config.variant.sees:
@@ -120,7 +121,8 @@ def use_all_weights(model: VideoLanguageModel) -> None:
         if not isinstance(arguments[0], _WithBlank):
             return output
         coarse = None if output.coarse_sum_B is None else output.coarse_sum_B[:-1]
-        return Output(output.loss_sum_B[:-1], output.count_B[:-1], output.objective_B[:-1], coarse)
+        scored = output.nats_X, output.targets_X  # none of the blank sample
+        return Output(output.loss_sum_B[:-1], output.count_B[:-1], *scored, output.objective_B[:-1], coarse)
 
     model.register_forward_pre_hook(add_blank)
     model.register_forward_hook(drop_blank)
@@ -142,14 +144,19 @@ def _with_blank(batch: Batch) -> _WithBlank:
     )
 
 
+def is_split(tensor: object) -> bool:
+    """Return whether a tensor is a DTensor."""
+    return hasattr(tensor, "device_mesh")
+
+
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
     """Return this rank's part of a split tensor, in the same memory; a whole tensor is returned as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_split(tensor) else tensor
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """Return a split tensor as a whole one; all ranks must call this."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_split(tensor) else tensor
 
 
 def full_state(content: object) -> object:
@@ -157,7 +164,7 @@ def full_state(content: object) -> object:
 
     All else stays as it is. All ranks must call this.
     """
-    if isinstance(content, DTensor):
+    if is_split(content):
         return full_tensor(content).cpu()
     if isinstance(content, Mapping):
         return {key: full_state(value) for key, value in content.items()}
@@ -168,8 +175,10 @@ def full_state(content: object) -> object:
 
 def split_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Return a whole tensor, which every rank has, split as `like` is; as it is if `like` is not split."""
-    if not isinstance(like, DTensor):
+    if not is_split(like):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 

@@ -13,7 +13,9 @@ from fvlm.device import autocast, device_of, peak_flops, precision_on
 from fvlm.errors import UserError
 from fvlm.files import digest_of, sweep
 from fvlm.model.build import build_model, load_weights
+from fvlm.model.elsewhere import load_elsewhere
 from fvlm.model.foveated import VideoLanguageModel
+from fvlm.records import weights_in
 from fvlm.train.fsdp import DataParallel, FullySharded
 from fvlm.train.order import planned_order, sample_flops
 from fvlm.train.progress import TimeSpent
@@ -73,7 +75,11 @@ def prepare(run: Run, study: Study, folder: Path, ranks: Ranks) -> Setup:
         order, flops = planned_order(run, corpus)
         model = build_model(run.model, run.train.seed)
         if run.parent is not None:
-            load_weights(model, _parent_weights(run, folder))
+            weights = _parent_weights(run, folder)
+            if run.parent_path:
+                load_elsewhere(model, run.model, weights)
+            else:
+                load_weights(model, weights)
         share = {"rank": ranks.rank, "ranks": ranks.count}
         steps = Steps(corpus, order, run, study, run.data.loss, run.optim.batch_size, **share)
         validation = validation_steps(run, study, **share)
@@ -128,7 +134,9 @@ def without_validation(run: Run, study: Study, validation: Steps | None) -> str:
 
 
 def _parent_weights(run: Run, folder: Path) -> Path:
-    """Return the weights that a run starts from; raises UserError if its parent is not trained."""
+    """Return the weights that a run starts from; raises UserError if they are not there."""
+    if run.parent_path:
+        return weights_in(run.parent_path)
     path = folder.parent / run.parent / "model" / "best.safetensors"
     if not path.is_file():
         raise UserError(f"run {run.name!r} starts from {path}, which is not there; train {run.parent!r} first")

@@ -4,13 +4,11 @@ import errno
 import fcntl
 import os
 import pickle
-import pickletools
 import re
 import shutil
 import socket
 import sys
 import time
-import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from fvlm.errors import BROKEN, UserError, first_line
-from fvlm.files import check_archive, write_beside
+from fvlm.files import check_archive, check_pickle, write_beside
 from fvlm.records import unwritten
 from fvlm.train.ranks import Ranks
 
@@ -124,7 +122,7 @@ def read_checkpoint(path: Path) -> dict:
     """
     try:
         check_archive(path)
-        _check_kinds(path)
+        check_pickle(path, KINDS)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
@@ -135,16 +133,6 @@ def read_checkpoint(path: Path) -> dict:
     if not isinstance(content, dict) or not {"identity", "step"} <= content.keys():
         raise ValueError("it holds no identity and step")
     return content
-
-
-def _check_kinds(path: Path) -> None:
-    """Raise ValueError for objects that torch would build without running code, such as `bytearray(10**12)`."""
-    with zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        content = b"".join(map(archive.read, names))
-    for operation, argument, _ in pickletools.genops(content):
-        if operation.name in ("GLOBAL", "STACK_GLOBAL", "INST") and not KINDS.fullmatch(str(argument)):
-            raise ValueError(f"it holds {argument or 'an object'}, which no checkpoint does")
 
 
 def _stored(state: Path) -> list[Path]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 import fvlm
+from fvlm.config.schema import Run
 from fvlm.costs.flops import parameters
 from fvlm.data.batches.loader import Steps
 from fvlm.device import hardware, precision_on
@@ -19,11 +20,9 @@ from fvlm.model.packing import first_fit
 STEPS_OF_FILL = 1000  # at most, evenly spaced
 
 
-def summary_of(trainer) -> dict:
-    """Return every field of the summary; `trainer` is a `Trainer` (fvlm.train.loop) that has finished its run."""
-    run, model, spent, setup = trainer.run, trainer.run.model, trainer.spent, trainer.setup
-    order = setup.steps.order
-    speed = float(trainer.work[-1]) / spent.steps
+def description(run: Run) -> dict:
+    """Return the fields of the summary that the run's configuration gives."""
+    model = run.model
     return {
         "run": run.name, "family": run.family, "digest": run.digest, "seed": run.train.seed, "parent": run.parent,
         "question": run.question, "architecture": model.architecture, "deep_query": model.deep_query,
@@ -32,6 +31,15 @@ def summary_of(trainer) -> dict:
         "encoder": model.encoder.name, "language": model.language.name,
         **{key: run.labels.get(key, "") for key in ("size", "budget", "letter")}, "frozen": list(run.optim.freeze),
         **{f"params_{key}": value for key, value in parameters(model).items()},
+    }  # fmt: skip
+
+
+def summary_of(trainer) -> dict:
+    """Return every field of the summary; `trainer` is a `Trainer` (fvlm.train.loop) that has finished its run."""
+    run, spent, setup = trainer.run, trainer.spent, trainer.setup
+    order = setup.steps.order
+    speed = float(trainer.work[-1]) / spent.steps
+    return description(run) | {
         "samples": len(order), "samples_planned": run.train.samples, "steps": trainer.step,
         "flops": float(setup.flops.sum()), "flops_budget": run.train.flops,
         "text_tokens": int(order.text_tokens.sum()), "frames": int(order.positions.sum()),

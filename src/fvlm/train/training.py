@@ -10,8 +10,19 @@ from pathlib import Path
 
 import torch
 
-from fvlm.config.changes import STARTED, configuration_of, keep_earlier, report_changes
+from fvlm.config.changes import STARTED, configuration_of, report_changes
 from fvlm.config.schema import Run, Study
+from fvlm.config.trained import (
+    CONFIGURATION,
+    FILES,
+    FINISHED,
+    LAST_WEIGHTS,
+    METRICS,
+    VALIDATION,
+    WEIGHTS,
+    digests_of_files,
+    keep_earlier,
+)
 from fvlm.costs.limits import check_run_memory
 from fvlm.data.batches.loader import counted_split
 from fvlm.device import device_of, gpu_of
@@ -63,17 +74,17 @@ def train(run: Run, study: Study, folder: Path, ranks: Ranks | None = None, stop
     setup.ranks.at_first(lambda: write_json(folder / STARTED, configuration_of(run)))
     trainer.train()
     with trainer.averaged():
-        trainer.write_weights(folder / "model/final.safetensors")
+        trainer.write_weights(folder / LAST_WEIGHTS)
     trainer.ranks.at_first(lambda: _write_results(trainer, folder))
 
 
 def _write_results(trainer: Trainer, folder: Path) -> None:
     """Write the tables, the best weights and last the summary: if it exists, all other files do."""
-    write_csv(folder / "metrics.csv", trainer.metrics.records())
-    write_csv(folder / "validation.csv", trainer.validations.records())
+    write_csv(folder / METRICS, trainer.metrics.records())
+    write_csv(folder / VALIDATION, trainer.validations.records())
     best = trainer.path_of_best(trainer.best)
-    write_weights(folder / "model/best.safetensors", lambda part: shutil.copyfile(best, part))
+    write_weights(folder / WEIGHTS, lambda part: shutil.copyfile(best, part))
     study = trainer.setup.study
     beside = {SOURCES: study.shown_to(trainer.run), SPLIT: counted_split(study, trainer.setup.steps.corpus)}
-    write_json(folder / "model/run.json", trainer.run.model_dump(mode="json") | beside)
-    write_json(folder / "run_summary.json", summary_of(trainer))
+    write_json(folder / CONFIGURATION, trainer.run.model_dump(mode="json") | beside)
+    write_json(folder / FINISHED, summary_of(trainer) | {FILES: digests_of_files(folder)})

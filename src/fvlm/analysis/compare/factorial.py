@@ -10,7 +10,8 @@ from scipy.special import stdtrit
 
 from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.compare.bootstrap import LEVEL, OVER_SEEDS, OVERALL, Estimate, pooled
-from fvlm.analysis.compare.runs import ComparedRuns
+from fvlm.analysis.compare.noise import Noise, SeedsOfCurves, rounded
+from fvlm.analysis.compare.runs import EVALUATION, VALIDATION, ComparedRuns
 from fvlm.analysis.fits.curves import ends
 from fvlm.analysis.inputs import add_files, assignments, finish, read_curves
 from fvlm.config.comparisons import Cells, Comparisons
@@ -26,7 +27,7 @@ METHOD = (
     "main effects are differences of means over the other factor, the interaction is the difference of the two depth "
     "effects; negative: the first level has the lower loss; "
 )
-ALONE = "one seed in at least one cell: no interval, so no effect can be separated from the noise between seeds"
+ALONE = "one seed in at least one cell: no interval over seeds, so an effect is likely at most"
 
 
 def contrast(cells: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
@@ -61,39 +62,49 @@ def welch(cells: list[np.ndarray], weights: tuple[float, ...]) -> Estimate:
 
 
 def factorial(
-    runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame, comparisons: Comparisons
+    runs: pd.DataFrame,
+    evaluation: pd.DataFrame,
+    bootstrap: pd.DataFrame,
+    comparisons: Comparisons,
+    validation_curves: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Return three effects at the best and the final validation and in the evaluation; no row if a cell has no run.
 
     With two or more seeds common to the cells the interval is a t interval over seeds. With one, only the
-    evaluation has an interval, and it covers the noise of the evaluation videos, not that of the seed.
+    evaluation has an interval, and it covers the noise of the evaluation videos, not that of the seed; the columns of
+    the noise give the latter as other runs or the curves show it.
     """
-    study = ComparedRuns(runs, evaluation, bootstrap)
+    study = ComparedRuns(runs, evaluation, bootstrap, validation_curves)
     named = comparisons.factorial.runs if comparisons.factorial else {}
     matched = study.matched(list(named.values())) if named else []
     if not matched:
         return pd.DataFrame(columns=COLUMNS["factorial"])
-    rows = []
+    rows, bases = [], list(named.values())
     for measure in ("best", "final"):
         cells = np.array([study.runs.loc[names, f"{measure}.val_loss"] for names in matched], float).T  # (4, seeds)
-        rows += [_row(measure, name, effect, cells) for name, effect in effects(cells).items()]
+        for name, effect in effects(cells).items():
+            noise = study.noise(bases, partial(contrast, weights=EFFECTS[name]), f"{measure} {VALIDATION}")
+            rows.append(_row(measure, name, effect, noise, cells))
     cells = np.array([[study.loss(run) for run in names] for names in matched]).T
-    terms = [(base, OVERALL) for base in named.values()]
     for name, weights in EFFECTS.items():
-        rows.append(_row("evaluation", name, study.estimate(terms, partial(contrast, weights=weights)), cells))
+        combine = partial(contrast, weights=weights)
+        effect = study.estimate([(base, OVERALL) for base in bases], combine)
+        rows.append(_row("evaluation", name, effect, study.noise(bases, combine, EVALUATION), cells))
     return pd.DataFrame(rows, columns=COLUMNS["factorial"]).dropna(subset="estimate").reset_index(drop=True)
 
 
-def _row(measure: str, name: str, effect: Estimate, cells: np.ndarray) -> dict:
+def _row(measure: str, name: str, effect: Estimate, noise: Noise, cells: np.ndarray) -> dict:
     place = {"measure": measure, "effect": name, **dict(zip(CELLS, cells.mean(axis=1), strict=True))}
-    return place | effect.columns("estimate")
+    return place | effect.columns("estimate") | noise.columns(LEVEL)
 
 
-def of_curves(last: pd.DataFrame, named: dict[str, str]) -> dict:
+def of_curves(curves: pd.DataFrame, named: dict[str, str]) -> dict:
     """Return the effects at the best and the final evaluation of curves, as the command writes them.
 
-    last   as `curves.ends` gives it; named: cell -> run, in the order of CELLS
+    curves  as `read_curves` gives them; named: cell -> run, in the order of CELLS
     """
+    last = ends(curves)
+    seeds = SeedsOfCurves(last, curves)
     last = last[last["run"].isin(named.values())]
     members = [last[last["run"] == run].set_index("seed") for run in named.values()]
     common = sorted(set.intersection(*(set(own.index) for own in members)))
@@ -104,7 +115,12 @@ def of_curves(last: pd.DataFrame, named: dict[str, str]) -> dict:
         cells = [own[measure].to_numpy(float) for own in members]
         if paired:
             cells = np.array([own.loc[common, measure].to_numpy(float) for own in members])
-        rows = [{"effect": name} | effect.columns("estimate") for name, effect in effects(cells).items()]
+        rows = []
+        for name, effect in effects(cells).items():
+            alone = effect.interval != OVER_SEEDS
+            noise = seeds.noise(list(named.values()), EFFECTS[name], measure) if alone else Noise()
+            about = _about(effect, noise) if alone else ""
+            rows.append({"effect": name} | effect.columns("estimate") | noise.columns(LEVEL) | {"about": about})
         evaluations[measure] = {"cells": dict(zip(CELLS, map(np.mean, cells), strict=True)), "effects": rows}
     interval = "Welch interval at 95 % over the seeds of each cell" if several else "no interval"
     if len(common) > 1:
@@ -118,6 +134,12 @@ def of_curves(last: pd.DataFrame, named: dict[str, str]) -> dict:
         "evaluations": evaluations,
         "warnings": [*([] if several else [ALONE]), *_unequal(last)],
     }
+
+
+def _about(effect: Estimate, noise: Noise) -> str:
+    """An effect without interval beside the noise between seeds, in words."""
+    words = noise.words(effect.value)
+    return f"{words}; likely from {rounded(noise.times(LEVEL))} times" if noise.known else words
 
 
 def _unequal(last: pd.DataFrame) -> list[str]:
@@ -139,7 +161,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     curves = read_curves(args.curves, args, "step")
-    content = of_curves(ends(curves), chosen_cells(args.cells, list(curves["run"].drop_duplicates()), args.curves))
+    content = of_curves(curves, chosen_cells(args.cells, list(curves["run"].drop_duplicates()), args.curves))
     finish(args.curves, args.out, content, summary)
 
 
@@ -163,6 +185,8 @@ def summary(content: dict) -> list[str]:
     for measure, part in content["evaluations"].items():
         lines.append(f"{measure}: " + ", ".join(f"{name} {loss:.4f}" for name, loss in part["cells"].items()))
         for row in part["effects"]:
-            ci = f" ({row['low']:+.4f} to {row['high']:+.4f}, {row['n_seeds']} seeds)" if row["low"] is not None else ""
+            ci = f" ({row['about']})"
+            if row["low"] is not None:
+                ci = f" ({row['low']:+.4f} to {row['high']:+.4f}, {row['n_seeds']} seeds)"
             lines.append(f"  {row['effect']}: {row['estimate']:+.4f}{ci}")
     return lines + [f"warning: {text}" for text in content["warnings"]]

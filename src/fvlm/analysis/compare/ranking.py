@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from fvlm.analysis.columns import COLUMNS
-from fvlm.analysis.compare.bootstrap import NO_INTERVAL, Cell, Estimate, pooled
+from fvlm.analysis.compare.bootstrap import LEVEL, NO_INTERVAL, Cell, Estimate, pooled
+from fvlm.analysis.compare.noise import Noise, SeedsOfCurves, is_clear, rounded
 from fvlm.analysis.compare.runs import ComparedRuns, difference, question_of
 from fvlm.analysis.files import check_out, write_table
 from fvlm.analysis.fits.curves import ends
@@ -44,15 +45,20 @@ def place_of(base: str, comparisons: Comparisons) -> Place:
 
 
 def ablations(
-    runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame, comparisons: Comparisons
+    runs: pd.DataFrame,
+    evaluation: pd.DataFrame,
+    bootstrap: pd.DataFrame,
+    comparisons: Comparisons,
+    validation_curves: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Return one row per ablation (seeds pooled), ranked within its group by the mean best validation loss."""
-    study = ComparedRuns(runs, evaluation, bootstrap)
+    study = ComparedRuns(runs, evaluation, bootstrap, validation_curves)
     places = {base: place_of(base, comparisons) for base in study.of_family("ablation")["base"].drop_duplicates()}
     groups = [place_of(base, comparisons).group for base in (comparisons.reference, *comparisons.named)]
     rows = [_row(study, base, place, comparisons) for base, place in places.items()]
     table = pd.DataFrame(rows, columns=COLUMNS["ablations"])
     table = table.assign(order=table["group"].map(groups.index))
+    table = table.assign(clear=table["clear"].eq(True))
     return table.sort_values(["order", "best_val_loss", "run"], ignore_index=True).drop(columns="order")
 
 
@@ -89,10 +95,11 @@ def differences(study: ComparedRuns, base: str, reference: str, kind: str) -> di
     evaluation, or of the best validation where there is none; over the seeds common to both."""
     evaluated = study.difference(base, reference, Cell(kind=kind))
     best, final = (study.validation_difference(base, reference, which) for which in ("best", "final"))
-    quoted, measure = study.quoted([base, reference], difference, Cell(kind=kind))
+    quoted, measure, noise = study.quoted([base, reference], difference, Cell(kind=kind))
     all_three = {"best": best, "final": final, "evaluation": evaluated}
     values = {f"{name}_difference": one.value for name, one in all_three.items()}
-    return {**values, **quoted.columns("difference"), "measure": measure}
+    judged = {**noise.columns(LEVEL), "clear": is_clear(quoted, noise)}
+    return {**values, **quoted.columns("difference"), **judged, "measure": measure}
 
 
 def paired(losses: dict[float, float], others: dict[float, float]) -> Estimate:
@@ -130,8 +137,10 @@ def tied(losses: dict[str, dict[float, float]]) -> dict[str, int | None]:
     return groups
 
 
-def ranked(last: pd.DataFrame, baseline: str, by: str) -> pd.DataFrame:
-    """Return one row per run (seeds averaged), ascending in its loss `by`; `last` as `curves.ends` gives it."""
+def ranked(curves: pd.DataFrame, baseline: str, by: str) -> pd.DataFrame:
+    """Return one row per run (seeds averaged), ascending in its loss `by`; `curves` as `read_curves` gives them."""
+    last = ends(curves)
+    seeds = SeedsOfCurves(last, curves)
     members: dict[str, list[dict]] = {}
     for row in last.to_dict("records"):  # a table per run would take minutes for ten thousand runs
         members.setdefault(row["run"], []).append(row)
@@ -142,7 +151,11 @@ def ranked(last: pd.DataFrame, baseline: str, by: str) -> pd.DataFrame:
         row = {"run": run, "group": groups[run], "n_seeds": len(own)}
         for measure in MEASURES:
             gap = Estimate(0.0) if run == baseline else paired(_by_seed(own, measure), _by_seed(base, measure))
+            alone = run != baseline and gap.interval == NO_INTERVAL
+            noise = seeds.noise([run, baseline], (1.0, -1.0), measure) if alone else Noise()
             row |= {f"{measure}_loss": mean(own, measure)} | gap.columns(f"{measure}_difference", f"{measure}_")
+            found = noise.columns(LEVEL)
+            row |= {"noise_from": found.pop("noise_from")} | {f"{measure}_{name}": cell for name, cell in found.items()}
         row |= {name: mean(own, name) for name in ("best_step", "final_step", "samples")}
         rows.append(row | {"n_seeds": len(own), "warning": "; ".join(warnings(own, base))})
     table = pd.DataFrame(rows)
@@ -194,11 +207,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    last = ends(read_curves(args.curves, args, "step"))
-    if args.baseline not in set(last["run"]):
-        runs = ", ".join(last["run"].drop_duplicates()[:30])
+    curves = read_curves(args.curves, args, "step")
+    if args.baseline not in set(curves["run"]):
+        runs = ", ".join(curves["run"].drop_duplicates()[:30])
         raise UserError(f"--baseline {args.baseline}: no such run in {args.curves}; found {runs}")
-    table = ranked(last, args.baseline, args.by)
+    table = ranked(curves, args.baseline, args.by)
     if args.out:
         check_out(args.out, args.curves)
         write_table(table, args.out)
@@ -219,6 +232,10 @@ def summary(table: pd.DataFrame, baseline: str, by: str) -> list[str]:
         lines.append(
             "95 % intervals over seeds; one group: no significant difference to its best; -: one seed, no claim"
         )
+    for source, own in table[table["noise_from"] != ""].groupby("noise_from"):
+        least = (own[f"{by}_likely_above"] / own[f"{by}_noise"]).dropna()
+        ends_of = " to ".join(dict.fromkeys(map(rounded, (least.min(), least.max()))))
+        lines.append(f"x: times the spread {source}, for runs without an interval; likely from {ends_of} x")
     for row in table[table["warning"] != ""].to_dict("records"):
         lines.append(f"warning: {row['run']}: {row['warning']}")
     return lines
@@ -226,5 +243,7 @@ def summary(table: pd.DataFrame, baseline: str, by: str) -> list[str]:
 
 def _difference(row: dict, name: str) -> str:
     low, high = row[f"{name}_low"], row[f"{name}_high"]
-    ci = f" ({low:+.3f} to {high:+.3f})" if np.isfinite(low) else ""
+    times = abs(row[f"{name}_difference"]) / row[f"{name}_noise"]
+    about = f" ({rounded(times)} x)" if np.isfinite(times) else ""
+    ci = f" ({low:+.3f} to {high:+.3f})" if np.isfinite(low) else about
     return f"{row[f'{name}_difference']:+.4f}{ci}"

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from fvlm.analysis.compare.bootstrap import LEVEL, OVERALL, Cell, Estimate, pooled
+from fvlm.analysis.compare.noise import Noise, noise_of, slopes
 from fvlm.analysis.finished import base_name
 from fvlm.config.architectures import ARCHITECTURES
 from fvlm.config.comparisons import Comparisons
@@ -45,19 +47,36 @@ def question_of(run: pd.Series, comparisons: Comparisons) -> str:
     return question if isinstance(question, str) else ""
 
 
+class Quoted(NamedTuple):
+    """The difference to quote, the loss that it is of, and the noise between seeds if it has one seed."""
+
+    estimate: Estimate
+    measure: str
+    noise: Noise
+
+
 class ComparedRuns:
-    """The runs by base name, with their evaluation.
+    """The runs by base name, with their evaluation; with their validation curves if the noise of one seed is needed.
 
     Two runs are compared over the same held-out samples or not at all: where theirs differ, a difference is NaN.
     """
 
-    def __init__(self, runs: pd.DataFrame, evaluation: pd.DataFrame, bootstrap: pd.DataFrame):
+    def __init__(
+        self,
+        runs: pd.DataFrame,
+        evaluation: pd.DataFrame,
+        bootstrap: pd.DataFrame,
+        validation_curves: pd.DataFrame | None = None,
+    ):
         self.runs = runs.copy().assign(base=runs["run"].map(base_name)).set_index("run", drop=False)
         keys = ["run", *Cell._fields]
         drawn = bootstrap.drop(columns=keys).to_numpy(float)  # all rows with the same draws: they may be subtracted
         self._draws = dict(zip(bootstrap[keys].itertuples(index=False, name=None), drawn, strict=True))
         found = evaluation[["loss", "tokens"]].to_numpy(float)  # a loss, and how many tokens were scored for it
         self._evaluated = dict(zip(evaluation[keys].itertuples(index=False, name=None), found, strict=True))
+        curves = pd.DataFrame(columns=["run", "step", "val_loss"]) if validation_curves is None else validation_curves
+        self._curves = {run: own.sort_values("step") for run, own in curves.groupby("run")}
+        self._no_curve = curves.iloc[:0]
 
     def of_family(self, family: str) -> pd.DataFrame:
         """Its runs with a loss in nats per token."""
@@ -141,12 +160,48 @@ class ComparedRuns:
         cell: Cell = OVERALL,
         which: str = "best",
         level: float = LEVEL,
-    ) -> tuple[Estimate, str]:
-        """`combine` of evaluation losses, or of best or final validation losses if there are none; and which it is."""
-        evaluated = self.estimate([(base, cell) for base in bases], combine, level)
-        if np.isfinite(evaluated.value):
-            return evaluated, EVALUATION
-        return self.validation_estimate(bases, combine, which, level), f"{which} {VALIDATION}"
+    ) -> Quoted:
+        """`combine` of evaluation losses, or of best or final validation losses if there are none."""
+        estimate, measure = self.estimate([(base, cell) for base in bases], combine, level), EVALUATION
+        if not np.isfinite(estimate.value):
+            estimate, measure = self.validation_estimate(bases, combine, which, level), f"{which} {VALIDATION}"
+        return Quoted(estimate, measure, self.noise(bases, combine, measure, cell))
+
+    def noise(
+        self, bases: list[str], combine: Callable[[np.ndarray], np.ndarray], measure: str, cell: Cell = OVERALL
+    ) -> Noise:
+        """Return the noise between seeds of `combine` of losses, if the bases have one seed in common or none; else
+        they show it themselves.
+
+        measure  EVALUATION, of which `cell` is meant, or `best` or `final` VALIDATION
+        """
+        matched = self.matched(bases)
+        losses = [self._measured(run, measure, cell) for run in matched[0]] if len(matched) == 1 else [np.nan]
+        if not np.isfinite(losses).all():
+            return Noise()
+        weights = slopes(combine, np.array(losses))
+        if not np.isfinite(weights).all():
+            return Noise()
+        curves = [self._curves.get(run, self._no_curve) for run in matched[0]]
+        paired = self.runs.loc[matched[0], "seed"].nunique(dropna=False) == 1
+        return noise_of(self._alike(matched[0][0], measure, cell), curves, weights, paired)
+
+    def _measured(self, run: str, measure: str, cell: Cell) -> float:
+        return self.loss(run, cell) if measure == EVALUATION else self.runs.loc[run, f"{measure.split()[0]}.val_loss"]
+
+    def _alike(self, run: str, measure: str, cell: Cell) -> pd.DataFrame:
+        """Run, seed and loss of the runs with several seeds, of the run's family and scored on the same tokens."""
+        rows = []
+        for base, own in self.of_family(self.runs.loc[run, "family"]).groupby("base", sort=False):
+            first = own["run"].iloc[0]
+            same_tokens = (
+                self._same_samples([run, first], [cell, cell])
+                if measure == EVALUATION
+                else self._same_validation(run, first)
+            )
+            if len(own) > 1 and same_tokens:
+                rows += [(base, seed, self._measured(name, measure, cell)) for seed, name in self.seeds(base).items()]
+        return pd.DataFrame(rows, columns=["run", "seed", "loss"]).dropna(subset="loss")
 
     def validation_difference(self, base: str, other: str, which: str = "best") -> Estimate:
         """How far the best or final validation loss of `base` lies above that of `other`; over seeds."""

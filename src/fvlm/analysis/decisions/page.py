@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from fvlm.analysis.compare.bootstrap import LEVEL, OVER_SEEDS, Estimate
+from fvlm.analysis.compare.noise import DOUBT
 from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, NOT_RUN, OPEN
 from fvlm.analysis.decisions.wording import EXPONENT, NATS, PERCENT, SHORT, number
 from fvlm.analysis.files import check_out, read_table, replacing
@@ -65,6 +66,7 @@ def render(study: str, table: pd.DataFrame) -> str:
         missing=_records(table[table["verdict"] == NOT_RUN]),
         size=(WIDTH, HEIGHT),
         headline=headline(table),
+        doubt=f"{DOUBT:g}",
     )
 
 
@@ -125,9 +127,12 @@ def _group(unit: str, table: pd.DataFrame) -> dict:
 
 
 def _shown(row: dict) -> str:
-    """The estimate, and the level of its bar if that is not 95 %."""
+    """The estimate, and the level of its bar and band if that is not 95 %."""
     estimate = Estimate(row["estimate"], row["low"], row["high"], row["interval"], int(row["n_seeds"]))
-    level = "" if np.isclose(row["confidence"], LEVEL) else f" (bar: {100 * row['confidence']:.3g} %)"
+    drawn = " and ".join(
+        name for name, column in (("bar", "low"), ("band", "likely_above")) if np.isfinite(row[column])
+    )
+    level = "" if np.isclose(row["confidence"], LEVEL) or not drawn else f" ({drawn}: {100 * row['confidence']:.3g} %)"
     return number(estimate) + level
 
 
@@ -147,14 +152,17 @@ def _place(value: float, limits: tuple[float, float]) -> float:
 def drawing(row: dict, limits: tuple[float, float]) -> dict | None:
     """Return the places of an interval in pixels; None without an estimate.
 
-    `left` and `right` are None without an interval. `beyond` is -1, 0 or 1: on which side the estimate lies outside the
-    axis. `seeds`: whether the interval is over seeds.
+    `left` and `right` are None without an interval. `noise`: start and width of the band of differences that one seed
+    does not make likely; None without one. `beyond` is -1, 0 or 1: on which side the estimate lies outside the axis.
+    `seeds`: whether the interval is over seeds.
     """
     value = row["estimate"]
     if not np.isfinite(value):
         return None
     known = np.isfinite(row["low"])
     left, right = (_place(row[name], limits) if known else None for name in ("low", "high"))
+    start, end = (_place(side * row["likely_above"], limits) for side in (-1, 1))
+    noise = (start, round(end - start, 1)) if np.isfinite(row["likely_above"]) else None
     beyond = int(value > limits[1]) - int(value < limits[0])
-    places = {"zero": _place(0.0, limits), "left": left, "right": right, "at": _place(value, limits)}
+    places = {"zero": _place(0.0, limits), "left": left, "right": right, "noise": noise, "at": _place(value, limits)}
     return places | {"beyond": beyond, "seeds": row["interval"] == OVER_SEEDS}

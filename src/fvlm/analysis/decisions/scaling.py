@@ -5,9 +5,10 @@ import pandas as pd
 
 from fvlm.analysis.compare.bootstrap import Estimate
 from fvlm.analysis.compare.gap import Budget, budgets_of, corrected, percent
+from fvlm.analysis.compare.noise import Noise
 from fvlm.analysis.compare.runs import ComparedRuns
 from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, OPEN, judge, not_run, verdict
-from fvlm.analysis.decisions.wording import EXPONENT, PERCENT, answered, interval_words, number, side, size
+from fvlm.analysis.decisions.wording import EXPONENT, PERCENT, answered, basis, number, side, size
 
 MINIMA = "iso-FLOP minima"  # the fit that an exponent is taken from
 OVER_BUDGETS = "t over iso-FLOP minima"
@@ -83,14 +84,14 @@ def _gap_row(study: ComparedRuns, budgets: list[Budget], name: str, combine) -> 
     def gap(losses: np.ndarray) -> np.ndarray:
         return combine(budgets, losses)
 
-    estimate, measure = study.quoted(bases(budgets), gap, which="final")
-    row |= _gap_answer(estimate, name, pairs)
+    estimate, measure, noise = study.quoted(bases(budgets), gap, which="final")
+    row |= _gap_answer(estimate, noise, name, pairs)
     better = "multi_token" if row["verdict"] == DECIDED and estimate.value > 0 else "foveated"
     row |= {"setting": f"model.architecture: {better}", "changes_default": better == "multi_token"}
     return row | {"measure": measure}
 
 
-def _gap_answer(estimate: Estimate, name: str, pairs: int) -> dict:
+def _gap_answer(estimate: Estimate, noise: Noise, name: str, pairs: int) -> dict:
     if not np.isfinite(estimate.value) and name == COMPUTE:
         answer = "The runs of the grid were evaluated on different held-out samples or scored tokens, or not at all."
         return judge(estimate) | {"answer": answer}
@@ -107,6 +108,7 @@ def _gap_answer(estimate: Estimate, name: str, pairs: int) -> dict:
         f"{mean}",
         f"no significant difference between the foveated model and pooled tokens {at}, {mean}",
         unit=PERCENT,
+        noise=noise,
     )
 
 
@@ -127,7 +129,7 @@ def _exponent_row(study: ComparedRuns, fit: dict, isoflop: pd.DataFrame) -> dict
     clear = estimate.low > 0 or estimate.high < 0
     needs = "Train more seeds of the grid: the interval does not separate the noise of the seed."
     start = "The best number of parameters grows as" if clear else "Not known whether the best size grows with compute:"
-    answer = f"{start} C to the power {number(estimate)} ({interval_words(estimate)})."
+    answer = f"{start} C to the power {number(estimate)} ({basis(estimate)})."
     if fit["data_starved"]:
         answer += f" The runs saw at most {fit['tokens_per_parameter']:.2g} tokens per parameter: do not extrapolate."
     setting, about = _best_size(study, architecture, isoflop)

@@ -13,12 +13,12 @@ import pandas as pd
 from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.compare.bootstrap import LEVEL, QUESTION_FIRST, VIDEO_FIRST, VISUAL, Cell
 from fvlm.analysis.compare.factorial import EFFECTS, contrast
-from fvlm.analysis.compare.runs import ComparedRuns, difference, trained_mode
+from fvlm.analysis.compare.runs import ComparedRuns, Quoted, difference, trained_mode
 from fvlm.analysis.decisions.scaling import scaling_rows
 from fvlm.analysis.decisions.settings import lines
 from fvlm.analysis.decisions.sweeps import Compared, compared_sweeps
 from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, OPEN, judge, not_run
-from fvlm.analysis.decisions.wording import NATS, answered, compared, data_words, interval_words, number, side, size
+from fvlm.analysis.decisions.wording import NATS, answered, basis, compared, data_words, number, side, size
 from fvlm.config.comparisons import BothOrders, Comparisons, Factorial
 
 
@@ -29,9 +29,10 @@ def decisions(
     scaling_fits: pd.DataFrame,
     isoflop: pd.DataFrame,
     comparisons: Comparisons,
+    validation_curves: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """One row per comparison, those not run included, per ablation that no sweep names, and for the scaling grid."""
-    study, default = ComparedRuns(runs, evaluation, bootstrap), comparisons.reference
+    study, default = ComparedRuns(runs, evaluation, bootstrap, validation_curves), comparisons.reference
     rows = [_sight_row(study, comparisons)]
     rows += [_sweep_row(study, one, default) for one in compared_sweeps(study, comparisons)]
     rows += [_factorial_row(study, comparisons.factorial)] if comparisons.factorial else []
@@ -61,11 +62,11 @@ def _sweep_row(study: ComparedRuns, one: Compared, default: str) -> dict:
     doubts = {base: ", ".join(w for w in differs[base].split(", ") if w and w not in one.varies) for base in tried}
     cell = Cell(kind=sweep.samples)
     found = {base: study.quoted([base, sweep.reference], difference, cell, level=level) for base in tried}
-    judged = {base: judge(found[base][0], level, doubts[base]) for base in tried}
+    judged = {base: judge(found[base].estimate, level, doubts[base], found[base].noise) for base in tried}
     quoted, winner = _chosen(found, judged, sweep.reference)
-    (estimate, measure), decided = found[quoted], judged[quoted]["verdict"] == DECIDED
+    (estimate, measure, noise), decided = found[quoted], judged[quoted]["verdict"] == DECIDED
     words = one.words(members[quoted]), one.against(members[sweep.reference], default)
-    answer = [compared(estimate, judged[quoted]["verdict"], *words), *data_words(differs[quoted], doubts[quoted])]
+    answer = [compared(estimate, noise, judged[quoted], *words), *data_words(differs[quoted], doubts[quoted])]
     standard = members.get(default, study.first(default))
     setting = lines(members[winner] if decided else standard, list(sweep.settings))
     if decided and default not in members and len(standard):
@@ -81,13 +82,13 @@ def _sweep_row(study: ComparedRuns, one: Compared, default: str) -> dict:
     }  # fmt: skip
 
 
-def _chosen(found: dict, judged: dict[str, dict], reference: str) -> tuple[str, str]:
+def _chosen(found: dict[str, Quoted], judged: dict[str, dict], reference: str) -> tuple[str, str]:
     """(alternative whose difference is quoted, run that looks best).
 
     The lowest alternative, if its loss is below the reference's. Else the reference looks best, and its least sure
     lead is quoted: the reference is decided only if all leads are.
     """
-    values = {base: estimate.value for base, (estimate, _) in found.items() if np.isfinite(estimate.value)}
+    values = {base: one.estimate.value for base, one in found.items() if np.isfinite(one.estimate.value)}
     if not values:
         return next(iter(found)), reference
     lowest = min(values, key=values.get)
@@ -98,20 +99,24 @@ def _chosen(found: dict, judged: dict[str, dict], reference: str) -> tuple[str, 
 
 
 def _other_differences(
-    study: ComparedRuns, one: Compared, found: dict, level: float, quoted: str, winner: str
+    study: ComparedRuns, one: Compared, found: dict[str, Quoted], level: float, quoted: str, winner: str
 ) -> list[str]:
     """The sweep's other differences, and which alternatives do not differ significantly from the winner."""
     remarks, others = [], [base for base in found if base != quoted]
     if others:
-        shown = (f"{base} {number(found[base][0])} ({interval_words(found[base][0])})" for base in others)
+        shown = (f"{base} {_brief(found[base])}" for base in others)
         remarks.append(f"The other differences: {'; '.join(shown)}.")
     if winner != one.sweep.reference:
         cell = Cell(kind=one.sweep.samples)
-        gaps = {base: study.estimate([(base, cell), (winner, cell)], difference, level) for base in others}
-        near = [base for base, gap in gaps.items() if judge(gap, level)["verdict"] == OPEN]
+        gaps = {base: study.quoted([base, winner], difference, cell, level=level) for base in others}
+        near = [base for base, gap in gaps.items() if judge(gap.estimate, level, "", gap.noise)["verdict"] == OPEN]
         remarks += [f"Not significantly different from {winner}: {', '.join(near)}."] if near else []
-    bad = [base for base, (estimate, _) in found.items() if not np.isfinite(estimate.value)]
+    bad = [base for base in found if not np.isfinite(found[base].estimate.value)]
     return [*remarks, f"Not compared (other held-out samples or scored tokens): {', '.join(bad)}."] if bad else remarks
+
+
+def _brief(one: Quoted) -> str:
+    return f"{number(one.estimate)} ({basis(one.estimate, one.noise)})"
 
 
 def _cost(run: pd.Series, reference: pd.Series) -> list[str]:
@@ -147,7 +152,7 @@ def _factorial_row(study: ComparedRuns, factorial: Factorial) -> dict:
     if missing := [base for base in bases if not study.seeds(base)]:
         return row | _without(missing)
     effects = [study.quoted(bases, partial(contrast, weights=weights)) for weights in EFFECTS.values()]
-    (depth, _), (fine, _), (interaction, measure) = effects
+    depth, fine, (interaction, measure, noise) = effects
     first = study.matched(bases)[0]
     differs = ", ".join(dict.fromkeys(filter(None, (study.data_differs(run, first[0]) for run in first[1:]))))
     more = side(interaction, "less", "more")
@@ -156,9 +161,9 @@ def _factorial_row(study: ComparedRuns, factorial: Factorial) -> dict:
         f"the fine pass gains {size(interaction)} {more} with a deep query than with a shallow one",
         "no significant interaction of query depth and fine pass",
         differs,
+        noise=noise,
     )
-    main = f"Main effects: deep - shallow query {number(depth)} ({interval_words(depth)}), with - without the fine"
-    main += f" pass {number(fine)} ({interval_words(fine)})."
+    main = f"Main effects: deep - shallow query {_brief(depth)}, with - without the fine pass {_brief(fine)}."
     answer = " ".join([row["answer"], *data_words(differs, differs), main])
     setting = lines(study.runs.loc[first[0]], list(factorial.settings))
     return row | {"answer": answer, "setting": setting, "data_differs": differs, "measure": measure}

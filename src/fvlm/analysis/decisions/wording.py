@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from fvlm.analysis.compare.bootstrap import OVER_SEEDS, OVER_VIDEOS, Estimate
+from fvlm.analysis.compare.bootstrap import LEVEL, NO_INTERVAL, OVER_SEEDS, OVER_VIDEOS, Estimate
+from fvlm.analysis.compare.noise import Noise, excludes_zero, rounded
 from fvlm.analysis.compare.runs import EVALUATION
-from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, judge
+from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, OPEN, judge
 
 NATS, PERCENT, EXPONENT = "nats per token", "percent", "exponent"
 SHORT = {PERCENT: " %", NATS: " nats per token", EXPONENT: ""}
@@ -31,45 +32,65 @@ def side(estimate: Estimate, above: str = "higher", below: str = "lower") -> str
     return above if estimate.value > 0 else below
 
 
-def interval_words(estimate: Estimate) -> str:
-    """`-0.02 to +0.01, over 3 seeds`."""
+def basis(estimate: Estimate, noise: Noise | None = None) -> str:
+    """What a difference rests on: `-0.02 to +0.01, over 3 seeds`, or `one seed; about 42 times the spread of the last
+    evaluations`. `noise`: as of `judge`."""
     if not np.isfinite(estimate.low):
-        return "one seed, no interval" if estimate.n_seeds == 1 else "no interval"
+        words = "one seed, no interval" if estimate.n_seeds == 1 else "no interval"
+        if noise and np.isfinite(estimate.value):
+            words = f"{'one seed' if noise.known else words}; {noise.words(estimate.value)}"
+        return words
     places = decimals(estimate)
     how = {OVER_SEEDS: f"over {estimate.n_seeds} seeds", OVER_VIDEOS: "over evaluation videos, one seed"}
     words = how.get(estimate.interval, estimate.interval)
-    return f"{estimate.low:+.{places}f} to {estimate.high:+.{places}f}, {words}"
+    about = f"; {noise.words(estimate.value)}" if noise and estimate.interval == OVER_VIDEOS else ""
+    return f"{estimate.low:+.{places}f} to {estimate.high:+.{places}f}, {words}{about}"
 
 
-def compared(estimate: Estimate, verdict: str, words: str, reference: str) -> str:
-    """How far the loss of `words` lies above or below that of `reference`, and how sure that is."""
+def compared(estimate: Estimate, noise: Noise, columns: dict, words: str, reference: str) -> str:
+    """How far the loss of `words` lies above or below that of `reference`, and how sure that is; `columns` of
+    `judge`."""
     if not np.isfinite(estimate.value):
         start = f"{words[:1].upper()}{words[1:]} cannot be compared with {reference}:"
         return f"{start} other held-out samples or scored tokens, or none."
     clear = f"{words} gives a loss {size(estimate)} {side(estimate)} than {reference}"
-    return sentence(verdict, clear, f"no significant difference between {words} and {reference}", estimate)
+    unclear = f"no significant difference between {words} and {reference}"
+    return sentence(estimate, columns, clear, unclear, noise=noise)
 
 
-def sentence(verdict: str, clear: str, unclear: str, estimate: Estimate, unit: str = NATS) -> str:
-    """`clear` if the interval excludes 0, with a doubt if that does not decide; else `unclear`."""
+def sentence(
+    estimate: Estimate, columns: dict, clear: str, unclear: str, unit: str = NATS, noise: Noise | None = None
+) -> str:
+    """`clear` if the difference is decided, or likely; else `unclear`, or that one seed does not show it."""
+    rests_on, verdict = basis(estimate, noise), columns["verdict"]
+    if verdict == OPEN and noise and noise.known and estimate.interval != OVER_SEEDS:
+        rests_on += f"; likely from {rounded(noise.times(columns['confidence']))} times"
     if not np.isfinite(estimate.value):
         text = "not known: the runs were not evaluated on the same samples."
     elif verdict == DECIDED:
-        text = f"{clear} ({interval_words(estimate)})."
+        text = f"{clear} ({rests_on})."
     elif verdict == LIKELY:
         doubt = "; but the runs saw different data, which may be the cause" if estimate.interval == OVER_SEEDS else ""
-        text = f"likely: {clear} ({interval_words(estimate)}){doubt}."
-    elif np.isfinite(estimate.low):
-        text = f"{unclear}: {number(estimate)}{SHORT[unit]} ({interval_words(estimate)})."
+        text = f"likely: {clear} ({rests_on}){doubt}."
+    elif _within_noise(estimate, noise):
+        text = f"{unclear}: {number(estimate)}{SHORT[unit]} ({rests_on})."
     else:
-        text = f"no conclusion without an interval: {clear} ({interval_words(estimate)})."
+        text = f"no conclusion: {clear} ({rests_on})."
     return text[:1].upper() + text[1:]
 
 
-def answered(estimate: Estimate, clear: str, unclear: str, confounded: str = "", unit: str = NATS) -> dict:
+def _within_noise(estimate: Estimate, noise: Noise | None) -> bool:
+    """Whether an open difference is within its interval, or within what runs with several seeds show."""
+    inside = estimate.interval != NO_INTERVAL and not excludes_zero(estimate)
+    return inside or bool(noise and noise.runs)
+
+
+def answered(
+    estimate: Estimate, clear: str, unclear: str, confounded: str = "", unit: str = NATS, noise: Noise | None = None
+) -> dict:
     """Return the columns of a difference of evaluation losses with its verdict and the answer in words."""
-    columns = judge(estimate, confounded=confounded)
-    answer = sentence(columns["verdict"], clear, unclear, estimate, unit)
+    columns = judge(estimate, LEVEL, confounded, noise)
+    answer = sentence(estimate, columns, clear, unclear, unit, noise)
     return columns | {"answer": answer, "measure": EVALUATION}
 
 

@@ -31,8 +31,7 @@ def ranking(ablations: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     figure, (ax,) = panels(1, height=1.5 + 0.24 * len(shown) + 0.25 * len(groups))
     ax.axvline(0, color=GREY, lw=1)
     for row in shown.to_dict("records"):
-        certain = row["low"] > 0 or row["high"] < 0
-        colour = GREY if not certain else (BLUE if row["difference"] < 0 else RED)
+        colour = GREY if not row["clear"] else (BLUE if row["difference"] < 0 else RED)
         dots(ax, row["difference"], row["y"], row["low"], row["high"], colour, SHAPES.get(row["interval"], "o"))
     for group, own in shown.groupby("group", sort=False):
         ax.text(
@@ -53,7 +52,7 @@ def ranking(ablations: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     marked = "; † different data" if (shown["data_differs"] != "").any() else ""
     ax.set_xlabel(
         f"difference of loss (nats per token; left: better){marked}\n"
-        f"bars: 95 %, {kinds or 'none available'}; grey: includes 0",
+        f"bars: 95 %, {kinds or 'none available'}; grey: includes 0, or within the noise of one seed",
         x=1.0,
         ha="right",
     )

@@ -4,7 +4,7 @@ import hashlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,7 @@ def data_files(run: Run, study: Study) -> list[Path]:
 def open_training(run: Run, study: Study) -> Corpus:
     """Return a run's sources without their held-out samples."""
     sources = [study.sources[name] for name in run.data.sources]
-    indices = [_open(source, study) for source in sources]
+    indices = [_open(source, run, study) for source in sources]
     rows = []
     for source, index in zip(sources, indices, strict=True):
         share = source.held_out if isinstance(source.held_out, float) else 0.0
@@ -76,10 +76,10 @@ def open_held_out(run: Run, study: Study, part: str, samples: int, kinds: tuple[
             continue
         if isinstance(source.held_out, str):
             partner = study.sources[source.held_out]
-            index = _open(partner, study)
+            index = _open(partner, run, study)
             rows, prompt = np.arange(len(index)), partner.prompt
         else:
-            index = _open(source, study)
+            index = _open(source, run, study)
             rows, prompt = split_held_out(index, source.held_out)[1], source.prompt
         shuffled, videos = _by_video(index, rows)
         cut = min(run.train.validation_samples, len(rows) // 2)
@@ -102,7 +102,8 @@ def _by_video(index: Index, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rows[order], place[order]
 
 
-def _open(source: Source, study: Study) -> Index:
+def _open(source: Source, run: Run, study: Study) -> Index:
+    """Return the index of a source, with the numbers of frames that the run reads of its samples."""
     index = load_index(Path(study.results) / "index" / f"{source.name}.npz")
     if index.kind != source.kind:
         raise UserError(
@@ -110,7 +111,7 @@ def _open(source: Source, study: Study) -> Index:
             f"index again with `fvlm index {source.name}`"
         )
     check_tokenizer(index, Path(study.results) / "tokenizer")
-    return index
+    return replace(index, frames=np.minimum(index.frames, run.data.max_frames))
 
 
 class Steps:
@@ -137,7 +138,8 @@ class Steps:
             raise ValueError("loss 'preference' needs an order that was drawn with pairs=True")
         self.rank, self.ranks = rank, ranks
         self.corpus, self.order, self.batch_size, self.loss = corpus, order, batch_size, loss
-        self.max_tokens, self.results = run.data.max_text_tokens, Path(study.results)
+        self.max_tokens, self.max_frames = run.data.max_text_tokens, run.data.max_frames
+        self.results = Path(study.results)
         self.visual_tokens = run.model.visual_tokens
         self.most_positions, self.most_tokens = run.operation.micro_frames, run.operation.micro_tokens
         self.tokenizer = load_tokenizer(self.results / "tokenizer")
@@ -183,7 +185,7 @@ class Steps:
         index, name = self.corpus.indices[place], self.corpus.names[place]
         key, members = str(index.keys[row]), index.read(row, self.results)
         where = f"{index.file_of(row, self.results)}: sample {key!r}"
-        count = len(image_suffixes(members))
+        count = min(len(image_suffixes(members)), self.max_frames)
         if count != index.frames[row]:
             raise UserError(
                 f"{where} has {count} images, expected {index.frames[row]} as in its index; delete the index of source "

@@ -65,18 +65,24 @@ def video_suffixes(members: Iterable[str]) -> list[str]:
     return sorted(filter(VIDEO.fullmatch, members))
 
 
+def evenly_spaced(count: int, most: int) -> np.ndarray:
+    """Return the places of at most `most` of `count` items: item i is at i x count / most, rounded down."""
+    return np.arange(min(count, most)) * count // max(min(count, most), 1)
+
+
 def decode_frames(members: dict[str, bytes], out: np.ndarray | None = None) -> np.ndarray:
     """Return the images of a sample in the order of their numbers, (T, 224, 224, 3) uint8; T = 0 for text.
 
-    out         array of this shape to decode into, which saves a copy
-    raises      ValueError that names an image that cannot be decoded, or if `out` has another T
+    out         array (T, 224, 224, 3) to decode into, which saves a copy; of more than T images, T evenly spaced ones
+    raises      ValueError that names an image that cannot be decoded, or if `out` has place for more
     """
     suffixes = image_suffixes(members)
     if out is None:
         out = np.empty((len(suffixes), SIDE, SIDE, 3), np.uint8)
-    if len(out) != len(suffixes):
+    if len(out) > len(suffixes):
         raise ValueError(f"{len(suffixes)} images, expected {len(out)}")
-    for frame, suffix in zip(out, suffixes, strict=True):
+    for frame, place in zip(out, evenly_spaced(len(suffixes), len(out)), strict=True):
+        suffix = suffixes[place]
         try:
             _decode(members[suffix], frame)
         except (*BROKEN_IMAGE, MediaError, Image.DecompressionBombError) as error:

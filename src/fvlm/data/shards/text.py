@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from fvlm.data.readers import Row, read_rows
 from fvlm.errors import UserError, first_line
+from fvlm.hub import only_local
 
 LARGEST_TOKENIZER = 256 << 20  # bytes of a tokenizer.json; one with 260,000 entries has 40 MB
 LONGEST_TEXT = 1 << 20  # characters of one sample; a tokenizer needs 200 bytes or more for each
@@ -70,9 +71,12 @@ def copy_tokenizer(name: str, out: Path) -> None:
 
     _check_size(Path(name) / "tokenizer.json")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=only_local(name))
     except Exception as error:  # the library has no specific exception
-        raise UserError(f"tokenizer {name!r} cannot be loaded: {first_line(error)}") from error
+        raise UserError(
+            f"tokenizer {name!r} cannot be loaded: {first_line(error)}; give a folder with tokenizer.json, or download "
+            "it first where there is no network"
+        ) from error
     with _replaced(out) as folder:
         tokenizer.save_pretrained(str(folder))
 
