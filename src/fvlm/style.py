@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.optimize import isotonic_regression
 
 from fvlm.config.architectures import ARCHITECTURES
 
@@ -45,40 +44,58 @@ class NothingToDraw(Exception):
 
 
 def apply() -> None:
-    import seaborn as sns  # with scipy.stats, which takes most of a second
-
-    sns.set_theme(
-        context="paper",
-        style="ticks",
-        rc={
-            "figure.dpi": 150,
-            "figure.constrained_layout.use": True,
-            "font.size": 9,
-            "axes.titlesize": 9.5,
-            "axes.labelsize": 9,
-            "xtick.labelsize": 8,
-            "ytick.labelsize": 8,
-            "legend.fontsize": 8,
-            "legend.frameon": False,
-            "axes.grid": True,
-            "grid.color": "#e4e4e4",
-            "grid.linewidth": 0.6,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.titlelocation": "left",
-            "axes.titleweight": "bold",
-            "lines.linewidth": 1.6,
-            "lines.markersize": 5,
-            "pdf.fonttype": 42,
-            "svg.hashsalt": "fvlm",
-        },
-    )
+    """Set the look of all figures."""
+    ink, ticks = ".15", {"major.size": 4.8, "major.width": 1.0, "minor.size": 3.2, "minor.width": 0.8}
+    plt.rcParams.update({
+        "figure.dpi": 150,
+        "figure.constrained_layout.use": True,
+        "font.size": 9,
+        "font.sans-serif": ["Arial", "DejaVu Sans", "Liberation Sans", "Bitstream Vera Sans", "sans-serif"],
+        "text.color": ink,
+        "axes.titlesize": 9.5,
+        "axes.titlelocation": "left",
+        "axes.titleweight": "bold",
+        "axes.labelsize": 9,
+        "axes.labelcolor": ink,
+        "axes.edgecolor": ink,
+        "axes.linewidth": 1.0,
+        "axes.axisbelow": True,
+        "axes.grid": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "grid.color": "#e4e4e4",
+        "grid.linewidth": 0.6,
+        "legend.fontsize": 8,
+        "legend.title_fontsize": 9.6,
+        "legend.frameon": False,
+        "lines.linewidth": 1.6,
+        "lines.markersize": 5,
+        "lines.solid_capstyle": "round",
+        "patch.edgecolor": "w",
+        "patch.force_edgecolor": True,
+        "patch.linewidth": 0.8,
+        "pdf.fonttype": 42,
+        "svg.hashsalt": "fvlm",
+        **{f"{axis}tick.{name}": value for axis in "xy" for name, value in ticks.items()},
+        **{f"{axis}tick.{name}": value for axis in "xy" for name, value in (("color", ink), ("labelsize", 8))},
+    })  # fmt: skip
 
 
 def panels(count: int, height: float = 3.0, width: float = WIDTH, **options) -> tuple[Figure, list[Axes]]:
     """`count` panels side by side."""
     figure, axes = plt.subplots(1, count, figsize=(width, height), squeeze=False, **options)
     return figure, list(axes[0])
+
+
+def plot_grid(count: int, height: float, most: int = 2, **options) -> tuple[Figure, list[Axes]]:
+    """`count` panels of their own axes: one of full width and `height`, or smaller ones, `most` in a row."""
+    columns = min(count, most)
+    rows = -(-count // columns)
+    tall = height if count == 1 else 0.75 * height * rows
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, tall), squeeze=False, **options)
+    for ax in axes.ravel()[count:]:
+        ax.remove()
+    return figure, list(axes.ravel()[:count])
 
 
 def words(title: str, message: str) -> Figure:
@@ -181,6 +198,8 @@ def label_ends(ax: Axes, ends: list[tuple[float, float, str, str]], gap: float =
 
     gap  smallest distance of two names, as a share of the height of the axes
     """
+    from scipy.optimize import isotonic_regression  # which takes longer to load than most figures to draw
+
     low, high = ax.get_ylim()
     to_axes = ax.transData + ax.transAxes.inverted()
     ordered = sorted(ends, key=lambda end: end[1])

@@ -58,6 +58,12 @@ def is_target(name: str, arguments: list[str] | None = None) -> bool:
     return any(re.fullmatch(rf"(\w+_)?{name}(:.*)?", word) for word in words)
 
 
+def requests_report(arguments: list[str] | None = None, after_run: bool = True) -> bool:
+    """Return whether the command line has --report, or (with `after_run`) --report-after-run."""
+    words = [word.partition("=")[0] for word in (sys.argv[1:] if arguments is None else arguments)]
+    return (after_run or "--report-after-run" not in words) and bool({"--report", "--report-after-run"} & set(words))
+
+
 @cache
 def is_alone(file: Path = ALIVE) -> bool:
     """Return whether no other snakemake holds this file, and hold it until this process ends."""
