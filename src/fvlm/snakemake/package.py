@@ -19,7 +19,7 @@ from snakemake.sourcecache import HostingProviderFile, LocalSourceFile, SourceFi
 
 ROOT = Path(__file__).parents[3]  # of the workflow, or of Snakemake's cache of its files
 AT_PARSE = ("numpy", "pydantic")  # third-party packages that this process imports, besides Snakemake's
-OF_JOBS = ("av", "matplotlib", "numpy", "pandas", "pyarrow", "scipy", "simplejpeg", "torch", "transformers")
+OF_JOBS = ("av", "matplotlib", "numpy", "pandas", "pyarrow", "scipy", "seaborn", "simplejpeg", "torch", "transformers")
 
 
 def find_package(workflow) -> str:
