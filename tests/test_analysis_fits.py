@@ -16,6 +16,7 @@ from fvlm.analysis.fits.sums import (
     LEAST,
     SQUARES,
     block_length,
+    block_scale,
     bootstrap,
     estimates,
     fit_power_laws,
@@ -140,8 +141,19 @@ def test_few_blocks_give_wide_intervals(block, degrees):
     loss = (1.1 + 14 * x[:, 0] ** -0.35) * np.exp(0.01 * np.random.default_rng(0).normal(size=40))
     fit = fit_power_laws(x, loss)
     drawn = np.abs(resampled_residuals(fit, x, 400, block) - np.log(fit.predict(x))).max()
-    widened = np.sqrt(40 / 37) * t.ppf(0.975, degrees) / norm.ppf(0.975)
+    widened = np.sqrt(40 / 37) * t.ppf(0.975, degrees) / norm.ppf(0.975) * block_scale(fit.residuals, 3, block)
     assert drawn == pytest.approx(widened * np.abs(fit.residuals).max())
+
+
+@pytest.mark.parametrize("rho", [0.5, 0.8])
+def test_blocks_spread_as_much_as_correlated_errors(rho):
+    """The mean of drawn blocks spreads less than that of the errors; the scale makes up for it."""
+    errors = correlated(20_000, rho, 1.0, seed=0)
+    block = block_length(errors[:100])
+    means = [errors[first : first + block].mean() for first in range(len(errors) - block)]
+    drawn = block_scale(errors, 3, block) * np.std(means) * np.sqrt(block / len(errors))
+    assert drawn == pytest.approx(np.sqrt((1 + rho) / (1 - rho) / len(errors)), rel=0.1)
+    assert block_scale(errors, 3, 1) == 1 and block_scale(np.array([1.0, -1.0] * 20), 3, 4) == 1
 
 
 @pytest.mark.parametrize("log", [True, False])

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from fvlm.analysis.columns import COLUMNS, CURVE, RUN
-from fvlm.analysis.compare.bootstrap import VIDEO_FIRST, VISUAL
+from fvlm.analysis.compare.bootstrap import VIDEO_FIRST, VISUAL, resampled_sums
 from fvlm.analysis.files import read_csv, write_table
 from fvlm.analysis.finished import base_name, read_summary, refuse_twice
 from fvlm.config.comparisons import Comparisons
@@ -162,13 +162,10 @@ def _resampled_sums(part: pd.DataFrame, cells: int, replicates: int, seed: int) 
     returns  loss (cells, 1 + replicates), the plain sum first; tokens (same); samples (cells,); groups (cells,)
     """
     groups, column = np.unique(part["group"].to_numpy(str), return_inverse=True)
-    n = len(groups)
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=replicates)
-    weights = np.vstack([np.ones((1, n)), counts]).T
-    loss, tokens, samples = (np.zeros((cells, n)) for _ in range(3))
+    loss, tokens, samples = (np.zeros((cells, len(groups))) for _ in range(3))
     for total, values in ((loss, part["loss_sum"]), (tokens, part["tokens"]), (samples, 1)):
         np.add.at(total, (part["cell"].to_numpy(), column), values)
-    return loss @ weights, tokens @ weights, samples.sum(1).astype(int), (samples > 0).sum(1)
+    return *resampled_sums(loss, tokens, replicates, seed), samples.sum(1).astype(int), (samples > 0).sum(1)
 
 
 def _with_intervals(table: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:

@@ -21,6 +21,7 @@ SOME = 2000  # points: a fit of more begins with so many
 WIDEST = 1.0  # an interval wider than this many times the value says nothing useful about an exponent
 RISE = 0.01  # of the cost, times n - p: fits whose cost is higher by no more are equally good
 FEW = 8  # points: fewer are not drawn themselves
+MOST_CORRELATED = 0.97  # neighbouring residuals
 LEAST = 1e-3  # weight of a point that a draw leaves out
 POINTS, RESIDUALS, BLOCKS = "points", "residuals", "residuals in moving blocks"  # what a bootstrap draws
 FLAT = 0.1  # part of an exponent's interval that equally good exponents may cover
@@ -103,16 +104,35 @@ def fit_power_laws(
     return PowerLaws(theta[best], centre, floor, residuals, float(cost[best]), delta, log)
 
 
+def lag_one(residuals: np.ndarray) -> float:
+    """Return the correlation of neighbouring residuals, 0 to 0.97."""
+    own = residuals - residuals.mean()
+    power = (own**2).sum()
+    return float(np.clip((own[1:] * own[:-1]).sum() / power, 0, MOST_CORRELATED)) if power > 0 else 0.0
+
+
 def block_length(residuals: np.ndarray) -> int:
     """Return the rows of a block for residuals in the order of one curve: Andrews' (1991) rule for the lag-1
     correlation; 1 where that is not positive, at most a quarter of the rows."""
-    n, own = len(residuals), residuals - residuals.mean()
-    power = (own**2).sum()
-    rho = min((own[1:] * own[:-1]).sum() / power, 0.97) if power > 0 else 0.0
-    if rho <= 0:
-        return 1
+    n, rho = len(residuals), lag_one(residuals)
     length = 1.1447 * (4 * rho**2 / ((1 - rho) ** 2 * (1 + rho) ** 2) * n) ** (1 / 3)
     return int(np.clip(np.ceil(length), 1, max(1, n // 4)))
+
+
+def block_scale(residuals: np.ndarray, parameters: int, block: int) -> float:
+    """Return by how much the mean of correlated errors spreads more than that of drawn blocks of their residuals.
+
+    The error of one evaluation hangs on those before, as in an autoregressive process: its long-run variance is
+    (1 + rho) / (1 - rho). Blocks cut the correlations beyond their length, and at their joints. A fit of p parameters
+    also takes some of the correlation away: about (p + (p + 2) rho) / n, as of a mean or a line (Kendall 1954).
+    """
+    n, rho = len(residuals), lag_one(residuals)
+    if block == 1 or rho == 0:
+        return 1.0
+    lags = np.arange(1, block)
+    in_blocks = 1 + 2 * ((1 - lags / block) * rho**lags).sum()
+    rho = min(rho + (parameters + (parameters + 2) * rho) / n, MOST_CORRELATED)
+    return float(np.sqrt((1 + rho) / (1 - rho) / in_blocks))
 
 
 def resampling(points: int, parameters: int, block: int = 1) -> str:
@@ -156,11 +176,12 @@ def resampled_residuals(
     All points have the same error.
 
     Residuals are scaled by sqrt(n / (n - p)) and by t / z at 95 %, so that few points, or few blocks, give wide
-    intervals: t has n - p degrees of freedom, but no more than the number of blocks less one.
+    intervals: t has n - p degrees of freedom, but no more than the number of blocks less one. Blocks: also by
+    block_scale.
     """
     n, p = len(fit.residuals), len(fit.theta)
     degrees = min(n - p, max(1.0, n / block - 1))
-    scale = np.sqrt(n / (n - p)) * stdtrit(degrees, 0.975) / ndtri(0.975)
+    scale = np.sqrt(n / (n - p)) * stdtrit(degrees, 0.975) / ndtri(0.975) * block_scale(fit.residuals, p, block)
     rng = np.random.default_rng(seed)
     first = rng.integers(0, n - block + 1, size=(draws, -(-n // block)))
     rows = (first[:, :, None] + np.arange(block)).reshape(draws, -1)[:, :n]
