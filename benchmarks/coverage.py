@@ -67,8 +67,8 @@ def held(fits: list[dict[str, tuple]], truth: dict[str, float]) -> list[str]:
 
 
 def judged(x: np.ndarray, losses: list[np.ndarray], names: tuple[str, ...], **options) -> list[dict[str, tuple]]:
-    """Return of each file the ends of the interval of each parameter; no two files have the same draws."""
-    fits = [estimates(x, loss, names, seed=seed, **options)[1] for seed, loss in enumerate(losses)]
+    """Return of each file the ends of the interval of each parameter."""
+    fits = [estimates(x, loss, names, **options)[1] for loss in losses]
     return [{one.name: (one.low, one.high) for one in own} for own in fits]
 
 
@@ -78,7 +78,7 @@ def fit(files: int, draws: int) -> str:
         x, _ = points(sizes, budgets)
         law = E + A * x[:, 0] ** -ALPHA + B * x[:, 1] ** -BETA
         for spread in SPREADS:
-            rng = np.random.default_rng(12345)
+            rng = np.random.default_rng(1)
             losses = [law * np.exp(errors(rng, spread, x[:, 0], size)) for _ in range(files)]
             fits = judged(x, losses, ("N", "D"), draws=draws)
             rows.append([spread, len(x), f"{size:.1%}", *held(fits, truth)])
@@ -90,7 +90,7 @@ def powerlaw(files: int, draws: int) -> str:
     for n in (6, 12, 40):
         x = np.geomspace(1e4, 1e6, n)
         for spread in SPREADS:
-            rng = np.random.default_rng(12345)
+            rng = np.random.default_rng(1)
             cells = []
             for delta, log in ((1e-3, True), (SQUARES, False)):
                 law = FLOOR + 14 * x**-EXPONENT
@@ -108,7 +108,7 @@ def few(files: int, draws: int) -> str:
     for n in (4, 6, 8, 12):
         x = np.geomspace(1e16, 1e19, n)
         for spread in SPREADS:
-            rng = np.random.default_rng(12345)
+            rng = np.random.default_rng(1)
             losses = [40 * x**-0.1 * np.exp(errors(rng, spread, x, 0.004)) for _ in range(files)]
             fits = judged(x[:, None], losses, ("C",), floor=False, draws=draws)
             rows.append([spread, n, *held(fits, {"exponent_C": 0.1})])
@@ -119,7 +119,7 @@ def curve(files: int, draws: int) -> str:
     """Along one curve: 80 evaluations whose errors (1 %) follow each other."""
     x, rows = EVERY * np.arange(1.0, 81), []
     for rho in (0.0, 0.6, 0.75, 0.85):
-        rng, cells = np.random.default_rng(12345), []
+        rng, cells = np.random.default_rng(1), []
         for delta, log in ((1e-3, True), (SQUARES, False)):
             losses = []
             for _ in range(files):
@@ -140,7 +140,7 @@ def isoflop(files: int, draws: int) -> str:
         flops = np.geomspace(6e18, 3e21, budgets)
         best = [np.log(dense[np.argmin(E + A * dense**-ALPHA + B * (c / 6 / dense) ** -BETA)]) for c in flops]
         for spread in SPREADS:
-            rng, fits = np.random.default_rng(12345), []
+            rng, fits = np.random.default_rng(1), []
             for _ in range(files):
                 parts, step = [], np.log(2)
                 sizes = np.arange(np.log(5e6), np.log(2e11), step) + rng.uniform() * step
@@ -158,7 +158,7 @@ def envelope(files: int, draws: int) -> str:
     del draws
     rows = []
     for sizes in (8, 13):
-        rng, fits = np.random.default_rng(12345), []
+        rng, fits = np.random.default_rng(1), []
         for _ in range(files):
             parts = []
             for i, n in enumerate(np.geomspace(2e7, 2e10, sizes)):

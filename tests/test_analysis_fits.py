@@ -208,7 +208,7 @@ def test_drawn_points_are_counted_and_none_is_quite_left_out():
 
 
 def test_intervals_are_as_wide_as_fits_differ_where_the_error_falls_with_n():
-    """The error halves with every doubling of N; single residuals would give intervals half as wide."""
+    """The error halves with every doubling of N; single residuals would give intervals a third as wide."""
     x, clean = grid(np.geomspace(1e7, 1e9, 40))
     noise = 0.02 * (x[:, 0] / 1e7) ** -1.0
     rng = np.random.default_rng(0)
