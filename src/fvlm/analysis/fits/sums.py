@@ -20,7 +20,7 @@ AT_ONCE = 24_000  # points of the resamples that are fitted together: their arra
 SOME = 2000  # points: a fit of more begins with so many
 WIDEST = 1.0  # an interval wider than this many times the value says nothing useful about an exponent
 RISE = 0.01  # of the cost, times n - p: fits whose cost is higher by no more are equally good
-FEW = 8  # points: fewer are not drawn themselves
+FEWEST = {2: 12, 3: 8, 4: 10, 5: 12}  # points that are drawn themselves, by the number of parameters
 MOST_CORRELATED = 0.97  # neighbouring residuals
 LEAST = 1e-3  # weight of a point that a draw leaves out
 POINTS, RESIDUALS, BLOCKS = "points", "residuals", "residuals in moving blocks"  # what a bootstrap draws
@@ -136,10 +136,13 @@ def block_scale(residuals: np.ndarray, parameters: int, block: int) -> float:
 
 
 def resampling(points: int, parameters: int, block: int = 1) -> str:
-    """Return what the bootstrap of a fit draws: POINTS, or RESIDUALS where there are too few points, or BLOCKS."""
+    """Return what the bootstrap of a fit draws: POINTS, or RESIDUALS where there are too few points, or BLOCKS.
+
+    Too few: where intervals from residuals hold the truth more often (benchmarks/coverage.py).
+    """
     if block > 1:
         return BLOCKS
-    return POINTS if points >= max(FEW, 2 * parameters + 2) else RESIDUALS
+    return POINTS if points >= FEWEST[parameters] else RESIDUALS
 
 
 def bootstrap(fit: PowerLaws, x: np.ndarray, draws: int = 400, block: int = 1, seed: int = 0) -> np.ndarray:
