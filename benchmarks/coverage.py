@@ -1,12 +1,12 @@
 """How many of the 95 % intervals contain the truth, on simulated data, for every command and table with intervals.
 
-    python benchmarks/coverage.py                   all parts: about ten minutes on one core
+    python benchmarks/coverage.py                   all parts: about 15 minutes on one idle core
     python benchmarks/coverage.py powerlaw gap      some of them
     python benchmarks/coverage.py --quick           the same with few files, for tests
 
-A row is 400 files of one kind. The errors of a file have one size for all points (same), halve with every tenfold of N
-or x (falls), or are ten times as large for 3 % of the points (outliers). Beside each share is its own standard error. A
-fit that is refused has no interval and is not counted; the column `given` shows how many have one. The tables are in
+A row is 400 files of one kind (200 curves). The errors of a file have one size for all points (same), halve with every
+tenfold of N or x (falls), or are ten times as large for 3 % of the points (outliers). Beside each share is its own
+standard error. A fit that is refused has no interval and is not counted; the column `given` shows how many have one. The tables are in
 docs/fits.md and docs/compare.md. The draws are seeded.
 """
 
@@ -117,7 +117,7 @@ def few(files: int, draws: int) -> str:
 
 def curve(files: int, draws: int) -> str:
     """Along one curve: 80 evaluations whose errors (1 %) follow each other."""
-    x, rows = EVERY * np.arange(1.0, 81), []
+    x, rows, files = EVERY * np.arange(1.0, 81), [], -(-files // 2)
     for rho in (0.0, 0.6, 0.75, 0.85):
         rng, cells = np.random.default_rng(1), []
         for delta, log in ((1e-3, True), (SQUARES, False)):
