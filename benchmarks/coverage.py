@@ -6,8 +6,8 @@
 
 A row is 400 files of one kind (200 curves). The errors of a file have one size for all points (same), halve with every
 tenfold of N or x (falls), or are ten times as large for 3 % of the points (outliers). Beside each share is its own
-standard error. A fit that is refused has no interval and is not counted; the column `given` shows how many have one. The tables are in
-docs/fits.md and docs/compare.md. The draws are seeded.
+standard error. A fit that is refused has no interval and is not counted; the column `given` shows how many have one.
+The tables are in docs/fits.md and docs/compare.md. The draws are seeded.
 """
 
 import argparse
