@@ -225,7 +225,9 @@ def _isoflop_optimum(name: str, own: pd.DataFrame) -> str:
 
 
 FITS = {
-    "loss_vs_flops": _each(_loss_vs_flops, "95 % intervals and bands: bootstrap of the residuals."),
+    "loss_vs_flops": _each(
+        _loss_vs_flops, "95 % intervals and bands: bootstrap of the points; of few, of the residuals."
+    ),
     "isoflop": _each(_isoflop),
     "isoflop_optimum": _each(_isoflop_optimum, "95 % intervals and bands: t of the least-squares line in log-log."),
     "gap": _gap,
