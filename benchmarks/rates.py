@@ -1,5 +1,5 @@
 """How often the analysis is right on simulated data whose truth is known: false and found jumps, the error of the
-iso-FLOP exponent, the coverage of intervals, terms found where there are none.
+iso-FLOP exponent, terms found where there are none. coverage.py counts how often intervals are right.
 
     python benchmarks/rates.py                    all of it: about ten minutes
     python benchmarks/rates.py jumps isoflop      some of it
@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pandas as pd
-from fits import LAW, points
+from fits import LAW
 from measure import markdown
 from scipy.interpolate import Akima1DInterpolator
 
@@ -29,7 +29,6 @@ from fvlm.analysis.fits.sums import Estimate, estimates
 E, A, B, ALPHA, BETA = LAW
 A_OPT = BETA / (ALPHA + BETA)
 EVERY = 8000  # samples between evaluations
-EXPONENT = 0.346  # of L(D) along a curve
 BUDGETS = np.geomspace(6e18, 3e21, 6)
 
 
@@ -119,22 +118,6 @@ def joint(x: np.ndarray, loss: np.ndarray, draws: int) -> dict[str, Estimate]:
     return {one.name: one for one in estimates(x, loss, ("N", "D"), draws=draws)[1]}
 
 
-def coverage(quick: bool) -> str:
-    truth = {"E": E, "exponent_N": ALPHA, "exponent_D": BETA, "N_opt_exponent": A_OPT}
-    files, rows = (3 if quick else 200), []
-    for sizes, budgets, noise in ((5, 4, 0.002), (8, 6, 0.005), (20, 12, 0.005)):
-        fits = [joint(*points(sizes, budgets, noise, seed), 60 if quick else 300) for seed in range(files)]
-        known = [fit for fit in fits if not fit["exponent_N"].reason and not fit["exponent_D"].reason]
-        held = {
-            name: [fit[name].low <= true <= fit[name].high for fit in known if not fit[name].reason]
-            for name, true in truth.items()
-        }
-        shares = (f"{np.mean(one):.0%}" if one else "-" for one in held.values())
-        rows.append([sizes * budgets, f"{noise:.1%}", f"{len(known) / files:.0%}", *shares])
-    header = ["points", "noise", "identified", "E", "alpha", "beta", "a"]
-    return f"intervals at 95 % that hold the truth, {files} files each\n\n{markdown(header, rows, words=0)}"
-
-
 def nothing_there(seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Losses that do not depend on N."""
     rng = np.random.default_rng(seed)
@@ -154,32 +137,7 @@ def vanishing(quick: bool) -> str:
     return f"loss without N, yet alpha called identified; {files} files each\n\n{markdown(header, rows, words=0)}"
 
 
-def curve_of(seed: int, rho: float) -> tuple[np.ndarray, np.ndarray]:
-    """82 evaluations along one curve, their noise of 1 % correlated with the one before."""
-    rng = np.random.default_rng(seed)
-    noise = rng.normal(size=82)
-    for i in range(1, 82):
-        noise[i] = rho * noise[i - 1] + np.sqrt(1 - rho**2) * noise[i]
-    samples = EVERY * np.arange(1.0, 83)
-    return samples[:, None], (1.05 + 14 * samples**-EXPONENT) * np.exp(0.01 * noise)
-
-
-def correlated(quick: bool) -> str:
-    files, rows = (3 if quick else 200), []
-    for rho in (0.0, 0.64, 0.85):
-        row = [rho]
-        for block in (1, None):
-            fits = [estimates(*curve_of(seed, rho), ("D",), block=block, draws=60 if quick else 300)[1][2]
-                    for seed in range(files)]  # fmt: skip
-            held = [fit.low <= EXPONENT <= fit.high for fit in fits if not fit.reason]
-            row += [f"{len(held) / files:.0%}", f"{np.mean(held):.0%}" if held else "-"]
-        rows.append(row)
-    header = ["correlation", "identified, single points", "held", "identified, blocks", "held"]
-    about = f"intervals at 95 % of L(D)'s exponent that hold the truth, {files} files each"
-    return f"{about}\n\n{markdown(header, rows, words=0)}"
-
-
-PARTS = {"jumps": jumps, "isoflop": isoflop, "coverage": coverage, "vanishing": vanishing, "correlated": correlated}
+PARTS = {"jumps": jumps, "isoflop": isoflop, "vanishing": vanishing}
 
 
 def main() -> int:

@@ -5,7 +5,7 @@
 CAPTIONS = captions(lambda path: workflow.source_path(path))
 
 
-# All tables and the standard figures; with `results_from` of finished results, without training anything.
+# All tables and the standard figures; with `results_from` of finished results, as far as these allow, without training.
 rule figures:
     input:
         STUDY.decisions,
@@ -27,7 +27,7 @@ rule table:
     log:
         f"{R}/logs/table_{{table}}.log",
     wildcard_constraints:
-        table="|".join(catalog.TABLES),
+        table=STUDY.tables_alone,
     group:
         "analysis"
     conda:
@@ -101,8 +101,9 @@ rule figure:
         folder=subpath(output.png, parent=True),
         caption=lambda wildcards: CAPTIONS[wildcards.figure],
         comparisons=STUDY.figure_comparisons,
+        empty=STUDY.empty_option,
     shell:
         STUDY.command(
-            "figure {wildcards.figure} --tables {params.results:q}/tables --attention {input.attention:q}"
-            " --out-dir {params.folder:q} 2> {log:q}"
+            "figure {wildcards.figure} {params.empty} --tables {params.results:q}/tables"
+            " --attention {input.attention:q} --out-dir {params.folder:q} 2> {log:q}"
         )

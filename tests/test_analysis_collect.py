@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm, t
 
 from fvlm.__main__ import main
 from fvlm.analysis.collect import collect_curves, collect_evaluation
@@ -177,7 +178,25 @@ def test_a_difference_is_drawn_over_the_videos_of_both_runs(tmp_path):
     losses, draws = collect_evaluation(paths, replicates=400)
     values = draws[(draws["source"] == "s")].set_index("run").filter(regex=r"^r\d+$")
     assert (losses["groups"] == 10).all()
-    assert (values.loc["b"] - values.loc["a"]).std() == pytest.approx(shift.std() / np.sqrt(10), rel=0.15)
+    wider = np.sqrt(10 / 9) * t.ppf(0.975, 9) / norm.ppf(0.975)  # for few videos
+    assert (values.loc["b"] - values.loc["a"]).std() == pytest.approx(wider * shift.std() / np.sqrt(10), rel=0.1)
+
+
+@pytest.mark.parametrize("count", [3, 8, 40])
+def test_few_videos_have_an_interval_as_wide_as_students(tmp_path, count):
+    """Plain percentiles of 8 videos would be a fifth narrower."""
+    errors = np.random.default_rng(count).normal(size=count)
+    losses = 3 + 0.5 * (errors - errors.mean()) / errors.std()
+    path = evaluation(tmp_path / "1.csv", "r", 10 * losses, np.full(count, 10))
+    row = collect_evaluation([path], replicates=4000)[0].iloc[0]
+    low, high = t.interval(0.95, count - 1, losses.mean(), losses.std(ddof=1) / np.sqrt(count))
+    assert row["high"] - row["low"] == pytest.approx(high - low, rel=0.1)
+
+
+def test_a_loss_of_two_videos_is_never_below_zero(tmp_path):
+    path = evaluation(tmp_path / "1.csv", "r", [10.0, 50.0], [10, 10])
+    losses, draws = collect_evaluation([path], replicates=100)
+    assert losses["low"].min() > 0 and draws.filter(regex=r"^r\d+$").min(axis=None) > 0
 
 
 def test_orders_are_cells_of_their_own(tmp_path):

@@ -210,3 +210,27 @@ def test_numbers_have_three_digits(value, text):
 
 def test_special_characters_are_escaped():
     assert as_rst("N* of |x_1|") == "N\\* of \\|x\\_1\\|\n"
+
+
+def test_a_figure_with_nothing_to_draw_is_a_picture_an_error_or_no_file(forms, tmp_path, capsys):
+    folder, _ = forms["one"]
+    words = ["--tables", f"{folder}/tables", "--out-dir", str(tmp_path), "--not-drawn", str(tmp_path / "missing.csv")]
+    assert main(["figure", "gap", *words]) == 0
+    assert "Nothing to draw: no foveated run" in (tmp_path / "gap.rst").read_text()
+    assert main(["figure", "gap", *words, "--empty", "refuse"]) == 2
+    assert capsys.readouterr().err.startswith("fvlm figure: gap: nothing to draw: no foveated run has a partner")
+    assert main(["figure", "gap", "loss_vs_flops", *words, "--empty", "skip", "--processes", "2"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [  # the earlier picture is gone
+        *(f"loss_vs_flops.{form}" for form in ("csv", "pdf", "png", "rst")), "missing.csv"
+    ]  # fmt: skip
+    missing = pd.read_csv(tmp_path / "missing.csv")
+    assert missing["figure"].tolist() == ["gap"] and missing["reason"].str.startswith("no foveated run").all()
+
+
+def test_figures_drawn_at_once_have_the_same_bytes(forms, tmp_path):
+    folder, names = forms["sparse"][0], ("gap", "model_size_scaling")
+    for processes in ("1", "2"):
+        where = ["--tables", f"{folder}/tables", "--out-dir", str(tmp_path / processes)]
+        assert main(["figure", *names, *where, "--processes", processes]) == 0
+    for path in sorted((tmp_path / "1").iterdir()):
+        assert path.read_bytes() == (tmp_path / "2" / path.name).read_bytes(), path.name

@@ -12,7 +12,18 @@ from scipy.stats import norm, t
 from fvlm.analysis.collect import flatten
 from fvlm.analysis.fits.descent import Objective, descend, starts
 from fvlm.analysis.fits.scaling import scaling_fits
-from fvlm.analysis.fits.sums import SQUARES, block_length, bootstrap, estimates, fit_power_laws, resampled
+from fvlm.analysis.fits.sums import (
+    LEAST,
+    SQUARES,
+    block_length,
+    block_scale,
+    bootstrap,
+    estimates,
+    fit_power_laws,
+    resampled_points,
+    resampled_residuals,
+    resampling,
+)
 from tests.analysis_cases import BUDGETS, LAW, SIZES, law, study_summaries
 from tests.fit_cases import correlated
 
@@ -129,9 +140,20 @@ def test_few_blocks_give_wide_intervals(block, degrees):
     x = np.geomspace(1e4, 1e6, 40)[:, None]
     loss = (1.1 + 14 * x[:, 0] ** -0.35) * np.exp(0.01 * np.random.default_rng(0).normal(size=40))
     fit = fit_power_laws(x, loss)
-    drawn = np.abs(resampled(fit, x, 400, block) - np.log(fit.predict(x))).max()
-    widened = np.sqrt(40 / 37) * t.ppf(0.975, degrees) / norm.ppf(0.975)
+    drawn = np.abs(resampled_residuals(fit, x, 400, block) - np.log(fit.predict(x))).max()
+    widened = np.sqrt(40 / 37) * t.ppf(0.975, degrees) / norm.ppf(0.975) * block_scale(fit.residuals, 3, block)
     assert drawn == pytest.approx(widened * np.abs(fit.residuals).max())
+
+
+@pytest.mark.parametrize("rho", [0.5, 0.8])
+def test_blocks_spread_as_much_as_correlated_errors(rho):
+    """The mean of drawn blocks spreads less than that of the errors; the scale makes up for it."""
+    errors = correlated(20_000, rho, 1.0, seed=0)
+    block = block_length(errors[:100])
+    means = [errors[first : first + block].mean() for first in range(len(errors) - block)]
+    drawn = block_scale(errors, 3, block) * np.std(means) * np.sqrt(block / len(errors))
+    assert drawn == pytest.approx(np.sqrt((1 + rho) / (1 - rho) / len(errors)), rel=0.1)
+    assert block_scale(errors, 3, 1) == 1 and block_scale(np.array([1.0, -1.0] * 20), 3, 4) == 1
 
 
 @pytest.mark.parametrize("log", [True, False])
@@ -153,21 +175,49 @@ def test_a_resample_has_residuals_of_their_sign():
     x = np.geomspace(1e4, 1e6, 60)
     noise = np.random.default_rng(0).exponential(0.01, 60)
     fit = fit_power_laws(x, (1 + 14 * x**-0.35) * np.exp(noise), delta=SQUARES)
-    drawn = resampled(fit, x, 200) - fit.objective(x).predict(fit.theta[None])
+    drawn = resampled_residuals(fit, x, 200) - fit.objective(x).predict(fit.theta[None])
     skew = [float((part**3).mean() / part.std() ** 3) for part in (-fit.residuals, drawn)]
     assert skew[0] > 0.5 and skew[1] == pytest.approx(skew[0], rel=0.2)
     assert 1 < drawn.std() / fit.residuals.std() < 1.2
 
 
-def test_a_bootstrapped_fit_is_the_fit_of_what_was_drawn():
-    x, loss = grid([n for n, _ in SIZES.values()], noise=0.01)
-    fit = fit_power_laws(x, loss)
-    target, theta = resampled(fit, x, 8, block=3, seed=5), bootstrap(fit, x, 8, block=3, seed=5)
-    objective = fit.objective(x)
-    for drawn, own in zip(target, theta, strict=True):
-        alone = fit_power_laws(x, np.exp(drawn))
-        cost = objective.cost(objective.predict(own[None]) - drawn)[0]
-        assert cost == pytest.approx(alone.cost, rel=1e-3)
+@pytest.mark.parametrize(("count", "block"), [(12, 3), (12, 1), (7, 1)])
+def test_a_bootstrapped_fit_is_the_fit_of_what_was_drawn(count, block):
+    """Residuals in blocks, points, and residuals where there are too few points."""
+    flops = np.geomspace(1e16, 1e19, count)[:, None]
+    loss = (1 + 40 * flops[:, 0] ** -0.1) * np.exp(0.004 * np.random.default_rng(0).normal(size=count))
+    fit = fit_power_laws(flops, loss)
+    objective, theta = fit.objective(flops), bootstrap(fit, flops, 8, block=block, seed=5)
+    points = resampling(count, 3, block) == "points"
+    assert points == (count == 12 and block == 1)
+    targets = np.tile(np.log(loss), (8, 1)) if points else resampled_residuals(fit, flops, 8, block=block, seed=5)
+    weights = resampled_points(count, 8, seed=5) if points else np.ones((8, count))
+    for drawn, weight, own in zip(targets, weights, theta, strict=True):
+        begin = starts(objective, np.exp(drawn))
+        lowest = descend(objective, begin, drawn[None], weights=np.tile(weight, (len(begin), 1)))[1].min()
+        cost = objective.cost(objective.predict(own[None]) - drawn, weight)[0]
+        assert cost == pytest.approx(lowest, rel=1e-3)
+
+
+def test_drawn_points_are_counted_and_none_is_quite_left_out():
+    """So that a draw of fewer points than parameters has an optimum too."""
+    weights = resampled_points(8, 2000)
+    counts = np.where(weights == LEAST, 0, weights)
+    assert (counts.sum(axis=1) == 8).all() and (counts == counts.round()).all() and (weights > 0).all()
+    assert (counts == 0).mean() == pytest.approx((7 / 8) ** 8, abs=0.01)
+
+
+def test_intervals_are_as_wide_as_fits_differ_where_the_error_falls_with_n():
+    """The error halves with every doubling of N; single residuals would give intervals a third as wide."""
+    x, clean = grid(np.geomspace(1e7, 1e9, 40))
+    noise = 0.02 * (x[:, 0] / 1e7) ** -1.0
+    rng = np.random.default_rng(0)
+    losses = clean * np.exp(noise * rng.normal(size=(300, len(x))))
+    fit = fit_power_laws(x, losses[0])
+    exponents, _ = descend(fit.objective(x), np.tile(fit.theta, (300, 1)), np.log(losses))
+    drawn = [bootstrap(fit_power_laws(x, loss), x, 200) for loss in losses[:10]]
+    width = np.mean([np.ptp(np.quantile(one[:, 3], [0.025, 0.975])) for one in drawn])
+    assert width == pytest.approx(np.ptp(np.quantile(exponents[:, 3], [0.025, 0.975])), rel=0.25)
 
 
 def test_blocks_are_as_long_as_the_correlation_asks():

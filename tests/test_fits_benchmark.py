@@ -30,10 +30,23 @@ def test_every_part_of_the_rates_is_printed():
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     parts = re.split(r"^(\w+): ", printed, flags=re.MULTILINE)[1:]
     named = dict(zip(parts[::2], parts[1::2], strict=True))
-    assert list(named) == ["jumps", "isoflop", "coverage", "vanishing", "correlated"]
+    assert list(named) == ["jumps", "isoflop", "vanishing"]
     assert "| 5 | 80 | 0.2% | 0.0% | 100% |" in named["jumps"]
     errors = [line.split("|")[3] for line in named["isoflop"].splitlines() if line.startswith("| 2 | 0.00% |")]
     assert 0 < float(errors[0]) < 0.001
+
+
+def test_every_part_of_the_coverage_is_printed():
+    """Few files; of Student's intervals, which take no fit, 500: their share is near 95 %."""
+    script = SCRIPT.with_name("coverage.py")
+    printed = subprocess.run([sys.executable, script, "--quick"], capture_output=True, text=True, check=True).stdout
+    names = re.findall(r"^(\w+): percent of the 95 % intervals", printed, flags=re.MULTILINE)
+    assert names == ["fit", "powerlaw", "few", "curve", "isoflop", "envelope", "gap", "videos", "seeds"]
+    assert "| same | 240 |" in printed and "| outliers | 12 |" in printed
+    command = [sys.executable, script, "seeds", "--files", "500"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    shares = [float(cell) for cell in re.findall(r"([\d.]+) ±", printed)]
+    assert len(shares) == 6 and min(shares) > 90 and max(shares) < 99.5
 
 
 def test_a_fit_that_is_not_the_optimum_is_noticed():

@@ -10,10 +10,13 @@ import pytest
 from fvlm import style
 from fvlm.__main__ import main
 from fvlm.analysis import finished, imported
-from fvlm.analysis.catalog import COLLECTED, FIGURES, TABLES
-from fvlm.analysis.columns import COLUMNS, RUN
+from fvlm.analysis.catalog import COLLECTED, FIGURES, OF_RESULTS, TABLES
+from fvlm.analysis.columns import COLUMNS, COUNTED, GROUP, RUN
 from fvlm.analysis.files import read_table, read_tables, write_table
 from fvlm.analysis.tables import load
+from fvlm.config.resolve import study_from_files
+from fvlm.config.study_file import OWN
+from fvlm.costs.amounts import flops_per_sample
 from fvlm.errors import UserError
 from tests.analysis_cases import BUDGETS, COMPARISONS, SIZES, collect, law, study_summaries, write_study
 from tests.figure_cases import write_tables
@@ -57,17 +60,19 @@ def grid():
 
 
 def drawn(tables, folder, figures=tuple(name for name in FIGURES if not FIGURES[name].attention)):
-    """Figure -> its numbers, or the words that say why there are none; all by the commands of the workflow."""
+    """Figure -> its numbers, or the words that say why it is not drawn; all by the commands of the workflow."""
     write_tables(folder / "tables", tables)
     where = ["--tables", str(folder / "tables")]
     for name in TABLES:
         assert main(["table", name, *where, "--out", str(folder / "tables" / f"{name}.csv")]) == 0
-    found = {}
-    for name in figures:
-        assert main(["figure", name, *where, "--out-dir", str(folder / "figures")]) == 0
-        numbers = pd.read_csv(folder / "figures" / f"{name}.csv")
-        found[name] = numbers["reason"].iloc[0] if list(numbers) == ["reason"] else numbers
-    return found
+    missing, out = folder / "missing.csv", folder / "figures"
+    assert (
+        main(["figure", *figures, *where, "--out-dir", str(out), "--empty", "skip", "--not-drawn", str(missing)]) == 0
+    )
+    found = pd.read_csv(missing).set_index("figure")["reason"].to_dict()
+    for name in found:
+        assert not list(out.glob(f"{name}.*"))
+    return found | {name: pd.read_csv(out / f"{name}.csv") for name in figures if name not in found}
 
 
 def test_points_become_runs_and_curves(tmp_path):
@@ -79,7 +84,7 @@ def test_points_become_runs_and_curves(tmp_path):
     for name in ("validation_curves", "training_curves", "evaluation", "bootstrap"):
         assert list(tables[name]) == list(COLUMNS[name])
     runs = tables["runs"].set_index("run")
-    assert list(tables["runs"]) == list(RUN)
+    assert list(tables["runs"]) == [*RUN, COUNTED, GROUP] and (runs[[COUNTED, GROUP]] == "").all(axis=None)
     assert runs.index.tolist() == ["baseline", "A1", "A6", "A7", "F1"] and (runs["family"] == "ablation").all()
     row = runs.loc["A1"]
     assert (row["final.val_loss"], row["best.val_loss"]) == pytest.approx((1.35, 1.34))
@@ -99,12 +104,15 @@ def test_points_of_ablations_draw_their_figures(tmp_path):
     found = drawn(read_results([path]), tmp_path)
     shown = {name for name, numbers in found.items() if not isinstance(numbers, str)}
     expected = {"ablation_ranking", "factorial", "freezing", "attention_entropy", "training_curves", "token_efficiency"}
-    assert shown == expected
+    assert shown == {*expected, "foveated_vs_alternatives"}
+    beside = found["foveated_vs_alternatives"].set_index("run")["difference"]  # of best validation losses
+    assert beside.loc[["A6", "A1"]].tolist() == pytest.approx([0.01, -0.01])
     factorial = read_table(tmp_path / "tables", "factorial").set_index(["measure", "effect"])["estimate"]
     interaction = next(value for (measure, name), value in factorial.items() if measure == "final" and "inter" in name)
     assert interaction == pytest.approx(1.36 - 1.35 - 1.37 + 1.375)
     style.apply()
-    figure, _ = load(FIGURES["token_efficiency"].function)(**read_tables(tmp_path / "tables", ("token_efficiency",)))
+    needs = FIGURES["token_efficiency"].needs
+    figure, _ = load(FIGURES["token_efficiency"].function)(**read_tables(tmp_path / "tables", needs))
     assert len(figure.axes) == 1  # nothing says what a sample costs
     style.plt.close(figure)
 
@@ -113,19 +121,120 @@ def test_points_of_a_grid_draw_the_scaling_figures(tmp_path):
     found = drawn(read_results([save(tmp_path / "points.csv", grid())]), tmp_path)
     for name in ("loss_vs_flops", "isoflop", "model_size_scaling", "gap", "training_curves"):
         assert not isinstance(found[name], str), found[name]
-    assert "did not record how many tokens" in found["chinchilla_ratio"]
+    ratio = found["chinchilla_ratio"].set_index(["architecture", "size", "budget"])["tokens_per_parameter"]
+    assert len(ratio) == 24 and ratio["multi_token", "135M", "C1"] > ratio["foveated", "135M", "C1"]  # 16 and 1 a frame
     gaps = read_table(tmp_path / "tables", "gap")
     assert len(gaps) == 12 and (gaps["raw_percent"] > 0).all()
     fits = read_table(tmp_path / "tables", "scaling_fits")
     assert fits.loc[(fits["fit"] == "parameters and samples") & (fits["parameter"] == "E"), "identified"].all()
 
 
-def test_a_grid_that_does_not_say_its_flops_is_shown_and_not_fitted(tmp_path):
-    frames = [frame.drop(columns="total_flops") for frame in grid()[:4]]
+def test_flops_that_no_file_has_are_counted_and_named(tmp_path):
+    frames = [frame.drop(columns="total_flops") for frame in grid()]
+    tables = read_results([save(tmp_path / "points.csv", [frames[0].drop(columns="total_params"), *frames[1:]])])
+    runs = tables["runs"].set_index("run")
+    assert (runs["family"] == "grid").all() and runs.loc["135M-C1-F", "params_total"] == SIZES["135M"][0]
+    study = study_from_files([str(OWN / "paper.yaml")])
+    for name in ("135M-C1-F", "360M-C2-B"):
+        each = flops_per_sample(study.runs[name], study)
+        assert runs.loc[name, "flops"] == pytest.approx(each * runs.loc[name, "samples"])
+        assert f"{each:.3g} a sample" in runs.loc[name, COUNTED] and "full-size study" in runs.loc[name, COUNTED]
+    curve, each = tables["validation_curves"].set_index("run").loc["135M-C1-F"], runs["flops"] / runs["samples"]
+    assert (curve["flops"] / curve["samples"]).to_numpy() == pytest.approx(each["135M-C1-F"])
+    drawn(tables, tmp_path, ("loss_vs_flops",))
+    assert "FLOPs: 3.77e+11 a sample of 135M" in (tmp_path / "figures" / "loss_vs_flops.rst").read_text()
+    unknown = [frame.replace({"run_id": {"135M-C1-F": "9M-C1-F"}}) for frame in frames[:1]]
+    nothing = read_results([save(tmp_path / "unknown.csv", unknown)])["runs"].iloc[0]
+    assert nothing["family"] == "stage" and np.isnan(nothing["flops"]) and nothing["size"] == "9M"
+
+
+def test_flops_of_a_file_are_in_one_convention(tmp_path):
+    reported = save(tmp_path / "reported.csv", [pairs(total_flops_reported=3e15)])
+    given = save(tmp_path / "given.csv", [pairs(total_flops=3e15).replace("_", "-", regex=True)])
+    tables = read_results([reported, given])
+    runs = tables["runs"]
+    assert runs["flops"].tolist() == pytest.approx([2e15] * 8 + [3e15] * 8)
+    assert runs[COUNTED].str.contains("x 2/3").tolist() == [True] * 8 + [False] * 8
+    groups = {f"{name}, {n} frames" for name in ("reported", "given") for n in (8, 64)}
+    assert set(runs[GROUP]) == groups
+    shown = drawn(tables, tmp_path, ("loss_vs_flops",))["loss_vs_flops"].query("what == 'run'")  # each by itself
+    assert shown.groupby("group")["loss"].nunique().to_dict() == dict.fromkeys(groups, 4)
+
+
+def long_runs(schedule="constant", **changed):
+    """A run of 135M that falls by a power law with a floor, a flat one of 360M, and two decaying grid runs."""
+    rng, frames = np.random.default_rng(0), []
+    for run, size, n, (a, b, floor), rate in (
+        ("135M-scaling", "135M", 60, (30, 0.4, 1.0), schedule),
+        ("360M-scaling", "360M", 60, (0.0, 1.0, 1.4), schedule),
+        ("135M-C1-F_20260216_080531", "135M", 6, (30, 0.4, 1.1), "cosine"),
+        ("135M-C2-F", "135M", 20, (30, 0.4, 1.05), "cosine"),
+    ):
+        samples = 8000.0 * np.arange(1, n + 1)
+        loss = (floor + a * samples**-b) * np.exp(0.004 * rng.normal(size=n))
+        lr = np.linspace(1e-3, 9e-4 if run == changed.get("unfinished") else 1e-4, n)
+        frame = pd.DataFrame({"run_id": run, "step": samples / 32, "samples_seen": samples, "val_loss": loss, "lr": lr})
+        frames.append(
+            frame.assign(lr_schedule=rate, model_size=size, total_params={"135M": 157.6e6, "360M": 382.6e6}[size])
+        )
+    return frames
+
+
+def test_long_runs_draw_the_scaling_figures_and_are_fitted_along(tmp_path):
+    tables = read_results([save(tmp_path / "points.csv", long_runs())])
+    assert tables["runs"].set_index("run")["family"].to_dict() == {
+        "135M-scaling": "scaling", "360M-scaling": "scaling", "135M-C1-F": "grid", "135M-C2-F": "grid"
+    }  # fmt: skip
+    names = ("loss_vs_flops", "training_curves", "model_size_scaling", "envelope", "isoflop", "chinchilla_ratio")
+    found = drawn(tables, tmp_path, names)
+    fits = found["loss_vs_flops"].query("what == 'exponent'").set_index("run")
+    law = fits.loc["135M-scaling"]
+    assert law["low"] < 0.4 < law["high"] and law["value"] == pytest.approx(0.4, abs=0.1)
+    assert np.isnan(fits.loc["360M-scaling", "value"]) and "identified" in fits.loc["360M-scaling", "reason"]
+    assert fits["value"].notna().sum() == 1 and len(fits) == 3  # one of the two ends, which carry no law
+    text = (tmp_path / "figures" / "loss_vs_flops.rst").read_text()
+    assert "at SmolVLM2's 3.3 M samples" in text and "no power law identified" in text
+    star = found["loss_vs_flops"].query('what == "SmolVLM2\'s 3.3 M samples"').iloc[0]
+    assert star["low"] < 1 + 30 * 3.3e6**-0.4 < star["high"]
+    sizes = found["isoflop"].query("what == 'run'").groupby("budget")["size"].nunique()
+    assert len(sizes) == 4 and (sizes == 2).all() and not (found["isoflop"]["what"] == "minimum").any()
+    assert found["model_size_scaling"]["D"].tolist() == pytest.approx([480e3] * 2)
+
+
+def test_a_decaying_rate_is_fitted_only_at_its_ends(tmp_path):
+    frames = long_runs("cosine", unfinished="135M-C2-F")
     tables = read_results([save(tmp_path / "points.csv", frames)])
-    assert (tables["runs"]["family"] == "stage").all() and tables["runs"]["size"].tolist() == ["135M"] * 4
-    found = drawn(tables, tmp_path, ("training_curves", "loss_vs_flops"))
-    assert "no scaling grid" in found["loss_vs_flops"] and len(found["training_curves"]) == 48
+    runs = tables["runs"].set_index("run")["family"]
+    assert runs.loc[["135M-C1-F", "135M-C2-F"]].tolist() == ["grid", "scaling"]  # the rate of C2 is still high
+    found = drawn(tables, tmp_path, ("loss_vs_flops", "isoflop"))
+    assert "equal FLOPs" in found["isoflop"]
+    assert found["loss_vs_flops"].query("what == 'exponent'")["runs"].tolist() == [1]
+    assert (found["loss_vs_flops"]["what"] == "run").sum() == 4  # all points are shown
+
+
+def test_points_that_name_a_model_in_place_of_a_run(tmp_path):
+    rows = [
+        {"config": config, "arch": arch, "step": step, "loss": loss + 5 / step, "pflops": 0.01 * step}
+        for config, loss in (("S-S", 4.0), ("M-S", 3.8)) for arch in ("fov", "bas") for step in (100, 300, 1000, 3000)
+    ]  # fmt: skip
+    path = save(tmp_path / "points.csv", [pd.DataFrame(rows)])
+    check_finished([path])
+    tables = read_results([path, save(tmp_path / "runs.csv", [pairs(config="S-S")[:1], pairs(config="S-S")[2:3]])])
+    runs = tables["runs"].set_index("run")
+    assert runs.loc["M-S_bas", ["family", "architecture", "size"]].tolist() == ["pairs", "multi_token", "M-S"]
+    assert runs.loc["S-S_fov", "flops"] == pytest.approx(6e16) and runs.loc["S-S_fov", "params_total"] == 159e6
+    assert np.isnan(runs.loc["M-S_fov", "params_total"]) and runs["samples"].isna().sum() == 4
+    found = drawn(tables, tmp_path, ("loss_vs_flops", "gap", "gap_arrows"))
+    assert (found["loss_vs_flops"]["what"] == "run").sum() == 4
+    gaps = found["gap"].set_index("budget").loc["points"]
+    assert gaps["raw_percent"].tolist() == pytest.approx([0.0, 0.0])
+    assert gaps["note"].tolist() == ["N is not known: no curve to correct with"] * 2
+    assert len(found["gap_arrows"]) == 2  # of the pairs whose N is known
+
+
+def test_runs_that_began_at_a_time_have_plain_names():
+    ids = ["135M-C1-F_20260216_080531", "A6_coarse_only_20260216_080531", "x_20260101_000000", "x_20260102_000000"]
+    assert list(short_names(ids).values()) == ["135M-C1-F", "A6", *ids[2:]]
 
 
 def test_a_size_is_that_of_the_runs_with_the_same_name_of_it(tmp_path):
@@ -166,8 +275,10 @@ def test_a_list_of_results_becomes_runs(tmp_path):
     assert runs["visual_tokens"].tolist() == [1, 16] and runs["samples"].tolist() == [4800, 4800]
     assert runs["final.val_loss"].tolist() == [4.1, 4.0] and runs["flops"].tolist() == [4.8e15, 4.8e15]
     assert tables["validation_curves"]["step"].tolist() == [100, 300, 100, 300] and tables["training_curves"].empty
-    found = drawn(tables, tmp_path, ("training_curves", "gap"))
-    assert len(found["training_curves"]) == 4 and isinstance(found["gap"], str)
+    found = drawn(tables, tmp_path, ("training_curves", "gap", "loss_vs_flops"))
+    assert len(found["training_curves"]) == 4 and (found["loss_vs_flops"]["what"] == "run").sum() == 2
+    assert found["gap"]["raw_percent"].tolist() == pytest.approx([100 * (4.1 / 4.0 - 1)])
+    assert found["gap"]["budget"].tolist() == ["64 frames"]
 
 
 def test_a_folder_of_runs_gives_what_collecting_gives(tmp_path):
@@ -244,8 +355,17 @@ def test_the_reference_is_drawn(tmp_path):
     assert len(runs) == 25 and len(tables["validation_curves"]) == 1002
     assert runs.loc["135M-C4-F", "params_total"] == 157.6e6  # it has no summary of its own
     assert runs.loc["360M-scaling", "params_total"] == 382.6e6
-    found = drawn(tables, tmp_path, ("ablation_ranking", "factorial", "freezing", "training_curves"))
-    assert all(isinstance(numbers, pd.DataFrame) for numbers in found.values())
+    others = ("derived/comprehensive_scaling.csv", "scaling_64frames/scaling_64frames.json")
+    others = [REFERENCE / name for name in (*others, "derived/earlier_scaling_points.csv")]
+    found = drawn(read_results([folder / "all_eval_points.csv", *others]), tmp_path / "all", OF_RESULTS)
+    missing = {"seeing", "attention_heatmaps", "isoflop_optimum", "fine_coarse_ratio"}
+    assert {name for name, one in found.items() if isinstance(one, str)} == missing
+    raw = found["gap"].set_index(["size", "budget"])["raw_percent"]
+    frames = {n: f"comprehensive_scaling, {n} frames" for n in (8, 64)}
+    assert [
+        raw[pair] for pair in (("S-S", frames[8]), ("M-S", frames[8]), ("S-S", frames[64]), ("M-S", frames[64]))
+    ] == (pytest.approx([2.82, 2.35, 2.96, 3.93], abs=0.005))
+    found = drawn(tables, tmp_path, ("factorial",))
     factorial = read_table(tmp_path / "tables", "factorial")
     best = factorial.loc[factorial["measure"] == "best", "estimate"]
     assert best.tolist() == pytest.approx([0.0034, -0.0161, 0.0160], abs=5e-5)
@@ -269,7 +389,8 @@ def test_what_a_file_says_of_the_learning_rate_is_kept(tmp_path, capsys):
 
 
 RUNS = ("powerlaw", "--by", "run", "--x", "D", "--loss", "squares", "--keep", "lr_schedule=constant")
-POOLED = ("powerlaw", "--by", "size", "--x", "D", "--loss", "squares", "--keep", "architecture=foveated")
+POOLED = ("powerlaw", "--by", "size", "--x", "D", "--loss", "squares", "--keep")
+POOLED = (*POOLED, "run=135M-C1-F,135M-C2-F,135M-C3-F,135M-C4-F")
 JOINT = ("fit", "--keep", "lr_schedule=constant", "--bootstrap", "1000")
 CHECK = ("check-curves", "--columns", "val_loss=L,samples=D")
 
@@ -324,7 +445,8 @@ def test_a_table_of_runs_at_equal_samples_gives_their_gaps(tmp_path):
     assert raw["8 frames"].tolist() == pytest.approx([100 * 0.1 / 4.0, 100 * 0.1 / 3.7])
     assert raw["64 frames"].tolist() == pytest.approx([100 * 0.2 / 4.0, 100 * 0.2 / 3.7])
     assert len(found["gap_arrows"]) == 4
-    assert "no scaling grid" in found["isoflop"] and "no scaling grid" in found["loss_vs_flops"]  # at equal samples
+    assert "no scaling grid" in found["isoflop"]  # at equal samples
+    assert "both its training FLOPs and its final loss" in found["loss_vs_flops"]
     decided = read_table(tmp_path / "tables", "decisions").set_index("sweep")["verdict"]
     assert decided["equal compute"] == "not run"
     columns = ("--columns", "group=budget,pair=size", "--baseline", "multi_token")
@@ -350,3 +472,30 @@ def test_a_table_of_runs_without_their_architecture_is_ranked(tmp_path):
     points = save(tmp_path / "points.csv", [evaluations(run, loss) for run, loss in ABLATIONS.items()])
     check_finished([points, path])
     assert len(read_results([points, path])["runs"]) == 5  # beside the points they only add to them
+
+
+@pytest.mark.workflow
+def test_results_are_drawn_by_two_jobs_and_what_they_do_not_allow_is_listed_once(workflow):
+    save(workflow.folder / "points.csv", [*long_runs(), *(evaluations(run, loss) for run, loss in ABLATIONS.items())])
+    options = ("--config", "results_from=points.csv")
+    assert workflow.planned("figures", *options) == {
+        "import_results": 1, "draw_results": 1, "decisions": 1, "figures": 1
+    }  # fmt: skip
+    output = workflow.run("figures", *options)
+    folder = workflow.folder / "results/imported"
+    missing = pd.read_csv(folder / "figures/not_drawn.csv").set_index("figure")["reason"]
+    pictures = {path.stem for path in (folder / "figures").glob("*.png")}
+    assert {"loss_vs_flops", "factorial", "freezing"} <= pictures and {"seeing", "gap"} <= set(missing.index)
+    assert pictures | set(missing.index) == set(OF_RESULTS) and not pictures & set(missing.index)
+    assert (folder / "logs/draw_results.log").read_text().count("not drawn: gap: no foveated run") == 1
+    assert "figures/not_drawn.csv" in output and "figures/seeing.png" not in output
+    page = (folder / "report.html").read_text()
+    assert "not_drawn.csv" in page and "factorial.png" in page and "gap.png" not in page
+    assert "at SmolVLM2" in page and "Does the fine pass need the deep query" in page  # captions, as of a study
+    assert workflow.planned("figures", *options) == {}
+    (folder / "figures/factorial.png").unlink()
+    assert workflow.planned("figures", *options) == {"figure": 1, "figures": 1}
+    assert workflow.planned("results/imported/figures/contours.png", *options) == {"figure": 1}
+    refused = workflow.run("results/imported/figures/gap.png", *options, ok=False)
+    assert f"figure gap: fvlm figure: gap: nothing to draw: {missing['gap']}\n" in refused
+    assert not (folder / "figures/gap.png").exists()

@@ -15,11 +15,12 @@ from snakemake.iocontainers import Wildcards
 from snakemake.scheduling.job_scheduler import JobScheduler
 from snakemake.settings.enums import Quietness
 
+from fvlm.analysis import catalog
 from fvlm.config.resolve import study_of
 from fvlm.config.study_file import merged, read_yaml
 from fvlm.snakemake import memory, report
 from fvlm.snakemake.process import answer_signals_in_a_thread, drop_stale_locks, ends_of, is_alone, is_target
-from fvlm.snakemake.report import announce, make_report, report_failures
+from fvlm.snakemake.report import announce, make_report, report_failures, targets
 from fvlm.snakemake.resources import Resources
 from fvlm.snakemake.study import StudyOfRules, open_study
 from tests.config_cases import CONFIG, load
@@ -283,6 +284,38 @@ def test_the_plan_is_announced_unless_it_is_the_target(opened, monkeypatch, caps
     monkeypatch.setattr(sys, "argv", ["snakemake", "plan"])
     announce(study, of_snakemake())
     assert capsys.readouterr() == ("", "")
+
+
+def test_figures_that_a_configuration_cannot_draw_are_no_targets(opened):
+    def names(without: str = "") -> set[str]:
+        study = opened()
+        study.runs = {name: run for name, run in study.runs.items() if run.family != without}
+        return {Path(path).stem for path in study.figures}
+
+    of_grid = {name for name in catalog.STANDARD if catalog.FIGURES[name].grid}
+    assert len(of_grid) == 4 and names() == set(catalog.STANDARD)
+    assert names(without="grid") == set(catalog.STANDARD) - of_grid
+    assert names(without="stage") == set(catalog.STANDARD) - {"attention_heatmaps"}
+
+
+def test_a_report_of_finished_results_has_the_figures_that_exist(opened, tmp_path, monkeypatch):
+    points = tmp_path / "points.csv"
+    points.write_text("run_id,step,samples_seen,val_loss\na,1,32,2.0\na,2,64,1.9\n")
+    figures = tmp_path / "imported/figures"
+    figures.mkdir(parents=True)
+    study = opened(results=str(tmp_path), results_from=str(points))
+    assert study.figures == [str(figures / "not_drawn.csv")] and study.headline == []  # nothing is drawn yet
+    missing = [name for name in catalog.OF_RESULTS if name != "factorial"]
+    (figures / "not_drawn.csv").write_text("figure,title,reason\n" + "".join(f"{name},,x\n" for name in missing))
+    lost = [str(figures / f"factorial.{kind}") for kind in ("png", "pdf", "rst")]
+    assert study.figures == [str(figures / "not_drawn.csv"), *lost]
+    assert study.tables_alone == "(?!)" and len(study.imported_tables) == len(study.tables)
+    for path in lost:
+        Path(path).touch()
+    assert study.figures == [str(figures / "not_drawn.csv")]
+    monkeypatch.setattr(sys, "argv", ["snakemake", "--report", "page.html"])
+    assert targets(study) == [str(figures / "not_drawn.csv"), *lost]
+    assert "gap" in study.tables_alone and len(study.imported_tables) == len(catalog.COLLECTED)
 
 
 def test_a_part_of_a_study_has_no_report(opened, tmp_path, capsys):

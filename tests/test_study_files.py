@@ -37,8 +37,9 @@ def test_folders_of_runs_become_runs_and_curves(tmp_path):
     runs = tables["runs"].set_index("run")
     assert sorted(runs.index) == ["135M-C1-F", "A6", "baseline", "longvid_fine"] == runs_in(tmp_path / "checkpoints")
     assert runs["family"].to_dict() == {
-        "135M-C1-F": "stage", "A6": "ablation", "baseline": "ablation", "longvid_fine": "stage"
+        "135M-C1-F": "grid", "A6": "ablation", "baseline": "ablation", "longvid_fine": "stage"
     }  # fmt: skip
+    assert "counted for" in runs.loc["135M-C1-F", "flops_from"]  # N and C, which its files do not have
     assert runs.loc["135M-C1-F", ["size", "budget", "letter"]].tolist() == ["135M", "C1", "F"]
     row = runs.loc["A6"]
     assert (row["samples"], row["best.val_loss"], row["final.val_loss"]) == (67_000, 1.42, 1.43)
@@ -78,7 +79,8 @@ def test_tables_of_results_need_only_one_row(tmp_path):
     path = study_cases.table(tmp_path / "scaling_grid_results.csv", [GRID_ROW], study_cases.GRID)
     row = read_results([path])["runs"].iloc[0]
     assert (row["run"], row["size"], row["samples"], row["best.val_loss"]) == ("135M-C1-F", "135M", 67_000, 1.4178)
-    assert (row["family"], row["flops"]) == ("stage", 3.2e16)  # two per multiply-add, and N is not known
+    assert (row["family"], row["flops"]) == ("grid", 3.2e16)  # two per multiply-add; N is counted
+    assert row["params_total"] == 157_310_976
     with_n = study_cases.table(path, [GRID_ROW | {"total_params": 157.6e6}], [*study_cases.GRID, "total_params"])
     assert read_results([with_n])["runs"][["family", "params_total"]].iloc[0].tolist() == ["grid", 157.6e6]
     rows = [

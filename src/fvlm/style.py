@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.optimize import isotonic_regression
 
 from fvlm.config.architectures import ARCHITECTURES
 
@@ -45,6 +44,7 @@ class NothingToDraw(Exception):
 
 
 def apply() -> None:
+    """Set the look of all figures."""
     import seaborn as sns  # with scipy.stats, which takes most of a second
 
     sns.set_theme(
@@ -79,6 +79,17 @@ def panels(count: int, height: float = 3.0, width: float = WIDTH, **options) -> 
     """`count` panels side by side."""
     figure, axes = plt.subplots(1, count, figsize=(width, height), squeeze=False, **options)
     return figure, list(axes[0])
+
+
+def plot_grid(count: int, height: float, most: int = 2, **options) -> tuple[Figure, list[Axes]]:
+    """`count` panels of their own axes: one of full width and `height`, or smaller ones, `most` in a row."""
+    columns = min(count, most)
+    rows = -(-count // columns)
+    tall = height if count == 1 else 0.75 * height * rows
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, tall), squeeze=False, **options)
+    for ax in axes.ravel()[count:]:
+        ax.remove()
+    return figure, list(axes.ravel()[:count])
 
 
 def words(title: str, message: str) -> Figure:
@@ -181,6 +192,8 @@ def label_ends(ax: Axes, ends: list[tuple[float, float, str, str]], gap: float =
 
     gap  smallest distance of two names, as a share of the height of the axes
     """
+    from scipy.optimize import isotonic_regression  # which takes longer to load than most figures to draw
+
     low, high = ax.get_ylim()
     to_axes = ax.transData + ax.transAxes.inverted()
     ordered = sorted(ends, key=lambda end: end[1])

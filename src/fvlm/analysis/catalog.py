@@ -19,6 +19,7 @@ class Entry:
     function: str
     comparisons: bool = False
     attention: bool = False
+    grid: bool = False  # of a study that trains, only the runs of the scaling grid can be drawn
     on_request: str = ""  # why a figure is not in the report: `snakemake results/figures/NAME.png` makes it
 
 
@@ -57,13 +58,14 @@ FIGURES = {
     "seeing": Entry(
         "Does the model use its frames?", "Evaluation", COMPARED, "plots.seeing:seeing", comparisons=True
     ),
-    "three_modes": Entry("Evaluation modes", "Evaluation", ("modes",), "plots.evaluation:three_modes"),
+    "three_modes": Entry("Evaluation modes", "Evaluation", ("modes", "runs"), "plots.evaluation:three_modes"),
     "foveated_vs_alternatives": Entry(
         "Foveated model against its alternatives", "Baselines", COMPARED, "plots.evaluation:alternatives",
         comparisons=True,
     ),
     "token_efficiency": Entry(
-        "Loss against visual tokens and FLOPs", "Baselines", ("token_efficiency",), "plots.evaluation:token_efficiency"
+        "Loss against visual tokens and FLOPs", "Baselines", ("token_efficiency", "runs"),
+        "plots.evaluation:token_efficiency",
     ),
     "ablation_ranking": Entry("Ablations, ranked", "Ablations", ("ablations",), "plots.ablation:ranking"),
     "factorial": Entry("Query depth x fine pass", "Ablations", ("factorial",), "plots.ablation:factorial"),
@@ -73,13 +75,17 @@ FIGURES = {
     ),
     "loss_vs_flops": Entry(
         "Loss against training FLOPs", "Scaling", ("runs", "validation_curves", "scaling_fits"),
-        "plots.scaling:loss_vs_flops",
+        "plots.flops:loss_vs_flops", grid=True,
     ),
-    "isoflop": Entry("Iso-FLOP curves", "Scaling", ("runs", "isoflop"), "plots.scaling:isoflop"),
+    "isoflop": Entry(
+        "Iso-FLOP curves", "Scaling", ("runs", "isoflop", "validation_curves"), "plots.scaling:isoflop", grid=True
+    ),
     "isoflop_optimum": Entry(
-        "Best size at each budget", "Scaling", ("isoflop", "scaling_fits"), "plots.fits:isoflop_optimum"
+        "Best size at each budget", "Scaling", ("isoflop", "scaling_fits"), "plots.fits:isoflop_optimum", grid=True
     ),
-    "model_size_scaling": Entry("Loss against model size", "Scaling", ("runs",), "plots.scaling:model_size"),
+    "model_size_scaling": Entry(
+        "Loss against model size", "Scaling", ("runs", "validation_curves"), "plots.scaling:model_size", grid=True
+    ),
     "gap": Entry("Gap to pooled tokens", "Scaling", ("gap",), "plots.scaling:gap"),
     # on request, with the reason
     "freezing": Entry(
@@ -133,6 +139,8 @@ FIGURES = {
     ),
 }  # fmt: skip
 STANDARD = tuple(name for name, figure in FIGURES.items() if not figure.on_request)
+# Of finished results also the paper's other figures, as far as the results have their columns.
+OF_RESULTS = (*STANDARD, "freezing", "attention_entropy", "fine_coarse_ratio", "envelope", "chinchilla_ratio")
 HEADLINE = (
     "seeing",
     "foveated_vs_alternatives",

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from fvlm.analysis.columns import COLUMNS, CURVE, RUN
-from fvlm.analysis.compare.bootstrap import VIDEO_FIRST, VISUAL
+from fvlm.analysis.compare.bootstrap import VIDEO_FIRST, VISUAL, resampled_sums
 from fvlm.analysis.files import read_csv, write_table
 from fvlm.analysis.finished import base_name, read_summary, refuse_twice
 from fvlm.config.comparisons import Comparisons
@@ -169,16 +169,14 @@ def _resampled_sums(part: pd.DataFrame, cells: int, replicates: int, seed: int) 
              and tokens (cells,) without the end of answers, NaN if a file does not have them
     """
     groups, column = np.unique(part["group"].to_numpy(str), return_inverse=True)
-    n = len(groups)
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=replicates)
-    weights = np.vstack([np.ones((1, n)), counts]).T
-    loss, tokens, samples = (np.zeros((cells, n)) for _ in range(3))
+    loss, tokens, samples = (np.zeros((cells, len(groups))) for _ in range(3))
     for total, values in ((loss, part["loss_sum"]), (tokens, part["tokens"]), (samples, 1)):
         np.add.at(total, (part["cell"].to_numpy(), column), values)
     without_end = np.zeros((2, cells))
     for total, values in zip(without_end, (part["loss_sum_without_end"], part["tokens_without_end"]), strict=True):
         np.add.at(total, part["cell"].to_numpy(), values)
-    return loss @ weights, tokens @ weights, samples.sum(1).astype(int), (samples > 0).sum(1), *without_end
+    counts = samples.sum(1).astype(int), (samples > 0).sum(1)
+    return *resampled_sums(loss, tokens, replicates, seed), *counts, *without_end
 
 
 def _per_token(loss: np.ndarray, tokens: np.ndarray) -> np.ndarray:

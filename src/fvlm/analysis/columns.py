@@ -1,6 +1,9 @@
 """The columns that each table promises, and how an empty cell of a column is read."""
 
 SCHEDULE = "config.optim.schedule"  # of the learning rate; a column of the runs if they have it
+GROUP = "group"  # of imported runs: only runs of one group were scored on the same samples
+INFERRED = "inferred.val_loss"  # of imported runs: the final validation loss frame by frame, as at inference
+COUNTED = "flops_from"  # of imported runs: where their training FLOPs come from, in words
 REWARDS = ("reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected")  # of runs on preferences
 
 # Column names in their order. NAME* is text, where an empty cell is an empty word. NAME? is true or false. In all other

@@ -1,6 +1,11 @@
-"""Draw one figure: `fvlm figure NAME --tables DIR --out-dir DIR` writes NAME.png, NAME.pdf, NAME.csv
-(the numbers drawn) and NAME.rst (sentences for the report)."""
+"""Draw figures: `fvlm figure NAME ... --tables DIR --out-dir DIR` writes NAME.png, NAME.pdf, NAME.csv (the numbers
+drawn) and NAME.rst (sentences for the report) of each."""
 
+import multiprocessing
+import sys
+from argparse import Namespace
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -8,43 +13,83 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fvlm import style
-from fvlm.analysis.catalog import FIGURES
+from fvlm.analysis.catalog import FIGURES, Entry
 from fvlm.analysis.files import read_csv, replacing, write_table
 from fvlm.analysis.plots.captions import as_rst, caption
-from fvlm.analysis.tables import inputs_of, load
+from fvlm.analysis.tables import Inputs, load
 from fvlm.config.resolve import add_study_arguments
 from fvlm.errors import UserError
 
 DPI = 150
+FORMS = (".png", ".pdf", ".csv", ".rst")
+EMPTY = ("picture", "refuse", "skip")  # what becomes of a figure that has nothing to draw
 
 
 def add_arguments(parser) -> None:
     parser.fromfile_prefix_chars = "@"
-    parser.add_argument("name", choices=FIGURES)
+    parser.add_argument("names", nargs="+", choices=FIGURES, metavar="NAME", help=", ".join(FIGURES))
     parser.add_argument("--tables", required=True, help="folder with the tables")
     parser.add_argument(
         "--attention", nargs="*", default=[], metavar="FILE", help="attention maps of finished runs (.npz)"
     )
     parser.add_argument("--out-dir", required=True, help="folder to write to")
+    parser.add_argument(
+        "--empty",
+        choices=EMPTY,
+        default=EMPTY[0],
+        help="a figure with nothing to draw: a picture of the reason (default), an error, or no files",
+    )
+    parser.add_argument("--processes", type=int, default=1, help="figures that are drawn at once (default 1)")
+    parser.add_argument("--not-drawn", metavar="FILE", help="CSV to write: the figures with nothing to draw, and why")
     add_study_arguments(parser)
 
 
 def main(args) -> None:
-    entry = FIGURES[args.name]
     if Path(args.out_dir).resolve() == Path(args.tables).resolve():
         raise UserError(
             f"--out-dir {args.out_dir}: found the folder of the tables, where a figure's numbers could replace "
             "the table of that name; expected another folder, such as one called figures beside it"
         )
     style.apply()
-    inputs = inputs_of(entry, args)
-    if entry.attention:
-        inputs["attention"] = [Path(name) for name in args.attention]
+    names = list(dict.fromkeys(args.names))
+    draw = partial(_draw, inputs=Inputs(args.tables, args), args=args)
+    if min(len(names), args.processes) > 1:
+        with ProcessPoolExecutor(args.processes, multiprocessing.get_context("fork")) as pool:
+            found = list(pool.map(draw, names))
+    else:
+        found = [draw(name) for name in names]
+    reasons = {name: reason for name, reason in zip(names, found, strict=True) if reason}
+    if args.not_drawn:
+        rows = [(name, FIGURES[name].title, reason) for name, reason in reasons.items()]
+        write_table(pd.DataFrame(rows, columns=["figure", "title", "reason"]), args.not_drawn)
+
+
+def _draw(name: str, inputs: Inputs, args: Namespace) -> str:
+    """Draw a figure; return why there is nothing to draw, or an empty word."""
+    entry, stem = FIGURES[name], Path(args.out_dir) / name
+    more = {"attention": [Path(path) for path in args.attention]} if entry.attention else {}
+    tables = inputs.of(entry)
     try:
-        figure, numbers = load(entry.function)(**inputs)
+        save(*load(entry.function)(**tables, **more), stem)
     except style.NothingToDraw as reason:
-        figure, numbers = style.words(entry.title, str(reason)), pd.DataFrame({"reason": [str(reason)]})
-    save(figure, numbers, Path(args.out_dir) / args.name)
+        _without(entry, str(reason), stem, args.empty)
+        return str(reason)
+    return ""
+
+
+def _without(entry: Entry, reason: str, stem: Path, empty: str) -> None:
+    """Treat a figure that has nothing to draw as `empty` says.
+
+    raises  UserError
+    """
+    if empty == "refuse":
+        raise UserError(f"{stem.name}: nothing to draw: {reason}")
+    if empty == "picture":
+        save(style.words(entry.title, reason), pd.DataFrame({"reason": [reason]}), stem)
+        return
+    for form in FORMS:
+        stem.with_suffix(form).unlink(missing_ok=True)  # of earlier results
+    print(f"not drawn: {stem.name}: {reason}", file=sys.stderr)
 
 
 def save(figure: Figure, numbers: pd.DataFrame, stem: Path) -> None:
@@ -52,6 +97,7 @@ def save(figure: Figure, numbers: pd.DataFrame, stem: Path) -> None:
     for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
         with replacing(stem.with_suffix(suffix)) as beside:
             figure.savefig(beside, dpi=DPI, metadata=metadata)
+        figure.set_layout_engine("none")  # the other form has the same layout; to find it takes as long as to draw
     plt.close(figure)
     write_table(numbers, stem.with_suffix(".csv"), digits=6)
     with replacing(stem.with_suffix(".rst")) as beside:

@@ -20,6 +20,15 @@ RESULT = ("model_type", "step", "loss_mean")  # fields of a result in a list
 SUMMARIES = "run_summaries.csv"  # beside evaluation points, with further columns
 SUMMARY = "run_summary.json"  # of a run of this project
 GRID = re.compile(r"(?P<size>[\w.]+)-(?P<budget>C\d+)-(?P<letter>[FB])(?P<seed>-s\d+)?")
+LONG = re.compile(r"(?P<size>[\d.]+[MB])-scaling(?P<seed>-s\d+)?")  # one long run of a size
+PAIR = re.compile(r"(?P<size>[A-Z]-[A-Z])(_(?P<frames>\d+)f)?_(?P<letter>fov|bas)")  # two architectures, equal samples
+STAMP = re.compile(r"_\d{8}_\d{6}$")  # when a run began
+MODELS = (
+    ("config", "pair"),
+    ("arch", "architecture"),
+    ("loss", "val_loss"),
+    ("step",),
+)  # of points without a run's name
 SHORT = r"[A-Z]{1,2}\d+[a-z]?"  # names that are taken for ablations though the study has none of that name
 Ablations = dict[str, Ablation]
 SEED_SUFFIX = re.compile(r"-s\d+$")
@@ -37,18 +46,20 @@ def _ablation(run: str, known: Ablations) -> re.Match | None:
 
 
 def short_names(ids: list[str], known: Ablations) -> dict[str, str]:
-    """Return the name of each run without its description: `NAME_deep_query_off` -> `NAME`, as tables and figures use
-    it. Where two runs would get one name, both keep theirs.
+    """Return the name of each run without its description and the time when it began: `NAME_deep_query_off` -> `NAME`,
+    as tables and figures use it. Where two runs would get one name, both keep theirs.
 
     known   the ablations of the study
     """
-    found = {run: _ablation(run, known) for run in ids}
+    plain = Counter(STAMP.sub("", run) for run in ids)
+    names = {run: name if plain[name := STAMP.sub("", run)] == 1 else run for run in ids}
+    found = {run: _ablation(names[run], known) for run in ids}
     long: dict[str, set[str]] = {}  # short name -> the names, without seed, that would become it
     for run, match in found.items():
         if match:
-            long.setdefault(match["name"], set()).add(base_name(run))
+            long.setdefault(match["name"], set()).add(base_name(names[run]))
     return {
-        run: match["name"] + (match["seed"] or "") if match and len(long[match["name"]]) == 1 else run
+        run: match["name"] + (match["seed"] or "") if match and len(long[match["name"]]) == 1 else names[run]
         for run, match in found.items()
     }
 
@@ -56,9 +67,10 @@ def short_names(ids: list[str], known: Ablations) -> dict[str, str]:
 def place_of(run: str, known: Ablations) -> dict:
     """Return what a run's name implies: family, size, budget, letter, seed, architecture.
 
-    Names such as `135M-C1-F` belong to the scaling grid; those of the study's ablations, and short ones as in SHORT,
-    are ablations; all others count as stages, which are shown and compared with nothing. A name that implies no
-    architecture belongs to a foveated model.
+    Names such as `135M-C1-F` belong to the scaling grid, `135M-scaling` to long runs of one size, `S-B_64f_fov` to
+    pairs of architectures at equal samples; those of the study's ablations, and short ones as in SHORT, are ablations;
+    all others count as stages, which are shown and compared with nothing. A name that implies no architecture belongs
+    to a foveated model.
 
     known   the ablations of the study
     """
@@ -67,6 +79,12 @@ def place_of(run: str, known: Ablations) -> dict:
         labels = {name: found[name] for name in ("size", "budget", "letter")}
         architecture = "foveated" if found["letter"] == "F" else "multi_token"
         place |= {"family": "grid", "architecture": architecture, **labels}
+    elif found := LONG.fullmatch(run):
+        place |= {"family": "scaling", "size": found["size"]}
+    elif pair := PAIR.fullmatch(run):
+        architecture = "foveated" if pair["letter"] == "fov" else "multi_token"
+        place |= {"family": "pairs", "size": pair["size"], "architecture": architecture}
+        place |= {"budget": f"{pair['frames']} frames"} if pair["frames"] else {}
     elif found := _ablation(run, known):
         ablation = known.get(found["name"], Ablation())
         place |= {"family": "ablation", "architecture": ablation.architecture}
@@ -184,12 +202,26 @@ def is_by_run(header: list[str]) -> bool:
     return names and losses and not {"step", "samples_seen"} & set(header)
 
 
+def model_columns(header: list[str]) -> tuple[str, str] | None:
+    """The columns of model and architecture of evaluation points that name no run: config, arch, step, loss."""
+    found = [next((name for name in names if name in header), "") for names in MODELS]
+    return (found[0], found[1]) if all(found) and not {*RUN_NAMES} & {*header} else None
+
+
+def model_run(config: str, arch: str) -> str:
+    """The name of such a run."""
+    return f"{config}_{arch}"
+
+
 def _run_ids(path: Path) -> list[str]:
     """The runs of evaluation points, or of a table of runs, in the order in which they come."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = ([cell.strip() for cell in row] for row in csv.reader(file))
             header = next(rows, [])
+            if models := model_columns(header):
+                places = [header.index(name) for name in models]
+                return list(dict.fromkeys(model_run(*(row[place] for place in places)) for row in rows if any(row)))
             by_run = is_by_run(header)
             missing = [name for name in POINTS if name not in header and not by_run]
             if missing:

@@ -1,10 +1,11 @@
 """`fvlm import RESULTS...`: finished results from elsewhere as the tables that collecting a study makes.
 
-Five kinds are read: evaluation points (CSV: run_id, step, samples_seen, val_loss, ...; a run_summaries.csv beside it
-may add total_params), a table with one row per run (CSV: run_id, best_val_loss, ...), a list of results (JSON:
-model_type, step, loss_mean, ...), folders with runs as this project leaves them, and files and folders of the published
-study (`study_files`). What a file does not hold stays empty; only `finished.place_of` infers something, from a run's
-name.
+Six kinds are read: evaluation points (CSV: run_id, step, samples_seen, val_loss, ...; a run_summaries.csv beside it
+may add total_params), points that name a model in place of a run (CSV: config, arch, step, loss, ...), a table with one
+row per run (CSV: run_id, best_val_loss, ...), a list of results (JSON: model_type, step, loss_mean, ...), folders with
+runs as this project leaves them, and files and folders of the published study (`study_files`). What a file does not
+hold stays empty, but for what `finished.place_of` infers from a run's name, and what `scales.complete` counts: N, FLOPs
+and tokens of runs with a size.
 """
 
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ import pandas as pd
 from fvlm.analysis import study_files
 from fvlm.analysis.catalog import COLLECTED
 from fvlm.analysis.collect import collect_curves, collect_evaluation, collect_runs
-from fvlm.analysis.columns import COLUMNS, REWARDS, RUN, SCHEDULE
+from fvlm.analysis.columns import COLUMNS, COUNTED, INFERRED, REWARDS, RUN, SCHEDULE
 from fvlm.analysis.files import replacing, write_csv
 from fvlm.analysis.finished import (
     BEST,
@@ -29,6 +30,8 @@ from fvlm.analysis.finished import (
     check_folder,
     is_by_run,
     kind_of,
+    model_columns,
+    model_run,
     place_of,
     refuse_twice,
     result_name,
@@ -38,6 +41,8 @@ from fvlm.analysis.finished import (
     with_runs,
 )
 from fvlm.analysis.inputs import BLANK, COUNT, LOSS, NUMBER, SIZE, WORD, Kind, Rows, check_header, read_cells, table_of
+from fvlm.analysis.scales import FLOPS, complete, flops_in, name_groups, still_high
+from fvlm.analysis.tables import derive
 from fvlm.config.architectures import ARCHITECTURES as DECLARED
 from fvlm.config.resolve import add_study_arguments, study_of
 from fvlm.errors import UserError
@@ -46,8 +51,8 @@ TRAINING_POINTS = 400  # of a run's training curve, as the workflow collects it
 PARAMETERS = ("total_params", "n_params", "params")  # what a file may call the number of parameters
 MILLIONS = "params_M"
 SAMPLES = ("total_samples", "samples", "samples_seen")
-FLOPS = ("flops", "total_flops")
 TOKENS = "visual_tokens_per_frame"
+FRAME_BY_FRAME = "loss_infer"
 NAMED = {"architecture": ("architecture", "arch"), "pair": ("pair", "config"), "group": ("group", "frames")}
 ARCHITECTURES = {
     **{name: name for name in DECLARED},
@@ -62,12 +67,12 @@ OF_POINTS = {  # columns of evaluation points
     **OF_SUMMARIES,
     **{"step": COUNT, "samples_seen": COUNT, "val_loss": LOSS},
     **dict.fromkeys(("architecture", "lr_schedule", "model_size"), BLANK),
-    **dict.fromkeys(("train_loss", "attention_entropy", "loss_fine", "loss_coarse", *FLOPS), OPTIONAL),
+    **dict.fromkeys(("train_loss", "attention_entropy", "loss_fine", "loss_coarse", "lr", TOKENS, *FLOPS), OPTIONAL),
     **dict.fromkeys(REWARDS, replace(NUMBER, blank=True)),
 }
 OF_RUNS = {  # columns of a table with one row per run, beside its name
     **dict.fromkeys((*(name for names in NAMED.values() for name in names), "lr_schedule"), BLANK),
-    **dict.fromkeys((*FINAL, *BEST), LOSS),
+    **dict.fromkeys((*FINAL, *BEST, FRAME_BY_FRAME), LOSS),
     **dict.fromkeys((*PARAMETERS, MILLIONS, *SAMPLES, *FLOPS, TOKENS), SIZE),
 }
 Tables = dict[str, pd.DataFrame]
@@ -79,6 +84,7 @@ def add_arguments(parser) -> None:
     )
     add_study_arguments(parser)
     parser.add_argument("--out-dir", required=True, type=Path, help="folder of the tables")
+    parser.add_argument("--derived", action="store_true", help="also make the tables that are derived from these")
 
 
 def main(args) -> None:
@@ -90,6 +96,8 @@ def main(args) -> None:
     with ExitStack() as together:  # a table that cannot be written leaves none
         for name, table in tables.items():
             write_csv(table, together.enter_context(replacing(places[name])))
+    if args.derived:
+        derive(args.out_dir, args)
     print(f"{len(tables['runs'])} runs, {len(tables['validation_curves'])} evaluation points -> {args.out_dir}")
 
 
@@ -104,13 +112,17 @@ def read_results(paths: list[Path], known: Ablations) -> Tables:
     paths = [Path(path) for path in paths]
     if not paths:
         raise UserError("no results are named; expected files of evaluation points or results, or folders with runs")
-    parts = [_read(path, known) for path in with_runs(paths)]
+    paths = with_runs(paths)
+    parts = [_read(path, known) for path in paths]
+    for path, part in zip(paths, parts, strict=True):
+        name_groups(part["runs"], path.stem if len(paths) > 1 else "")
     tables = {}
     for name in COLLECTED:
         found = [part[name] for part in parts if name in part and len(part[name])]
         columns = list(dict.fromkeys([*COLUMNS[name], *(column for table in found for column in table)]))
         tables[name] = _joined(found, columns)
     refuse_twice(list(tables["runs"]["run"]))
+    complete(tables)
     return tables
 
 
@@ -131,6 +143,8 @@ def _read(path: Path, known: Ablations) -> Tables:
         content = results_in(path)
         return _from_summaries([path]) if isinstance(content, dict) else _from_list(path, content)
     header, rows = read_cells(path, fewest=1)
+    if columns := model_columns(header):
+        return _from_models(path, header, rows, columns, known)
     return (_from_runs if is_by_run(header) else _from_points)(path, header, rows, known)
 
 
@@ -180,16 +194,21 @@ def _one_of_runs(path: Path, row: dict, run: str, known: Ablations) -> dict:
     if words["pair"] and architecture and place["architecture"] in LETTERS:
         group = f"{words['group']} frames" if "frames" in row and words["group"] else words["group"]
         place |= {"family": "pairs", "size": words["pair"], "budget": group, "letter": LETTERS[place["architecture"]]}
-    elif place["family"] == "grid":
-        place |= {"family": "stage"}  # a point of the grid is N, D, C and loss, and C is seldom counted alike
+    frames = float(words["group"]) if words["group"].isdecimal() and "frames" in row else np.nan
+    flops, counted = next(
+        ((row[name] * unit, text) for name, (unit, text) in FLOPS.items() if name in row), (np.nan, "")
+    )
     found = _run(place) | {
         "params_total": _first(row, PARAMETERS, row.get(MILLIONS, np.nan) * 1e6),
         "samples": _first(row, SAMPLES),
-        "flops": _first(row, FLOPS),
+        "frames": _first(row, SAMPLES) * frames,
+        "flops": flops,
+        COUNTED: counted,
         "final.val_loss": _first(row, FINAL),
         "best.val_loss": _first(row, BEST, _first(row, FINAL)),
     }
     found |= {"visual_tokens": row[TOKENS]} if TOKENS in row else {}
+    found |= {INFERRED: row[FRAME_BY_FRAME]} if FRAME_BY_FRAME in row else {}
     return found | ({SCHEDULE: row["lr_schedule"]} if "lr_schedule" in row else {})
 
 
@@ -205,21 +224,26 @@ def _first(row: dict, names: tuple[str, ...], other: float = np.nan) -> float:
 
 def _runs(rows: list[dict]) -> pd.DataFrame:
     runs = pd.DataFrame(rows)
-    return runs.reindex(columns=[*RUN, *(name for name in runs if name == SCHEDULE)])
+    return runs.reindex(columns=[*RUN, *(name for name in runs if name in (SCHEDULE, COUNTED, INFERRED))])
 
 
-def _from_points(path: Path, header: list[str], cells: Rows, known: Ablations) -> Tables:
+def _from_points(path: Path, header: list[str], cells: Rows, known: Ablations, samples: Kind = COUNT) -> Tables:
     check_header(path, header, POINTS)
-    table = table_of(path, header, cells, OF_POINTS)
+    table = table_of(path, header, cells, OF_POINTS | {"samples_seen": samples})
     _refuse_two_at_a_step(path, table)
     sizes, names = _parameters(path, table), short_names(list(table["run_id"].drop_duplicates()), known)
     parts = []
     for run, own in table.groupby("run_id", sort=False):
-        row, curve = _one_run(place_of(names[run], known), own.sort_values("step"), sizes.get(run, np.nan))
-        if row["family"] == "grid" and not np.isfinite([row["flops"], row["params_total"]]).all():
-            row["family"] = "stage"  # a point of the grid is N, D, C and loss
-        parts.append((row, curve))
+        parts.append(_one_run(place_of(names[run], known), own.sort_values("step"), sizes.get(run, np.nan)))
     return _tables(parts)
+
+
+def _from_models(path: Path, header: list[str], cells: Rows, columns: tuple[str, str], known: Ablations) -> Tables:
+    """The tables of evaluation points that name a model and its architecture in place of a run, and no samples."""
+    places = [header.index(name) for name in columns]
+    cells = [(number, [*row, model_run(*(row[place] for place in places)), ""]) for number, row in cells]
+    header = ["val_loss" if name == "loss" else name for name in header] + ["run_id", "samples_seen"]
+    return _from_points(path, header, cells, known, OPTIONAL)
 
 
 def _refuse_two_at_a_step(path: Path, table: pd.DataFrame) -> None:
@@ -256,26 +280,30 @@ def _parameters(path: Path, table: pd.DataFrame) -> dict[str, float]:
 def _one_run(place: dict, own: pd.DataFrame, parameters: float) -> tuple[dict, pd.DataFrame]:
     """Row of the runs table, and curve, of a run's points in ascending order."""
     last, best = own.iloc[-1], own.loc[own["val_loss"].idxmin()]
-    flops = next((own[name] for name in FLOPS if name in own), pd.Series(np.nan, index=own.index))
+    flops, counted = flops_in(own)
+    flops = pd.Series(flops, index=own.index)
     if "architecture" in own and last["architecture"] in ARCHITECTURES:
         place |= {"architecture": ARCHITECTURES[last["architecture"]]}
     row = _run(place) | {
         "params_total": parameters,
         "samples": last["samples_seen"],
         "flops": flops.iloc[-1],
+        COUNTED: counted if np.isfinite(flops.iloc[-1]) else "",
         "final.val_loss": last["val_loss"],
         "best.val_loss": best["val_loss"],
         "best.samples": best["samples_seen"],
     }
     if "lr_schedule" in own:  # several are named together, for the learning rate is then not that of either
         row[SCHEDULE] = " and ".join(dict.fromkeys(filter(None, own["lr_schedule"])))
+    if row["family"] == "grid" and row.get(SCHEDULE, "") not in ("", "constant") and still_high(own):
+        row |= {"family": "scaling", "budget": ""}  # its last loss is not that of a finished run
+    if TOKENS in own:
+        row["visual_tokens"] = last[TOKENS]
     return row, own.rename(columns={"samples_seen": "samples"}).assign(run=row["run"], flops=flops)
 
 
 def _tables(parts: list[tuple[dict, pd.DataFrame]]) -> Tables:
     runs = _runs([row for row, _ in parts])
-    grid = runs["family"] == "grid"
-    runs["flops_budget"] = runs["budget"].where(grid).map(runs[grid].groupby("budget")["flops"].median())
     curves = pd.concat([curve for _, curve in parts], ignore_index=True)
     validation = curves.reindex(columns=list(COLUMNS["validation_curves"]))
     training = curves.reindex(columns=[*COLUMNS["validation_curves"][:4], "train_loss"]).dropna(subset="train_loss")
@@ -291,13 +319,12 @@ def _from_study(found: list[study_files.StudyRun], known: Ablations) -> Tables:
         place, facts = place_of(names[run.name], known), run.facts
         place |= {"architecture": facts["architecture"]} if "architecture" in facts else {}
         n, flops = facts.get("params_total", np.nan), facts.get("flop_budget", np.nan) * study_files.FLOPS_PER_UNIT
-        if place["family"] == "grid" and not np.isfinite([n, flops]).all():
-            place |= {"family": "stage"}  # a point of the grid is N, D, C and loss
         training, evaluations = run.read()
         best = min(evaluations, key=lambda row: row["val_loss"], default={})
         rows.append(_run(place) | {
             "params_total": n,
             "flops": flops,
+            COUNTED: "flop_budget x 2 (there one per multiply-add)" if np.isfinite(flops) else "",
             "samples": facts.get("samples") or max((row["samples"] for row in training + evaluations), default=np.nan),
             "final.val_loss": evaluations[-1]["val_loss"] if evaluations else np.nan,
             "best.val_loss": best.get("val_loss", facts.get("best_val_loss", np.nan)),
@@ -317,10 +344,12 @@ def _from_list(path: Path, content: list[dict]) -> Tables:
     _refuse_two_at_a_step(path, rows)
     parts = []
     for run, own in rows.groupby("run_id", sort=False):
-        place = {"run": run, "family": "stage", "architecture": own["architecture"].iloc[0]}
-        row, curve = _one_run(place, own.sort_values("step"), own["parameters"].iloc[0])
-        tokens = own["tokens"].iloc[0]
-        parts.append((row | ({"visual_tokens": tokens} if np.isfinite(tokens) else {}), curve))
+        first = own.iloc[0]
+        place = {"run": run, "family": "pairs", "size": first["config"], "architecture": first["architecture"]}
+        row, curve = _one_run(place, own.sort_values("step"), first["parameters"])
+        if np.isfinite(first["frames"]):
+            row |= {"budget": f"{first['frames']:g} frames", "frames": row["samples"] * first["frames"]}
+        parts.append((row | ({"visual_tokens": first["tokens"]} if np.isfinite(first["tokens"]) else {}), curve))
     return _tables(parts)
 
 
@@ -350,7 +379,9 @@ def _result(path: Path, number: int, one: dict) -> dict:
         "step": value("step"),
         "samples_seen": samples,
         "val_loss": value("loss_mean", kind=LOSS),
-        "flops": value(*FLOPS),
+        "flops": value("flops", "total_flops"),
         "parameters": value(*PARAMETERS),
         "tokens": value("visual_tokens") / (value("num_frames") or np.nan),
+        "frames": value("num_frames"),
+        "config": str(one["config"]) if one.get("config") is not None else "",
     }

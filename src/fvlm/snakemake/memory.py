@@ -16,7 +16,7 @@ from snakemake.persistence import RECORD_FORMAT_VERSION, MetadataRecord
 
 from fvlm.config.trained import ADOPTED, FINISHED, OF_A_RUN, keep_earlier, problem_of_files, summary_in
 from fvlm.files import write_beside
-from fvlm.snakemake.process import makes_report
+from fvlm.snakemake.process import requests_report
 
 MADE_FROM = "made_from.jsonl"  # in a results folder: {"file": ..., "params": [...]}; later lines win
 STUDY = "study.json"  # in a results folder: the complete study, which its jobs read
@@ -161,7 +161,8 @@ class Remembering:
             return record
         if memory.is_adopted(key):
             record = None
-        if makes_report():  # a report takes rules and times from the records, and ends with one that lacks them
+        # a report takes rules and times from the records, and ends with one that lacks them
+        if requests_report(after_run=False):
             return record
         params = memory.params_of_run(key)  # also of a run that was trained by hand, or copied here
         if params is None and record is None:

@@ -58,9 +58,10 @@ def is_target(name: str, arguments: list[str] | None = None) -> bool:
     return any(re.fullmatch(rf"(\w+_)?{name}(:.*)?", word) for word in words)
 
 
-def makes_report() -> bool:
-    """Return whether this process only makes a report of the results that exist, and runs no job."""
-    return any(word.partition("=")[0] == "--report" for word in sys.argv) and "--report-after-run" not in sys.argv
+def requests_report(arguments: list[str] | None = None, after_run: bool = True) -> bool:
+    """Return whether the command line has --report, or (with `after_run`) --report-after-run."""
+    words = [word.partition("=")[0] for word in (sys.argv[1:] if arguments is None else arguments)]
+    return (after_run or "--report-after-run" not in words) and bool({"--report", "--report-after-run"} & set(words))
 
 
 @cache

@@ -18,7 +18,7 @@ from fvlm.files import last_lines
 from fvlm.records import newest_checkpoint
 from fvlm.snakemake.module import is_training
 from fvlm.snakemake.package import OF_JOBS, refuse_missing, uses_conda
-from fvlm.snakemake.process import is_target, makes_report
+from fvlm.snakemake.process import is_target, requests_report
 from fvlm.snakemake.study import StudyOfRules
 from fvlm.study.plan import plan_rows, totals
 
@@ -49,8 +49,10 @@ def start(study: StudyOfRules, workflow, source: str) -> None:
 
 def targets(study: StudyOfRules) -> list[str]:
     """Return all results; for `snakemake --report` those that exist, so that an unfinished study has a report too."""
-    paths = [*study.prepared, *study.decisions, *study.tables, *study.figures]
-    return [path for path in paths if Path(path).exists()] if makes_report() else paths
+    others = [*study.prepared, *study.decisions, *study.tables]
+    if requests_report(after_run=False):
+        return [path for path in (*others, *study.drawn) if Path(path).exists()]
+    return [*others, *study.figures]
 
 
 def captions(path_of: Callable[[str], str]) -> dict[str, str]:
@@ -72,7 +74,7 @@ def make_report(study: StudyOfRules, workflow, target: str) -> None:
     target   the rule `all`, which has another name in a module
     """
     page = Path(study.folder) / "report.html"
-    results = [Path(path) for path in (*study.tables, *study.figures, *study.decisions)]
+    results = [Path(path) for path in (*study.tables, *study.drawn, *study.decisions)]
     if not all(path.exists() for path in results):
         return  # only a part of the study was requested
     if not page.exists() or any(path.stat().st_mtime > page.stat().st_mtime for path in results):
@@ -87,6 +89,7 @@ def make_report(study: StudyOfRules, workflow, target: str) -> None:
         return
     lines = [f"\nreport   {page}", f"answers  {study.decisions[0]}"]
     lines += [f"figure   {path}" for path in study.headline]
+    lines += [f"reasons  {study.not_drawn}: figures that cannot be drawn"] if study.at_once else []
     print(*lines, sep="\n", file=sys.stderr)
 
 

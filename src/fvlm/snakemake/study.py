@@ -3,6 +3,7 @@
 Snakemake imports this module while it parses the Snakefile, so nothing heavy may be imported here.
 """
 
+import csv
 import hashlib
 import json
 import shlex
@@ -24,7 +25,7 @@ from fvlm.data import sources
 from fvlm.errors import UserError
 from fvlm.records import weights_in
 from fvlm.snakemake.memory import STUDY, ResultsMemory, remember
-from fvlm.snakemake.process import is_alone, is_target
+from fvlm.snakemake.process import is_alone, is_target, requests_report
 from fvlm.snakemake.resources import Resources
 from fvlm.study.plan import plan_csv, plan_rows, plan_text
 
@@ -144,11 +145,23 @@ class StudyOfRules:
 
     @property
     def figures(self) -> list[str]:
-        return [f"{self.folder}/figures/{name}.{kind}" for name in catalog.STANDARD for kind in ("png", "pdf", "rst")]
+        """The figures that are always made. Of finished results (`draw_results` makes their figures) the list of those
+        not drawn, and those that were drawn and are lost."""
+        if not self.at_once:
+            return self._figures(self._possible(catalog.STANDARD))
+        return [self.not_drawn, *(path for path in self._figures(self._drawn) if not Path(path).exists())]
+
+    @property
+    def drawn(self) -> list[str]:
+        """The figures of the report: those that are always made, without those that finished results do not allow."""
+        if not self.settings.results_from:
+            return self.figures
+        return [self.not_drawn, *self._figures(self._drawn)]
 
     @property
     def headline(self) -> list[str]:
-        return [f"{self.folder}/figures/{name}.png" for name in catalog.HEADLINE]
+        names = self._drawn if self.settings.results_from else self._possible(catalog.STANDARD)
+        return [f"{self.folder}/figures/{name}.png" for name in catalog.HEADLINE if name in names]
 
     @property
     def decisions(self) -> list[str]:
@@ -276,6 +289,45 @@ class StudyOfRules:
     def figure_comparisons(self, wildcards) -> str:
         return self._comparisons(catalog.FIGURES[wildcards.figure])
 
+    # --- finished results: one job makes all tables, and another one all figures ---
+
+    @property
+    def at_once(self) -> bool:
+        """Whether that is so. A report is made of the rules `table` and `figure`, which have its captions."""
+        return bool(self.settings.results_from) and not requests_report()
+
+    @property
+    def not_drawn(self) -> str:
+        return f"{self.folder}/figures/not_drawn.csv"
+
+    @property
+    def imported_tables(self) -> list[str]:
+        return self._tables([*catalog.COLLECTED, *(catalog.TABLES if self.at_once else ())])
+
+    @property
+    def derived_option(self) -> str:
+        return "--derived" if self.at_once else ""
+
+    @property
+    def tables_alone(self) -> str:
+        """The pattern of the tables that have a job of their own."""
+        return "(?!)" if self.at_once else "|".join(catalog.TABLES)
+
+    @property
+    def empty_option(self) -> str:
+        """The option of `fvlm figure` for a figure with nothing to draw: of finished results it is not made."""
+        return "--empty refuse" if self.at_once else ""
+
+    @property
+    def _drawn(self) -> list[str]:
+        """The figures that the last drawing of finished results made."""
+        try:
+            with open(self.not_drawn, newline="", encoding="utf-8") as file:
+                missing = {row["figure"] for row in csv.DictReader(file)}
+        except (OSError, KeyError):
+            return []
+        return [name for name in catalog.OF_RESULTS if name not in missing]
+
     @property
     def imported_architectures(self) -> dict[str, str]:
         """The architecture of each ablation, which imported results take from the name of the run."""
@@ -293,6 +345,18 @@ class StudyOfRules:
 
     def _index(self, source: str) -> str:
         return f"{self.folder}/index/{source}.npz"
+
+    def _possible(self, names) -> list[str]:
+        """The figures that the study's configuration may draw."""
+        has_grid = any(run.family == "grid" for run in self.runs.values())
+        figures = {name: catalog.FIGURES[name] for name in names}
+        if not self.settings.results_from:
+            figures = {name: one for name, one in figures.items() if has_grid or not one.grid}
+            figures = {name: one for name, one in figures.items() if self.attention_maps or not one.attention}
+        return list(figures)
+
+    def _figures(self, names) -> list[str]:
+        return [f"{self.folder}/figures/{name}.{kind}" for name in names for kind in ("png", "pdf", "rst")]
 
     def _tables(self, names) -> list[str]:
         return [f"{self.folder}/tables/{name}.csv" for name in names]

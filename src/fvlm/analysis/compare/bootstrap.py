@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 LEVEL = 0.95
+LOWEST = 1e-3  # of a loss: two or three videos would spread it below zero
 NO_INTERVAL = "none"
 OVER_VIDEOS = "bootstrap over evaluation videos"  # of a difference: paired, since all runs share the draws
 OVER_SEEDS = "t over seeds"
@@ -52,6 +53,26 @@ def pooled(values: np.ndarray, draws: np.ndarray | None = None, level: float = L
         (low, high), how = interval(draws, level), OVER_VIDEOS
     how = NO_INTERVAL if np.isnan(low) else how
     return Estimate(float(np.mean(values)), low, high, how, len(values))
+
+
+def resampled_sums(loss: np.ndarray, tokens: np.ndarray, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the summed loss and tokens of the videos, both (cells, 1 + draws): of all videos first, then of resamples
+    with replacement, drawn alike for all cells, so that their differences are paired.
+
+    loss, tokens (cells, videos)
+
+    The draws' losses per token are spread by sqrt(n / (n - 1)) and by Student's t / z at 95 %: plain percentiles of 10
+    videos hold the true loss in 88 %, of 40 videos in 92 %.
+    """
+    n = loss.shape[1]
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
+    weights = np.vstack([np.ones((1, n)), counts]).T
+    loss, tokens = loss @ weights, tokens @ weights
+    if n > 1:
+        own = np.divide(loss[:, :1], tokens[:, :1], out=np.zeros_like(loss[:, :1]), where=tokens[:, :1] > 0) * tokens
+        wider = np.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.975) / ndtri(0.975)
+        loss = np.maximum(own + wider * (loss - own), LOWEST * own)
+    return loss, tokens
 
 
 def interval(draws: np.ndarray | None, level: float = LEVEL) -> tuple[float, float]:

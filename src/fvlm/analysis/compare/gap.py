@@ -169,10 +169,12 @@ def pair_rows(
             "size": name, "n_foveated": n[0][left], "n_baseline": n[1][right],
             "loss_foveated": losses[left].mean(), "loss_baseline": losses[cut + right].mean(),
         }  # fmt: skip
-        if min(map(len, n)) < 2:
+        known = all(np.isfinite(one).all() for one in n)  # imported runs may have no N
+        if min(map(len, n)) < 2 or not known:
             chosen = [left, cut + right]
             raw = pooled(percent(*losses[chosen]), None if draws is None else percent(*draws[chosen]))
-            rows.append(row | raw.columns("raw_percent", "raw_") | {"note": "one size: no curve to correct with"})
+            why = "one size" if known else "N is not known"
+            rows.append(row | raw.columns("raw_percent", "raw_") | {"note": f"{why}: no curve to correct with"})
             continue
         gaps, spread = (
             {} if values is None else corrected(n[0], values[:cut], n[1], values[cut:], (left, right), scale)

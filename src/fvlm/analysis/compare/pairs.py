@@ -5,6 +5,7 @@ import argparse
 import numpy as np
 import pandas as pd
 
+from fvlm.analysis.compare.bootstrap import resampled_sums
 from fvlm.analysis.inputs import read
 from fvlm.errors import UserError
 
@@ -105,12 +106,12 @@ class Group:
         videos, place = np.unique(np.asarray(tables[0].get("video", keys), str), return_inverse=True)
         if len(videos) < 2:
             raise UserError(f"{path}: one sample or video alone has no spread; expected two or more")
-        rng = np.random.default_rng(seed)
-        weights = rng.multinomial(len(videos), np.full(len(videos), 1 / len(videos)), size=draws)[:, place].T
-        loss, tokens = (
-            np.array([table.loc[keys, name].to_numpy(float) for table in tables]) for name in ("loss_sum", "tokens")
+        sums = (
+            np.array([np.bincount(place, table.loc[keys, name].to_numpy(float)) for table in tables])
+            for name in ("loss_sum", "tokens")
         )
-        means = loss.sum(axis=1) / tokens.sum(axis=1)
+        loss, tokens = resampled_sums(*sums, draws, seed)
+        means = loss[:, 0] / tokens[:, 0]
         if not means.all():
             empty = runs[int(np.argmin(means))]["architecture"]
             raise UserError(f"{path}: the losses of {empty} add up to zero; expected a positive sum: check loss_sum")
@@ -121,7 +122,7 @@ class Group:
             if abs(new / old - 1) > TOLERANCE
         ]
         self.losses = means[:, None]
-        return (loss @ weights) / (tokens @ weights), warnings
+        return loss[:, 1:] / tokens[:, 1:], warnings
 
     def _samples_of(self, path: str, samples: pd.DataFrame, run: dict) -> pd.DataFrame:
         """The samples of one run, by key."""

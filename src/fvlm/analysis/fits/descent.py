@@ -49,13 +49,16 @@ class Objective:
         """theta (R, p) -> (R, n), comparable with `target`."""
         return self.target(self.loss(theta)[1])
 
-    def cost(self, residuals: np.ndarray) -> np.ndarray:
-        """(R, n) -> (R,)."""
+    def cost(self, residuals: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        """residuals (R, n), weights (R, n) of the points (None: 1) -> (R,)."""
         size = np.abs(residuals)
         inner = np.minimum(size, self.delta)
-        return (inner * (size - 0.5 * inner)).sum(axis=1)
+        losses = inner * (size - 0.5 * inner)
+        return losses.sum(axis=1) if weights is None else (losses * weights).sum(axis=1)
 
-    def derivatives(self, theta: np.ndarray, target: np.ndarray, damping: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def derivatives(
+        self, theta: np.ndarray, target: np.ndarray, damping: np.ndarray, weights: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return the gradient (R, p) of the cost, and its Hessian (R, p, p) plus `damping` (R,) times the Hessian of
         the least squares reweighted to the same gradient, which is positive semidefinite."""
         k, f = self.z.shape[1], int(self.floor)
@@ -67,6 +70,8 @@ class Objective:
         size = np.abs(residuals)
         pull = np.clip(residuals, -self.delta, self.delta)
         weight = (size <= self.delta) - pull * self.log + damping[:, None] * self.delta / np.maximum(size, self.delta)
+        if weights is not None:
+            pull, weight = pull * weights, weight * weights
         if self.log:
             pull, weight = pull / loss, weight / loss**2
         gradient = (jacobian @ pull[:, :, None])[:, :, 0]
@@ -121,7 +126,12 @@ def _nonnegative(gram: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def descend(
-    objective: Objective, theta: np.ndarray, target: np.ndarray, tolerance: float = 1e-14, held: int | None = None
+    objective: Objective,
+    theta: np.ndarray,
+    target: np.ndarray,
+    tolerance: float = 1e-14,
+    held: int | None = None,
+    weights: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the minimum next to each start: theta (R, p), target (R or 1, n) -> theta (R, p), cost (R,).
 
@@ -129,16 +139,18 @@ def descend(
     reweighted least squares is added. Each row weights it by its own `damping`, which falls with every step that
     lowers the cost. A row ends when a step lowers its cost by less than `tolerance` of it, or no step lowers it.
 
-    held   place of a parameter that keeps its value
+    held     place of a parameter that keeps its value
+    weights  (R, n) of the points in each problem; None: 1
     """
     low, high = objective.bounds
     theta = np.clip(theta, low, high)
     target = np.broadcast_to(target, (len(theta), len(objective.z)))
-    costs = objective.cost(objective.predict(theta) - target)
+    costs = objective.cost(objective.predict(theta) - target, weights)
     damping, rows, diagonal = np.ones(len(theta)), np.arange(len(theta)), range(theta.shape[1])
     for _ in range(MOST_STEPS):
         own, cost, weight = theta[rows], costs[rows], damping[rows]
-        gradient, hessian = objective.derivatives(own, target[rows], weight)
+        of_points = None if weights is None else weights[rows]
+        gradient, hessian = objective.derivatives(own, target[rows], weight, of_points)
         pressed = ((own <= low) & (gradient > 0)) | ((own >= high) & (gradient < 0))
         if held is not None:
             pressed[:, held] = True
@@ -146,7 +158,7 @@ def descend(
         hessian *= ~(pressed[:, :, None] | pressed[:, None, :])
         hessian[:, diagonal, diagonal] += pressed + 1e-14
         trial = np.clip(own - np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0], low, high)
-        gain = cost - objective.cost(objective.predict(trial) - target[rows])
+        gain = cost - objective.cost(objective.predict(trial) - target[rows], of_points)
         better = gain > 0
         theta[rows[better]] = trial[better]
         costs[rows] = np.where(better, cost - gain, cost)

@@ -9,14 +9,14 @@ from fvlm.analysis.fits.envelope import crossings, frontier
 from fvlm.analysis.fits.grid import curves, grid_points, lowest_by_budget
 from fvlm.analysis.fits.isoflop import exponents as of_minima
 from fvlm.analysis.fits.isoflop import minima
-from fvlm.analysis.fits.sums import Estimate, estimates
+from fvlm.analysis.fits.sums import Estimate, estimates, resampling
 
 PLACE = ["architecture", "exponent", "method", "budgets", "loss"]
 COLUMNS = [*PLACE, "value", "low", "high", "identified", "reason", "n", "interval"]
 LOSSES = {"final": "final.val_loss", "best": "best.val_loss"}
 N_OPT, OF_LOSS = "N_opt", "L(C)"
 ALL, WITHOUT_SMALLEST = "all budgets", "without the smallest"
-T_INTERVAL, OVER_RESIDUALS = "t of the slope", "bootstrap of the residuals"
+T_INTERVAL = "t of the slope"
 
 
 def exponents(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> pd.DataFrame:
@@ -52,12 +52,12 @@ def _rows(points: pd.DataFrame, curves: pd.DataFrame | None) -> Iterator[dict]:
     yield _row(N_OPT, METHODS[1], of_minima(found)[0][0], int(found["used"].sum()), T_INTERVAL)
     _, judged = estimates(points[["N", "D"]].to_numpy(), points["loss"].to_numpy(), ("N", "D"))
     joint = next(one for one in judged if one.name == "N_opt_exponent")
-    yield _row(N_OPT, METHODS[2], joint, len(points), OVER_RESIDUALS)
+    yield _row(N_OPT, METHODS[2], joint, len(points), f"bootstrap of the {resampling(len(points), 5)}")
     best = lowest_by_budget(points)
     for form, floor in FORMS.items():
         _, judged = estimates(best[["C"]].to_numpy(), best["loss"].to_numpy(), ("C",), floor)
         of_loss = next(one for one in judged if one.name == "exponent_C")
-        yield _row(OF_LOSS, form, of_loss, len(best), OVER_RESIDUALS)
+        yield _row(OF_LOSS, form, of_loss, len(best), f"bootstrap of the {resampling(len(best), 2 + floor)}")
 
 
 def _row(exponent: str, method: str, estimate: Estimate, n: int, interval: str) -> dict:

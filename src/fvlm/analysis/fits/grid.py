@@ -62,7 +62,7 @@ def curves(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> pd.DataFrame:
     names = {"params_total": "N", "samples": "D", "flops": "C", "val_loss": "L", SCHEDULE: "lr_schedule"}
     learnt = validation_curves["val_loss"].notna() & (validation_curves["step"] > 0)
     table = validation_curves[learnt].join(about, on="run", how="inner")
-    return table.rename(columns=names)[list(COLUMNS["curves"])]
+    return table.rename(columns=names)[list(COLUMNS["curves"])].reset_index(drop=True)  # of no rows, the index is `run`
 
 
 def lowest_by_budget(points: pd.DataFrame) -> pd.DataFrame:

@@ -63,7 +63,7 @@ def joint_fit(points: pd.DataFrame, draws: int, seed: int, budget: float, flops_
     refused = {}
     if reason:
         refused = {name: mixed or own[name] or reason for name in (own if mixed else OF_N)}
-    fields = as_fields(fit, judged, NAMES, refused, block)
+    fields = as_fields(fit, judged, NAMES, refused, block, draws)
     return {
         "method": METHOD,
         "form": "L(N, D) = E + A/N^alpha + B/D^beta; N_opt ~ C^a, D_opt ~ C^b, C = flops_per_ND N D",
@@ -74,14 +74,19 @@ def joint_fit(points: pd.DataFrame, draws: int, seed: int, budget: float, flops_
         "rmse_log": None if fit is None else fit.rmse,
         "identified": not reason,
         "reason": reason or None,
-        "ci": fields["ci"] if draws else None,
-        "bootstrap": bootstrap_record(draws, seed),
+        "bootstrap": bootstrap_record([fields], draws, seed),
     }
 
 
-def bootstrap_record(draws: int, seed: int) -> dict | None:
-    """How the intervals were made; None without any."""
-    return {"of": "residuals, in moving blocks", "level": 0.95, "draws": draws, "seed": seed} if draws else None
+def bootstrap_record(fits: list[dict], draws: int, seed: int) -> dict | None:
+    """How the intervals of fits (fields as of `as_fields`) were made; None without any."""
+    drawn = sorted({one["resampled"] for one in fits if one["resampled"]})
+    return {"of": " or ".join(drawn), "level": 0.95, "draws": draws, "seed": seed} if drawn else None
+
+
+def intervals_line(record: dict) -> str:
+    """The line of a summary about a record of `bootstrap_record`."""
+    return f"intervals: 95 %, bootstrap of the {record['of']}, {record['draws']} resamples"
 
 
 def summary(result: dict) -> list[str]:
@@ -90,6 +95,8 @@ def summary(result: dict) -> list[str]:
     lines = [f"{result['form'].split(';')[0]}: {result['n']} points, objective {shown(result['objective'])}"]
     lines += [f"  {name:6}{shown(result[name], ci.get(name))}" for name in names]
     lines[-1] += f" at {result['budget']:.3g} FLOPs"
+    if ci and any(ci.values()):
+        lines.append(intervals_line(result["bootstrap"]))
     if not result["identified"]:
         lines.append(f"not identified: {result['reason']}")
     elif not ci:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from fvlm.analysis.fits.grid import separate_budgets
-from fvlm.analysis.fits.joint import bootstrap_record
+from fvlm.analysis.fits.joint import bootstrap_record, intervals_line
 from fvlm.analysis.fits.points import check_falls, longest_run, one_schedule
 from fvlm.analysis.fits.sums import DELTA, SQUARES, as_fields, estimates
 from fvlm.analysis.inputs import BLANK, KINDS, SIZE, WORD, add_files, finish, natural, read, resamples, shown
@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
         "form": f"L = A {args.x}^-alpha + L_inf",
         "x": args.x,
         "n": sum(one["n"] for one in fits.values()),
-        "bootstrap": bootstrap_record(args.bootstrap, args.seed),
+        "bootstrap": bootstrap_record(list(fits.values()), args.bootstrap, args.seed),
         "fits": fits,
     }
     finish(args.points, args.out, result, summary)
@@ -82,7 +82,8 @@ def power_law(points: pd.DataFrame, args: argparse.Namespace) -> dict:
     names = {f"A_{args.x}": "A", f"exponent_{args.x}": "alpha", "E": "L_inf"}
     refused, warnings = _warnings(points, args.x)
     refused = one_schedule(points) or refused
-    fields = as_fields(fit, judged, names, dict.fromkeys(names.values(), refused) if refused else {}, block)
+    reasons = dict.fromkeys(names.values(), refused) if refused else {}
+    fields = as_fields(fit, judged, names, reasons, block, args.bootstrap)
     optimum = None
     if fit is not None:  # where the objective is lowest, identified or not
         optimum = {"A": fit.coefficients[0], "alpha": fit.exponents[0], "L_inf": fit.limit}
@@ -91,7 +92,6 @@ def power_law(points: pd.DataFrame, args: argparse.Namespace) -> dict:
         **fields,
         "identified": "alpha" not in fields["reasons"],
         "reason": fields["reasons"].get("alpha"),
-        "ci": fields["ci"] if args.bootstrap else None,
         "rmse": None if fit is None else float(np.sqrt(np.mean((fit.predict(x) - loss) ** 2))),
         "optimum": optimum,
         "warnings": warnings,
@@ -127,4 +127,4 @@ def summary(result: dict) -> list[str]:
         lines.append(f"  {name}: {one['n']} points, {values}")
         lines += [f"    not identified: {reason}" for reason in dict.fromkeys(one["reasons"].values())]
         lines += [f"    note: {text}" for text in one["warnings"]]
-    return lines
+    return lines + ([intervals_line(result["bootstrap"])] if result["bootstrap"] else [])

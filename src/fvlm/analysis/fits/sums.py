@@ -20,6 +20,10 @@ AT_ONCE = 24_000  # points of the resamples that are fitted together: their arra
 SOME = 2000  # points: a fit of more begins with so many
 WIDEST = 1.0  # an interval wider than this many times the value says nothing useful about an exponent
 RISE = 0.01  # of the cost, times n - p: fits whose cost is higher by no more are equally good
+FEWEST = {2: 12, 3: 8, 4: 10, 5: 12}  # points that are drawn themselves, by the number of parameters
+MOST_CORRELATED = 0.97  # neighbouring residuals
+LEAST = 1e-3  # weight of a point that a draw leaves out
+POINTS, RESIDUALS, BLOCKS = "points", "residuals", "residuals in moving blocks"  # what a bootstrap draws
 FLAT = 0.1  # part of an exponent's interval that equally good exponents may cover
 
 
@@ -100,42 +104,87 @@ def fit_power_laws(
     return PowerLaws(theta[best], centre, floor, residuals, float(cost[best]), delta, log)
 
 
+def lag_one(residuals: np.ndarray) -> float:
+    """Return the correlation of neighbouring residuals, 0 to 0.97."""
+    own = residuals - residuals.mean()
+    power = (own**2).sum()
+    return float(np.clip((own[1:] * own[:-1]).sum() / power, 0, MOST_CORRELATED)) if power > 0 else 0.0
+
+
 def block_length(residuals: np.ndarray) -> int:
     """Return the rows of a block for residuals in the order of one curve: Andrews' (1991) rule for the lag-1
     correlation; 1 where that is not positive, at most a quarter of the rows."""
-    n, own = len(residuals), residuals - residuals.mean()
-    power = (own**2).sum()
-    rho = min((own[1:] * own[:-1]).sum() / power, 0.97) if power > 0 else 0.0
-    if rho <= 0:
-        return 1
+    n, rho = len(residuals), lag_one(residuals)
     length = 1.1447 * (4 * rho**2 / ((1 - rho) ** 2 * (1 + rho) ** 2) * n) ** (1 / 3)
     return int(np.clip(np.ceil(length), 1, max(1, n // 4)))
 
 
+def block_scale(residuals: np.ndarray, parameters: int, block: int) -> float:
+    """Return by how much the mean of correlated errors spreads more than that of drawn blocks of their residuals.
+
+    The error of one evaluation hangs on those before, as in an autoregressive process: its long-run variance is
+    (1 + rho) / (1 - rho). Blocks cut the correlations beyond their length, and at their joints. A fit of p parameters
+    also takes some of the correlation away: about (p + (p + 2) rho) / n, as of a mean or a line (Kendall 1954).
+    """
+    n, rho = len(residuals), lag_one(residuals)
+    if block == 1 or rho == 0:
+        return 1.0
+    lags = np.arange(1, block)
+    in_blocks = 1 + 2 * ((1 - lags / block) * rho**lags).sum()
+    rho = min(rho + (parameters + (parameters + 2) * rho) / n, MOST_CORRELATED)
+    return float(np.sqrt((1 + rho) / (1 - rho) / in_blocks))
+
+
+def resampling(points: int, parameters: int, block: int = 1) -> str:
+    """Return what the bootstrap of a fit draws: POINTS, or RESIDUALS where there are too few points, or BLOCKS.
+
+    Too few: where intervals from residuals hold the truth more often (benchmarks/coverage.py).
+    """
+    if block > 1:
+        return BLOCKS
+    return POINTS if points >= FEWEST[parameters] else RESIDUALS
+
+
 def bootstrap(fit: PowerLaws, x: np.ndarray, draws: int = 400, block: int = 1, seed: int = 0) -> np.ndarray:
-    """Moving-block bootstrap of the residuals -> theta (draws, p)."""
-    rng, parts = np.random.default_rng(seed), []
-    most = max(1, AT_ONCE // len(fit.residuals))
+    """Return theta (draws, p) of fits to resamples, as `resampling` names them.
+
+    block   rows that stay together: 1 for independent runs; more for the autocorrelated points of one curve
+    """
+    rng, parts, objective = np.random.default_rng(seed), [], fit.objective(x)
+    n, observed = len(fit.residuals), objective.predict(fit.theta[None]) - fit.residuals
+    of_points = resampling(n, len(fit.theta), block) == POINTS
+    most = max(1, AT_ONCE // n)
     for first in range(0, draws, most):
-        target = resampled(fit, x, min(most, draws - first), block, rng)
-        theta = np.repeat(fit.theta[None], len(target), axis=0)
-        parts.append(descend(fit.objective(x), theta, target, tolerance=1e-9)[0])
+        count = min(most, draws - first)
+        target = observed if of_points else resampled_residuals(fit, x, count, block, rng)
+        weights = resampled_points(n, count, rng) if of_points else None
+        theta = np.repeat(fit.theta[None], count, axis=0)
+        parts.append(descend(objective, theta, target, tolerance=1e-9, weights=weights)[0])
     return np.concatenate(parts)
 
 
-def resampled(
+def resampled_points(points: int, draws: int, seed: int | np.random.Generator = 0) -> np.ndarray:
+    """Return how often each draw has each point, (draws, n), for errors that may differ from point to point.
+
+    A point that a draw leaves out keeps the weight LEAST: a draw of fewer points than parameters has an optimum too.
+    """
+    counts = np.random.default_rng(seed).multinomial(points, np.full(points, 1 / points), size=draws)
+    return np.maximum(counts, LEAST)
+
+
+def resampled_residuals(
     fit: PowerLaws, x: np.ndarray, draws: int, block: int = 1, seed: int | np.random.Generator = 0
 ) -> np.ndarray:
     """Return the losses that each draw is fitted to, (draws, n): log loss (if the fit is of it) or the loss in nats.
-
-    block   rows that stay together: 1 for independent runs; more for the autocorrelated points of one curve
+    All points have the same error.
 
     Residuals are scaled by sqrt(n / (n - p)) and by t / z at 95 %, so that few points, or few blocks, give wide
-    intervals: t has n - p degrees of freedom, but no more than the number of blocks less one.
+    intervals: t has n - p degrees of freedom, but no more than the number of blocks less one. Blocks: also by
+    block_scale.
     """
     n, p = len(fit.residuals), len(fit.theta)
     degrees = min(n - p, max(1.0, n / block - 1))
-    scale = np.sqrt(n / (n - p)) * stdtrit(degrees, 0.975) / ndtri(0.975)
+    scale = np.sqrt(n / (n - p)) * stdtrit(degrees, 0.975) / ndtri(0.975) * block_scale(fit.residuals, p, block)
     rng = np.random.default_rng(seed)
     first = rng.integers(0, n - block + 1, size=(draws, -(-n // block)))
     rows = (first[:, :, None] + np.arange(block)).reshape(draws, -1)[:, :n]
@@ -289,20 +338,28 @@ def _estimate(name: str, value: float, draws: np.ndarray, reason: str) -> Estima
 
 
 def as_fields(
-    fit: PowerLaws | None, judged: list[Estimate], names: dict[str, str], refused: dict[str, str], block: int | None
+    fit: PowerLaws | None,
+    judged: list[Estimate],
+    names: dict[str, str],
+    refused: dict[str, str],
+    block: int | None,
+    draws: int,
 ) -> dict:
     """Return the fields of a fit that commands write; a parameter has no value or interval where it has a reason.
 
     names    of an estimate -> its name in the JSON
     refused  further reasons, by the name in the JSON
-    block    of the bootstrap, as in `estimates`
+    block, draws   of the bootstrap, as in `estimates`
     """
     reasons = {names[one.name]: one.reason for one in judged if one.reason} | refused
     known = {names[one.name]: one for one in judged if names[one.name] not in reasons}
+    intervals = {name: [known[name].low, known[name].high] if name in known else None for name in names.values()}
+    rows = None if fit is None else block or block_length(fit.residuals)
     return {
         **{name: known[name].value if name in known else None for name in names.values()},
         "objective": None if fit is None else fit.cost,
         "reasons": reasons,
-        "ci": {name: [known[name].low, known[name].high] if name in known else None for name in names.values()},
-        "block": None if fit is None else block or block_length(fit.residuals),
+        "ci": intervals if draws else None,
+        "resampled": None if fit is None or not draws else resampling(len(fit.residuals), len(fit.theta), rows),
+        "block": rows,
     }

@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 
 from fvlm import style
+from fvlm.analysis.columns import COUNTED
 from fvlm.analysis.compare.bootstrap import NO_INTERVAL
 from fvlm.analysis.compare.gap import RISES
 from fvlm.analysis.finished import base_name
 
+STAR = "SmolVLM2's 3.3 M samples"
 REASON = ["reason"]  # the columns of a figure that states why there is nothing to draw
 SPECIAL = re.compile(r"([\\*`_|])")
 
@@ -26,7 +28,16 @@ def caption(name: str, numbers: pd.DataFrame) -> str:
     sentences = SENTENCES[name](numbers) if name in SENTENCES else []
     if name not in FITS:  # whose sentences have an n and an interval for each fit
         sentences = [_counted(numbers), *sentences, *_intervals(numbers)]
-    return " ".join(sentences)
+    return " ".join([*sentences, *_flops_from(numbers)])
+
+
+def _flops_from(numbers: pd.DataFrame) -> list[str]:
+    """Of imported runs: where their training FLOPs come from, by group."""
+    if COUNTED not in numbers:
+        return []
+    known = numbers[numbers[COUNTED].notna()].drop_duplicates(["group", COUNTED])
+    parts = known.groupby(COUNTED, sort=False)["group"].agg(lambda names: " and ".join(filter(None, names.fillna(""))))
+    return [f"FLOPs{f' of {names}' * bool(names)}: {words}." for words, names in parts.items()]
 
 
 def as_rst(text: str) -> str:
@@ -97,8 +108,11 @@ def _factorial(table: pd.DataFrame) -> list[str]:
 
 
 def _token_efficiency(table: pd.DataFrame) -> list[str]:
-    rows = _listed(table[table["difference"].notna()], "label", "difference")
-    return [f"{table['measure'].iloc[0].capitalize()} above the foveated model's, nats: {rows}."]
+    parts = [
+        f"{measure.capitalize()} above the foveated model's, nats: {_listed(own, 'label', 'difference')}."
+        for measure, own in table[table["difference"].notna()].groupby("measure", sort=False)
+    ]
+    return parts or ["No alternative to the foveated model."]
 
 
 def _alternatives(table: pd.DataFrame) -> list[str]:
@@ -142,7 +156,11 @@ def _each(about: Callable[[str, pd.DataFrame], str], last: str = "") -> Callable
     """Return a function of a table: a sentence about each architecture, by its name in figures and its rows."""
 
     def sentences(table: pd.DataFrame) -> list[str]:
-        parts = [about(style.NAMES[name], own) for name, own in table.groupby("architecture", sort=False)]
+        groups = table["group"].fillna("") if "group" in table else pd.Series("", index=table.index)
+        parts = [
+            about(f"{group}, {style.NAMES[name]}" if group else style.NAMES[name], own)
+            for (group, name), own in table.groupby([groups, "architecture"], sort=False)
+        ]
         return [*parts, last] if last else parts
 
     return sentences
@@ -161,27 +179,41 @@ def _exponent(row: pd.Series, symbol: str, n: str) -> str:
 
 def _model_size(name: str, own: pd.DataFrame) -> str:
     best = own.loc[own.groupby("budget", sort=False)["loss"].idxmin()].sort_values("C")
-    sizes = [f"{row['size']} at {row['budget']} ({number(row['loss'])})" for _, row in best.iterrows()]
+    best = best.assign(at=" at " + best["budget"].mask(best["budget"] == best.get("group", "")))  # not the group again
+    sizes = [f"{row['size']}{row['at']} ({number(row['loss'])})" for _, row in best.fillna({"at": ""}).iterrows()]
     return f"Lowest loss, {name}: {', '.join(sizes)}."
 
 
 def _loss_vs_flops(name: str, own: pd.DataFrame) -> str:
-    row, runs = own[own["what"] == "exponent"].iloc[0], own[own["what"] == "run"]
-    n = f"n = {int(row['runs'])} lowest of {len(runs)} runs"
+    runs = own["run"].fillna("") if "run" in own else pd.Series("", index=own.index)  # of a law along one run
+    count = int((own["what"] == "run").sum())
+    fits = [_of_loss(row, own[runs == runs[at]], count) for at, row in own[own["what"] == "exponent"].iterrows()]
+    fits = fits or [f"no fit, {_n(count, 'run')}"]
+    return f"{name}: {'; '.join(fits)}."
+
+
+def _of_loss(row: pd.Series, own: pd.DataFrame, count: int) -> str:
+    """A fit of loss against C, and its prolongation; or why there is none."""
+    run = row["run"] if isinstance(row.get("run"), str) else ""
+    n = f"n = {int(row['runs'])} evaluations" if run else f"n = {int(row['runs'])} lowest of {count} runs"
+    name = f"along {run} " * bool(run)
     if not np.isfinite(row["value"]):
-        return f"{name}: {row['reason']}, {n}."
+        return f"{name}{row['reason']}, {n}"
     form = "no floor" if isinstance(row["reason"], str) and row["reason"] else "and a floor"
-    far = own[own["what"] == "extrapolated"].iloc[-1]
     falls = {"value": -row["value"], "low": -row["high"], "high": -row["low"]}
-    beyond = f"{within(far, 'loss')} nats, perplexity {number(np.exp(far['loss']))}"
-    fitted = f"loss ∝ C^{within(falls, 'value')}, {form}, {n}"
-    return f"{name}: {fitted}; prolonged to {number(far['C'])} FLOPs: {beyond}."
+    text = f"{name}loss ∝ C^{within(falls, 'value')}, {form}, {n}"
+    ends = own[own["what"].isin(("extrapolated", STAR))].groupby("what", sort=False).tail(1)
+    for _, far in ends.iterrows():
+        where = f"prolonged to {number(far['C'])} FLOPs" if far["what"] == "extrapolated" else f"at {far['what']}"
+        text += f"; {where}: {within(far, 'loss')} nats, perplexity {number(np.exp(far['loss']))}"
+    return text
 
 
 def _isoflop(name: str, own: pd.DataFrame) -> str:
     inside, runs = own[own["what"] == "minimum"], own[own["what"] == "run"]
     minima = ", ".join(f"{row['budget']} N* = {number(row['N'])}" for _, row in inside.iterrows())
-    count = f"{len(inside)} of {runs['budget'].nunique()} minima inside ({_n(len(runs), 'run')})"
+    what = "point" if "group" in own else "run"  # of imported runs, losses at FLOPs that all of them reach
+    count = f"{len(inside)} of {runs['budget'].nunique()} minima inside ({_n(len(runs), what)})"
     return f"{name}: {count}{': ' * bool(minima)}{minima}."
 
 
@@ -193,7 +225,9 @@ def _isoflop_optimum(name: str, own: pd.DataFrame) -> str:
 
 
 FITS = {
-    "loss_vs_flops": _each(_loss_vs_flops, "95 % intervals and bands: bootstrap of the residuals."),
+    "loss_vs_flops": _each(
+        _loss_vs_flops, "95 % intervals and bands: bootstrap of the points; of few, of the residuals."
+    ),
     "isoflop": _each(_isoflop),
     "isoflop_optimum": _each(_isoflop_optimum, "95 % intervals and bands: t of the least-squares line in log-log."),
     "gap": _gap,

@@ -6,7 +6,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from fvlm import style
-from fvlm.analysis.compare.bootstrap import OVERALL, Cell, Estimate, bars_words
+from fvlm.analysis.columns import GROUP, INFERRED
+from fvlm.analysis.compare.bootstrap import NO_INTERVAL, OVERALL, Cell, Estimate, bars_words
 from fvlm.analysis.compare.runs import ComparedRuns
 from fvlm.config.comparisons import Comparisons
 from fvlm.style import GREY, SKY, NothingToDraw, dots, heading, panels
@@ -18,6 +19,7 @@ def alternatives(
     """Evaluation loss of the reference and its alternatives by source, and the paired differences to the reference.
 
     A run trained without frames is so far away that the other differences would shrink to a line: left panel only.
+    Without any evaluation, as in results from elsewhere, the best validation losses.
     """
     study, names = ComparedRuns(runs, evaluation, bootstrap), comparisons.figures.foveated_vs_alternatives
     members = study.runs[study.runs["base"].isin(names)]
@@ -26,9 +28,12 @@ def alternatives(
     places = found[["source", "kind"]].drop_duplicates().sort_values("source").itertuples(index=False, name=None)
     cells = [OVERALL, *(Cell(source=source, kind=kind) for source, kind in places)]
     rows = [_alternative(study, base, reference, cell) for base in names for cell in cells]
-    own = pd.DataFrame([row for row in rows if row])
+    own, measure, first = pd.DataFrame([row for row in rows if row]), "held-out", "all sources"
     if own.empty:
-        raise NothingToDraw(f"none of {', '.join(names)} has been evaluated")
+        own = pd.DataFrame([row for row in (_by_validation(study, base, reference) for base in names) if row])
+        cells, measure, first = [OVERALL], "best validation", "best validation loss"
+    if own.empty or not (own["run"] != reference).any():
+        raise NothingToDraw(f"of {', '.join(names)}, no two have been evaluated or validated")
     sources = [cell.source for cell in cells]
     figure, (left, right) = panels(2, height=1.6 + 0.6 * len(sources), sharey=True)
     looks = {}
@@ -39,8 +44,8 @@ def alternatives(
     shown = own.assign(difference=own["difference"].mask(own["run"].map(kinds) == "blind"))
     columns = (("loss", "low", "high"), ("difference", "difference_low", "difference_high"))
     style.forest((left, right), shown, "run", looks, columns, own["source"].map(sources.index), apart=0.115)
-    style.bands((left, right), ["all sources", *sources[1:]])
-    left.set_xlabel(f"held-out {style.LOSS}")
+    style.bands((left, right), [first, *sources[1:]])
+    left.set_xlabel(f"{measure} {style.LOSS}")
     right.set_xlabel(f"difference to {reference} (left: better)")
     heading(figure, "Foveated model against its alternatives")
     style.legend_below(figure, left, bars_words(own["interval"], style.LEFT_RIGHT))
@@ -63,9 +68,25 @@ def _alternative(study: ComparedRuns, base: str, reference: str, cell: Cell) -> 
     }  # fmt: skip
 
 
-def token_efficiency(token_efficiency: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Loss against visual tokens per frame, and against the training FLOPs of a sample."""
-    table = token_efficiency
+def _by_validation(study: ComparedRuns, base: str, reference: str) -> dict | None:
+    """As `_alternative`, of best validation losses."""
+    level = study.validation_estimate([base], lambda losses: losses[0])
+    if not np.isfinite(level.value):
+        return None
+    gap = Estimate() if base == reference else study.validation_difference(base, reference)
+    return {
+        "run": base, "source": OVERALL.source, "kind": OVERALL.kind,
+        "loss": level.value, "low": np.nan, "high": np.nan, "n_seeds": level.n_seeds,
+        "difference": gap.value, "difference_low": gap.low, "difference_high": gap.high, "interval": gap.interval,
+    }  # fmt: skip
+
+
+def token_efficiency(token_efficiency: pd.DataFrame, runs: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Loss against visual tokens per frame, and against the training FLOPs of a sample; of imported pairs a panel per
+    group."""
+    table, pairs = token_efficiency, _pairs(runs)
+    if table["tokens_per_frame"].nunique() < 2 and len(pairs):
+        return _pairs_alone(pairs)
     if table.empty:
         raise NothingToDraw("no ablation of this study differs in how a frame is read")
     counted = bool(np.isfinite(table["flops_per_sample"]).any())  # imported results may have no FLOPs
@@ -102,11 +123,70 @@ def token_efficiency(token_efficiency: pd.DataFrame) -> tuple[Figure, pd.DataFra
     return figure, table
 
 
-def three_modes(modes: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+def _imported_modes(runs: pd.DataFrame) -> pd.DataFrame:
+    """The losses in the mode of training and frame by frame of imported foveated runs, in the columns of `modes`."""
+    if INFERRED not in runs:
+        return pd.DataFrame()
+    own = runs[(runs["architecture"] == "foveated") & runs[["final.val_loss", INFERRED]].notna().all(axis=1)]
+    trained, inferred = own["final.val_loss"].astype(float), own[INFERRED].astype(float)
+    about = own[["run", "family"]].assign(frames="own", trained_mode="coarse_fine", n_seeds=1, gap_interval=NO_INTERVAL)
+    about = about.assign(**dict.fromkeys(("low", "high", "gap_low", "gap_high"), np.nan))
+    gap = 100 * (inferred / trained - 1)
+    parts = [
+        about.assign(mode="coarse_fine", loss=trained, gap_percent=np.nan),
+        about.assign(mode="autoregressive", loss=inferred, gap_percent=gap),
+    ]
+    return pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
+
+
+def _pairs(runs: pd.DataFrame) -> pd.DataFrame:
+    """Imported runs that differ from a foveated one of the same group and size in how a frame is read, and that one;
+    `difference`: above the foveated model's loss."""
+    own = runs[(runs["family"] == "pairs") & runs["visual_tokens"].notna() & runs["final.val_loss"].notna()]
+    if own.empty:
+        return own
+    names = {"visual_tokens": "tokens_per_frame", "final.val_loss": "loss"}
+    own = own.rename(columns=names)[["run", GROUP, "size", "architecture", "params_total", *names.values()]]
+    own = own.assign(size=own["size"].astype(str), **{GROUP: own[GROUP].fillna("").astype(str)})
+    foveated = own[own["architecture"] == "foveated"].groupby([GROUP, "size"])["loss"].mean()
+    own = own.join(foveated.rename("foveated"), on=[GROUP, "size"])
+    own = own[own.groupby([GROUP, "size"])["tokens_per_frame"].transform("nunique") > 1]
+    difference = (own["loss"] - own.pop("foveated")).where(own["architecture"] != "foveated")
+    label = (own["size"] + " " + own[GROUP]).str.strip()
+    return own.assign(label=label, difference=difference, low=np.nan, high=np.nan, measure="final validation loss")
+
+
+def _pairs_alone(pairs: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """A line from one architecture to the other for each size."""
+    groups = list(pairs[GROUP].drop_duplicates())
+    figure, axes = style.plot_grid(len(groups), height=3.6)
+    markers = style.markers(pairs.sort_values("params_total")["size"])
+    for ax, group in zip(axes, groups, strict=True):
+        for size, own in pairs[pairs[GROUP] == group].groupby("size", sort=False):
+            ax.plot(*own.sort_values("tokens_per_frame")[["tokens_per_frame", "loss"]].to_numpy().T, color=GREY, lw=0.8)
+            for row in own.to_dict("records"):
+                look = {"marker": markers[size], "color": style.ARCHITECTURE[row["architecture"]]}
+                ax.plot(row["tokens_per_frame"], row["loss"], ls="", zorder=3, **look)
+        ax.set_xscale("log", base=4)
+        ticks = sorted(set(pairs["tokens_per_frame"]))
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.minorticks_off()
+        ax.margins(x=0.2)
+        ax.set_title(group)
+        ax.set_xlabel("visual tokens per frame")
+        ax.set_ylabel(style.LOSS)
+    heading(figure, "Final validation loss against visual tokens per frame, at equal samples")
+    style.legend_of_grid(axes[0], pairs["architecture"].drop_duplicates(), markers)
+    style.legend_below(figure, axes[0], "one seed each, no intervals", ncols=6)
+    return figure, pairs
+
+
+def three_modes(modes: pd.DataFrame, runs: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Left: loss by mode, with another sample's frames, and blind. Right: gap to the trained mode."""
+    modes = _imported_modes(runs) if modes.empty else modes
     if modes.empty:
         raise NothingToDraw("no stage or ablation has been evaluated")
-    order = {"stage": 0, "ablation": 1}
+    order = {"stage": 0, "ablation": 1, "pairs": 2}
     table = modes.assign(
         shown=np.where(modes["frames"] == "other", "other", modes["mode"]), order=modes["family"].map(order)
     ).sort_values("order", kind="stable", ignore_index=True)

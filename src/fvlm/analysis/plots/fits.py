@@ -12,6 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
 from fvlm import style
+from fvlm.analysis.columns import GROUP
+from fvlm.analysis.fits import scaled
 from fvlm.analysis.fits.envelope import warnings_of
 from fvlm.analysis.fits.exponents import N_OPT, OF_LOSS, crossings, frontier, grid_curves
 from fvlm.analysis.fits.exponents import exponents as exponents_table
@@ -109,43 +111,55 @@ def law(ax: Axes, colour: str, x: pd.Series, curve: Callable[[np.ndarray], tuple
 
 def envelope(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Above, the validation curves of the grid and their lower envelope; below, whose curve is the lowest."""
-    curves = grid_curves(runs, validation_curves)
+    if GROUP in runs:  # results from elsewhere: along a decaying rate no loss is comparable
+        curves = scaled.curves(runs, validation_curves)
+        curves = curves[curves["along"] & curves["N"].notna()]
+    else:
+        curves = grid_curves(runs, validation_curves).assign(group="")
     if curves.empty:
         raise NothingToDraw("this study has no scaling grid with training curves")
-    names = [name for name in style.ARCHITECTURE if (curves["architecture"] == name).any()]
+    found = curves[["group", "architecture"]].drop_duplicates().itertuples(index=False, name=None)
+    names = sorted(found, key=lambda place: (place[0], list(style.ARCHITECTURE).index(place[1])))
     figure, axes = style.plt.subplots(
         2,
         len(names),
         figsize=(style.WIDTH, 4.6),
         squeeze=False,
         sharex=True,
-        sharey="row",
+        sharey="row" if len({group for group, _ in names}) == 1 else "none",
         gridspec_kw={"height_ratios": [1.6, 1]},
     )
     parts, notes = [], []
-    for (above, below), name in zip(axes.T, names, strict=True):
-        own = curves[curves["architecture"] == name]
+    for (above, below), (group, name) in zip(axes.T, names, strict=True):
+        own = curves[(curves["architecture"] == name) & (curves["group"] == group)]
+        known = f"{group}, {style.NAMES[name]}" if group else style.NAMES[name]
         table = frontier(own)
+        if GROUP in runs and table["sizes"].max() > 1:  # where one size has ended, the other alone is no frontier
+            table = table[table["sizes"] > 1].reset_index(drop=True)
         found, fit = crossings(table)
         _curves(above, own, name)
         _envelope(above, below, table, name)
-        above.set_title(style.NAMES[name])
-        below.set_xlabel(FLOPS)
+        above.set_title(known.replace(", ", "\n"))
+        if len(names) < 3 or (group, name) == names[len(names) // 2]:
+            below.set_xlabel(FLOPS)
         below.plot(found["C"], found["N_opt"], "*", ms=9, color="black", zorder=4)
         if not fit.reason:
             x, y = (np.log(found[column].to_numpy(float)) for column in ("C", "N_opt"))
             ends = x.min(), x.max()
             below.plot(np.exp(ends), np.exp(log_band(x, y, np.array(ends))[0]), color="black", lw=1)
         else:
-            notes.append(f"{style.NAMES[name]}: no exponent, {fit.reason}.")
+            notes.append(f"{known}: no exponent, {fit.reason}.")
         parts.append(table.rename(columns={"N_opt": "N", "L_opt": "loss"}).assign(architecture=name, what="envelope"))
         parts.append(found.rename(columns={"N_opt": "N"}).assign(architecture=name, what="change"))
         exponent = pd.DataFrame([asdict(fit)]).drop(columns="name")
-        warning = "; ".join(warnings_of(own))
-        notes += [f"{style.NAMES[name]}: {warning}."] if warning else []
+        warning = "" if GROUP in runs and fit.reason else "; ".join(warnings_of(own))
+        notes += [f"{known}: {warning}."] if warning else []
         parts.append(exponent.assign(architecture=name, what="exponent", n=len(found), note=warning))
+        _sizes_axis(below, own if GROUP in runs else curves)
+        if GROUP in runs:  # also the sizes that are best nowhere
+            below.set_ylim(own["N"].min() / 1.3, own["N"].max() * 1.3)
+    axes[1, 0].set_ylabel("best size")
     axes[0, 0].set_ylabel("validation " + LOSS.replace(" (", "\n("))
-    _sizes_axis(axes[1, 0], curves)
     heading(figure, "Lowest loss along any training curve, and the size that has it")
     handles = [Line2D([], [], label=label, **look) for label, look in ENVELOPE_LOOKS.items()]
     notes_below(figure, notes, handles)
@@ -181,7 +195,6 @@ def _sizes_axis(ax: Axes, curves: pd.DataFrame) -> None:
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.minorticks_off()
     ax.margins(y=0.15)
-    ax.set_ylabel("best size")
 
 
 ENVELOPE_LOOKS = {

@@ -18,7 +18,8 @@ MOST = 4  # pairs shown closely at a budget: the smallest, the largest and those
 def gap_arrows(gap: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Loss against N of both architectures, a line per budget; below, close to each pair, the raw gap and the gap at
     equal parameters in both directions as arrows from the baseline's loss to the foveated one's."""
-    grid = gap[(gap["family"] != "ablation") & gap["raw_percent"].notna()]
+    known = gap[["raw_percent", "n_foveated", "n_baseline"]].notna().all(axis=1)
+    grid = gap[(gap["family"] != "ablation") & known]
     measure = "evaluation" if (grid["measure"] == "evaluation").any() else "validation"
     table = grid[grid["measure"] == measure].reset_index(drop=True)
     if table.empty:

@@ -1,30 +1,36 @@
 """Figures of the scaling grid."""
 
-import textwrap
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
 from fvlm import style
+from fvlm.analysis.columns import GROUP
 from fvlm.analysis.compare.bootstrap import bars_words
-from fvlm.analysis.fits.grid import grid_points, lowest_by_budget
+from fvlm.analysis.fits import scaled
+from fvlm.analysis.fits.isoflop import minima
 from fvlm.analysis.fits.scaling import STARVED
-from fvlm.analysis.fits.sums import bootstrap, fit_power_laws
-from fvlm.analysis.plots.fits import law
-from fvlm.style import BEYOND, GREY, LOSS, NothingToDraw, dots, heading, panels
+from fvlm.analysis.plots.fits import notes_below
+from fvlm.style import GREY, LOSS, NothingToDraw, dots, heading, panels
 
-NOTE = 105  # letters in a line below an axis
+SHARED_NOTE = (
+    "At each number of training FLOPs (two per multiply-add) the losses of all sizes, interpolated along runs whose "
+    "learning rate is constant or not stated. A minimum needs three sizes."
+)
+SHARED = 4  # budgets at which curves are compared that were not made for a budget
 
 
 def _points(runs: pd.DataFrame) -> pd.DataFrame:
-    points = grid_points(runs)
+    points = scaled.points(runs)
     if points.empty:
-        raise NothingToDraw("this study has no scaling grid")
+        raise NothingToDraw(scaled.NONE)
     return points
+
+
+def _plain(points: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Without the columns that are the same for all runs of a study."""
+    return points if GROUP in runs else points.drop(columns=["group", "family"])
 
 
 def _markers(points: pd.DataFrame) -> dict[str, str]:
@@ -35,124 +41,78 @@ def _legend(ax: Axes, points: pd.DataFrame, fits: dict[str, str] | None = None, 
     style.legend_of_grid(ax, points["architecture"].drop_duplicates(), _markers(points), fits, **options)
 
 
-def loss_vs_flops(
-    runs: pd.DataFrame, validation_curves: pd.DataFrame, scaling_fits: pd.DataFrame
-) -> tuple[Figure, pd.DataFrame]:
-    """Final loss against training FLOPs, the way there faint; the frontier of the lowest loss per budget, and its fit,
-    dashed for a decade beyond."""
-    points = _points(runs)
-    figure, (ax,) = panels(1, height=4.2)
-    colours = runs[runs["family"] == "grid"].set_index("run")["architecture"].map(style.ARCHITECTURE)
-    curves = validation_curves[(validation_curves["step"] > 0) & validation_curves["run"].isin(colours.index)]
-    for run, curve in curves.groupby("run", sort=False):
-        ax.plot(curve["flops"], curve["val_loss"], color=colours[run], lw=0.7, alpha=0.25)
-    _scatter(ax, points, "C")
-    ax.set_xscale("log")
-    ax.set_xlim(points["C"].min() / 2, points["C"].max() * BEYOND * 1.1)
-    lowest, highest = points["loss"].min(), points["loss"].max()
-    fits, notes, parts = {}, [], []
-    for name, own in points.groupby("architecture", sort=False):
-        best = lowest_by_budget(own)
-        ax.plot(best["C"], best["loss"], ":", color=style.ARCHITECTURE[name], lw=1)
-        parts.append(own.assign(what="run", frontier=own.index.isin(best.index)))
-        fits[name], note, lines = _draw_fit(ax, name, best, scaling_fits)
-        parts.append(lines)
-        end = lines["loss"].min() if len(lines) else np.inf
-        notes += [f"{style.NAMES[name]}: {note}"] if note else []
-        lowest = min(lowest, end)
-    room = highest - lowest or 0.1 * highest
-    ax.set_ylim(lowest - 0.05 * room, highest + 0.5 * room)
-    _legend(ax, points, fits, loc="upper right", ncols=2)
-    ax.set_xlabel(
-        "training FLOPs (two per multiply-add); dotted: efficiency frontier; dashed: extrapolated by a decade\n"
-        + "\n".join(line for note in notes for line in textwrap.wrap(note, NOTE))
-    )
-    ax.set_ylabel(f"final validation {LOSS}")
-    perplexity = ax.secondary_yaxis("right", functions=(np.exp, lambda value: np.log(np.maximum(value, 1e-9))))
-    perplexity.set_ylabel("perplexity")
-    perplexity.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if highest - lowest < 2 else (1, 3)))
-    made = all(fits.values()) and not notes
-    heading(figure, "Loss against training FLOPs" + ("" if made else ": not every fit is identified"))
-    return figure, pd.concat(parts, ignore_index=True)
-
-
-def _scatter(ax: Axes, points: pd.DataFrame, column: str) -> None:
-    markers = _markers(points)
+def _scatter(ax: Axes, points: pd.DataFrame, column: str, markers: dict[str, str]) -> None:
     for (name, size), own in points.groupby(["architecture", "size"], sort=False):
         ax.plot(own[column], own["loss"], marker=markers[size], color=style.ARCHITECTURE[name], ls="", zorder=3)
 
 
-def _draw_fit(ax: Axes, architecture: str, best: pd.DataFrame, fits: pd.DataFrame) -> tuple[str, str, pd.DataFrame]:
-    """The power law with a floor, or without where no floor is identified, with the band of its bootstrap; solid
-    within the budgets, dashed beyond.
-
-    returns  words for the legend, what is not identified and why, and what was drawn
-    """
-    note = ""
-    for fit, what in (("compute", "no floor identified"), ("compute, no floor", "no power law identified")):
-        own = fits[(fits["fit"] == fit) & (fits["architecture"] == architecture)].set_index("parameter")
-        if own.empty or not own["identified"].all():
-            reason = "too few runs" if own.empty else own.loc[~own["identified"], "reason"].iloc[0]
-            note = f"{what} ({reason})"
-            continue
-        floor = own.loc["E", "value"] if "E" in own.index else 0.0
-        exponent = own.loc["exponent_C"]
-
-        def curve(flops: np.ndarray, own=own, floor=floor) -> tuple[np.ndarray, ...]:
-            loss = floor + own.loc["A_C", "value"] * flops ** -own.loc["exponent_C", "value"]
-            return loss, *_band(best, "E" in own.index, flops)
-
-        drawn = law(ax, style.ARCHITECTURE[architecture], best["C"], curve)
-        parts = [drawn.rename(columns={"at": "C", "value": "loss"})]
-        row = {"what": "exponent", "value": exponent["value"], "low": exponent["low"], "high": exponent["high"]}
-        parts.append(pd.DataFrame([row | {"runs": len(best)}]))
-        word = f": C$^{{-{exponent['value']:.3f}}}$" + (f" + {floor:.2f}" if floor else "")
-        return word, note, pd.concat(parts).assign(architecture=architecture, reason=note)
-    refused = {"what": "exponent", "runs": len(best), "architecture": architecture, "reason": note}
-    return "", note, pd.DataFrame([refused]).assign(**dict.fromkeys(("loss", "low", "high", "value"), np.nan))
-
-
-def _band(best: pd.DataFrame, floor: bool, flops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % of the bootstrap draws of the fit at `flops`: where the curve lies, not where a further run would."""
-    x = best[["C"]].to_numpy(float)
-    fit = fit_power_laws(x, best["loss"].to_numpy(), floor)
-    drawn = [replace(fit, theta=theta).predict(flops) for theta in bootstrap(fit, x)]
-    return tuple(np.quantile(drawn, [0.025, 0.975], axis=0))
-
-
-def isoflop(runs: pd.DataFrame, isoflop: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+def isoflop(runs: pd.DataFrame, isoflop: pd.DataFrame, validation_curves: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Loss against parameters, one curve per budget and architecture; minima filled where used, hollow
-    where not."""
+    where not. Imported runs of several sizes are compared at FLOPs that all of them reach."""
     points = _points(runs)
-    names = list(points["architecture"].drop_duplicates())
-    figure, axes = panels(len(names), height=4.0, sharey=True)
-    budgets = list(points.sort_values("C")["budget"].drop_duplicates())
-    looks = {
-        budget: {"marker": marker, "ms": 4, "lw": 0.8, "alpha": 0.35 + 0.65 * (i + 1) / len(budgets)}
-        for i, (budget, marker) in enumerate(style.markers(budgets).items())
-    }
-    reach = 0.25 * np.log(points["N"].max() / points["N"].min())  # of a parabola, in log N
-    for ax, name in zip(axes, names, strict=True):
-        for budget, own in points[points["architecture"] == name].groupby("budget", sort=False):
-            ax.plot(own["N"], own["loss"], color=style.ARCHITECTURE[name], **looks[budget])
-        minima = isoflop[isoflop["architecture"] == name]
-        for row in minima[minima["n_opt"].notna()].to_dict("records"):
+    grid = points[points["family"] == "grid"]
+    if GROUP in runs:  # of results from elsewhere, a budget with one size shows nothing
+        grid = grid[grid.groupby(["group", "architecture", "budget"])["size"].transform("nunique") > 1]
+    shared = scaled.at_shared(scaled.curves(runs, validation_curves), "C", SHARED)
+    shown = pd.concat([grid, shared], ignore_index=True) if len(shared) else grid
+    if shown.empty:
+        raise NothingToDraw(f"{scaled.NONE} whose losses can be compared at equal FLOPs")
+    found = [minima(own).assign(group=at[0]) for at, own in shared.groupby(["group", "architecture"], sort=False)]
+    every = pd.concat([isoflop, *found], ignore_index=True) if found else isoflop
+    places = list(shown[["group", "architecture"]].drop_duplicates().itertuples(index=False, name=None))
+    figure, axes = style.plot_grid(len(places), height=4.0, most=len(places), sharey=len({p[0] for p in places}) == 1)
+    figure.set_size_inches(style.WIDTH, 4.0)
+    labelled, looks = len(shared) > 0, _looks(shown)
+    reach = 0.25 * np.log(shown["N"].max() / shown["N"].min())  # of a parabola, in log N
+    parts = []
+    for ax, (group, name) in zip(axes, places, strict=True):
+        own = shown[(shown["group"] == group) & (shown["architecture"] == name)]
+        for budget, at in own.groupby("budget", sort=False):
+            ax.plot(at["N"], at["loss"], color=style.ARCHITECTURE[name], **looks[budget])
+            if labelled:
+                end = at.sort_values("N").iloc[-1]
+                place = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 6.5}
+                ax.annotate(budget.removesuffix(" FLOPs"), (end["N"], end["loss"]), **place)
+        best = every[(every["architecture"] == name) & every["budget"].isin(own["budget"])]
+        for row in best[best["n_opt"].notna()].to_dict("records"):
             _draw_minimum(ax, row, reach)
         ax.set_xscale("log")
         ax.margins(x=0.1)
+        if labelled:  # room for the words
+            ax.set_xlim(right=ax.get_xlim()[1] ** 1.5 / ax.get_xlim()[0] ** 0.5)
         style.counts(ax)
-        ax.set_title(f"{style.NAMES[name]}: {int(minima['used'].sum())} of {len(minima)} minima inside")
+        sizes = own.groupby("budget")["size"].nunique().max()
+        inside = f"{int(best['used'].sum())} of {len(best)} minima inside"
+        few = f"{sizes} sizes: no minimum"
+        count = few if GROUP in runs and sizes < 3 else inside
+        words = (group, style.NAMES[name], count) if labelled else (f"{style.NAMES[name]}: {count}",)
+        ax.set_title("\n".join(filter(None, words)))
         ax.set_xlabel("parameters N")
-    axes[0].set_ylabel(f"final validation {LOSS}")
-    for budget, look in looks.items():
-        nominal = points.loc[points["budget"] == budget, "nominal"].mean()
-        axes[0].plot([], [], color=GREY, **look, label=f"{budget}: {nominal:.2g}")
-    style.legend_below(figure, axes[0], "training FLOPs (two per multiply-add)", ncols=len(budgets))
-    minima = isoflop.rename(columns={"n_opt": "N", "d_opt": "D", "flops": "C"}).assign(
-        what=isoflop["used"].map({True: "minimum", False: "excluded"})
+        parts.append(best)
+    axes[0].set_ylabel(f"{'final ' * (not labelled)}validation {LOSS}")
+    if not labelled:
+        for budget, look in looks.items():
+            nominal = shown.loc[shown["budget"] == budget, "nominal"].mean()
+            axes[0].plot([], [], color=GREY, **look, label=f"{budget}: {nominal:.2g}")
+        style.legend_below(figure, axes[0], "training FLOPs (two per multiply-add)", ncols=len(looks))
+    else:
+        notes_below(figure, [SHARED_NOTE])
+    best = pd.concat(parts, ignore_index=True)
+    best = best.rename(columns={"n_opt": "N", "d_opt": "D", "flops": "C"}).assign(
+        what=best["used"].map({True: "minimum", False: "excluded"})
     )
-    columns = [*points.columns, "what", "reason"]
-    return figure, pd.concat([points.assign(what="run"), minima.reindex(columns=columns)], ignore_index=True)
+    shown = _plain(shown, runs)
+    columns = [*shown.columns, "what", "reason"]
+    return figure, pd.concat([shown.assign(what="run"), best.reindex(columns=columns)], ignore_index=True)
+
+
+def _looks(points: pd.DataFrame) -> dict[str, dict]:
+    """Budget -> marker and shade, the larger the darker."""
+    budgets = list(points.sort_values("C")["budget"].drop_duplicates())
+    return {
+        budget: {"marker": marker, "ms": 4, "lw": 0.8, "alpha": 0.35 + 0.65 * (i + 1) / len(budgets)}
+        for i, (budget, marker) in enumerate(style.markers(budgets).items())
+    }
 
 
 def _draw_minimum(ax: Axes, row: dict, reach: float) -> None:
@@ -165,55 +125,85 @@ def _draw_minimum(ax: Axes, row: dict, reach: float) -> None:
         ax.plot(np.exp(row["log_n_centre"] + away), loss, color="black", lw=0.9)
 
 
-def model_size(runs: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Final loss against parameters, one panel per budget, both architectures in each."""
+def model_size(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Loss against parameters, one panel per budget, both architectures in each. Long runs are compared at the largest
+    number of samples that all of them have seen."""
     points = _points(runs)
-    budgets = list(points.sort_values("C")["budget"].drop_duplicates())
-    figure, axes = panels(len(budgets), height=3.2, sharey=True)
-    for ax, budget in zip(axes, budgets, strict=True):
-        at = points[points["budget"] == budget]
+    shared = scaled.at_shared(scaled.curves(runs, validation_curves), "D")
+    shared = shared[shared["family"] == "scaling"]
+    shown = points[points["family"] != "scaling"]
+    shown = pd.concat([shared, shown], ignore_index=True) if len(shared) else shown
+    shown = shown[np.isfinite(shown[["N", "loss"]].astype(float)).all(axis=1)]
+    if GROUP in runs:
+        shown = shown[shown.groupby(["group", "budget"])["size"].transform("nunique") > 1]
+    if shown.empty:
+        raise NothingToDraw(f"{scaled.NONE} of which two can be compared")
+    places = list(shown.sort_values("C")[["group", "budget"]].drop_duplicates().itertuples(index=False, name=None))
+    is_study = GROUP not in runs
+    figure, axes = style.plot_grid(len(places), 4.0, most=len(places) if is_study else 2, sharey=is_study)
+    if is_study:
+        figure.set_size_inches(style.WIDTH, 3.2)
+    markers = _markers(shown)
+    for ax, (group, budget) in zip(axes, places, strict=True):
+        at = shown[(shown["group"] == group) & (shown["budget"] == budget)]
         for name, own in at.groupby("architecture", sort=False):
             ax.plot(own["N"], own["loss"], color=style.ARCHITECTURE[name], lw=1.2)
-        _scatter(ax, at, "N")
+        _scatter(ax, at, "N", markers)
         ax.set_xscale("log")
-        ax.set_xlim(points["N"].min() * 0.6, points["N"].max() * 1.7)
+        ax.set_xlim(shown["N"].min() * 0.6, shown["N"].max() * 1.7)
         style.counts(ax)
-        ax.set_title(f"{budget}: {at['nominal'].mean():.2g} FLOPs")
+        title = f"{budget}: {at['nominal'].mean():.2g} FLOPs" if (at["family"] == "grid").all() else budget
+        ax.set_title(title if not group or group in title else f"{group}: {title}")
         ax.set_xlabel("parameters N")
-    axes[0].set_ylabel(f"final validation {LOSS}")
-    _legend(axes[-1], points, loc="upper right")
-    return figure, points
+    for ax in axes if not is_study else axes[:1]:
+        ax.set_ylabel(f"{'final ' * is_study}validation {LOSS}")
+    if is_study:
+        _legend(axes[-1], shown, loc="upper right")
+    else:
+        _legend(axes[0], shown)
+        unequal = (shown["family"] != "grid").any()
+        note = "Where a panel names no FLOPs, its runs have seen equally many samples, or steps." if unequal else ""
+        style.legend_below(figure, axes[0], note, ncols=5)
+    return figure, _plain(shown, runs)
 
 
 def chinchilla_ratio(runs: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Training tokens per parameter of every grid run, against the 20 that are optimal for text."""
+    """Training tokens per parameter of every run with a size, against the 20 that are optimal for text."""
     points = _points(runs).assign(
         tokens_per_parameter=lambda own: own["tokens"] / own["N"],
         samples_per_parameter=lambda own: own["D"] / own["N"],
     )
-    shown = points[np.isfinite(points["tokens_per_parameter"])]
+    shown = points[np.isfinite(points[["tokens_per_parameter", "C"]].astype(float)).all(axis=1)]
     if shown.empty:
-        raise NothingToDraw("the grid runs did not record how many tokens they saw")
+        raise NothingToDraw("the runs did not record how many tokens they saw")
     figure, (ax,) = panels(1, height=3.4)
-    markers = _markers(points)
-    for (name, size), own in shown.groupby(["architecture", "size"], sort=False):
-        look = {"color": style.ARCHITECTURE[name], "marker": markers[size], "lw": 0.8}
+    markers = _markers(shown)
+    is_grid = GROUP not in runs
+    for (_, name, size), own in shown.groupby(["group", "architecture", "size"], sort=False):
+        look = {"color": style.ARCHITECTURE[name], "marker": markers[size], "lw": 0.8 if is_grid else 0}
         ax.plot(own["C"], own["tokens_per_parameter"], **look)
     ax.axhline(STARVED, color="black", lw=1)
     place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "xytext": (0, 3)}
     ax.annotate("20 tokens per parameter (Hoffmann et al. 2022)", (0.01, STARVED), **place, fontsize=7.5)
     ax.set_xscale("log")
     ax.set_yscale("log")
-    budgets = points.groupby("budget")["nominal"].mean().sort_values()
-    ax.set_xticks(budgets, [f"{name}\n{flops:.2g}" for name, flops in budgets.items()])
-    ax.minorticks_off()
+    if is_grid:
+        budgets = points.groupby("budget")["nominal"].mean().sort_values()
+        ax.set_xticks(budgets, [f"{name}\n{flops:.2g}" for name, flops in budgets.items()])
+        ax.minorticks_off()
+    else:
+        style.powers(ax)
     ax.set_ylim(shown["tokens_per_parameter"].min() / 2, max(STARVED, shown["tokens_per_parameter"].max()) * 2)
     starved = int((shown["tokens_per_parameter"] < STARVED).sum())
-    ax.set_title(f"{starved} of {len(shown)} grid runs saw fewer than 20 tokens per parameter")
-    ax.set_xlabel("training FLOPs (two per multiply-add)")
+    kind = "grid runs" if is_grid else "runs"
+    ax.set_title(f"{starved} of {len(shown)} {kind} saw fewer than 20 tokens per parameter")
+    note = "\ntext tokens: the mean of the full-size study's sources, where the results do not have them" * (
+        not is_grid
+    )
+    ax.set_xlabel("training FLOPs (two per multiply-add)" + note)
     ax.set_ylabel("text and visual tokens seen / N")
-    _legend(ax, points, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return figure, points
+    _legend(ax, shown, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure, _plain(points, runs)
 
 
 GAPS = {
@@ -241,7 +231,8 @@ def gap(gap: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     names = (table["size"] + " " + table["budget"]).str.strip()
     ax.set_yticks(range(len(table)), [style.seeded(*pair) for pair in zip(names, table["n_seeds"], strict=True)])
     ax.set_ylim(len(table) - 0.5, -0.5)
-    ax.set_xlabel(f"{measure} loss of the foveated model above that of pooled tokens (%; right: worse)")
+    between = "\n" if names.str.len().max() > 24 else " "
+    ax.set_xlabel(f"{measure} loss of the foveated model{between}above that of pooled tokens (%; right: worse)")
     heading(figure, "Gap to pooled tokens, raw and at equal parameters")
     style.legend_below(figure, ax, bars_words(table["interval"]), ncols=4)
     return figure, table

@@ -8,14 +8,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fvlm import style
-from fvlm.analysis.columns import REWARDS
+from fvlm.analysis.columns import GROUP, REWARDS
 from fvlm.analysis.compare.runs import scores_tokens
 from fvlm.analysis.finished import base_name
 from fvlm.config.comparisons import Comparisons
 from fvlm.style import BLUE, GREY, NothingToDraw, label_ends, panels
 
-FAMILIES = {"stage": "Stages", "ablation": "Ablations", "grid": "Scaling grid"}
+FAMILIES = {
+    "stage": "Stages",
+    "ablation": "Ablations",
+    "grid": "Scaling grid",
+    "scaling": "Long runs",
+    "pairs": "Pairs",
+}
 FAINT = 60  # points of a faint training curve
+OF_ONE_STEP = 12  # the same where each loss is that of one step, as in results from elsewhere
 FAR = 5.0  # highest over lowest loss from which an axis is logarithmic
 KINDS = (style.ORANGE, style.BROWN, style.PURPLE, style.SKY, style.YELLOW)  # of ablations with the same first letters
 
@@ -25,9 +32,9 @@ def colours_of(runs: pd.DataFrame, reference: str) -> dict[str, str]:
     other ablations by the first letters of their names."""
     result, stages, kinds = {}, 0, {}
     for row in runs.to_dict("records"):
-        if row["family"] == "grid":
+        if row["family"] in ("grid", "pairs"):
             result[row["run"]] = style.ARCHITECTURE[row["architecture"]]
-        elif row["family"] == "stage":
+        elif row["family"] in ("stage", "scaling"):
             result[row["run"]] = style.CYCLE[stages % len(style.CYCLE)]
             stages += 1
         else:
@@ -42,15 +49,15 @@ def colours_of(runs: pd.DataFrame, reference: str) -> dict[str, str]:
 
 def _panel(
     ax: Axes, curves: pd.DataFrame, column: str, colours: dict[str, str], reference: str,
-    train: pd.DataFrame | None = None, level: float | None = None, width: float = 1.4,
+    train: pd.DataFrame | None = None, level: float | None = None, width: float = 1.4, bins: int = FAINT,
 ) -> list[tuple]:  # fmt: skip
     """Draw one line per run against samples, the reference's thicker, those of further seeds thinner.
 
-    train   training curves (samples, value) to be drawn faint; level: a dotted line
+    train   training curves (samples, value) to be drawn faint, each as `bins` means; level: a dotted line
     returns the ends of the first seeds, for their labels
     """
     for run, curve in train.groupby("run", sort=False) if train is not None else ():
-        smooth = curve[["samples", "value"]].groupby(np.arange(len(curve)) * FAINT // len(curve)).mean()
+        smooth = curve[["samples", "value"]].groupby(np.arange(len(curve)) * bins // len(curve)).mean()
         ax.plot(smooth["samples"], smooth["value"], color=colours[run], lw=0.7, alpha=0.3, zorder=1)
     own = curves[curves[column].notna()]
     bases = own["run"].map(base_name)
@@ -72,7 +79,8 @@ def _panel(
 def _of(curves: pd.DataFrame, runs: pd.DataFrame, column: str) -> pd.DataFrame:
     """The curves of runs that have a column, without the validation before the first step, which would set the scale of
     the axis."""
-    return curves[curves["run"].isin(runs["run"]) & curves[column].notna() & (curves["step"] > 0)]
+    known = curves[column].notna() & curves["samples"].notna()  # results from elsewhere may have steps alone
+    return curves[curves["run"].isin(runs["run"]) & known & (curves["step"] > 0)]
 
 
 def _by_family(runs: pd.DataFrame, curves: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -104,16 +112,19 @@ def training_curves(
     families = _by_family(runs, validation)
     if not families:
         raise NothingToDraw("no run has been validated")
-    figure, axes = panels(len(families), height=4.2, width=3.2 * len(families) + 0.6)
+    most, bins = min(len(families), 3), OF_ONE_STEP if GROUP in runs else FAINT
+    figure, axes = style.plot_grid(len(families), 4.2 * (1 if len(families) == 1 else 4 / 3), most=most)
+    figure.set_figwidth(3.2 * most + 0.6)
     for ax, (family, names) in zip(axes, families.items(), strict=True):
         own, grid = validation[validation["run"].isin(names["run"])], family == "grid"
         colours = colours_of(runs[runs["family"] == family], comparisons.reference)
         faint = train[train["run"].isin(runs.loc[runs["family"] == family, "run"])]
-        if grid:
+        if grid or family == "scaling":
             ax.set_xscale("log")
+        if grid:
             ax.set_xlim(own["samples"].min() * 0.8, own["samples"].max() * 1.5)
         width = 0.8 if grid else 1.4
-        ends = _panel(ax, own, "val_loss", colours, comparisons.reference, faint, width=width)
+        ends = _panel(ax, own, "val_loss", colours, comparisons.reference, faint, width=width, bins=bins)
         _loss_axis(ax, own["val_loss"])
         _mark_sizes(ax, names, own, colours) if grid else label_ends(ax, ends, gap=0.038)
         ax.set_title(FAMILIES[family])
