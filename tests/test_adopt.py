@@ -1,6 +1,7 @@
 """`fvlm adopt`: a finished run of the published study becomes a finished run of this project."""
 
 import json
+from base64 import urlsafe_b64encode
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -311,6 +312,20 @@ def test_snakemake_trains_the_other_23_runs(tiny):
 def test_an_adopted_run_of_another_configuration_is_trained(tiny):
     output = tiny.run("-n", *TINY, "--config", "scaling={base: {optim.lr.connector: 0.002}}")
     assert "135M-C1-F trains again: optim.lr.connector 0.001 -> 0.002" in output and jobs(output)["train"] == 24
+
+
+@pytest.mark.workflow
+@pytest.mark.parametrize("noted", ["finished", "killed"])
+def test_a_run_that_was_adopted_after_its_training_is_not_trained_again(tiny, noted):
+    place = tiny.folder / ".snakemake" / {"finished": "metadata", "killed": "incomplete"}[noted]
+    place.mkdir(exist_ok=True)
+    record = {"rule": "train", "input": ["results/index/grid.npz"], "params": ["'x'"], "record_format_version": 6}
+    noted_of = [place / urlsafe_b64encode(f"results/runs/135M-C1-F/{name}".encode()).decode() for name in OF_A_RUN]
+    for file in noted_of:
+        file.write_text(json.dumps(record) if noted == "finished" else "")
+    assert tiny.planned(*TINY)["train"] == 23
+    for file in noted_of:
+        file.unlink()
 
 
 # --- a run that starts from weights elsewhere ---

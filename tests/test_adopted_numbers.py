@@ -1,5 +1,10 @@
 """`fvlm adopt RESULTS.csv`: runs of which only the results are left, in a study of pairs of architectures."""
 
+import fcntl
+import json
+import shutil
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import yaml
@@ -8,6 +13,8 @@ from fvlm.analysis.collect import collect_curves, collect_runs
 from fvlm.config.resolve import study_from_files
 from fvlm.costs.flops import parameters
 from fvlm.errors import UserError
+from fvlm.evaluate.read import read_run
+from fvlm.snakemake.study import StudyOfRules
 from fvlm.study.adopted_numbers import adopt_numbers
 from tests.conftest import Workflow, copy_of_workflow
 
@@ -74,6 +81,18 @@ def test_only_the_other_runs_are_trained(workflow):
     assert (runs["family"] == "pairs").all() and set(runs["budget"]) == {"2f", "64f"}
 
 
+@pytest.mark.workflow
+def test_a_report_has_adopted_runs_beside_the_results_of_jobs(workflow):
+    """Snakemake notes the rule and the times of a job, which an adopted run does not have."""
+    chosen = ("--config", "only={stages: [], ablations: [], grid: [S-S_2f_fov, S-S_2f_bas]}", "results=results/two")
+    done = workflow.fvlm("adopt", "results.csv", "--study", "config/mine.yaml")
+    assert done.returncode == 0, done.stderr
+    shutil.copytree(workflow.folder / "results/runs", workflow.folder / "results/two/runs")
+    workflow.run("results/two/tables/runs.csv", *PAIRS, *chosen)
+    workflow.run("all", "--report", "page.html", *PAIRS, *chosen)
+    assert (workflow.folder / "page.html").stat().st_size > 500_000
+
+
 def test_the_curves_of_evaluation_points_come_along(workflow, tmp_path):
     points = [{"run_id": "S-S_2f_fov", "step": step, "samples_seen": 4 * step, "val_loss": 3 - step / 100}
               for step in (4, 8, 12)]  # fmt: skip
@@ -81,6 +100,8 @@ def test_the_curves_of_evaluation_points_come_along(workflow, tmp_path):
     study = study_of(workflow).model_copy(update={"results": str(tmp_path / "results")})
     adopt_numbers(tmp_path / "points.csv", "S-S_2f_fov", study)
     curves = collect_curves([tmp_path / "results/runs/S-S_2f_fov/validation.csv"], 0)
+    with pytest.raises(UserError, match="S-S_2f_fov: this run was adopted without its weights"):
+        read_run(tmp_path / "results/runs/S-S_2f_fov")
     assert curves["step"].tolist() == [4, 8, 12] and curves["val_loss"].tolist() == [2.96, 2.92, 2.88]
 
 
@@ -101,3 +122,59 @@ def test_what_does_not_belong_is_refused_and_nothing_is_written(workflow, tmp_pa
     with pytest.raises(UserError, match=message):
         adopt_numbers(tmp_path / "one.csv", None, study)
     assert not (tmp_path / "results").exists()
+
+
+def test_a_run_that_is_being_trained_is_refused(workflow, tmp_path):
+    table_of(workflow).to_csv(tmp_path / "all.csv", index=False)
+    study = study_of(workflow).model_copy(update={"results": str(tmp_path / "results")})
+    lock = tmp_path / "results/runs/S-S_2f_bas/state/lock"
+    lock.parent.mkdir(parents=True)
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="run 'S-S_2f_bas' is being trained"):
+            adopt_numbers(tmp_path / "all.csv", None, study)
+    assert not list((tmp_path / "results").rglob("*.csv"))
+
+
+def test_a_run_is_adopted_where_its_data_are_not(workflow, tmp_path):
+    """A run of FLOPs has no number of samples then."""
+    table_of(workflow).iloc[:1].to_csv(tmp_path / "one.csv", index=False)
+    study = study_of(workflow)
+    run = study.runs["S-S_2f_fov"]
+    run = run.model_copy(update={"train": run.train.model_copy(update={"samples": None, "flops": 1e9})})
+    away = {"reader": "shards", "samples": None, "path": "nowhere/*.tar"}
+    study = study.model_copy(update={
+        "results": str(tmp_path / "results"), "runs": {run.name: run},
+        "sources": {name: source.model_copy(update=away) for name, source in study.sources.items()},
+    })  # fmt: skip
+    lines = adopt_numbers(tmp_path / "one.csv", None, study)
+    assert any("how many the configuration gives is not known without its data" in line for line in lines)
+
+
+def test_a_stage_without_weights_is_not_trained_for_its_attention_maps(workflow, tmp_path):
+    study = study_from_files([str(workflow.folder / "config/smoke.yaml")])
+    study = study.model_copy(update={"results": str(tmp_path / "results")})
+    (before,) = StudyOfRules(study, None).attention_maps
+    name = Path(before).stem
+    row = {"run_id": name, "status": "success", "best_val_loss": 3.0, "total_samples": 48}
+    pd.DataFrame([row]).to_csv(tmp_path / "stages.csv", index=False)
+    adopt_numbers(tmp_path / "stages.csv", name, study)
+    rules = StudyOfRules(study, None)
+    assert rules.attention_maps == [] and name not in rules.evaluated
+
+
+def test_a_run_that_the_study_has_trained_stays_unless_it_is_named(workflow, tmp_path, capsys):
+    table_of(workflow).iloc[:2].to_csv(tmp_path / "two.csv", index=False)
+    study = study_of(workflow).model_copy(update={"results": str(tmp_path / "results")})
+    name, other = list(study.runs)[:2]
+    summary = tmp_path / "results/runs" / name / "run_summary.json"
+    summary.parent.mkdir(parents=True)
+    summary.write_text(json.dumps({"run": name, "digest": study.runs[name].digest}))
+    lines = adopt_numbers(tmp_path / "two.csv", None, study)
+    assert f"{name}: this study has trained it, so it stays; --run {name} replaces it" in lines
+    assert "adopted" not in json.loads(summary.read_text()) and any(
+        line.startswith(f"{other}: adopted") for line in lines
+    )
+    adopt_numbers(tmp_path / "two.csv", name, study)
+    assert "adopted" in json.loads(summary.read_text())
+    assert f"{name}: the finished run is kept in " in capsys.readouterr().err

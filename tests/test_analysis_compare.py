@@ -163,6 +163,22 @@ def test_a_validation_of_other_tokens_is_not_compared():
     assert np.isnan(row["difference"]) and row["data_differs"] == "scored tokens"
 
 
+def test_the_validation_of_an_adopted_run_is_not_compared_with_one_of_this_project():
+    """Its held-out samples and scored tokens are others, whatever configuration it was adopted for."""
+    found = study_summaries()
+    adopted = [one | {"origin": "adopted"} if one["run"] in ("A1", "A6", "135M-C1-F") else one for one in found]
+    runs = runs_of(adopted)
+    table = ablations(runs, *NOTHING).set_index("run")
+    assert np.isnan(table.loc["A6", "difference"]) and table.loc["A6", "data_differs"] == "origin"
+    assert table.loc["A6", "note"] and not np.isnan(table.loc["LR2", "difference"])
+    assert factorial(runs, *NOTHING).empty and not factorial(runs_of(found), *NOTHING).empty
+    noted = gap(runs, *NOTHING)["note"].str.contains("validated on other samples")
+    assert (noted == (gap(runs, *NOTHING)["budget"] == "C1")).all()
+    assert not gap(runs_of(found), *NOTHING)["note"].str.contains("validated on other samples").any()
+    alike = runs_of([one | {"origin": "adopted"} for one in found])
+    assert not np.isnan(ablations(alike, *NOTHING).set_index("run").loc["A6", "difference"])
+
+
 def test_gap_table_has_a_raw_row_for_the_ablation_pair():
     runs = runs_of(study_summaries())
     table = gap(runs, *NOTHING)

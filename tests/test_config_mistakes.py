@@ -41,6 +41,8 @@ MISTAKES = {  # mistake: (file, old text, new text, *facts that the message hold
     "unknown key of the grid": ("config.yaml", "  budgets: {C1", "  budget: {C1", "scaling", "'budget'", "'budgets'"),
     "unknown part of a grid run's name": ("config.yaml", "scaling:\n", "scaling:\n  names: '{size}_{frames}f'\n",
         "names", "{size}_{frames}f", "{letter}"),
+    "part of a part of a grid run's name": ("config.yaml", "scaling:\n", "scaling:\n  names: '{size.frames}'\n",
+        "names", "{size.frames}", "{letter}"),
     "unknown source": ("config.yaml", "data.sources: [grid, moves, questions,",
         "data.sources: [grid, moves, question,", "'baseline'", "data.sources", "'question'", "config/sources.yaml",
         "'questions'"),

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -285,6 +286,17 @@ def test_a_file_is_shown_as_the_sources_of_its_kind(capsys, kind, expected, warn
     assert all(word in error for word in warned) and bool(error) == bool(warned)
     assert shown_like({"films": sources["films"]}, "image", "A6") == sources["films"]
     assert shown_like({}, kind, "A6") == {}
+
+
+def test_a_shallow_run_of_an_earlier_version_is_refused(tmp_path):
+    """Its weights have the same names and shapes, but their query was another one."""
+    study = study_in(tmp_path, baseline={"model.deep_query": False})
+    folder = finished(tmp_path / "runs", study.runs["baseline"])
+    summary = folder / "run_summary.json"
+    for digest, refused in (("of an earlier version", True), (study.runs["baseline"].digest, False)):
+        summary.write_text(json.dumps({"run": "baseline", "digest": digest}))
+        with pytest.raises(UserError, match="shallow query of an earlier version") if refused else nullcontext():
+            load_run(folder)
 
 
 def test_a_run_saves_how_its_sources_show_their_samples(prepared, tmp_path):

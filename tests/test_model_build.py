@@ -1,10 +1,14 @@
 """Building, loading and freezing."""
 
+import http.client
 import json
 import os
 import shutil
+import ssl
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file, save_model
 from transformers import Dinov2Model, LlamaForCausalLM
 
+from fvlm import hub
 from fvlm.config import schema
 from fvlm.errors import UserError
 from fvlm.model.build import build_model, load_weights
@@ -139,6 +144,30 @@ def test_hub_names_without_a_network_are_not_tried_again_and_again(tmp_path):
     command = [sys.executable, "-c", code]
     ended = subprocess.run(command, env=os.environ | closed_port, capture_output=True, text=True, check=True)
     assert ended.stdout.count("no network") == 3 and "Retrying" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "answers"),
+    [
+        (urllib.error.HTTPError("", 403, "", None, None), True),
+        (urllib.error.URLError(ssl.SSLCertVerificationError()), True),  # the hub's library has certificates of its own
+        (urllib.error.URLError(ConnectionRefusedError()), False),
+        (TimeoutError(), False),
+        (http.client.BadStatusLine("x"), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_hub_is_tried_if_anybody_answers(error, answers, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(urllib.request, "urlopen", fail)
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
+    for setting, local in (("", not answers), ("false", not answers), ("1", True)):
+        monkeypatch.setenv("HF_HUB_OFFLINE", setting)
+        hub._hub_answers.cache_clear()
+        assert hub.only_local("somebody/something") == local
+    hub._hub_answers.cache_clear()
 
 
 def test_declared_sizes_must_agree(checkpoints):

@@ -340,7 +340,7 @@ def _grid_name(pattern: object, labels: dict[str, str]) -> str:
     pattern = pattern or "{size}-{budget}-{letter}"
     try:
         return str(pattern).format(**labels)
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise UserError(
             f"scaling: {NAMES}: found {pattern!r}; expected a pattern with {{size}}, {{budget}} and {{letter}}"
         ) from error

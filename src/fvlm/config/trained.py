@@ -137,7 +137,8 @@ def keep_earlier(folder: Path, digest: str | None) -> None:
             os.link(path, place)
         except OSError:
             shutil.copyfile(path, place)
-    what = "finished run of another configuration" if summary["digest"] != digest else "finished run"
+    other = digest not in (None, summary["digest"])
+    what = "finished run of another configuration" if other else "finished run"
     what = "adopted run" if ADOPTED in summary else what
     print(f"{folder.name}: the {what} is kept in {target}; delete it to free disk space", file=sys.stderr, flush=True)
 

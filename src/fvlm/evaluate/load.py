@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from fvlm.config.schema import Run, Study
-from fvlm.config.trained import ADOPTED
+from fvlm.config.trained import ADOPTED, summary_in
 from fvlm.data.batches.loader import counted_split, open_training
 from fvlm.device import device_of
 from fvlm.errors import UserError
@@ -36,6 +36,12 @@ def load_run(folder: Path | str) -> tuple[Run, VideoLanguageModel, torch.device]
     """
     folder = Path(folder)
     run, _ = read_run(folder)
+    trained_with = summary_in(folder).get("digest", run.digest)
+    if run.model.variant.keeps == "last" and trained_with != run.digest:
+        raise UserError(
+            f"{folder}: this run has the shallow query of an earlier version, which this version computes in another "
+            "way; train it again, or use the earlier version"
+        )
     model = build_model(run.model, run.train.seed, pretrained=False)
     load_weights(model, folder / "model" / "best.safetensors")
     torch.set_num_threads(run.operation.threads)

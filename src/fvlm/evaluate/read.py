@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from fvlm.config.schema import Run
+from fvlm.config.trained import ADOPTED, summary_in
 from fvlm.errors import UserError
 
 # Keys of model/run.json beside the fields of the run: what `Study.shown_to` and `counted_split` return.
@@ -20,6 +21,8 @@ def read_run(folder: Path | str) -> tuple[Run, dict]:
     raises  UserError if the run is not finished, or is of another version
     """
     saved = Path(folder) / "model" / "run.json"
+    if not saved.is_file() and ADOPTED in summary_in(Path(folder)):
+        raise UserError(f"{folder}: this run was adopted without its weights; name a run that has them")
     if not saved.is_file():
         raise UserError(
             f"{saved}: no such file, so {folder} is no finished run; train it first: snakemake --cores all "

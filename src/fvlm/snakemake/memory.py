@@ -6,7 +6,7 @@ results as well, and a run's own summary decides whether the run is up to date.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -14,8 +14,9 @@ import snakemake.api  # also imports snakemake.workflow, which cannot be importe
 from snakemake.exceptions import WorkflowError
 from snakemake.persistence import RECORD_FORMAT_VERSION, MetadataRecord
 
-from fvlm.config.trained import FINISHED, OF_A_RUN, keep_earlier, problem_of_files, summary_in
+from fvlm.config.trained import ADOPTED, FINISHED, OF_A_RUN, keep_earlier, problem_of_files, summary_in
 from fvlm.files import write_beside
+from fvlm.snakemake.process import requests_report
 
 MADE_FROM = "made_from.jsonl"  # in a results folder: {"file": ..., "params": [...]}; later lines win
 STUDY = "study.json"  # in a results folder: the complete study, which its jobs read
@@ -32,7 +33,7 @@ class ResultsMemory:
 
     def __init__(self, folder: str, study: dict, is_alone: Callable[[], bool]):
         self.folder, self.study, self.is_alone = Path(folder), study, is_alone
-        self._digests: dict[str, str | None] = {}
+        self._runs: dict[str, tuple[str | None, bool]] = {}
 
     def begin(self) -> None:
         """Save the study for the jobs, before the first of them starts.
@@ -52,11 +53,12 @@ class ResultsMemory:
 
     def params_of_run(self, path: str) -> list[str] | None:
         """Return the parameters that the run of a file was trained with; None if it is no file of a finished run."""
-        parts = Path(self._inside(path) or "").parts
-        if parts[:1] != ("runs",) or "/".join(parts[2:]) not in OF_A_RUN:
-            return None
-        digest = self._digest(parts[1])
+        digest, _ = self._run_of(path)
         return [repr(digest)] if digest else None
+
+    def is_adopted(self, path: str) -> bool:
+        """Return whether a file belongs to an adopted run; what Snakemake noted of it is of a training before that."""
+        return self._run_of(path)[1]
 
     def params(self, path: str) -> list[str] | None:
         """Return the parameters that a file was made with, as Snakemake writes them; None if they are not known."""
@@ -83,18 +85,26 @@ class ResultsMemory:
         path = Path(path)
         return path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else None
 
-    def _digest(self, run: str) -> str | None:
-        """The digest of a finished run's configuration, or what is wrong with its files, which no digest equals."""
-        if run not in self._digests:
+    def _run_of(self, path: str) -> tuple[str | None, bool]:
+        """The digest of the configuration of a file's run, and whether the run was adopted.
+
+        The digest is None if it is no file of a finished run. If a file of the run is damaged, a sentence about it
+        replaces the digest, which no digest equals.
+        """
+        parts = Path(self._inside(path) or "").parts
+        if parts[:1] != ("runs",) or "/".join(parts[2:]) not in OF_A_RUN:
+            return None, False
+        run = parts[1]
+        if run not in self._runs:
             folder = self.folder / "runs" / run
             summary = summary_in(folder)
             problem = problem_of_files(folder, summary) if summary else ""
-            self._digests[run] = problem or summary.get("digest")
-        return self._digests[run]
+            self._runs[run] = problem or summary.get("digest"), ADOPTED in summary
+        return self._runs[run]
 
     def forget(self) -> None:
         """Read the summaries again: a run may have finished."""
-        self._digests.clear()
+        self._runs.clear()
 
     @cached_property
     def _stored(self) -> dict[str, list[str]]:
@@ -149,6 +159,11 @@ class Remembering:
         record, memory = super()._read_record(key), memory_of(key)
         if memory is None:
             return record
+        if memory.is_adopted(key):
+            record = None
+        # a report takes rules and times from the records, and ends with one that lacks them
+        if requests_report(after_run=False):
+            return record
         params = memory.params_of_run(key)  # also of a run that was trained by hand, or copied here
         if params is None and record is None:
             params = memory.params(key)
@@ -156,6 +171,11 @@ class Remembering:
             return record
         known = MetadataRecord(record_format_version=RECORD_FORMAT_VERSION) if record is None else record
         return known.model_copy(update={"params": params})
+
+    def _filter_incomplete_keys(self, keys: Iterable[str]) -> set[str]:
+        """Return the files of interrupted jobs; a run that was adopted after its training was killed is whole."""
+        marked = super()._filter_incomplete_keys(keys)
+        return {key for key in marked if not ((memory := memory_of(key)) and memory.is_adopted(key))}
 
     def _write_record(self, key: str, record: MetadataRecord) -> None:
         super()._write_record(key, record)

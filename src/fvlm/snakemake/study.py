@@ -111,14 +111,16 @@ class StudyOfRules:
     def evaluated(self) -> list[str]:
         """The runs to evaluate: those of the study's families that have weights."""
         chosen = [name for name, run in self.runs.items() if run.family in self.settings.evaluation.families]
-        runs = Path(self.folder, "runs")
-        return [name for name in chosen if not is_without_weights(runs / name, self.runs[name].digest)]
+        return [name for name in chosen if self._has_weights(name)]
 
     @property
     def attention_maps(self) -> list[str]:
-        """The maps of the last stage that learns from frames (preference tuning comes after it), if it is foveated."""
+        """The maps of the last stage that learns from frames (preference tuning comes after it), if it is foveated.
+
+        A stage that was adopted without its weights has none.
+        """
         seeing = [name for name in self.stages if self.runs[name].data.loss != "preference"]
-        last = [name for name in seeing[-1:] if self.runs[name].model.variant.queries]
+        last = [name for name in seeing[-1:] if self.runs[name].model.variant.queries and self._has_weights(name)]
         return [] if self.settings.results_from else [f"{self.folder}/attention/{name}.npz" for name in last]
 
     @property
@@ -332,6 +334,10 @@ class StudyOfRules:
         return {name: ablation.architecture for name, ablation in self.settings.comparisons.ablations.items()}
 
     # --- parts of the above ---
+
+    def _has_weights(self, run: str) -> bool:
+        """Whether a run has weights, or will have them once it is trained."""
+        return not is_without_weights(Path(self.folder, "runs", run), self.runs[run].digest)
 
     def _comparisons(self, entry: catalog.Entry) -> str:
         """A digest of the comparisons and questions, for a table or figure that shows them."""

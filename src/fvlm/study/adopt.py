@@ -46,7 +46,7 @@ from fvlm.model.foveated import VideoLanguageModel
 from fvlm.records import relinked, weights_in, write_csv
 from fvlm.study.adopted_numbers import adopt_numbers
 from fvlm.study.adopted_settings import check_settings, differences, own_flops, real_settings
-from fvlm.study.status import is_held
+from fvlm.study.status import refuse_held
 from fvlm.train.state import write_weights
 from fvlm.train.summary import description, versions
 
@@ -121,8 +121,7 @@ def adopt(source: Path, run: Run, study: Study) -> list[str]:
     raises   UserError if the run is not that of the configuration, or a file of it is damaged
     """
     folder = Path(study.results) / "runs" / run.name
-    if is_held(folder / "state/lock"):
-        raise UserError(f"run {run.name!r} is being trained in {folder}; wait until it ends, or stop it")
+    refuse_held(folder)
     found, model = _read(source, run, study)
     checked = _checked_loss(model, run, study)
     lines = [f"{run.name}: adopted from {source}"]

@@ -1,7 +1,7 @@
 """Runs of which only the results are left: rows of a table, or curves. They are taken into a study as finished runs.
 
 Snakemake then does not train them, and tables and figures hold them beside the runs that the study trains. Without
-weights they are not evaluated, so they are compared by their validation losses.
+weights they are not evaluated, so they are compared by their validation losses, with each other alone.
 """
 
 import math
@@ -21,12 +21,13 @@ from fvlm.config.trained import (
     VALIDATION,
     digests_of_files,
     keep_earlier,
+    summary_in,
 )
-from fvlm.costs.amounts import planned_samples
 from fvlm.errors import UserError
 from fvlm.files import write_json
 from fvlm.records import write_csv
-from fvlm.study.adopted_settings import CONVENTIONS, own_flops
+from fvlm.study.adopted_settings import CONVENTIONS, about_samples, own_flops
+from fvlm.study.status import refuse_held
 from fvlm.train.summary import description, versions
 
 MOST = 0.15  # relative difference of the number of parameters up to which it may be the same model
@@ -37,8 +38,8 @@ def adopt_numbers(source: Path, name: str | None, study: Study) -> list[str]:
     """Write the results of runs without weights into the study's folders; return the lines of a report.
 
     source   a file that `fvlm import` reads
-    name     the run to adopt; None: all runs of the file that the study has
-    raises   UserError if there is none, or one is of another model
+    name     the run to adopt; None: all runs of the file that the study has, but none that it has trained
+    raises   UserError if there is none, or one is of another model, or is being trained
     """
     tables = read_results([source], study.comparisons.ablations)
     rows = tables["runs"].set_index("run", drop=False)
@@ -48,13 +49,24 @@ def adopt_numbers(source: Path, name: str | None, study: Study) -> list[str]:
         raise UserError(
             f"{source}: found {', '.join(rows.index[:12])}; {wanted} among them: `fvlm plan` lists the study's runs"
         )
+    trained = [run for run in names if name is None and _is_trained(study.runs[run], study)]
+    names = [run for run in names if run not in trained]
     # all are checked before the first is written
+    for run in names:
+        refuse_held(Path(study.results) / "runs" / run)
     notes = {run: _notes(source, rows.loc[run], study.runs[run], study) for run in names}
     for run in names:
         _write(source, study.runs[run], study, rows.loc[run], tables, notes[run])
     lines = [f"{run}: adopted from {source}, without weights" for run in names]
+    lines += [f"{run}: this study has trained it, so it stays; --run {run} replaces it" for run in trained]
     shared = list(dict.fromkeys(note for run in names for note in notes[run]))
     return [*lines, *(f"  {note}" for note in shared), "Snakemake and `fvlm status` take them as finished"]
+
+
+def _is_trained(run: Run, study: Study) -> bool:
+    """Whether the study has trained a run with its present configuration."""
+    summary = summary_in(Path(study.results) / "runs" / run.name)
+    return summary.get("digest") == run.digest and ADOPTED not in summary
 
 
 def _notes(source: Path, row: pd.Series, run: Run, study: Study) -> list[str]:
@@ -75,9 +87,8 @@ def _notes(source: Path, row: pd.Series, run: Run, study: Study) -> list[str]:
         )
     if math.isfinite(there) and abs(there / here - 1) > 0.005:
         notes.append(f"{run.name}: {there / 1e6:.1f} M parameters there, {here / 1e6:.1f} M in the configuration")
-    planned = planned_samples(run, study)
-    if samples != planned:
-        notes.append(f"{run.name}: {samples:,.0f} samples there, {planned:,} in the configuration")
+    different = about_samples(run, study, samples)
+    notes += [f"{run.name}: {different}"] if different else []
     return [*notes, *CONVENTIONS]
 
 

@@ -103,7 +103,7 @@ def differences(run: Run, study: Study, real: dict[str, Any], samples: float | N
     samples     that the run was trained on; None if it is not known
     foreign     the weights are in the names of the published study
     """
-    lines = [_samples(run, study, samples)]
+    lines = [about_samples(run, study, samples)]
     here = _flat(run.model_dump(mode="json"))
     sources = [study.sources[name] for name in run.data.sources]
     here["data.sources"] = [_folder(source.path) if source.path else source.name for source in sources]
@@ -133,7 +133,8 @@ def own_flops(run: Run, study: Study) -> float | None:
         return None
 
 
-def _samples(run: Run, study: Study, samples: float | None) -> str:
+def about_samples(run: Run, study: Study, samples: float | None) -> str:
+    """Return how the number of samples differs from that of the configuration; empty if it does not."""
     if samples is None:
         return "samples: not recorded"
     try:

@@ -256,6 +256,12 @@ def is_held(path: Path) -> bool:
     return False
 
 
+def refuse_held(folder: Path) -> None:
+    """Raise UserError if a process of this machine trains the run in `folder`."""
+    if is_held(folder / "state/lock"):
+        raise UserError(f"run {folder.name!r} is being trained in {folder}; wait until it ends, or stop it")
+
+
 def _last_error(log: Path, lock: Path) -> str:
     """Return the error in the last line of a training's log, or an empty text.
 

@@ -80,7 +80,7 @@ def factorial(
     if not matched:
         return pd.DataFrame(columns=COLUMNS["factorial"])
     rows, bases = [], list(named.values())
-    for measure in ("best", "final"):
+    for measure in ("best", "final") if study.all_same_validation(matched[0]) else ():
         cells = np.array([study.runs.loc[names, f"{measure}.val_loss"] for names in matched], float).T  # (4, seeds)
         for name, effect in effects(cells).items():
             noise = study.noise(bases, partial(contrast, weights=EFFECTS[name]), f"{measure} {VALIDATION}")

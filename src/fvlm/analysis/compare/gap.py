@@ -24,6 +24,7 @@ from fvlm.errors import UserError
 
 ARCHITECTURES = ("foveated", "multi_token")  # of a study: the model in question, and its baseline
 RISES = "rises with N from one size to the next"
+OTHER_SAMPLES = "some runs were validated on other samples or scored tokens, so this is no gap of two models"
 TWO = (
     "two points per curve: each curve is one straight line, so that the two directions agree almost by construction "
     "and do not check each other"
@@ -139,12 +140,18 @@ def _rows(study: ComparedRuns, budget: Budget) -> list[dict]:
     draws = [study.draws(run) for run in matched[0]]
     sampled = None if any(draw is None for draw in draws) else np.array(draws)
     pairs = [(size, (place, place)) for place, size in enumerate(budget.sizes)]
+    unlike = {} if study.all_same_validation(matched[0]) else {"validation": OTHER_SAMPLES}
     rows = []
     for measure, losses, replicates in (("validation", validation, None), ("evaluation", evaluation, sampled)):
         if np.isfinite(losses).all():
             place = {"family": budget.family, "budget": budget.name, "measure": measure}
-            rows += [place | row for row in pair_rows(budget.n, losses, replicates, pairs)]
+            found = pair_rows(budget.n, losses, replicates, pairs)
+            rows += [place | row | {"note": _joined(row["note"], unlike.get(measure, ""))} for row in found]
     return rows
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
 
 
 def pair_rows(
@@ -187,7 +194,7 @@ def pair_rows(
             note += "; so far that no loss is left, and no gap"
         rising = rises(losses[:cut], losses[cut:], ("foveated", "baseline's"))
         notes = [note, *(f"the {curve} curve {RISES}" for curve in rising)]
-        rows.append(row | {"note": "; ".join(filter(None, notes))})
+        rows.append(row | {"note": _joined(*notes)})
     return rows
 
 

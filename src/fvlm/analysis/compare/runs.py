@@ -21,6 +21,7 @@ DATA_FIELDS = {  # a difference in one of these means that two runs saw differen
     "config.data.weights": "weights of sources",
     "config.data.static_frames": "static frames",
     "config.data.loss": "scored tokens",
+    "origin": "origin",  # an adopted run has a configuration of this study, and data of its own
 }
 
 
@@ -197,7 +198,7 @@ class ComparedRuns:
             same_tokens = (
                 self._same_samples([run, first], [cell, cell])
                 if measure == EVALUATION
-                else self._same_validation(run, first)
+                else self.same_validation(run, first)
             )
             if len(own) > 1 and same_tokens:
                 rows += [(base, seed, self._measured(name, measure, cell)) for seed, name in self.seeds(base).items()]
@@ -206,6 +207,9 @@ class ComparedRuns:
     def validation_difference(self, base: str, other: str, which: str = "best") -> Estimate:
         """How far the best or final validation loss of `base` lies above that of `other`; over seeds."""
         return self.validation_estimate([base, other], difference, which)
+
+    def all_same_validation(self, runs: list[str]) -> bool:
+        return all(self.same_validation(runs[0], other) for other in runs[1:])
 
     def validation_estimate(
         self,
@@ -217,15 +221,15 @@ class ComparedRuns:
         """`combine` of best or final validation losses (bases, seeds) -> (seeds,), pooled over the seeds that all have;
         NaN where they were validated on other tokens. One seed has no interval."""
         matched = self.matched(bases)
-        if not matched or not all(self._same_validation(matched[0][0], other) for other in matched[0][1:]):
+        if not matched or not self.all_same_validation(matched[0]):
             return Estimate(n_seeds=len(matched))
         losses = [self.runs.loc[names, f"{which}.val_loss"] for names in matched]
         return pooled(combine(np.array(losses, float).T), level=level)
 
-    def _same_validation(self, run: str, other: str) -> bool:
+    def same_validation(self, run: str, other: str) -> bool:
         """Whether two runs were validated on the same tokens of the same sources."""
         kinds = self.runs.loc[[run, other], self._data_fields()["mixture"]].fillna(0) > 0
-        differs = {"sources", "scored tokens"} & set(self._differing(run, other))
+        differs = {"sources", "scored tokens", "origin"} & set(self._differing(run, other))
         return not differs and bool((kinds.iloc[0] == kinds.iloc[1]).all())
 
     def data_differs(self, run: str, other: str) -> str:
