@@ -11,7 +11,9 @@ import yaml
 
 from fvlm.analysis.collect import collect_curves, collect_runs
 from fvlm.config.resolve import study_from_files
+from fvlm.config.schema import Gpu
 from fvlm.costs.flops import parameters
+from fvlm.costs.limits import check_memory
 from fvlm.errors import UserError
 from fvlm.evaluate.read import read_run
 from fvlm.snakemake.study import StudyOfRules
@@ -178,3 +180,19 @@ def test_a_run_that_the_study_has_trained_stays_unless_it_is_named(workflow, tmp
     adopt_numbers(tmp_path / "two.csv", name, study)
     assert "adopted" in json.loads(summary.read_text())
     assert f"{name}: the finished run is kept in " in capsys.readouterr().err
+
+
+def test_an_adopted_run_needs_no_memory(workflow, tmp_path):
+    table_of(workflow).to_csv(tmp_path / "all.csv", index=False)
+    small = Gpu(name="toy", memory_gb=2)
+    study = study_of(workflow).model_copy(update={"results": str(tmp_path / "results"), "gpu": small})
+    runs = {
+        name: run.model_copy(update={"operation": run.operation.model_copy(update={"gpus": 1})})
+        for name, run in study.runs.items()
+    }
+    study = study.model_copy(update={"runs": runs})
+    with pytest.raises(UserError, match="7 more runs do not fit"):
+        check_memory(study)
+    adopt_numbers(tmp_path / "all.csv", None, study)
+    with pytest.raises(UserError, match=f"run '{LEFT}': training needs up to .* but toy has 2 GB; "):
+        check_memory(study)

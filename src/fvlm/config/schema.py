@@ -156,7 +156,7 @@ class Data(Strict):
     share: dict[Kind, float]  # share of the samples by kind; sums to 1
     weights: dict[str, float]  # weight of a source among those of its kind; empty: by their numbers of samples
     static_frames: int = Field(ge=1, le=64)  # an image is repeated to this many frames
-    max_frames: int = added(neutral=64, ge=1, le=64)  # of a longer video so many frames, evenly spaced
+    max_frames: int = added(neutral=64, ge=1, le=64)  # of a sample with more, so many frames are read, evenly spaced
     max_text_tokens: int = Field(gt=0)
     question_first: float = Field(ge=0, le=1)  # share of the samples with the question before the frames
     loss: Literal["all", "answers", "preference"]  # text tokens in the loss; preference: DPO on pairs of answers

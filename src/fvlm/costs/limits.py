@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fvlm.config.schema import Run, Study
+from fvlm.config.trained import is_adopted
 from fvlm.costs.amounts import Stream, planned_samples, streams
 from fvlm.costs.memory import GB, operation_that_fits, predicted_bytes
 from fvlm.data.sources import sample_count, training_count
@@ -23,13 +24,19 @@ def check_sources(study: Study) -> None:
 def check_data(study: Study) -> None:
     """Raise UserError if a source has no samples, or a run needs more than there are: it trains on none twice."""
     check_sources(study)
-    for run in study.runs.values():
+    for run in _to_train(study):
         samples = planned_samples(run, study)
         for stream in streams(run, study):
             needed = samples * stream.share
             available = sum(training_count(source, study.results) for source in stream.sources)
             if needed > available * (1 + 1e-9):  # 0.14 x 50 is a bit more than 7
                 raise UserError(_too_few(run, stream, samples, needed, available))
+
+
+def _to_train(study: Study) -> list[Run]:
+    """Return the runs of a study without those that were trained elsewhere and adopted."""
+    folder = Path(study.results) / "runs"
+    return [run for name, run in study.runs.items() if not is_adopted(folder / name, run.digest)]
 
 
 def _too_few(run: Run, stream: Stream, samples: int, needed: float, available: float) -> str:
@@ -60,7 +67,7 @@ def check_memory(study: Study) -> None:
     if study.gpu is None:
         return
     memory_gb = study.gpu.memory_gb
-    too_large = [run for run in study.runs.values() if run.operation.gpus and predicted_bytes(run) > memory_gb * GB]
+    too_large = [run for run in _to_train(study) if run.operation.gpus and predicted_bytes(run) > memory_gb * GB]
     if not too_large:
         return
     run, others = max(too_large, key=predicted_bytes), len(too_large) - 1
