@@ -142,7 +142,8 @@ def test_flops_that_no_file_has_are_counted_and_named(tmp_path):
     curve, each = tables["validation_curves"].set_index("run").loc["135M-C1-F"], runs["flops"] / runs["samples"]
     assert (curve["flops"] / curve["samples"]).to_numpy() == pytest.approx(each["135M-C1-F"])
     drawn(tables, tmp_path, ("loss_vs_flops",))
-    assert "FLOPs: 3.77e+11 a sample of 135M" in (tmp_path / "figures" / "loss_vs_flops.rst").read_text()
+    text = (tmp_path / "figures" / "loss_vs_flops.rst").read_text()
+    assert "FLOPs: 3.77e+11 a sample of 135M" in text and "comparing-with-the-study.md" in text
     unknown = [frame.replace({"run_id": {"135M-C1-F": "9M-C1-F"}}) for frame in frames[:1]]
     nothing = read_results([save(tmp_path / "unknown.csv", unknown)])["runs"].iloc[0]
     assert nothing["family"] == "stage" and np.isnan(nothing["flops"]) and nothing["size"] == "9M"

@@ -14,14 +14,19 @@ from matplotlib.figure import Figure
 
 from fvlm import style
 from fvlm.analysis.catalog import FIGURES, Entry
+from fvlm.analysis.columns import COUNTED
 from fvlm.analysis.files import read_csv, replacing, write_table
 from fvlm.analysis.plots.captions import as_rst, caption
 from fvlm.analysis.tables import Inputs, load
 from fvlm.config.resolve import add_study_arguments
+from fvlm.config.trained import ADOPTED
 from fvlm.errors import UserError
 
 DPI = 150
 FORMS = (".png", ".pdf", ".csv", ".rst")
+FROM_ELSEWHERE = (
+    "Losses of runs that another program has trained may score other tokens: docs/comparing-with-the-study.md."
+)
 EMPTY = ("picture", "refuse", "skip")  # what becomes of a figure that has nothing to draw
 
 
@@ -70,11 +75,20 @@ def _draw(name: str, inputs: Inputs, args: Namespace) -> str:
     more = {"attention": [Path(path) for path in args.attention]} if entry.attention else {}
     tables = inputs.of(entry)
     try:
-        save(*load(entry.function)(**tables, **more), stem)
+        save(*load(entry.function)(**tables, **more), stem, _about_origin(inputs))
     except style.NothingToDraw as reason:
         _without(entry, str(reason), stem, args.empty)
         return str(reason)
     return ""
+
+
+def _about_origin(inputs: Inputs) -> str:
+    """Return a sentence for the captions of losses that another program has computed; empty if there are none."""
+    if not (Path(inputs.folder) / "runs.csv").exists():
+        return ""
+    runs = inputs.table("runs")
+    adopted = "origin" in runs and runs["origin"].eq(ADOPTED).any()
+    return FROM_ELSEWHERE if adopted or COUNTED in runs else ""
 
 
 def _without(entry: Entry, reason: str, stem: Path, empty: str) -> None:
@@ -92,8 +106,11 @@ def _without(entry: Entry, reason: str, stem: Path, empty: str) -> None:
     print(f"not drawn: {stem.name}: {reason}", file=sys.stderr)
 
 
-def save(figure: Figure, numbers: pd.DataFrame, stem: Path) -> None:
-    """Write the four files of a figure; the same input gives the same bytes. The caption is made of the CSV."""
+def save(figure: Figure, numbers: pd.DataFrame, stem: Path, more: str = "") -> None:
+    """Write the four files of a figure; the same input gives the same bytes. The caption is made of the CSV.
+
+    more    a further sentence of the caption
+    """
     for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
         with replacing(stem.with_suffix(suffix)) as beside:
             figure.savefig(beside, dpi=DPI, metadata=metadata)
@@ -101,4 +118,5 @@ def save(figure: Figure, numbers: pd.DataFrame, stem: Path) -> None:
     plt.close(figure)
     write_table(numbers, stem.with_suffix(".csv"), digits=6)
     with replacing(stem.with_suffix(".rst")) as beside:
-        beside.write_text(as_rst(caption(stem.name, read_csv(stem.with_suffix(".csv"), ()))), encoding="utf-8")
+        sentences = caption(stem.name, read_csv(stem.with_suffix(".csv"), ()))
+        beside.write_text(as_rst(f"{sentences} {more}".strip()), encoding="utf-8")
