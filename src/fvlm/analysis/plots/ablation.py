@@ -52,7 +52,7 @@ def ranking(ablations: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     marked = "; † different data" if (shown["data_differs"] != "").any() else ""
     ax.set_xlabel(
         f"difference of loss (nats per token; left: better){marked}\n"
-        f"bars: 95 %, {kinds or 'none available'}; grey: includes 0, or within the noise of one seed",
+        f"bars: 95 %, {kinds or 'none available'}\ngrey: includes 0, or within the noise of one seed",
         x=1.0,
         ha="right",
     )
