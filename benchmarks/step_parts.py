@@ -32,7 +32,6 @@ from fvlm.batch import Batch
 from fvlm.model import packing
 from fvlm.model.encoder import Encoder, FrameStates
 from fvlm.model.foveated import VideoLanguageModel
-from fvlm.model.losses import sum_per_sample
 
 AS_IT_IS = "as-it-is"
 
@@ -80,10 +79,8 @@ def all_logits(side: Side) -> None:
     def score(self, visual_PE, text_SE, batch, plan):
         hidden = self.hidden(visual_PE, text_SE, plan)
         places = plan.rows.cells[len(visual_PE) :][plan.scored] - 1
-        values = F.cross_entropy(
-            self.llm.logits(hidden).float()[places], batch.token_ids[plan.scored], reduction="none"
-        )
-        return sum_per_sample(values, plan.count_B)
+        targets = batch.token_ids[plan.scored]
+        return F.cross_entropy(self.llm.logits(hidden).float()[places], targets, reduction="none"), targets
 
     VideoLanguageModel._score = score
 

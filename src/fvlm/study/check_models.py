@@ -150,7 +150,7 @@ def evaluation(study: Study, folder: Path) -> str:
     model = build_model(run.model, run.train.seed, pretrained=False).to(device).eval()
     batch = batch_of(expected(run, study, 4), run)
     with torch.no_grad(), autocast(run, device):
-        rows = score(run, model, batch.to(device), study, list(range(len(batch))))
+        rows = score(run, model, batch.to(device), study, list(range(len(batch))), end=0)  # of random tokens, any id
     write_csv(folder / "evaluation.csv", rows)
     modes = sorted({row["mode"] for row in rows})
     return f"{run.name}: {len(batch)} samples, {len(rows)} rows, {', '.join(modes)}"
