@@ -21,7 +21,7 @@ from fvlm.evaluate.load import load_run
 from fvlm.evaluate.losses import evaluate
 from fvlm.model.build import build_model
 from fvlm.snakemake.study import StudyOfRules
-from fvlm.study.adopt import adopt
+from fvlm.study.adopted_run import adopt
 from fvlm.study.check_models import parents
 from fvlm.study.status import status_of
 from tests import study_cases
