@@ -60,7 +60,7 @@ GROUPS = {
         "attention": ("fvlm.evaluate.attention", "save a finished run's attention maps on fixed held-out videos"),
         "collect": ("fvlm.analysis.collect", "gather finished runs into one table"),
         "table": ("fvlm.analysis.tables", "make one table from the collected ones"),
-        "figure": ("fvlm.analysis.figures", "draw one figure"),
+        "figure": ("fvlm.analysis.figure_command", "draw one figure"),
         "decisions": ("fvlm.analysis.decisions.page", "write the page of what each sweep decides"),
     },
 }

@@ -1,5 +1,4 @@
-"""Draw figures: `fvlm figure NAME ... --tables DIR --out-dir DIR` writes NAME.png, NAME.pdf, NAME.csv (the numbers
-drawn) and NAME.rst (sentences for the report) of each."""
+"""Draw figures: NAME.png, NAME.pdf, NAME.csv (the numbers drawn) and NAME.rst (sentences for the report) of each."""
 
 import multiprocessing
 import sys
@@ -18,7 +17,6 @@ from fvlm.analysis.columns import COUNTED
 from fvlm.analysis.files import read_csv, replacing, write_table
 from fvlm.analysis.plots.captions import as_rst, caption
 from fvlm.analysis.tables import Inputs, load
-from fvlm.config.resolve import add_study_arguments
 from fvlm.config.trained import ADOPTED
 from fvlm.errors import UserError
 
@@ -27,29 +25,10 @@ FORMS = (".png", ".pdf", ".csv", ".rst")
 FROM_ELSEWHERE = (
     "Losses of runs that another program has trained may score other tokens: docs/comparing-with-the-study.md."
 )
-EMPTY = ("picture", "refuse", "skip")  # what becomes of a figure that has nothing to draw
 
 
-def add_arguments(parser) -> None:
-    parser.fromfile_prefix_chars = "@"
-    parser.add_argument("names", nargs="+", choices=FIGURES, metavar="NAME", help=", ".join(FIGURES))
-    parser.add_argument("--tables", required=True, help="folder with the tables")
-    parser.add_argument(
-        "--attention", nargs="*", default=[], metavar="FILE", help="attention maps of finished runs (.npz)"
-    )
-    parser.add_argument("--out-dir", required=True, help="folder to write to")
-    parser.add_argument(
-        "--empty",
-        choices=EMPTY,
-        default=EMPTY[0],
-        help="a figure with nothing to draw: a picture of the reason (default), an error, or no files",
-    )
-    parser.add_argument("--processes", type=int, default=1, help="figures that are drawn at once (default 1)")
-    parser.add_argument("--not-drawn", metavar="FILE", help="CSV to write: the figures with nothing to draw, and why")
-    add_study_arguments(parser)
-
-
-def main(args) -> None:
+def draw(args: Namespace) -> None:
+    """Draw the figures that the arguments of `fvlm figure` name."""
     if Path(args.out_dir).resolve() == Path(args.tables).resolve():
         raise UserError(
             f"--out-dir {args.out_dir}: found the folder of the tables, where a figure's numbers could replace "
@@ -57,12 +36,12 @@ def main(args) -> None:
         )
     style.apply()
     names = list(dict.fromkeys(args.names))
-    draw = partial(_draw, inputs=Inputs(args.tables, args), args=args)
+    one = partial(_draw, inputs=Inputs(args.tables, args), args=args)
     if min(len(names), args.processes) > 1:
         with ProcessPoolExecutor(args.processes, multiprocessing.get_context("fork")) as pool:
-            found = list(pool.map(draw, names))
+            found = list(pool.map(one, names))
     else:
-        found = [draw(name) for name in names]
+        found = [one(name) for name in names]
     reasons = {name: reason for name, reason in zip(names, found, strict=True) if reason}
     if args.not_drawn:
         rows = [(name, FIGURES[name].title, reason) for name, reason in reasons.items()]
