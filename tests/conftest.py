@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis
 import pytest
@@ -180,3 +181,19 @@ def parse(module: str, arguments: list[str]):
 def folder(tmp_path) -> Path:
     """A copy of config/."""
     return Path(shutil.copytree(ROOT / "config", tmp_path / "config"))
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Opens a study as the Snakefile does."""
+    from fvlm.config.study_file import merged, read_yaml
+    from fvlm.snakemake.study import open_study  # imports Snakemake, which few tests need
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["snakemake"])
+
+    def open_it(name: str = "smoke", default_resources: tuple[str, ...] = (), **changes):
+        file = Path(f"config/{name}.yaml")
+        return open_study(merged(read_yaml(file), changes), [file], changes, SimpleNamespace(args=default_resources))
+
+    return open_it

@@ -289,7 +289,7 @@ def test_a_finished_run_is_kept(prepared, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Workflow:
-    """A study of 24 runs without data, one of which is adopted."""
+    """A study of 24 runs without data; one run is adopted."""
     tiny = copy_of_workflow(tmp_path_factory.mktemp("tiny") / "checkout")
     (tiny.folder / "config/tiny.yaml").write_text(yaml.safe_dump(STUDY))
     run = study_from_files([str(tiny.folder / "config/tiny.yaml")]).runs["135M-C1-F"]

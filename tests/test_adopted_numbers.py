@@ -1,4 +1,4 @@
-"""`fvlm adopt RESULTS.csv`: runs of which only the results are left, in a study of pairs of architectures."""
+"""`fvlm adopt RESULTS.csv`: runs without weights, in a study of pairs of architectures."""
 
 import fcntl
 import json

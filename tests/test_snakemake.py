@@ -1,7 +1,6 @@
-"""The package that the rules call: study, resources, process, report and failures of a snakemake."""
+"""The package that the rules call: study, resources and process of a snakemake."""
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -11,51 +10,15 @@ from types import SimpleNamespace
 
 import pytest
 from snakemake.exceptions import WorkflowError
-from snakemake.iocontainers import Wildcards
 from snakemake.scheduling.job_scheduler import JobScheduler
-from snakemake.settings.enums import Quietness
 
-from fvlm.analysis import catalog
 from fvlm.config.resolve import study_of
-from fvlm.config.study_file import merged, read_yaml
-from fvlm.snakemake import memory, report
-from fvlm.snakemake.process import answer_signals_in_a_thread, drop_stale_locks, ends_of, is_alone, is_target
-from fvlm.snakemake.report import announce, make_report, report_failures, targets
+from fvlm.snakemake import memory
+from fvlm.snakemake.process import answer_signals_in_a_thread, drop_stale_locks, is_alone, is_target
 from fvlm.snakemake.resources import Resources
-from fvlm.snakemake.study import StudyOfRules, open_study
+from fvlm.snakemake.study import open_study
 from tests.config_cases import CONFIG, load
-from tests.conftest import ROOT
-
-
-def of(**names: str) -> SimpleNamespace:
-    """Wildcards of a job."""
-    return SimpleNamespace(**names)
-
-
-def of_snakemake(
-    snakefile: Path = Path("Snakefile"), files: tuple[str, ...] = (), quiet: Quietness | None = None, failed: tuple = ()
-) -> SimpleNamespace:
-    """Snakemake's object of a workflow, as far as the report needs it."""
-    return SimpleNamespace(
-        main_snakefile=str(snakefile),
-        config_settings=SimpleNamespace(configfiles=files, config={}, replace_workflow_config=False),
-        output_settings=SimpleNamespace(quiet=quiet and {quiet}),
-        scheduler=SimpleNamespace(failed=failed),
-    )
-
-
-@pytest.fixture
-def opened(monkeypatch):
-    """Opens a study as the Snakefile does."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["snakemake"])
-
-    def open_it(name: str = "smoke", default_resources: tuple[str, ...] = (), **changes) -> StudyOfRules:
-        file = Path(f"config/{name}.yaml")
-        return open_study(merged(read_yaml(file), changes), [file], changes, SimpleNamespace(args=default_resources))
-
-    return open_it
-
+from tests.snakemake_cases import of
 
 # --- study ---
 
@@ -268,156 +231,3 @@ def test_a_signal_is_answered_while_the_main_thread_holds_the_lock(monkeypatch):
     with lock:
         JobScheduler.exit_gracefully(None, 15, None)
     assert answered.wait(10)
-
-
-# --- announcement and report ---
-
-
-def test_the_plan_is_announced_unless_it_is_the_target(opened, monkeypatch, capsys):
-    study = opened()
-    announce(study, of_snakemake())
-    assert "27 runs" in capsys.readouterr().err
-    announce(study, of_snakemake(quiet=Quietness.RULES))
-    assert "27 runs" in capsys.readouterr().err
-    announce(study, of_snakemake(quiet=Quietness.ALL))
-    assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(sys, "argv", ["snakemake", "plan"])
-    announce(study, of_snakemake())
-    assert capsys.readouterr() == ("", "")
-
-
-def test_figures_that_a_configuration_cannot_draw_are_no_targets(opened):
-    def names(without: str = "") -> set[str]:
-        study = opened()
-        study.runs = {name: run for name, run in study.runs.items() if run.family != without}
-        return {Path(path).stem for path in study.figures}
-
-    of_grid = {name for name in catalog.STANDARD if catalog.FIGURES[name].grid}
-    assert len(of_grid) == 4 and names() == set(catalog.STANDARD)
-    assert names(without="grid") == set(catalog.STANDARD) - of_grid
-    assert names(without="stage") == set(catalog.STANDARD) - {"attention_heatmaps"}
-
-
-def test_a_report_of_finished_results_has_the_figures_that_exist(opened, tmp_path, monkeypatch):
-    points = tmp_path / "points.csv"
-    points.write_text("run_id,step,samples_seen,val_loss\na,1,32,2.0\na,2,64,1.9\n")
-    figures = tmp_path / "imported/figures"
-    figures.mkdir(parents=True)
-    study = opened(results=str(tmp_path), results_from=str(points))
-    assert study.figures == [str(figures / "not_drawn.csv")] and study.headline == []  # nothing is drawn yet
-    missing = [name for name in catalog.OF_RESULTS if name != "factorial"]
-    (figures / "not_drawn.csv").write_text("figure,title,reason\n" + "".join(f"{name},,x\n" for name in missing))
-    lost = [str(figures / f"factorial.{kind}") for kind in ("png", "pdf", "rst")]
-    assert study.figures == [str(figures / "not_drawn.csv"), *lost]
-    assert study.tables_alone == "(?!)" and len(study.imported_tables) == len(study.tables)
-    for path in lost:
-        Path(path).touch()
-    assert study.figures == [str(figures / "not_drawn.csv")]
-    monkeypatch.setattr(sys, "argv", ["snakemake", "--report", "page.html"])
-    assert targets(study) == [str(figures / "not_drawn.csv"), *lost]
-    assert "gap" in study.tables_alone and len(study.imported_tables) == len(catalog.COLLECTED)
-
-
-def test_a_part_of_a_study_has_no_report(opened, tmp_path, capsys):
-    make_report(opened(results=str(tmp_path)), None, "all")
-    assert not (tmp_path / "report.html").exists() and capsys.readouterr().err == ""
-
-
-def test_a_report_that_fails_names_its_log(workflow, monkeypatch):
-    study = StudyOfRules(load(CONFIG, "smoke.yaml"), None)
-    monkeypatch.chdir(workflow.folder)
-    for path in (*study.tables, *study.figures, *study.decisions):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).touch()
-    with pytest.raises(WorkflowError, match=r"results/smoke/report\.html.*results/smoke/logs/report\.log"):
-        make_report(study, of_snakemake(workflow.folder / "Snakefile", files=("nowhere.yaml",)), "all")
-    assert "nowhere.yaml" in Path("results/smoke/logs/report.log").read_text()
-
-
-# --- failures ---
-
-
-class Failed(SimpleNamespace):
-    """A failed job as the report sees it."""
-
-    def __init__(self, rule: str, log: Path, **wildcards: str):
-        rule, values = SimpleNamespace(name=rule), Wildcards(fromdict=wildcards)
-        super().__init__(rule=rule, wildcards=values, log=[str(log)], is_group=lambda: False)
-
-
-class FailedGroup(list):
-    name = "decode"
-
-    def is_group(self) -> bool:
-        return True
-
-
-@pytest.fixture
-def log(tmp_path):
-    """Writes a log and returns its path."""
-
-    def write(name: str, text: str) -> Path:
-        (tmp_path / name).write_text(text)
-        return tmp_path / name
-
-    return write
-
-
-def test_failed_jobs_are_listed_with_their_last_lines(opened, tmp_path, log, capsys):
-    (tmp_path / "runs/A6/state").mkdir(parents=True)
-    for step in (100, 200):
-        (tmp_path / f"runs/A6/state/step_{step:08d}.pt").touch()
-    failed = [
-        Failed("train", log("a.log", "step 1\nfvlm train: the loss is nan\n\n"), run="A6"),
-        Failed("train", log("b.log", "Killed"), run="A7"),
-        Failed("figure", tmp_path / "none.log", figure="gap"),
-        Failed("table", log("old.log", "ValueError: of an earlier call"), table="gap"),
-        FailedGroup(
-            [Failed("shard", log("0", ""), shard="00000"), Failed("shard", log("1", "full disk"), shard="00001")]
-        ),
-        FailedGroup([Failed("shard", log("2", ""), shard="00002")]),
-    ]
-    os.utime(tmp_path / "old.log", (report.BEGUN - 1, report.BEGUN - 1))
-    report_failures(opened(results=str(tmp_path)), of_snakemake(quiet=Quietness.RULES, failed=failed))
-    assert capsys.readouterr().err.splitlines() == [
-        "",
-        "Failed jobs (6), each with the last line of its log:",
-        "  figure gap: nothing in its log since this call began",
-        f"    {tmp_path}/none.log",
-        "  group decode: nothing in the logs of its jobs",
-        "  shard 00001: full disk",
-        f"    {tmp_path}/1",
-        "  table gap: nothing in its log since this call began",
-        f"    {tmp_path}/old.log",
-        "  train A6: fvlm train: the loss is nan",
-        f"    {tmp_path}/a.log; newest checkpoint: step 200",
-        "  train A7: Killed",
-        f"    {tmp_path}/b.log; no checkpoint yet",
-        "The same command goes on: finished files stay, and trainings resume from their checkpoints (see fvlm status).",
-    ]
-
-
-def test_failures_of_another_snakefile_are_its_own(opened, tmp_path, log, capsys):
-    elsewhere = Failed("pretrain", Path("/elsewhere/log"), part="x")
-    without_log = Failed("plot", Path("unused"))
-    without_log.log = []
-    own = Failed("fvlm_train", log("a.log", "nan"), run="A6")
-    report_failures(opened(results=str(tmp_path)), of_snakemake(failed=(elsewhere, without_log, own)))
-    printed = capsys.readouterr().err
-    assert "Failed jobs (1)" in printed and "fvlm_train A6: nan" in printed and "pretrain" not in printed
-
-
-def test_a_stopped_call_says_how_to_go_on_and_a_quiet_one_nothing(opened, capsys):
-    report_failures(opened(), of_snakemake())
-    assert capsys.readouterr().err.startswith("\nStopped.\nThe same command goes on")
-    report_failures(opened(), of_snakemake(quiet=Quietness.ALL))
-    assert capsys.readouterr() == ("", "")
-
-
-def test_a_long_log_is_shown_from_its_end(tmp_path, log):
-    long = log("long", "".join(f"line {i}\n\n" for i in range(50_000)))
-    assert list(ends_of([str(tmp_path / "none"), str(long)])) == [
-        f"Log {tmp_path}/none is empty or does not exist.",
-        f"Last lines of {long}:",
-        *(f"    line {i}" for i in range(49_980, 50_000)),
-    ]

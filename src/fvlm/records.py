@@ -59,7 +59,7 @@ def newest_checkpoint(state: Path) -> tuple[int, Path] | None:
 def weights_in(path: Path | str) -> Path:
     """Return the file with the best weights in a folder, of this project or of the published study.
 
-    path    the folder of a run, or a file, which is returned as it is
+    path    the folder of a run, or a file, which is returned unchanged
     raises  UserError if it does not exist, or holds no weights
     """
     path = Path(path)

@@ -44,7 +44,7 @@ def is_adopted(folder: Path, digest: str) -> bool:
 
 
 def is_without_weights(folder: Path, digest: str) -> bool:
-    """Whether a folder holds an adopted run of which only the results are left."""
+    """Return whether a folder holds an adopted run without weights."""
     return is_adopted(folder, digest) and WEIGHTS not in summary_in(folder).get(FILES, {})
 
 

@@ -1,4 +1,4 @@
-"""Runs of which only the results are left: rows of a table, or curves. They are taken into a study as finished runs.
+"""Adopt runs without weights: rows of a table of results, or curves.
 
 Snakemake then does not train them, and tables and figures hold them beside the runs that the study trains. Without
 weights they are not evaluated, so they are compared by their validation losses, with each other alone.

@@ -163,7 +163,7 @@ def _checked(state: dict[str, torch.Tensor], run: Run, path: Path) -> dict[str, 
 
 
 def _add_records(found: Found, source: Path, run: Run, study: Study) -> None:
-    """Add the metrics and the summary of a folder, of which there must be one run."""
+    """Add the metrics and the summary of a folder, which must hold one run."""
     runs = study_files.found_in(source, unfinished=True)
     if len(runs) > 1:
         raise UserError(f"{source} holds several runs ({', '.join(one.name for one in runs)}); name the folder of one")
@@ -259,7 +259,7 @@ def _write_records(found: Found, flops: float | None, part: Path) -> None:
 
 
 def _best(found: Found) -> dict:
-    """Return the evaluation with the lowest validation loss, as far as it is known."""
+    """Return the evaluation with the lowest validation loss; fields that no file holds are None."""
     if found.evaluations:
         return min(found.evaluations, key=lambda row: row["val_loss"])
     facts, beside = found.facts, found.beside

@@ -174,7 +174,7 @@ class ComparedRuns:
         """Return the noise between seeds of `combine` of losses, if the bases have one seed in common or none; else
         they show it themselves.
 
-        measure  EVALUATION, of which `cell` is meant, or `best` or `final` VALIDATION
+        measure  EVALUATION (the loss of `cell`), or `best` or `final` VALIDATION
         """
         matched = self.matched(bases)
         losses = [self._measured(run, measure, cell) for run in matched[0]] if len(matched) == 1 else [np.nan]

@@ -102,7 +102,7 @@ def jumps(curves: pd.DataFrame) -> str:
 
 
 def _grouped(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs with a size, with a group each; long runs have no budget, and are told apart by their names."""
+    """Return the runs with a known size, each with its group; long runs, without a budget, keep their names."""
     named = runs[GROUP].astype(object).where(runs[GROUP].notna(), "").astype(str) if GROUP in runs else ""
     budget = runs["budget"].where(runs["family"] != "scaling", runs["run"].map(base_name))
     runs = runs.assign(**{GROUP: named, "budget": budget})

@@ -137,7 +137,7 @@ def model_size(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> tuple[Fig
     if GROUP in runs:
         shown = shown[shown.groupby(["group", "budget"])["size"].transform("nunique") > 1]
     if shown.empty:
-        raise NothingToDraw(f"{scaled.NONE} of which two can be compared")
+        raise NothingToDraw(f"{scaled.NONE} to compare")
     places = list(shown.sort_values("C")[["group", "budget"]].drop_duplicates().itertuples(index=False, name=None))
     is_study = GROUP not in runs
     figure, axes = style.plot_grid(len(places), 4.0, most=len(places) if is_study else 2, sharey=is_study)
