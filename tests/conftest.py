@@ -18,6 +18,7 @@ PARTS = ("Snakefile", "rules", "config", "workflow", "envs", "src")
 hypothesis.settings.register_profile("fvlm", deadline=None)  # another process may take the CPU
 hypothesis.settings.load_profile("fvlm")
 MOST_WORKERS = 4  # of pytest; each needs up to 2 GB
+CORES = 2  # of a Snakemake that a test starts
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -37,7 +38,7 @@ class Workflow:
     folder: Path
 
     def start(self, *arguments: str, **options) -> subprocess.Popen:
-        command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+        command = [sys.executable, "-m", "snakemake", "--cores", str(CORES), *arguments]
         return subprocess.Popen(
             command,
             cwd=self.folder,

@@ -21,8 +21,8 @@ from fvlm.config.schema import Run
 from fvlm.data.shards.text import encode_chat, load_tokenizer, question_length
 from fvlm.errors import UserError
 from fvlm.evaluate import losses
-from fvlm.evaluate.answer import prompt_batch
-from fvlm.evaluate.caption import shown_like
+from fvlm.use.answer import prompt_batch
+from fvlm.use.caption import shown_like
 from fvlm.evaluate.load import load_run
 from fvlm.evaluate.maps import attention_maps, fixed_videos
 from fvlm.evaluate.read import read_run

@@ -14,7 +14,7 @@ FLOORS = [  # from the lowest; modules of one floor do not import each other's r
     {"device", "data_report"},
     {"model"},
     {"evaluate"},
-    {"train"},
+    {"train", "use"},
     {"study"},
     {"snakemake"},
     {"__main__"},

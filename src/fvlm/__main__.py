@@ -32,7 +32,7 @@ GROUPS = {
         "adopt": ("fvlm.study.adopt", "take a finished run of the published study, or of weights, into a study"),
     },
     "use": {
-        "caption": ("fvlm.evaluate.caption", "caption a video, or answer a question about it"),
+        "caption": ("fvlm.use.caption", "caption a video, or answer a question about it"),
     },
     "plan and watch": {
         "plan": ("fvlm.study.plan", "list every run: parameters, samples, tokens, FLOPs, memory, hours, cost"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.conftest import copy_of_workflow
+from tests.conftest import CORES, copy_of_workflow
 from tests.faults.fault import NO_FAULT, SAME, fault, small_disk
 from tests.faults.tiny import Tiny
 
@@ -50,7 +50,8 @@ def killed_workflow(world: Tiny, folder: Path, draw: random.Random) -> str:
     workflow.run(*target)
     _check_data(world, results)
     again = [path for path, when in done.items() if path.stat().st_mtime_ns != when]
-    assert len(again) <= 1, f"finished shards were made again: {again}"  # one that ended at that very moment
+    # shards that ended at that very moment are made again, since Snakemake had not noted them: one per job at a time
+    assert len(again) <= CORES, f"finished shards were made again: {again}"
     return SAME
 
 

@@ -1,1 +1,1 @@
-"""Evaluation of finished runs: held-out losses by mode and source, attention maps, captions."""
+"""Evaluation of finished runs: held-out losses by mode and source, attention maps."""

@@ -29,7 +29,7 @@ def main(args) -> int:
     missing = [str(file) for file in args.files if not file.is_file()]
     if missing:
         raise UserError(f"{missing[0]}: no such file; expected a video or an image")
-    from fvlm.evaluate.answer import Answers  # imports torch, which takes seconds
+    from fvlm.use.answer import Answers  # imports torch, which takes seconds
 
     answers = Answers(args.run, args.mode, args.tokens)
     for file in args.files:
