@@ -27,7 +27,7 @@ from fvlm.data.shards.text import train_tokenizer
 from fvlm.data.shards.write import open_tar
 from fvlm.data_report import tables
 from fvlm.data_report.collect import facts_of, read_ledger
-from fvlm.data_report.command import make_report
+from fvlm.data_report.report import make_report
 from fvlm.errors import UserError
 from tests.config_cases import CONFIG
 

@@ -21,14 +21,14 @@ from fvlm.config.schema import Run
 from fvlm.data.shards.text import encode_chat, load_tokenizer, question_length
 from fvlm.errors import UserError
 from fvlm.evaluate import losses
-from fvlm.use.answer import prompt_batch
-from fvlm.use.caption import shown_like
 from fvlm.evaluate.load import load_run
 from fvlm.evaluate.maps import attention_maps, fixed_videos
 from fvlm.evaluate.read import read_run
 from fvlm.model.build import build_model
 from fvlm.train.ranks import Ranks
 from fvlm.train.watch import Watch
+from fvlm.use.answer import prompt_batch
+from fvlm.use.caption import shown_like
 from tests.conftest import ROOT
 from tests.decode_cases import X264, write
 from tests.evaluate_cases import finished, finished_study, has_frames, make_chats, make_held_out, model_of, run_of
