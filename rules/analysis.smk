@@ -8,6 +8,7 @@ CAPTIONS = captions(lambda path: workflow.source_path(path))
 # All tables and the standard figures; with `results_from` of finished results, as far as these allow, without training.
 rule figures:
     input:
+        STUDY.front_page,
         STUDY.decisions,
         STUDY.tables,
         STUDY.figures,
@@ -107,3 +108,21 @@ rule figure:
             "figure {wildcards.figure} {params.empty} --tables {params.results:q}/tables"
             " --attention {input.attention:q} --out-dir {params.folder:q} 2> {log:q}"
         )
+
+
+# The page that a reader opens first. It links to what is there when it is made, so it waits for all that it can show.
+rule front_page:
+    input:
+        STUDY.shown_first,
+    output:
+        STUDY.front_page,
+    log:
+        f"{R}/logs/front_page.log",
+    localrule: True
+    conda:
+        "../envs/analysis.yaml"
+    params:
+        results=subpath(output[0], parent=True),
+        study=STUDY.settings.study,
+    shell:
+        "python -m fvlm front-page --results {params.results:q} --study {params.study:q} 2> {log:q}"

@@ -7,7 +7,7 @@ from tests import layout
 FLOORS = [  # from the lowest; modules of one floor do not import each other's rooms
     {"fvlm", "errors"},
     {"files", "config", "hub"},
-    {"records", "batch", "style"},
+    {"records", "batch", "style", "pages"},
     {"data"},
     {"costs"},
     {"analysis"},

@@ -52,7 +52,7 @@ def test_a_report_of_finished_results_has_the_figures_that_exist(opened, tmp_pat
     figures = tmp_path / "imported/figures"
     figures.mkdir(parents=True)
     study = opened(results=str(tmp_path), results_from=str(points))
-    assert study.figures == [str(figures / "not_drawn.csv")] and study.headline == []  # nothing is drawn yet
+    assert study.figures == [str(figures / "not_drawn.csv")]  # nothing is drawn yet
     missing = [name for name in catalog.OF_RESULTS if name != "factorial"]
     (figures / "not_drawn.csv").write_text("figure,title,reason\n" + "".join(f"{name},,x\n" for name in missing))
     lost = [str(figures / f"factorial.{kind}") for kind in ("png", "pdf", "rst")]

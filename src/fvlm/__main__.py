@@ -61,6 +61,7 @@ GROUPS = {
         "collect": ("fvlm.analysis.collect", "gather finished runs into one table"),
         "table": ("fvlm.analysis.tables", "make one table from the collected ones"),
         "figure": ("fvlm.analysis.figure_command", "draw one figure"),
+        "front-page": ("fvlm.analysis.front", "write the page that a reader of a study opens first"),
         "decisions": ("fvlm.analysis.decisions.page", "write the page of what each sweep decides"),
     },
 }

@@ -1,6 +1,5 @@
 """Samples as the page shows them: some frames with their times, and the texts, as they are in the shards."""
 
-import base64
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from tokenizers import Tokenizer
 from fvlm.data.shards.index import Index
 from fvlm.data.shards.samples import decode_frames, sample_text
 from fvlm.errors import UserError
+from fvlm.pages import data_uri
 
 SAMPLES, FRAMES = 12, 8  # of a source; of a sample
 SIDE = 128  # pixels of a frame on the page
@@ -68,10 +68,6 @@ def picture(frame: np.ndarray) -> str:
     """Return a frame (H, W, 3) as the `src` of an <img>."""
     small = np.asarray(Image.fromarray(frame).resize((SIDE, SIDE), Image.Resampling.LANCZOS))
     return data_uri(simplejpeg.encode_jpeg(small, quality=75, colorspace="RGB"), "jpeg")
-
-
-def data_uri(content: bytes, form: str) -> str:
-    return f"data:image/{form};base64,{base64.b64encode(content).decode()}"
 
 
 def turns_of(text: dict, tokenizer: Tokenizer) -> list[tuple[str, str]]:

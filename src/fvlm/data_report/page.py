@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import pandas as pd
 
+from fvlm import pages
 from fvlm.data.batches.order import KINDS
 from fvlm.data_report import FIGURES
 from fvlm.data_report.collect import MEASURED
@@ -54,8 +54,6 @@ def render(
 
     tables, figures     by their names in `TABLES` and `FIGURES`; a figure as the `src` of an <img>
     """
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     sources, mixture = _records(tables["sources"]), tables["mixture"]
     alike = tables["near_duplicates"][tables["near_duplicates"]["compared"] > 0]
     rows = {
@@ -69,7 +67,8 @@ def render(
         "held_out": [row | {"choice": held_out(row)} for row in _records(tables["held_out"])],
         "alike": _records(alike.replace({"training_source": {ALL: "any source"}})),
     }
-    return template.render(
+    return pages.render(
+        Path(__file__).with_name("page.html"),
         **{name: _table(rows[name], columns) for name, columns in COLUMNS.items()},
         study=study,
         warnings=tables["warnings"]["warning"].tolist(),

@@ -14,6 +14,7 @@ from fvlm.data_report.collect import Facts, Inputs, drawn, facts_of, read_ledger
 from fvlm.data_report.page import Pair, Sheet, render
 from fvlm.errors import UserError
 from fvlm.files import write_beside
+from fvlm.pages import data_uri
 
 PAIRS = 12  # pairs of near-duplicates that are shown
 DPI = 130
@@ -108,4 +109,4 @@ def _draw(name: str, made: dict[str, pd.DataFrame], out: Path) -> str:
         with replacing(out / f"{name}{suffix}") as beside:
             figure.savefig(beside, dpi=DPI, metadata=metadata)
     plots.plt.close(figure)
-    return contact.data_uri((out / f"{name}.png").read_bytes(), "png")
+    return data_uri((out / f"{name}.png").read_bytes(), "png")

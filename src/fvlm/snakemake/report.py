@@ -49,7 +49,7 @@ def start(study: StudyOfRules, workflow, source: str) -> None:
 
 def targets(study: StudyOfRules) -> list[str]:
     """Return all results; for `snakemake --report` those that exist, so that an unfinished study has a report too."""
-    others = [*study.prepared, *study.decisions, *study.tables]
+    others = [*study.prepared, study.front_page, *study.decisions, *study.tables]
     if requests_report(after_run=False):
         return [path for path in (*others, *study.drawn) if Path(path).exists()]
     return [*others, *study.figures]
@@ -87,9 +87,9 @@ def make_report(study: StudyOfRules, workflow, target: str) -> None:
             raise WorkflowError(f"{page} could not be made, see {log}; the next snakemake tries again")
     if _is_silent(workflow):
         return
-    lines = [f"\nreport   {page}", f"answers  {study.decisions[0]}"]
-    lines += [f"figure   {path}" for path in study.headline]
+    lines = [f"\nreport   {page}"]
     lines += [f"reasons  {study.not_drawn}: figures that cannot be drawn"] if study.at_once else []
+    lines += [f"open     {study.front_page}"]
     print(*lines, sep="\n", file=sys.stderr)
 
 

@@ -159,14 +159,18 @@ class StudyOfRules:
         return [self.not_drawn, *self._figures(self._drawn)]
 
     @property
-    def headline(self) -> list[str]:
-        names = self._drawn if self.settings.results_from else self._possible(catalog.STANDARD)
-        return [f"{self.folder}/figures/{name}.png" for name in catalog.HEADLINE if name in names]
-
-    @property
     def decisions(self) -> list[str]:
         """The page of the decisions, and their text for the report."""
         return [f"{self.folder}/decisions.html", f"{self.folder}/decisions.rst"]
+
+    @property
+    def front_page(self) -> str:
+        return f"{self.folder}/index.html"
+
+    @property
+    def shown_first(self) -> list[str]:
+        """What the first page shows or links to."""
+        return [*self.decisions, f"{self.folder}/tables/runs.csv", *self.figures, *self.prepared]
 
     # --- plan ---
 

@@ -7,10 +7,10 @@ import argparse
 import re
 from pathlib import Path
 
-import jinja2
 import numpy as np
 import pandas as pd
 
+from fvlm import pages
 from fvlm.analysis.compare.bootstrap import LEVEL, OVER_SEEDS, Estimate
 from fvlm.analysis.compare.noise import DOUBT
 from fvlm.analysis.decisions.verdicts import DECIDED, LIKELY, NOT_RUN, OPEN
@@ -55,15 +55,14 @@ def main(args: argparse.Namespace) -> None:
 
 def render(study: str, table: pd.DataFrame) -> str:
     """Return the self-contained page as HTML."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     run = table[table["verdict"] != NOT_RUN]
-    return template.render(
+    return pages.render(
+        Path(__file__).with_name("page.html"),
         study=study,
         counts=counts(table),
         words=dict(zip(WORDS, ("decided", "likely", "open", "none"), strict=True)),
         groups=[_group(unit, run[run["unit"] == unit]) for unit in UNITS if (run["unit"] == unit).any()],
-        missing=_records(table[table["verdict"] == NOT_RUN]),
+        missing=in_words(table[table["verdict"] == NOT_RUN]),
         size=(WIDTH, HEIGHT),
         headline=headline(table),
         doubt=f"{DOUBT:g}",
@@ -87,7 +86,7 @@ def headline(table: pd.DataFrame) -> str:
 def opening(table: pd.DataFrame) -> str:
     """reStructuredText: the headline, then one line per question with runs."""
     parts = [f"**Decisions.** {headline(table)}"]
-    for row in _records(table[table["verdict"] != NOT_RUN]):
+    for row in in_words(table[table["verdict"] != NOT_RUN]):
         text = f"- {MARKS[row['verdict']]} **{row['verdict']}**: *{_escaped(row['question'])}* {_escaped(row['first'])}"
         text += f" {row['effect']}: ``{row['setting']}``." if row["setting"] else ""
         parts.append(f"{text} {_escaped(row['needs'])}".rstrip())
@@ -107,8 +106,8 @@ def _escaped(text: str) -> str:
     return re.sub(r"([\\*`_|])", r"\\\1", text)
 
 
-def _records(table: pd.DataFrame) -> list[dict]:
-    """Rows; `first` is the first sentence of the answer, `rest` the others."""
+def in_words(table: pd.DataFrame) -> list[dict]:
+    """Return rows of decisions; `first` is the first sentence of the answer, `rest` the others."""
     rows = []
     for row in table.to_dict("records"):
         first, _, rest = row["answer"].removeprefix("Likely: ").partition(". ")
@@ -120,7 +119,7 @@ def _records(table: pd.DataFrame) -> list[dict]:
 def _group(unit: str, table: pd.DataFrame) -> dict:
     """The rows of one unit, drawn on one axis."""
     limits = axis(table)
-    rows = [row | {"drawing": drawing(row, limits), "shown": _shown(row)} for row in _records(table)]
+    rows = [row | {"drawing": drawing(row, limits), "shown": _shown(row)} for row in in_words(table)]
     title, about = UNITS[unit]
     ticks = [(_place(value, limits), f"{value:+.2g}" if value else "0") for value in (limits[0], 0.0, limits[1])]
     return {"title": title, "about": about, "rows": rows, "ticks": ticks, "short": SHORT[unit]}
