@@ -14,7 +14,6 @@ from tests.analysis_cases import OFFSETS, ablation
 from tests.test_analysis_compare import runs_of
 from tests.test_decisions import table_of
 
-
 LEVELS = {name: [1.36 + offset] for name, offset in OFFSETS.items()}
 
 

@@ -182,7 +182,7 @@ def test_results_are_drawn_by_two_jobs_and_what_they_do_not_allow_is_listed_once
     save(workflow.folder / "points.csv", [*long_runs(), *(evaluations(run, loss) for run, loss in ABLATIONS.items())])
     options = ("--config", "results_from=points.csv")
     assert workflow.planned("figures", *options) == {
-        "import_results": 1, "draw_results": 1, "decisions": 1, "figures": 1
+        "import_results": 1, "draw_results": 1, "decisions": 1, "front_page": 1, "figures": 1
     }  # fmt: skip
     output = workflow.run("figures", *options)
     folder = workflow.folder / "results/imported"

@@ -20,7 +20,7 @@ from tests.conftest import jobs
 TIMING = ("samples_per_s", "mfu", "tflops", "memory_gb", "data_wait_s")
 SMOKE = ("--configfile", "config/smoke.yaml")
 COLLECTING = {"collect_runs", "collect_curves", "collect_evaluation", "table", "decisions", "figure",
-              "plan_files", "ledger"}  # fmt: skip
+              "plan_files", "ledger", "front_page"}  # fmt: skip
 
 
 def times(folder: Path, pattern: str) -> dict[str, int]:
@@ -39,7 +39,11 @@ def test_smoke_makes_everything(smoke):
     page = (results / "report.html").read_text()
     assert "The study has runs for" in page and "1. Decisions" in page
     assert len(page) > 500_000 and not re.search(r'<(script|link|img)[^>]+(src|href)="https?://', page)
-    assert "report.html" in smoke.said and all(name in smoke.said for name in catalog.HEADLINE)
+    assert "results/smoke/report.html" in smoke.said and smoke.said.rstrip().endswith("results/smoke/index.html")
+    first = (results / "index.html").read_text()
+    assert all(f'<figure id="{name}">' in first for name in catalog.HEADLINE)
+    links = re.findall(r'href="([^"#]+)"', first)
+    assert len(links) > 100 and all((results / link).is_file() for link in links)
     assert smoke.planned(*SMOKE) == {}
 
 
@@ -140,7 +144,11 @@ def test_touched_sources_and_edited_comments_rerun_nothing(smoke):
 def test_an_edited_question_redraws_and_trains_nothing(smoke):
     smoke.edit("config/ablations.yaml", "What does looking twice buy?", "Is the second look worth it?")
     planned = smoke.planned(*SMOKE)
-    assert planned["table"] and planned["figure"] and set(planned) <= {"collect_runs", "table", "figure", "decisions"}
+    assert (
+        planned["table"]
+        and planned["figure"]
+        and set(planned) <= {"collect_runs", "table", "figure", "decisions", "front_page"}
+    )
     smoke.edit("config/ablations.yaml", "Is the second look worth it?", "What does looking twice buy?")
     assert smoke.planned(*SMOKE) == {}
 
