@@ -76,7 +76,8 @@ def figure(results: Path, name: str) -> dict:
 def titled(path: Path, results: Path) -> dict:
     """A page of a single video: where it is, and its title."""
     found = TITLE.search(path.read_text(encoding="utf-8"))
-    return {"href": path.relative_to(results).as_posix(), "title": unescape(found.group(1).strip()) if found else path.stem}
+    title = unescape(found.group(1).strip()) if found else path.stem
+    return {"href": path.relative_to(results).as_posix(), "title": title}
 
 
 def costs(runs: pd.DataFrame) -> list[tuple[str, str]]:
