@@ -126,6 +126,33 @@ def test_what_does_not_belong_is_refused_and_nothing_is_written(workflow, tmp_pa
     assert not (tmp_path / "results").exists()
 
 
+def test_a_file_without_architectures_is_taken_at_the_names_of_its_runs(workflow, tmp_path):
+    study = study_of(workflow).model_copy(update={"results": str(tmp_path / "results")})
+    own = {"mine": study.runs["S-S_2f_fov"].model_copy(update={"name": "mine"})}
+    study = study.model_copy(update={"runs": study.runs | own})
+    rows = [{"run_id": run, "best_val_loss": 3.0, "samples": 48} for run in ("S-S_2f_bas", "S-S_2f_fov", "mine")]
+    pd.DataFrame(rows).to_csv(tmp_path / "plain.csv", index=False)
+    lines = adopt_numbers(tmp_path / "plain.csv", None, study)
+    assert [line.partition(":")[0] for line in lines[:3]] == ["S-S_2f_fov", "S-S_2f_bas", "mine"]
+    assert [line for line in lines if "architecture is not recorded" in line] == [
+        "  mine: its architecture is not recorded, so taken from the configuration"
+    ]
+
+
+def test_only_a_file_of_the_published_study_has_its_conventions(workflow, tmp_path):
+    study = study_of(workflow).model_copy(update={"results": str(tmp_path / "results")})
+    table_of(workflow).to_csv(tmp_path / "study.csv", index=False)
+    assert any("never scores <|im_end|>" in line for line in adopt_numbers(tmp_path / "study.csv", None, study))
+    row = {"run_id": "S-S_2f_fov", "best_val_loss": 3.0, "samples": 48, "arch": "foveated"}
+    pd.DataFrame([row]).to_csv(tmp_path / "other.csv", index=False)
+    lines = adopt_numbers(tmp_path / "other.csv", None, study)
+    assert not any("im_end" in line or "published study" in line for line in lines)
+    assert any("does not state on which samples" in line for line in lines)
+    row = {"run_id": "S-S_2f_fov", "best_val_loss": 3.0, "total_samples": 48, "status": "success"}
+    pd.DataFrame([row]).to_csv(tmp_path / "grid.csv", index=False)
+    assert any("never scores <|im_end|>" in line for line in adopt_numbers(tmp_path / "grid.csv", None, study))
+
+
 def test_a_run_that_is_being_trained_is_refused(workflow, tmp_path):
     table_of(workflow).to_csv(tmp_path / "all.csv", index=False)
     study = study_of(workflow).model_copy(update={"results": str(tmp_path / "results")})

@@ -23,6 +23,7 @@ from fvlm.snakemake.study import StudyOfRules
 from fvlm.study.plan import plan_rows, totals
 
 BEGUN = time.time()  # of this snakemake, which imports the module first
+MOST_LEFT_OUT = 20  # lines about rows and files of finished results that could not be read
 PRINT_IT_THEMSELVES = ("plan", "preflight", "calibrate")
 
 

@@ -29,7 +29,7 @@ KINDS = (style.ORANGE, style.BROWN, style.PURPLE, style.SKY, style.YELLOW)  # of
 
 def colours_of(runs: pd.DataFrame, reference: str) -> dict[str, str]:
     """Run -> colour: stages one each; grid runs, the reference and architectures that are not foveated by architecture;
-    other ablations by the first letters of their names."""
+    other ablations, and those of an unknown architecture, by the first letters of their names."""
     result, stages, kinds = {}, 0, {}
     for row in runs.to_dict("records"):
         if row["family"] in ("grid", "pairs"):
@@ -39,7 +39,7 @@ def colours_of(runs: pd.DataFrame, reference: str) -> dict[str, str]:
             stages += 1
         else:
             base = base_name(row["run"])
-            if base == reference or row["architecture"] != "foveated":
+            if base == reference or row["architecture"] not in ("foveated", ""):
                 result[row["run"]] = style.ARCHITECTURE[row["architecture"]]
                 continue
             letters = re.match(r"[^\d_]*", base)[0]
