@@ -152,11 +152,8 @@ def test_runs_of_an_unknown_architecture_are_shown(tmp_path):
     tables = read_results([save(tmp_path / "points.csv", frames)])
     assert tables["runs"]["architecture"].tolist() == ["", "", "foveated"]
     assert tables["runs"]["visual_tokens"].isna().tolist() == [True, True, False]
-    assert set(drawn(tables, tmp_path, ("training_curves",))["training_curves"]["run"]) == {
-        "mine",
-        "Z9_new",
-        "baseline",
-    }
+    shown = drawn(tables, tmp_path, ("training_curves",))["training_curves"]
+    assert set(shown["run"]) == {"mine", "Z9_new", "baseline"}
 
 
 def test_a_table_with_an_early_and_a_final_loss_of_each_run(tmp_path):
