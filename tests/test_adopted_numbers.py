@@ -74,7 +74,10 @@ def test_only_the_other_runs_are_trained(workflow):
     assert done.returncode == 0, done.stderr
     planned = workflow.planned(*PAIRS)
     assert planned["train"] == 1 and planned["evaluate"] == 1  # without weights there is nothing to evaluate
-    assert "1 not started, 7 finished" in workflow.fvlm("status", "--study", "config/mine.yaml").stdout
+    status = workflow.fvlm("status", "--study", "config/mine.yaml").stdout
+    assert "1 not started, 7 finished" in status
+    steps = {line.split()[0]: line.split()[2:4] for line in status.splitlines() if "adopted from" in line}
+    assert len(steps) == 7 and all(step == "-" for step, _ in steps.values())
     runs = collect_runs(sorted((workflow.folder / "results/runs").glob("*/run_summary.json"))).set_index("run")
     table = table_of(workflow).set_index("run")
     assert (runs["origin"] == "adopted").all() and runs.loc[table.index, "best.val_loss"].tolist() == [

@@ -29,6 +29,7 @@ from fvlm.analysis.finished import (
     TWO,
     Ablations,
     architecture_in,
+    base_name,
     check_form,
     is_by_run,
     kind_of,
@@ -194,7 +195,7 @@ def _stated(place: dict, word: str, known: Ablations) -> dict:
     """Return a run's place with the architecture that its file states; the run is then not the study's ablation of its
     name if that one has another architecture."""
     architecture = ARCHITECTURES.get(word, place["architecture"])
-    ablation = known.get(short_names([place["run"]], known)[place["run"]])
+    ablation = known.get(base_name(short_names([place["run"]], known)[place["run"]]))
     other = place["family"] == "ablation" and ablation is not None and ablation.architecture != architecture
     return place | {"architecture": architecture} | ({"family": "stage"} if other else {})
 

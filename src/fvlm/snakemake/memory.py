@@ -76,7 +76,7 @@ class ResultsMemory:
             file.write(json.dumps({"file": inside, "params": params}) + "\n")
 
     def keep_earlier(self, job) -> None:
-        """Keep the finished run of another configuration that a training will replace."""
+        """Keep the finished run that a training will replace."""
         for path in job.output:
             if (self._inside(path) or "").startswith("runs/") and path.endswith(FINISHED):
                 keep_earlier(Path(path).parent, job.params.digest)
