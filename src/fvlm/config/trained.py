@@ -88,8 +88,10 @@ def problem_of_files(folder: Path, summary: dict) -> str:
 
 
 def run_of_maps(study: Study) -> Run | None:
-    """Return the run whose attention maps a study shows: the last stage that learns from frames, since preference tuning
-    comes after it. None if it has no query, or reads one frame of a video."""
+    """Return the run whose attention maps a study shows: the last stage that learns from frames, before preferences.
+
+    None if it has no query, or reads one frame of a video.
+    """
     seeing = [run for run in study.runs.values() if run.family == "stage" and run.data.loss != "preference"]
     return next((run for run in seeing[-1:] if run.model.variant.queries and run.data.max_frames > 1), None)
 

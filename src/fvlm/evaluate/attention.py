@@ -24,8 +24,8 @@ def main(args) -> int:
         )
     if run.data.max_frames == 1:
         raise UserError(
-            f"run {run.name!r}: data.max_frames is 1, so the model reads one frame of a video and looks at no other; name "
-            "a run with 2 or more"
+            f"run {run.name!r}: data.max_frames is 1, so the model reads one frame of a video, which has no maps; "
+            "name a run with 2 or more"
         )
     # These import torch, which takes seconds.
     from fvlm.device import autocast
