@@ -18,7 +18,7 @@ from fvlm.errors import UserError
 from fvlm.evaluate.read import read_run
 from fvlm.snakemake.study import StudyOfRules
 from fvlm.study.adopted_numbers import adopt_numbers
-from tests.conftest import Workflow, copy_of_workflow
+from tests.conftest import Workflow, copy_of_workflow, jobs
 
 PAIRS = ("--configfile", "config/mine.yaml")
 STUDY = {  # the 16 runs of config/comprehensive.yaml, with models and data of the smoke study
@@ -93,9 +93,23 @@ def test_a_report_has_adopted_runs_beside_the_results_of_jobs(workflow):
     done = workflow.fvlm("adopt", "results.csv", "--study", "config/mine.yaml")
     assert done.returncode == 0, done.stderr
     shutil.copytree(workflow.folder / "results/runs", workflow.folder / "results/two/runs")
-    workflow.run("results/two/tables/runs.csv", *PAIRS, *chosen)
-    workflow.run("all", "--report", "page.html", *PAIRS, *chosen)
-    assert (workflow.folder / "page.html").stat().st_size > 500_000
+    table = "results/two/tables/runs.csv"
+    for name, target, more in (("after", table, ["--report-after-run"]), ("page", "all", [])):
+        output = workflow.run(target, "--report", f"{name}.html", *more, *PAIRS, *chosen)
+        assert (workflow.folder / f"{name}.html").stat().st_size > 500_000 and (workflow.folder / table).is_file()
+        assert "train" not in jobs(output) if more else "Report created" in output
+
+
+@pytest.mark.workflow
+def test_a_report_is_made_after_finished_results_are_drawn(workflow):
+    points = [{"run_id": run, "step": step, "samples_seen": 32 * step, "val_loss": 2 - step / 10}
+              for run in ("A1", "A6") for step in (1, 2)]  # fmt: skip
+    pd.DataFrame(points).to_csv(workflow.folder / "points.csv", index=False)
+    chosen = ("--configfile", "config/smoke.yaml", "--config", "results_from=[points.csv]", "results=results/drawn")
+    figure = "results/drawn/imported/figures/training_curves.png"
+    output = workflow.run(figure, "--report", "drawn.html", "--report-after-run", *chosen)
+    assert jobs(output)["figure"] == 1 and "Adding training_curves.png" in output
+    assert (workflow.folder / "drawn.html").stat().st_size > 500_000
 
 
 def test_the_curves_of_evaluation_points_come_along(workflow, tmp_path):

@@ -136,6 +136,7 @@ def _scatter(ax: Axes, points: pd.DataFrame, curves: pd.DataFrame) -> None:
         colour = style.ARCHITECTURE[name]
         look = {"marker": markers[size], "color": colour, "mfc": "white" if hollow else colour}
         ax.plot(own["C"], own["loss"], ls="", zorder=3, **look)
+    style.mark_adopted(ax, points, "C", "loss")
 
 
 def _draw_fit(ax: Axes, architecture: str, best: pd.DataFrame, fits: pd.DataFrame) -> tuple[str, str, pd.DataFrame]:
