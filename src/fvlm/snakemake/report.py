@@ -94,6 +94,15 @@ def make_report(study: StudyOfRules, workflow, target: str) -> None:
     print(*lines, sep="\n", file=sys.stderr)
 
 
+def report_left_out(study: StudyOfRules, workflow) -> None:
+    """Print what the job that imports finished results could not read, if it ran in this call."""
+    log = Path(study.folder) / "logs/import_results.log"
+    if _is_silent(workflow) or not log.exists() or log.stat().st_mtime < BEGUN:
+        return
+    lines = [line for line in last_lines(log, MOST_LEFT_OUT) if line.startswith("left out: ")]
+    print(*lines, sep="\n", end="\n" * bool(lines), file=sys.stderr)
+
+
 def _same_workflow(workflow) -> list[str]:
     """The arguments with which another snakemake parses what this one has parsed."""
     settings = workflow.config_settings
