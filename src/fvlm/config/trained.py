@@ -11,6 +11,7 @@ import os
 import shutil
 import struct
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from fvlm.config.schema import Run, Study
@@ -87,12 +88,12 @@ def problem_of_files(folder: Path, summary: dict) -> str:
     return ""
 
 
-def run_of_maps(study: Study) -> Run | None:
+def run_of_maps(runs: Iterable[Run]) -> Run | None:
     """Return the run whose attention maps a study shows: the last stage that learns from frames, before preferences.
 
     None if it has no query, or reads one frame of a video.
     """
-    seeing = [run for run in study.runs.values() if run.family == "stage" and run.data.loss != "preference"]
+    seeing = [run for run in runs if run.family == "stage" and run.data.loss != "preference"]
     return next((run for run in seeing[-1:] if run.model.variant.queries and run.data.max_frames > 1), None)
 
 
@@ -102,7 +103,7 @@ def problem_of_run(run: Run, study: Study, folder: Path, summary: dict) -> str:
     if problem or FILES not in summary:  # the summary of an earlier version
         return problem
     needed = [METRICS, VALIDATION]
-    loaded = run.family in study.evaluation.families or run_of_maps(study) == run
+    loaded = run.family in study.evaluation.families or run_of_maps(study.runs.values()) == run
     loaded = loaded and not is_without_weights(folder, run.digest)
     if loaded or any(other.parent == run.name for other in study.runs.values()):
         needed.append(WEIGHTS)

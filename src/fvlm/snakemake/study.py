@@ -116,7 +116,7 @@ class StudyOfRules:
     @property
     def attention_maps(self) -> list[str]:
         """The attention maps that the study shows, if their run has weights."""
-        run = None if self.settings.results_from else run_of_maps(self.settings)
+        run = None if self.settings.results_from else run_of_maps(self.runs.values())
         return [f"{self.folder}/attention/{run.name}.npz"] if run and self._has_weights(run.name) else []
 
     @property
