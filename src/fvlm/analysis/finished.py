@@ -8,9 +8,10 @@ from collections import Counter
 from pathlib import Path
 
 from fvlm.analysis import study_files
-from fvlm.analysis.study_files import ARCHITECTURES
+from fvlm.analysis.study_files import ARCHITECTURES, without_time
 from fvlm.config.comparisons import Ablation
 from fvlm.config.schema import Study
+from fvlm.config.trained import FINISHED
 from fvlm.errors import UserError
 
 POINTS = ("run_id", "step", "samples_seen", "val_loss")  # columns of evaluation points
@@ -19,11 +20,9 @@ FINAL = ("final_val_loss", "last_val_loss", "val_loss", "loss_train")  # the las
 BEST = ("best_val_loss",)
 RESULT = ("model_type", "step", "loss_mean")  # fields of a result in a list
 SUMMARIES = "run_summaries.csv"  # beside evaluation points, with further columns
-SUMMARY = "run_summary.json"  # of a run of this project
 GRID = re.compile(r"(?P<size>[\w.]+)-(?P<budget>C\d+)-(?P<letter>[FB])(?P<seed>-s\d+)?")
 LONG = re.compile(r"(?P<size>[\d.]+[MB])-scaling(?P<seed>-s\d+)?")  # one long run of a size
 PAIR = re.compile(r"(?P<size>[A-Z]-[A-Z])(_(?P<frames>\d+)f)?_(?P<letter>fov|bas)(?P<seed>-s\d+)?")  # equal samples
-STAMP = re.compile(r"_\d{8}_\d{6}$")  # when a run began
 MODELS = (("config", "pair"), ("arch", "architecture"), ("loss", "val_loss"), ("step",))  # points without a run's name
 TWO = ("run", "arch", "early_step", "loss_early", "final_step", "loss_final")  # of a table with two points per run
 OF_STUDY = (  # columns by which a table is recognised as the published study's
@@ -47,7 +46,7 @@ def base_name(run: str) -> str:
 
 def architecture_in(run: str) -> str:
     """Return the architecture that a run's name states, as in `small_8f_bas` and `360M-B`; empty if it states none."""
-    found = ARCHITECTURE.search(base_name(STAMP.sub("", run)))
+    found = ARCHITECTURE.search(base_name(without_time(run)))
     return ARCHITECTURES[found["letter"] or found["word"]] if found else ""
 
 
@@ -63,8 +62,8 @@ def short_names(ids: list[str], known: Ablations) -> dict[str, str]:
 
     known   the ablations of the study
     """
-    plain = Counter(STAMP.sub("", run) for run in ids)
-    names = {run: name if plain[name := STAMP.sub("", run)] == 1 else run for run in ids}
+    plain = Counter(without_time(run) for run in ids)
+    names = {run: name if plain[name := without_time(run)] == 1 else run for run in ids}
     found = {run: _ablation(names[run], known) for run in ids}
     long: dict[str, set[str]] = {}  # short name -> the names, without seed, that would become it
     for run, match in found.items():
@@ -150,10 +149,10 @@ def kind_of(path: Path) -> str:
 
 def summaries_in(folder: Path) -> list[Path]:
     """The summaries of the runs in a folder or below, in order; raises UserError where there is none."""
-    found = sorted(folder.rglob(SUMMARY))
+    found = sorted(folder.rglob(FINISHED))
     if not found:
         raise UserError(
-            f"{folder}: no {SUMMARY} in it or below, and no run_summary_RUN_TIME.json; expected finished runs, "
+            f"{folder}: no {FINISHED} in it or below, and no run_summary_RUN_TIME.json; expected finished runs, "
             "or name the file with the results"
         )
     return found

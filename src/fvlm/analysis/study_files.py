@@ -18,11 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fvlm.config.architectures import ARCHITECTURES as DECLARED
+from fvlm.config.trained import FINISHED
 from fvlm.errors import UserError
 
-OWN_SUMMARY = "run_summary.json"  # of a run of this project; the study's has a name and a time
 NAMED = re.compile(r"(?P<what>run_summary|metrics)_(?P<run>.+?)(_(?P<time>\d{8}_\d{6}))?\.(json|csv)")
-GRID = re.compile(r"[\w.]+-C\d+-[FB](-s\d+)?")  # names such as 135M-C1-F
 TIME = re.compile(r"_\d{8}_\d{6}$")
 EVENT = "event_type"  # train or eval
 TABLE = ("run_id", "status", "best_val_loss")  # columns of a table with one row per run
@@ -106,7 +105,7 @@ def found_in(path: Path, unfinished: bool = False) -> list[StudyRun]:
     """
     if not path.is_dir():
         return _in_file(path)
-    if any(path.rglob(OWN_SUMMARY)):
+    if any(path.rglob(FINISHED)):
         return []
     runs: dict[str, StudyRun] = {}
     for file in sorted(path.rglob("*"), key=lambda file: (_time_of(file), str(file))):

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from fvlm.analysis import study_files
-from fvlm.analysis.finished import short_names
+from fvlm.analysis.finished import GRID, short_names
 from fvlm.batch import Batch
 from fvlm.config.schema import Run, Study
 from fvlm.config.trained import (
@@ -172,7 +172,7 @@ def _add_records(found: Found, source: Path, run: Run, study: Study) -> None:
         raise UserError(f"{source} holds several runs ({', '.join(one.name for one in runs)}); name the folder of one")
     for one in runs:
         name = short_names([one.name], study.comparisons.ablations)[one.name]
-        if name != run.name and (name in study.runs or study_files.GRID.fullmatch(name)):
+        if name != run.name and (name in study.runs or GRID.fullmatch(name)):
             raise UserError(f"{source} holds run {one.name}, not {run.name}; write --run {name}")
         if one.left_out:
             raise UserError(one.left_out[0])
