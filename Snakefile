@@ -20,6 +20,7 @@ from fvlm.snakemake.report import (
     captions,
     make_report,
     report_failures,
+    report_left_out,
     start,
     targets,
 )
@@ -73,6 +74,7 @@ onstart:
 
 
 onsuccess:
+    report_left_out(STUDY, workflow)
     make_report(STUDY, workflow, ALL)
 
 

@@ -18,7 +18,7 @@ from fvlm.errors import UserError
 from fvlm.evaluate.read import read_run
 from fvlm.snakemake.study import StudyOfRules
 from fvlm.study.adopted_numbers import adopt_numbers
-from tests.conftest import Workflow, copy_of_workflow
+from tests.conftest import Workflow, copy_of_workflow, jobs
 
 PAIRS = ("--configfile", "config/mine.yaml")
 STUDY = {  # the 16 runs of config/comprehensive.yaml, with models and data of the smoke study
@@ -74,7 +74,10 @@ def test_only_the_other_runs_are_trained(workflow):
     assert done.returncode == 0, done.stderr
     planned = workflow.planned(*PAIRS)
     assert planned["train"] == 1 and planned["evaluate"] == 1  # without weights there is nothing to evaluate
-    assert "1 not started, 7 finished" in workflow.fvlm("status", "--study", "config/mine.yaml").stdout
+    status = workflow.fvlm("status", "--study", "config/mine.yaml").stdout
+    assert "1 not started, 7 finished" in status
+    steps = {line.split()[0]: line.split()[2:4] for line in status.splitlines() if "adopted from" in line}
+    assert len(steps) == 7 and all(step == "-" for step, _ in steps.values())
     runs = collect_runs(sorted((workflow.folder / "results/runs").glob("*/run_summary.json"))).set_index("run")
     table = table_of(workflow).set_index("run")
     assert (runs["origin"] == "adopted").all() and runs.loc[table.index, "best.val_loss"].tolist() == [
@@ -90,9 +93,23 @@ def test_a_report_has_adopted_runs_beside_the_results_of_jobs(workflow):
     done = workflow.fvlm("adopt", "results.csv", "--study", "config/mine.yaml")
     assert done.returncode == 0, done.stderr
     shutil.copytree(workflow.folder / "results/runs", workflow.folder / "results/two/runs")
-    workflow.run("results/two/tables/runs.csv", *PAIRS, *chosen)
-    workflow.run("all", "--report", "page.html", *PAIRS, *chosen)
-    assert (workflow.folder / "page.html").stat().st_size > 500_000
+    table = "results/two/tables/runs.csv"
+    for name, target, more in (("after", table, ["--report-after-run"]), ("page", "all", [])):
+        output = workflow.run(target, "--report", f"{name}.html", *more, *PAIRS, *chosen)
+        assert (workflow.folder / f"{name}.html").stat().st_size > 500_000 and (workflow.folder / table).is_file()
+        assert "train" not in jobs(output) if more else "Report created" in output
+
+
+@pytest.mark.workflow
+def test_a_report_is_made_after_finished_results_are_drawn(workflow):
+    points = [{"run_id": run, "step": step, "samples_seen": 32 * step, "val_loss": 2 - step / 10}
+              for run in ("A1", "A6") for step in (1, 2)]  # fmt: skip
+    pd.DataFrame(points).to_csv(workflow.folder / "points.csv", index=False)
+    chosen = ("--configfile", "config/smoke.yaml", "--config", "results_from=[points.csv]", "results=results/drawn")
+    figure = "results/drawn/imported/figures/training_curves.png"
+    output = workflow.run(figure, "--report", "drawn.html", "--report-after-run", *chosen)
+    assert jobs(output)["figure"] == 1 and "Adding training_curves.png" in output
+    assert (workflow.folder / "drawn.html").stat().st_size > 500_000
 
 
 def test_the_curves_of_evaluation_points_come_along(workflow, tmp_path):
@@ -124,6 +141,33 @@ def test_what_does_not_belong_is_refused_and_nothing_is_written(workflow, tmp_pa
     with pytest.raises(UserError, match=message):
         adopt_numbers(tmp_path / "one.csv", None, study)
     assert not (tmp_path / "results").exists()
+
+
+def test_a_file_without_architectures_is_taken_at_the_names_of_its_runs(workflow, tmp_path):
+    study = study_of(workflow).model_copy(update={"results": str(tmp_path / "results")})
+    own = {"mine": study.runs["S-S_2f_fov"].model_copy(update={"name": "mine"})}
+    study = study.model_copy(update={"runs": study.runs | own})
+    rows = [{"run_id": run, "best_val_loss": 3.0, "samples": 48} for run in ("S-S_2f_bas", "S-S_2f_fov", "mine")]
+    pd.DataFrame(rows).to_csv(tmp_path / "plain.csv", index=False)
+    lines = adopt_numbers(tmp_path / "plain.csv", None, study)
+    assert [line.partition(":")[0] for line in lines[:3]] == ["S-S_2f_fov", "S-S_2f_bas", "mine"]
+    assert [line for line in lines if "architecture is not recorded" in line] == [
+        "  mine: its architecture is not recorded, so taken from the configuration"
+    ]
+
+
+def test_only_a_file_of_the_published_study_has_its_conventions(workflow, tmp_path):
+    study = study_of(workflow).model_copy(update={"results": str(tmp_path / "results")})
+    table_of(workflow).to_csv(tmp_path / "study.csv", index=False)
+    assert any("never scores <|im_end|>" in line for line in adopt_numbers(tmp_path / "study.csv", None, study))
+    row = {"run_id": "S-S_2f_fov", "best_val_loss": 3.0, "samples": 48, "arch": "foveated"}
+    pd.DataFrame([row]).to_csv(tmp_path / "other.csv", index=False)
+    lines = adopt_numbers(tmp_path / "other.csv", None, study)
+    assert not any("im_end" in line or "published study" in line for line in lines)
+    assert any("does not state on which samples" in line for line in lines)
+    row = {"run_id": "S-S_2f_fov", "best_val_loss": 3.0, "total_samples": 48, "status": "success"}
+    pd.DataFrame([row]).to_csv(tmp_path / "grid.csv", index=False)
+    assert any("never scores <|im_end|>" in line for line in adopt_numbers(tmp_path / "grid.csv", None, study))
 
 
 def test_a_run_that_is_being_trained_is_refused(workflow, tmp_path):

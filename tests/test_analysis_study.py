@@ -13,6 +13,7 @@ from matplotlib.text import Text
 
 from fvlm import style
 from fvlm.__main__ import main
+from fvlm.analysis import figures
 from fvlm.analysis.catalog import COLLECTED, FIGURES, HEADLINE, STANDARD, TABLES
 from fvlm.analysis.columns import COLUMNS
 from fvlm.analysis.files import read_tables
@@ -120,6 +121,68 @@ def test_no_list_of_runs_is_flooded_by_the_grid(study):
         assert len(shown) and not grid & set(shown["run"]), name
     families = pd.read_csv(study / "figures" / "three_modes.csv")["family"]
     assert set(families) == {"stage", "ablation"}
+
+
+ADOPTED = ("A1", "A6", "135M-C1-F", "135M-C2-F", "135M-C1-B")
+MARKED = {  # figure -> words that get a mark, and the number of marks at points
+    "training_curves": (2, 3), "ablation_ranking": (2, 0), "foveated_vs_alternatives": (2, 0),
+    "loss_vs_flops": (0, 3), "isoflop": (0, 3), "model_size_scaling": (0, 3), "gap": (0, 0),
+}  # fmt: skip
+
+
+def marks_in(root: Path, name: str, monkeypatch) -> list[str]:
+    """The words with a mark in a figure as it is saved."""
+    saved = []
+    monkeypatch.setattr(figures, "save", lambda figure, *_: saved.append(figure))
+    assert draw(root, name) == 0
+    saved[0].canvas.draw()
+    monkeypatch.undo()
+    return [word for text in saved[0].findobj(Text) if style.MARK in (word := text.get_text())]
+
+
+def test_adopted_runs_beside_others_are_marked_and_named(tmp_path, monkeypatch):
+    found = [one | ({"origin": "adopted"} if one["run"] in ADOPTED else {}) for one in study_summaries()]
+    write_study(tmp_path, found)
+    collect(tmp_path, found)
+    derive(tmp_path)
+    fits = pd.read_csv(tmp_path / "tables/scaling_fits.csv").set_index(["fit", "architecture"])["note"]
+    joint = fits["parameters and samples"]
+    assert joint["foveated"].str.startswith("2 of 12 runs are adopted").all()
+    assert joint["multi_token"].str.startswith("1 of 12 runs are adopted").all()
+    points = pd.read_csv(tmp_path / "tables/points.csv")
+    assert points["adopted"].sum() == 3 == pd.read_csv(tmp_path / "tables/points_by_run.csv")["adopted"].sum()
+    for name, (words, at_points) in MARKED.items():
+        marked = marks_in(tmp_path, name, monkeypatch)
+        assert (len(set(marked) - {style.MARK}), marked.count(style.MARK)) == (words, at_points), name
+        assert draw(tmp_path, name) == 0
+        sentences = (tmp_path / "figures" / f"{name}.rst").read_text()
+        named = re.search(f"{style.MARK}: adopted, trained by another program: (.*?)[.] ", sentences)[1].split(", ")
+        of_figure = {"training_curves": ADOPTED}.get(name, ADOPTED[:2] if words else ADOPTED[2:])
+        assert sorted(named) == sorted(of_figure), name
+    assert "of the runs 2 adopted" in (tmp_path / "figures/loss_vs_flops.rst").read_text()
+
+
+def test_a_study_of_adopted_runs_alone_has_no_marks(tmp_path, monkeypatch):
+    found = [one | {"origin": "adopted"} for one in study_summaries() if one["family"] != "stage"]
+    write_study(tmp_path, found)
+    collect(tmp_path, found)
+    derive(tmp_path)
+    assert pd.read_csv(tmp_path / "tables/scaling_fits.csv")["note"].isna().all()
+    for name in ("training_curves", "loss_vs_flops", "ablation_ranking"):
+        assert draw(tmp_path, name) == 0
+        sentences = (tmp_path / "figures" / f"{name}.rst").read_text()
+        assert style.MARK not in sentences and "may score other tokens" in sentences
+        assert marks_in(tmp_path, name, monkeypatch) == []
+
+
+def test_the_caption_of_the_ranking_counts_what_its_colours_show(study):
+    assert draw(study, "ablation_ranking") == 0
+    shown = pd.read_csv(study / "figures/ablation_ranking.csv")
+    outside, clear = (shown["high"] < 0) | (shown["low"] > 0), shown["clear"]
+    assert (outside & ~clear).any() and clear.any()
+    better, worse = (clear & (shown["difference"] < 0)).sum(), (clear & (shown["difference"] > 0)).sum()
+    text = (study / "figures/ablation_ranking.rst").read_text()
+    assert f"better: {better}, worse: {worse}, within the noise of one seed: {(outside & ~clear).sum()}" in text
 
 
 def test_a_study_of_one_run_makes_everything_too(tmp_path):

@@ -194,7 +194,11 @@ def test_the_figure_draws_the_maps_of_a_run_that_still_trains(data, tmp_path, se
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"model.architecture": "blind"}, "blind"), ({"data.sources": ["chat"], "data.share": {"text": 1.0}}, "held_out")],
+    [
+        ({"model.architecture": "blind"}, "blind"),
+        ({"data.max_frames": 1}, "data.max_frames is 1, so the model reads one frame of a video"),
+        ({"data.sources": ["chat"], "data.share": {"text": 1.0}}, "held_out"),
+    ],
 )
 def test_a_run_without_attention_or_videos_is_refused(data, tmp_path, monkeypatch, capsys, settings, message):
     monkeypatch.chdir(ROOT)

@@ -27,11 +27,13 @@ from tests.imported_cases import (
     pairs,
     place_of,
     read_results,
+    reference,
     result,
     save,
     short_names,
     spoken,
 )
+from tests.test_analysis_fits import REFERENCE
 
 
 def test_points_become_runs_and_curves(tmp_path):
@@ -136,6 +138,65 @@ def test_names_imply_what_a_run_is():
     assert (grid_run["family"], grid_run["size"], grid_run["budget"], grid_run["seed"]) == ("grid", "1.7B", "C4", 43)
     assert grid_run["architecture"] == "multi_token" and place_of("B0")["architecture"] == "blind"
     assert place_of("longvid_fine")["family"] == "stage"
+    stated = {
+        "S-S_8f_bas-s43": "multi_token", "S-S_fov_20260101_000000": "foveated", "small_8f_bas": "multi_token",
+        "my-multi_token": "multi_token", "360M-new-F": "foveated", "foveated_8f_recon": "foveated",
+        "longvid_fine": "", "Z9_new": "", "basic": "", "F1": "foveated", "baseline": "foveated",
+    }  # fmt: skip
+    assert {name: place_of(name)["architecture"] for name in stated} == stated
+    assert place_of("S-S_8f_bas-s43")["seed"] == 43
+
+
+def test_runs_of_an_unknown_architecture_are_shown(tmp_path):
+    frames = [evaluations(run) for run in ("mine", "Z9_new", "baseline")]
+    tables = read_results([save(tmp_path / "points.csv", frames)])
+    assert tables["runs"]["architecture"].tolist() == ["", "", "foveated"]
+    assert tables["runs"]["visual_tokens"].isna().tolist() == [True, True, False]
+    shown = drawn(tables, tmp_path, ("training_curves",))["training_curves"]
+    assert set(shown["run"]) == {"mine", "Z9", "baseline"}
+
+
+def test_a_table_with_an_early_and_a_final_loss_of_each_run(tmp_path):
+    columns = "run,arch,frames,final_step,loss_early,early_step,loss_final\n"
+    path = tmp_path / "comparison.csv"
+    path.write_text(columns + "baseline_8f,bas,8,50,5.48,25,5.05\nfoveated_8f_recon,fov,8,50,5.92,25,5.7\n")
+    check_finished([path])
+    tables = read_results([path])
+    runs = tables["runs"].set_index("run")
+    assert runs["architecture"].tolist() == ["multi_token", "foveated"] and runs["final.val_loss"].tolist() == [
+        5.05,
+        5.7,
+    ]
+    assert (runs["family"] == "stage").all()  # baseline_8f is not the study's ablation `baseline`, which is foveated
+    assert tables["validation_curves"][["step", "val_loss"]].to_numpy().tolist() == [
+        [25, 5.48], [50, 5.05], [25, 5.92], [50, 5.7]
+    ]  # fmt: skip
+
+
+OF_REFERENCE = {  # runs, evaluation points
+    "derived/comprehensive_scaling.csv": (10, 0), "derived/earlier_scaling_points.csv": (4, 16),
+    "derived/full_comparison_v2.csv": (6, 12), "derived/runs_table.csv": (25, 0),
+    "derived/legacy_ablation_2026-01-06.csv": "ratios of losses, and no losses of runs",
+    "release_scaling_data/all_eval_points.csv": (25, 1002), "release_scaling_data/run_summaries.csv": (24, 0),
+    "release_scaling_data/scaling_fits.json": "coefficients of fits .*, and no results of runs",
+    "scaling_64frames/scaling_64frames.json": (2, 4),
+    "scaling_laws/scaling_laws.json": "coefficients of fits .*, and no results of runs",
+}  # fmt: skip
+
+
+@reference
+def test_each_file_of_the_published_study_is_read_or_refused_for_what_it_is():
+    files = {str(path.relative_to(REFERENCE)) for path in REFERENCE.glob("*/*")}
+    assert files == set(OF_REFERENCE)
+    for name, expected in OF_REFERENCE.items():
+        if isinstance(expected, str):
+            with pytest.raises(UserError, match=expected):
+                check_finished([REFERENCE / name])
+            continue
+        check_finished([REFERENCE / name])
+        tables = read_results([REFERENCE / name])
+        assert (len(tables["runs"]), len(tables["validation_curves"])) == expected
+        assert tables["runs"]["best.val_loss"].notna().all(), name
 
 
 def test_a_list_of_results_becomes_runs(tmp_path):

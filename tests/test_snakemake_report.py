@@ -13,7 +13,7 @@ from snakemake.settings.enums import Quietness
 from fvlm.analysis import catalog
 from fvlm.snakemake import report
 from fvlm.snakemake.process import ends_of
-from fvlm.snakemake.report import announce, make_report, report_failures, targets
+from fvlm.snakemake.report import announce, make_report, report_failures, report_left_out, targets
 from fvlm.snakemake.study import StudyOfRules
 from tests.config_cases import CONFIG, load
 from tests.snakemake_cases import of_snakemake
@@ -64,6 +64,23 @@ def test_a_report_of_finished_results_has_the_figures_that_exist(opened, tmp_pat
     monkeypatch.setattr(sys, "argv", ["snakemake", "--report", "page.html"])
     assert targets(study) == [str(figures / "not_drawn.csv"), *lost]
     assert "gap" in study.tables_alone and len(study.imported_tables) == len(catalog.COLLECTED)
+
+
+def test_what_an_import_has_left_out_is_printed_once(opened, tmp_path, monkeypatch, capsys):
+    points = tmp_path / "points.csv"
+    points.write_text("run_id,step,samples_seen,val_loss\na,1,32,2.0\n")
+    study = opened(results=str(tmp_path), results_from=str(points))
+    report_left_out(study, of_snakemake())
+    log = tmp_path / "imported/logs/import_results.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("a warning of a library\nleft out: A6: m.csv: 1 of 9 rows; row 3: val_loss is 'nan'\n")
+    report_left_out(study, of_snakemake(quiet=Quietness.ALL))
+    assert capsys.readouterr().err == ""
+    report_left_out(study, of_snakemake())
+    assert capsys.readouterr().err == "left out: A6: m.csv: 1 of 9 rows; row 3: val_loss is 'nan'\n"
+    os.utime(log, (report.BEGUN - 1, report.BEGUN - 1))  # of an earlier call
+    report_left_out(study, of_snakemake())
+    assert capsys.readouterr().err == ""
 
 
 def test_a_part_of_a_study_has_no_report(opened, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The published study's files of finished runs as results: `results_from` and `fvlm import` read them as they are."""
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -116,24 +117,69 @@ MISTAKES = {
     "samples in words": ({"total_samples": "many"}, None, "total_samples is 'many'"),
     "an unknown event": ({}, {"event_type": "test"}, "row 2: event_type is 'test'; expected train or eval"),
     "no loss": ({}, {"train_loss": ""}, "row 2: train_loss is ''; expected a number"),
+    "a loss that is no number": ({}, {"train_loss": "nan"}, "row 2: train_loss is 'nan'; expected a number"),
     "a word": ({}, {"grad_norm": "big"}, "row 2: grad_norm is 'big'"),
 }
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_what_is_wrong_is_named(tmp_path, name):
+def test_what_is_wrong_costs_the_row_or_the_run_and_is_named(tmp_path, name, capsys):
     summary, row, expected = MISTAKES[name]
     folder = one_run(tmp_path, "A6", **summary)
+    rows = study_cases.rows("A6")
     if row:
-        rows = study_cases.rows("A6")
         study_cases.table(next(folder.glob("metrics*")), [rows[0] | row, *rows[1:]])
-    with pytest.raises(UserError, match=expected):
-        read_results([folder])
+        training = read_results([folder])["training_curves"]
+        assert training["step"].tolist() == [20, 30, 40]
+        assert re.search(rf"^left out: A6: .*metrics_A6.*: 1 of {len(rows)} rows; {expected}", capsys.readouterr().err)
+    else:
+        one_run(tmp_path, "A7")
+        assert read_results([tmp_path])["runs"]["run"].tolist() == ["A7"] and runs_in(tmp_path) == ["A6", "A7"]
+        assert re.search(f"^left out: run A6: .*{expected}", capsys.readouterr().err)
+        with pytest.raises(UserError, match=expected):  # nothing else is left
+            read_results([folder])
+
+
+@pytest.mark.parametrize("val_loss", ["nan", ""])
+def test_an_evaluation_without_a_loss_costs_its_row(tmp_path, capsys, val_loss):
+    one_run(tmp_path, "A7")
+    rows = study_cases.rows("A6")
+    last = next(row for row in reversed(rows) if row["event_type"] == "eval")
+    metrics = one_run(tmp_path, "A6") / f"metrics_A6_{study_cases.TIME}.csv"
+    study_cases.table(metrics, [row | {"val_loss": val_loss} if row is last else row for row in rows])
+    tables = read_results([tmp_path])
+    assert sorted(tables["runs"]["run"]) == ["A6", "A7"]
+    assert tables["validation_curves"].groupby("run")["step"].apply(list).to_dict() == {"A6": [20], "A7": [20, 40]}
+    assert tables["runs"].set_index("run")["final.val_loss"].to_dict() == {"A6": 1.42, "A7": 1.43}
+    assert f"val_loss is '{val_loss}'; expected a number" in capsys.readouterr().err
+
+
+def test_empty_metrics_cost_the_curve_and_a_run_without_a_loss_is_left_out(tmp_path, capsys):
+    for run in ("A6", "A7"):
+        (one_run(tmp_path, run) / f"metrics_{run}_{study_cases.TIME}.csv").write_text("")
+    one_run(tmp_path, "LR2")
+    study_cases.summary(next((tmp_path / "A7").glob("run_summary*")), "A7", best_val_loss=float("nan"))
+    tables = read_results([tmp_path])
+    assert tables["runs"].set_index("run")["best.val_loss"].to_dict() == {"A6": 1.42, "LR2": 1.42}
+    assert set(tables["validation_curves"]["run"]) == {"LR2"}
+    printed = capsys.readouterr().err.splitlines()
+    assert [line.partition(": /")[0] for line in printed] == ["left out: A6", "left out: run A7"]
+    assert all("found nothing; expected the metrics of a run" in line for line in printed)
+
+
+def test_a_row_without_a_loss_costs_a_table_its_run(tmp_path, capsys):
+    rows = [GRID_ROW, GRID_ROW | {"run_id": "135M-C2-F", "best_val_loss": "nan"}]
+    path = study_cases.table(tmp_path / "scaling_grid_results.csv", rows, study_cases.GRID)
+    assert read_results([path])["runs"]["run"].tolist() == ["135M-C1-F"]
+    assert "left out: run 135M-C2-F: " in (printed := capsys.readouterr().err) and "best_val_loss is 'nan'" in printed
+    with pytest.raises(UserError, match="row 2: best_val_loss is 'nan'"):
+        read_results([study_cases.table(path, rows[1:], study_cases.GRID)])
 
 
 def test_a_last_row_that_a_kill_has_cut_is_left_out(tmp_path):
     folder = one_run(tmp_path, "A6")
     path = next(folder.glob("metrics*"))
     path.write_text(path.read_text()[:-60])
-    training, evaluations = study_files.read_metrics(path)
+    training, evaluations = study_files.read_metrics(path, left_out := [])
+    assert not left_out
     assert [row["step"] for row in training] == [10, 20, 30, 40] and [row["step"] for row in evaluations] == [20]

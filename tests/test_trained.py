@@ -12,8 +12,12 @@ from safetensors.numpy import save_file
 
 from fvlm.config import trained
 from fvlm.config.changes import runs_to_train_again
+from fvlm.data.shards.arrays import open_arrays, save_arrays
 from fvlm.snakemake.memory import ResultsMemory
+from fvlm.snakemake.study import StudyOfRules
 from fvlm.study.status import status_of
+from fvlm.train.signals import StopRequest
+from fvlm.train.training import train_here
 from tests.train_cases import study_in
 from tests.train_cases import trained as train_one
 
@@ -84,13 +88,54 @@ def test_a_copied_run_is_finished_until_one_of_its_files_is_another(finished):
 def test_a_finished_run_whose_weights_were_replaced_is_kept(finished, capsys):
     folder = finished / "runs/baseline"
     digest = study_in(finished).runs["baseline"].digest
-    trained.keep_earlier(folder, digest)
-    assert not (finished / "earlier").exists()
     save_file({"mine": np.zeros(3)}, folder / "model/best.safetensors")
     trained.keep_earlier(folder, digest)
     kept = finished / f"earlier/baseline-{digest}"
     assert (kept / "model/best.safetensors").read_bytes() == (folder / "model/best.safetensors").read_bytes()
     assert str(kept) in capsys.readouterr().err
+
+
+def test_a_finished_run_is_kept_unless_it_is_made_again_alike(prepared, finished_run, tmp_path, capsys):
+    """Its data may have changed, which its configuration does not show."""
+    results = tmp_path / "results"
+    shutil.copytree(finished_run, results)
+    shutil.copytree(prepared / "index", results / "index")
+    for name in ("tokenizer", "shards"):
+        (results / name).symlink_to(prepared / name)
+    study, folder = study_in(results), results / "runs/baseline"
+    run, before = study.runs["baseline"], (folder / "model/final.safetensors").read_bytes()
+    kept = results / f"earlier/baseline-{run.digest}"
+    assert train_here(run, study, folder, StopRequest()) == 0  # from its last checkpoint
+    assert not kept.exists() and f"{kept} is deleted" in capsys.readouterr().err and verdict(results)[0]
+    with open_arrays(results / "index/grid.npz") as stored:
+        rows = len(stored["offset"])
+        other_order = {
+            name: stored[name][::-1] if stored[name].shape[:1] == (rows,) else stored[name] for name in stored
+        }
+    save_arrays(results / "index/grid.npz", other_order)
+    assert train_here(run, study, folder, StopRequest()) == 0
+    assert (folder / "model/final.safetensors").read_bytes() != before
+    assert (kept / "model/final.safetensors").read_bytes() == before and (kept / "run_summary.json").is_file()
+
+
+def test_weights_are_needed_for_the_attention_maps_of_the_last_stage(finished_run, tmp_path):
+    shutil.copytree(finished_run / "runs/baseline", tmp_path / "runs/stage1", ignore=shutil.ignore_patterns("state"))
+    alone = {"only": {"stages": ["stage1"], "ablations": [], "grid": []}, "evaluation": {"families": ["ablation"]}}
+    study = study_in(tmp_path, **alone)
+    path = tmp_path / "runs/stage1/run_summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"digest": study.runs["stage1"].digest}))
+
+    def problem(study) -> str:
+        (status,) = status_of(study)
+        rules = StudyOfRules(study, None)
+        assert len(rules.attention_maps) == 1 and rules.evaluated == []
+        return status.note
+
+    assert problem(study) == ""
+    (tmp_path / "runs/stage1/model/best.safetensors").unlink()
+    assert problem(study) == "model/best.safetensors is missing"
+    one_frame = study_in(tmp_path, stages={"stage1": {"data.max_frames": 1}}, **alone)
+    assert StudyOfRules(one_frame, None).attention_maps == []
 
 
 def test_a_missing_file_that_the_study_needs_is_reported(finished):

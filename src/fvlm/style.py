@@ -3,6 +3,7 @@
 Solid line: fitted, or measured. Dashed line: extrapolated. Hollow marker: excluded. Bars: 95 % intervals.
 """
 
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import cycle
@@ -36,6 +37,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 CYCLE = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, YELLOW, GREY)
 WIDTH = 7.2  # inches, of a report column
 LOSS = "loss (nats per token)"
+MARK = "‡"  # of an adopted run beside runs that were trained here
 BEYOND = 10.0  # how many times the largest value a fit is prolonged, dashed
 
 
@@ -120,6 +122,31 @@ def legend_below(figure: Figure, ax: Axes, note: str, ncols: int = 3) -> None:
 def markers(sizes: Iterable[str]) -> dict[str, str]:
     """Size -> marker, in the order given."""
     return {size: MARKERS[i % len(MARKERS)] for i, size in enumerate(dict.fromkeys(sizes))}
+
+
+def mark_adopted(ax: Axes, points, x: str, y: str) -> None:
+    """Mark the points that have a column `adopted` above zero."""
+    if "adopted" in points:
+        for row in points[points["adopted"] > 0].to_dict("records"):
+            look = {"color": ARCHITECTURE[row["architecture"]], "fontsize": 8, "zorder": 5}
+            ax.annotate(MARK, (row[x], row[y]), xytext=(4, 2), textcoords="offset points", **look)
+
+
+def mark_names(figure: Figure, names: Iterable[str]) -> None:
+    """Add MARK to the names of runs in all words of a figure."""
+    known = re.compile(rf"(?<![\w.-])({'|'.join(map(re.escape, names))})(?![\w.-])")
+
+    def marked(text: str) -> str:
+        return known.sub(rf"\1{MARK}", text)
+
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            labels = [label.get_text() for label in axis.get_ticklabels()]
+            if any(map(known.search, labels)):
+                axis.set_ticks(axis.get_ticklocs(), [marked(label) for label in labels])
+    legends = [*figure.legends, *(ax.get_legend() for ax in figure.axes if ax.get_legend())]
+    for text in (*(text for ax in figure.axes for text in ax.texts), *(t for one in legends for t in one.get_texts())):
+        text.set_text(marked(text.get_text()))
 
 
 def legend_of_grid(

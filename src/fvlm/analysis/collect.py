@@ -14,7 +14,7 @@ import pandas as pd
 from fvlm.analysis.columns import COLUMNS, CURVE, RUN
 from fvlm.analysis.compare.bootstrap import VIDEO_FIRST, VISUAL, resampled_sums
 from fvlm.analysis.files import read_csv, write_table
-from fvlm.analysis.finished import base_name, read_summary, refuse_twice
+from fvlm.analysis.finished import base_name, check_folder, read_summary, refuse_twice
 from fvlm.config.comparisons import Comparisons
 from fvlm.config.resolve import add_study_arguments, study_of
 from fvlm.errors import UserError
@@ -24,6 +24,7 @@ OPTIONAL = (  # left out: a sample is its own group, its video comes first, and 
     "group", "order", "loss_sum_without_end", "tokens_without_end",
 )  # fmt: skip
 NOT_IN_TABLE = ("files", "adopted")  # fields of a summary: digests of the run's files, and how it was adopted
+TRAINING_POINTS = 400  # of a run's training curve, as the workflow collects it
 CELL = ["run", "mode", "frames", "order"]
 
 
@@ -81,6 +82,25 @@ def collect_runs(paths: list[Path]) -> pd.DataFrame:
     refuse_twice([row["run"] for row in rows])
     columns = list(dict.fromkeys([*RUN, *(key for row in rows for key in row)]))
     return pd.DataFrame(rows, columns=columns)
+
+
+def collect_all(summaries: list[Path], folder: Path | None = None) -> dict[str, pd.DataFrame]:
+    """Return all collected tables of runs: of each run_summary.json, of validation.csv and metrics.csv beside it where
+    they are, and of evaluation/RUN.csv below the folder."""
+    runs = collect_runs(summaries)
+    for path, name in zip(summaries, runs["run"], strict=True):
+        check_folder(path, name)
+    curves = {
+        table: collect_curves([path.with_name(file) for path in summaries if path.with_name(file).exists()], points)
+        for table, file, points in (
+            ("validation_curves", "validation.csv", 0),
+            ("training_curves", "metrics.csv", TRAINING_POINTS),
+        )
+    }
+    evaluated = sorted(folder.rglob("evaluation/*.csv")) if folder else []
+    evaluated = [path for path in evaluated if path.stem in set(runs["run"])]
+    evaluation, bootstrap = collect_evaluation(evaluated)
+    return {"runs": runs, **curves, "evaluation": evaluation, "bootstrap": bootstrap}
 
 
 def set_questions(runs: pd.DataFrame, comparisons: Comparisons) -> None:

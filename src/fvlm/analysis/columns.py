@@ -22,11 +22,11 @@ TABLES = {
         interval* noise noise_from* likely_above clear? measure*""",
     "factorial": """measure* effect* estimate low high interval* n_seeds noise noise_from* likely_above deep_fine
         shallow_fine deep_coarse shallow_coarse""",
-    "points": "architecture* size* budget* N D C L runs",
-    "points_by_run": "run* seed architecture* size* budget* N D C L",
+    "points": "architecture* size* budget* N D C L runs adopted+",
+    "points_by_run": "run* seed architecture* size* budget* N D C L adopted+",
     "curves": "run* family* architecture* size* lr_schedule* N step D C L",
     "scaling_fits": """fit* architecture* form* parameter* value low high identified? reason* n_points rmse
-        samples_per_parameter tokens_per_parameter data_starved?""",
+        samples_per_parameter tokens_per_parameter data_starved? note*+""",
     "isoflop": """architecture* budget* flops sizes n_opt d_opt loss used? reason* curvature log_n_centre""",
     "gap": """family* budget* size* measure* n_foveated n_baseline loss_foveated loss_baseline raw_percent raw_low
         raw_high at_foveated_percent at_foveated_low at_foveated_high at_foveated_extrapolates? at_baseline_percent
@@ -44,7 +44,8 @@ TABLES = {
 def _names(kind: str = "") -> dict[str, tuple[str, ...]]:
     """Return table -> its columns, or those whose name ends in `kind` above."""
     split = {table: words.replace("REWARDS", " ".join(REWARDS)).split() for table, words in TABLES.items()}
-    return {table: tuple(name.rstrip("*?+") for name in names if name.endswith(kind)) for table, names in split.items()}
+    plain = {table: [(name.rstrip("*?+"), name) for name in names] for table, names in split.items()}
+    return {table: tuple(new for new, name in names if kind in name[len(new) :]) for table, names in plain.items()}
 
 
 COLUMNS, TEXT, FLAGS, NEW = _names(), _names("*"), _names("?"), _names("+")

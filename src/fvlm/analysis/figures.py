@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from fvlm import style
 from fvlm.analysis.catalog import FIGURES, Entry
 from fvlm.analysis.columns import COUNTED
+from fvlm.analysis.compare.runs import is_adopted
 from fvlm.analysis.files import read_csv, replacing, write_table
+from fvlm.analysis.finished import base_name
 from fvlm.analysis.plots.captions import as_rst, caption
 from fvlm.analysis.tables import Inputs, load
-from fvlm.config.trained import ADOPTED
 from fvlm.errors import UserError
 
 DPI = 150
@@ -54,20 +55,30 @@ def _draw(name: str, inputs: Inputs, args: Namespace) -> str:
     more = {"attention": [Path(path) for path in args.attention]} if entry.attention else {}
     tables = inputs.of(entry)
     try:
-        save(*load(entry.function)(**tables, **more), stem, _about_origin(inputs))
+        figure, numbers = load(entry.function)(**tables, **more)
+        save(figure, numbers, stem, _about_origin(inputs, figure, numbers))
     except style.NothingToDraw as reason:
         _without(entry, str(reason), stem, args.empty)
         return str(reason)
     return ""
 
 
-def _about_origin(inputs: Inputs) -> str:
-    """Return a sentence for the captions of losses that another program has computed; empty if there are none."""
+def _about_origin(inputs: Inputs, figure: Figure, numbers: pd.DataFrame) -> str:
+    """Mark the adopted runs of a figure if it also has others. Return the sentences of the caption about losses that
+    another program has computed; empty if there are none."""
     if not (Path(inputs.folder) / "runs.csv").exists():
         return ""
     runs = inputs.table("runs")
-    adopted = "origin" in runs and runs["origin"].eq(ADOPTED).any()
-    return FROM_ELSEWHERE if adopted or COUNTED in runs else ""
+    bases = runs["run"].map(base_name)
+    if "run" in numbers:
+        runs = runs[bases.isin(numbers["run"].dropna().map(base_name))]
+    elif "size" in numbers:
+        runs = runs[runs["size"].fillna("") != ""]
+    names = list(dict.fromkeys(bases[runs.index][is_adopted(runs)]))
+    if is_adopted(runs).all() or not names:
+        return FROM_ELSEWHERE if len(names) or COUNTED in runs else ""
+    style.mark_names(figure, names)
+    return f"{style.MARK}: adopted, trained by another program: {', '.join(names)}. {FROM_ELSEWHERE}"
 
 
 def _without(entry: Entry, reason: str, stem: Path, empty: str) -> None:

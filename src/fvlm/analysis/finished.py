@@ -8,35 +8,46 @@ from collections import Counter
 from pathlib import Path
 
 from fvlm.analysis import study_files
+from fvlm.analysis.study_files import ARCHITECTURES, without_time
 from fvlm.config.comparisons import Ablation
 from fvlm.config.schema import Study
+from fvlm.config.trained import FINISHED
 from fvlm.errors import UserError
 
 POINTS = ("run_id", "step", "samples_seen", "val_loss")  # columns of evaluation points
 RUN_NAMES = ("run_id", "run")  # of a table with one row per run: its name, and one of the losses
-FINAL = ("final_val_loss", "val_loss", "loss_train")  # the last is also the validation's: in the mode of training
+FINAL = ("final_val_loss", "last_val_loss", "val_loss", "loss_train")  # the last, too, is a validation loss
 BEST = ("best_val_loss",)
 RESULT = ("model_type", "step", "loss_mean")  # fields of a result in a list
 SUMMARIES = "run_summaries.csv"  # beside evaluation points, with further columns
-SUMMARY = "run_summary.json"  # of a run of this project
 GRID = re.compile(r"(?P<size>[\w.]+)-(?P<budget>C\d+)-(?P<letter>[FB])(?P<seed>-s\d+)?")
 LONG = re.compile(r"(?P<size>[\d.]+[MB])-scaling(?P<seed>-s\d+)?")  # one long run of a size
-PAIR = re.compile(r"(?P<size>[A-Z]-[A-Z])(_(?P<frames>\d+)f)?_(?P<letter>fov|bas)")  # two architectures, equal samples
-STAMP = re.compile(r"_\d{8}_\d{6}$")  # when a run began
-MODELS = (
-    ("config", "pair"),
-    ("arch", "architecture"),
-    ("loss", "val_loss"),
-    ("step",),
-)  # of points without a run's name
+PAIR = re.compile(r"(?P<size>[A-Z]-[A-Z])(_(?P<frames>\d+)f)?_(?P<letter>fov|bas)(?P<seed>-s\d+)?")  # equal samples
+MODELS = (("config", "pair"), ("arch", "architecture"), ("loss", "val_loss"), ("step",))  # points without a run's name
+TWO = ("run", "arch", "early_step", "loss_early", "final_step", "loss_final")  # of a table with two points per run
+OF_STUDY = (  # columns by which a table is recognised as the published study's
+    {"run_id", "samples_seen", "throughput_sps", "attention_entropy"},
+    {"run_id", "total_samples", "best_val_step", "wall_time_hours"},
+    {"run", "config", "arch", "params_M", "visual_tokens_per_frame", "loss_train"},
+    {"config", "arch", "step", "loss", "pflops"},
+    {*TWO},
+)
 SHORT = r"[A-Z]{1,2}\d+[a-z]?"  # names that are taken for ablations though the study has none of that name
 Ablations = dict[str, Ablation]
 SEED_SUFFIX = re.compile(r"-s\d+$")
+WORDS = "|".join(set(ARCHITECTURES) - {"F", "B", "baseline"})  # the last is an ablation's name
+ARCHITECTURE = re.compile(rf"(?<![^_.-])(?:(?P<letter>[FB])$|(?P<word>{WORDS})(?![^_.-]))")  # in a run's name
 
 
 def base_name(run: str) -> str:
     """Return a run's name without the suffix of a further seed: `NAME-s43` -> `NAME`."""
     return SEED_SUFFIX.sub("", run)
+
+
+def architecture_in(run: str) -> str:
+    """Return the architecture that a run's name states, as in `small_8f_bas` and `360M-B`; empty if it states none."""
+    found = ARCHITECTURE.search(base_name(without_time(run)))
+    return ARCHITECTURES[found["letter"] or found["word"]] if found else ""
 
 
 def _ablation(run: str, known: Ablations) -> re.Match | None:
@@ -51,8 +62,8 @@ def short_names(ids: list[str], known: Ablations) -> dict[str, str]:
 
     known   the ablations of the study
     """
-    plain = Counter(STAMP.sub("", run) for run in ids)
-    names = {run: name if plain[name := STAMP.sub("", run)] == 1 else run for run in ids}
+    plain = Counter(without_time(run) for run in ids)
+    names = {run: name if plain[name := without_time(run)] == 1 else run for run in ids}
     found = {run: _ablation(names[run], known) for run in ids}
     long: dict[str, set[str]] = {}  # short name -> the names, without seed, that would become it
     for run, match in found.items():
@@ -69,25 +80,23 @@ def place_of(run: str, known: Ablations) -> dict:
 
     Names such as `135M-C1-F` belong to the scaling grid, `135M-scaling` to long runs of one size, `S-B_64f_fov` to
     pairs of architectures at equal samples; those of the study's ablations, and short ones as in SHORT, are ablations;
-    all others count as stages, which are shown and compared with nothing. A name that implies no architecture belongs
-    to a foveated model.
+    all others count as stages, which are shown and compared with nothing. The study's ablations and long runs are
+    foveated unless their names state another architecture; that of other runs is empty if their names state none.
 
     known   the ablations of the study
     """
-    place = {"run": run, "family": "stage", "architecture": "foveated"}
+    place = {"run": run, "family": "stage", "architecture": architecture_in(run)}
     if found := GRID.fullmatch(run):
-        labels = {name: found[name] for name in ("size", "budget", "letter")}
-        architecture = "foveated" if found["letter"] == "F" else "multi_token"
-        place |= {"family": "grid", "architecture": architecture, **labels}
+        place |= {"family": "grid", **{name: found[name] for name in ("size", "budget", "letter")}}
     elif found := LONG.fullmatch(run):
-        place |= {"family": "scaling", "size": found["size"]}
-    elif pair := PAIR.fullmatch(run):
-        architecture = "foveated" if pair["letter"] == "fov" else "multi_token"
-        place |= {"family": "pairs", "size": pair["size"], "architecture": architecture}
-        place |= {"budget": f"{pair['frames']} frames"} if pair["frames"] else {}
+        place |= {"family": "scaling", "size": found["size"], "architecture": "foveated"}
+    elif found := PAIR.fullmatch(run):
+        place |= {"family": "pairs", "size": found["size"]}
+        place |= {"budget": f"{found['frames']} frames"} if found["frames"] else {}
     elif found := _ablation(run, known):
-        ablation = known.get(found["name"], Ablation())
-        place |= {"family": "ablation", "architecture": ablation.architecture}
+        place["family"] = "ablation"
+        if found["name"] in known and not place["architecture"]:
+            place["architecture"] = known[found["name"]].architecture
     if found and found["seed"]:
         place["seed"] = int(found["seed"].removeprefix("-s"))
     return place
@@ -140,10 +149,10 @@ def kind_of(path: Path) -> str:
 
 def summaries_in(folder: Path) -> list[Path]:
     """The summaries of the runs in a folder or below, in order; raises UserError where there is none."""
-    found = sorted(folder.rglob(SUMMARY))
+    found = sorted(folder.rglob(FINISHED))
     if not found:
         raise UserError(
-            f"{folder}: no {SUMMARY} in it or below, and no run_summary_RUN_TIME.json; expected finished runs, "
+            f"{folder}: no {FINISHED} in it or below, and no run_summary_RUN_TIME.json; expected finished runs, "
             "or name the file with the results"
         )
     return found
@@ -182,6 +191,11 @@ def results_in(path: Path) -> dict | list[dict]:
         raise UserError(f"{path}: cannot be read as JSON ({error}); expected a list of results") from error
     if isinstance(content, dict) and "run" in content:
         return content
+    if isinstance(content, dict) and any(isinstance(one, dict) for one in content.values()):
+        raise UserError(
+            f"{path}: coefficients of fits ({', '.join(list(content)[:3])}), and no results of runs; name the results "
+            "that they were fitted to"
+        )
     if not isinstance(content, list) or not content or not all(isinstance(one, dict) for one in content):
         raise UserError(f"{path}: expected a list of results with {', '.join(RESULT)}, or the summary of a run")
     for number, one in enumerate(content, 1):
@@ -208,9 +222,30 @@ def model_columns(header: list[str]) -> tuple[str, str] | None:
     return (found[0], found[1]) if all(found) and not {*RUN_NAMES} & {*header} else None
 
 
+def is_of_study(path: Path) -> bool:
+    """Return whether a file or folder has a form of the published study, whose conventions are known."""
+    if study_files.found_in(path):
+        return True
+    return path.suffix == ".csv" and any(columns <= set(next(study_files.rows_of(path), [])) for columns in OF_STUDY)
+
+
 def model_run(config: str, arch: str) -> str:
     """The name of such a run."""
     return f"{config}_{arch}"
+
+
+def check_form(path: Path, header: list[str]) -> None:
+    """Raise UserError unless a table holds evaluation points, or a row per run."""
+    missing = [name for name in POINTS if name not in header]
+    if not missing or is_by_run(header) or set(TWO) <= set(header):
+        return
+    if {"ratio", "experiment"} <= set(header):
+        raise UserError(f"{path}: ratios of losses, and no losses of runs; name a table with losses")
+    raise UserError(
+        f"{path}: no column {', '.join(map(repr, missing))}; found {', '.join(header[:12]) or 'nothing'}; "
+        f"expected {', '.join(POINTS)}, or one row per run with {RUN_NAMES[0]} and {BEST[0]}: "
+        "rename the columns or choose another file"
+    )
 
 
 def _run_ids(path: Path) -> list[str]:
@@ -222,14 +257,7 @@ def _run_ids(path: Path) -> list[str]:
             if models := model_columns(header):
                 places = [header.index(name) for name in models]
                 return list(dict.fromkeys(model_run(*(row[place] for place in places)) for row in rows if any(row)))
-            by_run = is_by_run(header)
-            missing = [name for name in POINTS if name not in header and not by_run]
-            if missing:
-                raise UserError(
-                    f"{path}: no column {', '.join(map(repr, missing))}; found {', '.join(header[:12]) or 'nothing'}; "
-                    f"expected {', '.join(POINTS)}, or one row per run with {RUN_NAMES[0]} and {BEST[0]}: "
-                    "rename the columns or choose another file"
-                )
+            check_form(path, header)
             place = next(header.index(name) for name in RUN_NAMES if name in header)
             return list(dict.fromkeys(row[place] for row in rows if len(row) > place))
     except (OSError, csv.Error, UnicodeDecodeError) as error:

@@ -1,13 +1,14 @@
 """`fvlm import RESULTS...`: finished results from elsewhere as the tables that collecting a study makes.
 
-Six kinds are read: evaluation points (CSV: run_id, step, samples_seen, val_loss, ...; a run_summaries.csv beside it
+Seven kinds are read: evaluation points (CSV: run_id, step, samples_seen, val_loss, ...; a run_summaries.csv beside it
 may add total_params), points that name a model in place of a run (CSV: config, arch, step, loss, ...), a table with one
-row per run (CSV: run_id, best_val_loss, ...), a list of results (JSON: model_type, step, loss_mean, ...), folders with
-runs as this project leaves them, and files and folders of the published study (`study_files`). What a file does not
-hold stays empty, but for what `finished.place_of` infers from a run's name, and what `scales.complete` counts: N, FLOPs
-and tokens of runs with a size.
+row per run (CSV: run_id, best_val_loss, ...) or with two points per run (CSV: run, early_step, loss_early, ...), a list
+of results (JSON: model_type, step, loss_mean, ...), folders with runs as this project leaves them, and files and
+folders of the published study (`study_files`). What a file does not hold stays empty, but for what `finished.place_of`
+infers from a run's name, and what `scales.complete` counts: N, FLOPs and tokens of runs with a size.
 """
 
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -17,17 +18,19 @@ import pandas as pd
 
 from fvlm.analysis import study_files
 from fvlm.analysis.catalog import COLLECTED
-from fvlm.analysis.collect import collect_curves, collect_evaluation, collect_runs
+from fvlm.analysis.collect import TRAINING_POINTS, collect_all
 from fvlm.analysis.columns import COLUMNS, COUNTED, INFERRED, REWARDS, RUN, SCHEDULE
 from fvlm.analysis.files import replacing, write_csv
 from fvlm.analysis.finished import (
     BEST,
     FINAL,
-    POINTS,
     RUN_NAMES,
     SUMMARIES,
+    TWO,
     Ablations,
-    check_folder,
+    architecture_in,
+    base_name,
+    check_form,
     is_by_run,
     kind_of,
     model_columns,
@@ -41,25 +44,18 @@ from fvlm.analysis.finished import (
     with_runs,
 )
 from fvlm.analysis.inputs import BLANK, COUNT, LOSS, NUMBER, SIZE, WORD, Kind, Rows, check_header, read_cells, table_of
-from fvlm.analysis.scales import FLOPS, complete, flops_in, name_groups, still_high
+from fvlm.analysis.scales import FLOPS, OF_STUDY, complete, flops_in, name_groups, still_high
+from fvlm.analysis.study_files import ARCHITECTURES
 from fvlm.analysis.tables import derive
-from fvlm.config.architectures import ARCHITECTURES as DECLARED
 from fvlm.config.resolve import add_study_arguments, study_of
 from fvlm.errors import UserError
 
-TRAINING_POINTS = 400  # of a run's training curve, as the workflow collects it
 PARAMETERS = ("total_params", "n_params", "params")  # what a file may call the number of parameters
 MILLIONS = "params_M"
 SAMPLES = ("total_samples", "samples", "samples_seen")
 TOKENS = "visual_tokens_per_frame"
 FRAME_BY_FRAME = "loss_infer"
 NAMED = {"architecture": ("architecture", "arch"), "pair": ("pair", "config"), "group": ("group", "frames")}
-ARCHITECTURES = {
-    **{name: name for name in DECLARED},
-    "fov": "foveated",
-    "baseline": "multi_token",
-    "bas": "multi_token",
-}
 LETTERS = {"foveated": "F", "multi_token": "B"}
 OPTIONAL = Kind("number, zero or more, or an empty cell", 0.0, blank=True)
 OF_SUMMARIES = {"run_id": WORD, **dict.fromkeys(PARAMETERS, OPTIONAL)}
@@ -138,33 +134,16 @@ def _read(path: Path, known: Ablations) -> Tables:
     if study := study_files.found_in(path):
         return _from_study(study, known)
     if kind == "folder":
-        return _from_summaries(summaries_in(path), path)
+        return collect_all(summaries_in(path), path)
     if kind == ".json":
         content = results_in(path)
-        return _from_summaries([path]) if isinstance(content, dict) else _from_list(path, content)
+        return collect_all([path]) if isinstance(content, dict) else _from_list(path, content)
     header, rows = read_cells(path, fewest=1)
     if columns := model_columns(header):
         return _from_models(path, header, rows, columns, known)
+    if set(TWO) <= set(header):
+        return _from_two(path, header, rows, known)
     return (_from_runs if is_by_run(header) else _from_points)(path, header, rows, known)
-
-
-def _from_summaries(summaries: list[Path], folder: Path | None = None) -> Tables:
-    """Runs as this project writes them: run_summary.json, and beside it validation.csv and metrics.csv where they
-    are; evaluation/RUN.csv below the folder."""
-    runs = collect_runs(summaries)
-    for path, name in zip(summaries, runs["run"], strict=True):
-        check_folder(path, name)
-    curves = {
-        table: collect_curves([path.with_name(file) for path in summaries if path.with_name(file).exists()], points)
-        for table, file, points in (
-            ("validation_curves", "validation.csv", 0),
-            ("training_curves", "metrics.csv", TRAINING_POINTS),
-        )
-    }
-    evaluated = sorted(folder.rglob("evaluation/*.csv")) if folder else []
-    evaluated = [path for path in evaluated if path.stem in set(runs["run"])]
-    evaluation, bootstrap = collect_evaluation(evaluated)
-    return {"runs": runs, **curves, "evaluation": evaluation, "bootstrap": bootstrap}
 
 
 def _from_runs(path: Path, header: list[str], cells: Rows, known: Ablations) -> Tables:
@@ -185,12 +164,12 @@ def _from_runs(path: Path, header: list[str], cells: Rows, known: Ablations) -> 
 
 def _one_of_runs(path: Path, row: dict, run: str, known: Ablations) -> dict:
     words = {what: next((row[name] for name in names if row.get(name)), "") for what, names in NAMED.items()}
-    place, architecture = place_of(run, known), words["architecture"]
+    place, architecture = place_of(run, known), words["architecture"] or architecture_in(run)
     if architecture and architecture not in ARCHITECTURES:
         raise UserError(
             f"{path}: run {run} has architecture {architecture!r}; expected one of {', '.join(ARCHITECTURES)}"
         )
-    place |= {"architecture": ARCHITECTURES[architecture]} if architecture else {}
+    place = _stated(place, architecture, known)
     if words["pair"] and architecture and place["architecture"] in LETTERS:
         group = f"{words['group']} frames" if "frames" in row and words["group"] else words["group"]
         place |= {"family": "pairs", "size": words["pair"], "budget": group, "letter": LETTERS[place["architecture"]]}
@@ -212,6 +191,15 @@ def _one_of_runs(path: Path, row: dict, run: str, known: Ablations) -> dict:
     return found | ({SCHEDULE: row["lr_schedule"]} if "lr_schedule" in row else {})
 
 
+def _stated(place: dict, word: str, known: Ablations) -> dict:
+    """Return a run's place with the architecture that its file states; the run is then not the study's ablation of its
+    name if that one has another architecture."""
+    architecture = ARCHITECTURES.get(word, place["architecture"])
+    ablation = known.get(base_name(short_names([place["run"]], known)[place["run"]]))
+    other = place["family"] == "ablation" and ablation is not None and ablation.architecture != architecture
+    return place | {"architecture": architecture} | ({"family": "stage"} if other else {})
+
+
 def _run(place: dict) -> dict:
     """A row of the table of runs that has nothing but its place in the study."""
     empty = dict.fromkeys(RUN, np.nan) | dict.fromkeys(("size", "budget", "letter"), "")
@@ -228,13 +216,15 @@ def _runs(rows: list[dict]) -> pd.DataFrame:
 
 
 def _from_points(path: Path, header: list[str], cells: Rows, known: Ablations, samples: Kind = COUNT) -> Tables:
-    check_header(path, header, POINTS)
+    check_form(path, header)
     table = table_of(path, header, cells, OF_POINTS | {"samples_seen": samples})
     _refuse_two_at_a_step(path, table)
     sizes, names = _parameters(path, table), short_names(list(table["run_id"].drop_duplicates()), known)
     parts = []
     for run, own in table.groupby("run_id", sort=False):
-        parts.append(_one_run(place_of(names[run], known), own.sort_values("step"), sizes.get(run, np.nan)))
+        word = own["architecture"].iloc[-1] if "architecture" in own else ""
+        place = _stated(place_of(names[run], known), word, known)
+        parts.append(_one_run(place, own.sort_values("step"), sizes.get(run, np.nan)))
     return _tables(parts)
 
 
@@ -242,8 +232,18 @@ def _from_models(path: Path, header: list[str], cells: Rows, columns: tuple[str,
     """The tables of evaluation points that name a model and its architecture in place of a run, and no samples."""
     places = [header.index(name) for name in columns]
     cells = [(number, [*row, model_run(*(row[place] for place in places)), ""]) for number, row in cells]
-    header = ["val_loss" if name == "loss" else name for name in header] + ["run_id", "samples_seen"]
+    header = [{"loss": "val_loss", "pflops": OF_STUDY}.get(name, name) for name in header] + ["run_id", "samples_seen"]
     return _from_points(path, header, cells, known, OPTIONAL)
+
+
+def _from_two(path: Path, header: list[str], cells: Rows, known: Ablations) -> Tables:
+    """The tables of a file with an early and a final point of each run in a row, and no samples."""
+    run, architecture, *points = (header.index(name) for name in TWO)
+    rows = [
+        (number, [row[run], row[architecture], row[step], row[loss], ""])
+        for number, row in cells for step, loss in (points[:2], points[2:])
+    ]  # fmt: skip
+    return _from_points(path, ["run_id", "architecture", "step", "val_loss", "samples_seen"], rows, known, OPTIONAL)
 
 
 def _refuse_two_at_a_step(path: Path, table: pd.DataFrame) -> None:
@@ -282,8 +282,6 @@ def _one_run(place: dict, own: pd.DataFrame, parameters: float) -> tuple[dict, p
     last, best = own.iloc[-1], own.loc[own["val_loss"].idxmin()]
     flops, counted = flops_in(own)
     flops = pd.Series(flops, index=own.index)
-    if "architecture" in own and last["architecture"] in ARCHITECTURES:
-        place |= {"architecture": ARCHITECTURES[last["architecture"]]}
     row = _run(place) | {
         "params_total": parameters,
         "samples": last["samples_seen"],
@@ -312,14 +310,22 @@ def _tables(parts: list[tuple[dict, pd.DataFrame]]) -> Tables:
 
 
 def _from_study(found: list[study_files.StudyRun], known: Ablations) -> Tables:
-    """The tables of runs whose files are in the published study's form."""
+    """The tables of runs whose files are in the published study's form. What cannot be read is left out and printed.
+
+    raises   UserError if that is every run
+    """
     names = short_names([run.name for run in found], known)
-    rows, curves = [], {"validation_curves": [], "training_curves": []}
+    rows, curves, left_out = [], {"validation_curves": [], "training_curves": []}, []
     for run in found:
         place, facts = place_of(names[run.name], known), run.facts
         place |= {"architecture": facts["architecture"]} if "architecture" in facts else {}
         n, flops = facts.get("params_total", np.nan), facts.get("flop_budget", np.nan) * study_files.FLOPS_PER_UNIT
+        is_damaged = bool(run.left_out) and not facts  # its summary, or its row in a table
         training, evaluations = run.read()
+        is_damaged |= bool(run.left_out) and not (evaluations or "best_val_loss" in facts)
+        left_out += [f"{'run ' * is_damaged}{place['run']}: {reason}" for reason in run.left_out]
+        if is_damaged:
+            continue
         best = min(evaluations, key=lambda row: row["val_loss"], default={})
         rows.append(_run(place) | {
             "params_total": n,
@@ -335,6 +341,10 @@ def _from_study(found: list[study_files.StudyRun], known: Ablations) -> Tables:
             if len(curve) > TRAINING_POINTS and table == "training_curves":
                 curve = curve.groupby(np.arange(len(curve)) * TRAINING_POINTS // len(curve)).mean()
             curves[table].append(curve.assign(run=place["run"]).reindex(columns=list(COLUMNS[table])))
+    if not rows:
+        raise UserError(left_out[0])
+    for sentence in left_out:
+        print(f"left out: {sentence}", file=sys.stderr)
     joined = {table: pd.concat(parts, ignore_index=True) for table, parts in curves.items()}
     return {"runs": _runs(rows)} | joined
 

@@ -21,12 +21,14 @@ from fvlm.costs.flops import parameters
 
 SIZED = ("grid", "scaling", "pairs")  # families of imported runs with a size
 PLACE = ["size", "architecture"]
+OF_STUDY = "pflops of multiply-adds"  # what the column `pflops` of the published study's points is called here
 AS_GIVEN = "those of the file, taken as two per multiply-add"
 FLOPS = {  # column -> FLOPs (two per multiply-add) of one of its units, and the conversion in words
     "flops": (1.0, AS_GIVEN),
     "total_flops": (1.0, AS_GIVEN),
     "total_flops_reported": (2 / 3, "total_flops_reported x 2/3 (there one per multiply-add, and 3 times too many)"),
-    "pflops": (2e15, "pflops x 2 (there one per multiply-add)"),
+    "pflops": (1e15, AS_GIVEN),
+    OF_STUDY: (2e15, "pflops x 2 (there one per multiply-add)"),
 }
 DECAYED = 0.5  # a decaying rate that ends above this part of its highest has not come to its end
 

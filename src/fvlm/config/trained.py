@@ -11,6 +11,7 @@ import os
 import shutil
 import struct
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from fvlm.config.schema import Run, Study
@@ -87,14 +88,24 @@ def problem_of_files(folder: Path, summary: dict) -> str:
     return ""
 
 
+def run_of_maps(runs: Iterable[Run]) -> Run | None:
+    """Return the run whose attention maps a study shows: the last stage that learns from frames, before preferences.
+
+    None if it has no query, or reads one frame of a video.
+    """
+    seeing = [run for run in runs if run.family == "stage" and run.data.loss != "preference"]
+    return next((run for run in seeing[-1:] if run.model.variant.queries and run.data.max_frames > 1), None)
+
+
 def problem_of_run(run: Run, study: Study, folder: Path, summary: dict) -> str:
     """Return why Snakemake trains a run again that has the right configuration; empty if it does not."""
     problem = problem_of_files(folder, summary)
     if problem or FILES not in summary:  # the summary of an earlier version
         return problem
     needed = [METRICS, VALIDATION]
-    evaluated = run.family in study.evaluation.families and not is_without_weights(folder, run.digest)
-    if evaluated or any(other.parent == run.name for other in study.runs.values()):
+    loaded = run.family in study.evaluation.families or run_of_maps(study.runs.values()) == run
+    loaded = loaded and not is_without_weights(folder, run.digest)
+    if loaded or any(other.parent == run.name for other in study.runs.values()):
         needed.append(WEIGHTS)
     return next((f"{name} is missing" for name in needed if not (folder / name).is_file()), "")
 
@@ -114,17 +125,16 @@ def _is_plausible(folder: Path, name: str) -> bool:
 
 
 def keep_earlier(folder: Path, digest: str | None) -> None:
-    """Keep the finished run that a training or an adopted run is about to replace, unless it would be made again alike.
+    """Keep the finished run that a training or an adopted run is about to replace.
 
-    RESULTS/earlier/RUN-DIGEST gets hard links to its files, or copies where the disk has no links.
+    RESULTS/earlier/RUN-DIGEST gets hard links to its files, or copies where the disk has no links. `drop_alike` deletes
+    them if the training writes the same files again.
 
     folder   of the run
-    digest   of the configuration that is about to be trained; None: keep a run of any configuration
+    digest   of the configuration that is about to be trained; None if an adopted run replaces it
     """
     summary = summary_in(folder)
-    recorded = isinstance(summary.get(FILES), dict)
-    alike = ADOPTED not in summary and not (recorded and problem_of_files(folder, summary))
-    if not summary or (summary["digest"] == digest and alike):
+    if not summary:
         return
     target = _free_place(folder, summary["digest"])
     if target is None:
@@ -141,6 +151,18 @@ def keep_earlier(folder: Path, digest: str | None) -> None:
     what = "finished run of another configuration" if other else "finished run"
     what = "adopted run" if ADOPTED in summary else what
     print(f"{folder.name}: the {what} is kept in {target}; delete it to free disk space", file=sys.stderr, flush=True)
+
+
+def drop_alike(folder: Path) -> None:
+    """Delete the kept copies of a run that has just been trained again with the same files."""
+    summary = summary_in(folder)
+    for kept in folder.parents[1].glob(f"earlier/{folder.name}-{summary['digest']}*"):
+        before = summary_in(kept)
+        if ADOPTED not in before and before.get(FILES) == summary[FILES] and not problem_of_files(kept, before):
+            shutil.rmtree(kept)
+            print(
+                f"{folder.name}: trained again with the same files, so {kept} is deleted", file=sys.stderr, flush=True
+            )
 
 
 def _free_place(folder: Path, digest: str) -> Path | None:

@@ -22,6 +22,11 @@ def main(args) -> int:
             f"run {run.name!r}: architecture {run.model.architecture} has no query, so there is no attention to show; "
             "name a foveated run"
         )
+    if run.data.max_frames == 1:
+        raise UserError(
+            f"run {run.name!r}: data.max_frames is 1, so the model reads one frame of a video, which has no maps; "
+            "name a run with 2 or more"
+        )
     # These import torch, which takes seconds.
     from fvlm.device import autocast
     from fvlm.evaluate.load import check_split, load_run

@@ -16,7 +16,6 @@ from snakemake.persistence import RECORD_FORMAT_VERSION, MetadataRecord
 
 from fvlm.config.trained import ADOPTED, FINISHED, OF_A_RUN, keep_earlier, problem_of_files, summary_in
 from fvlm.files import write_beside
-from fvlm.snakemake.process import requests_report
 
 MADE_FROM = "made_from.jsonl"  # in a results folder: {"file": ..., "params": [...]}; later lines win
 STUDY = "study.json"  # in a results folder: the complete study, which its jobs read
@@ -76,7 +75,7 @@ class ResultsMemory:
             file.write(json.dumps({"file": inside, "params": params}) + "\n")
 
     def keep_earlier(self, job) -> None:
-        """Keep the finished run of another configuration that a training will replace."""
+        """Keep the finished run that a training will replace."""
         for path in job.output:
             if (self._inside(path) or "").startswith("runs/") and path.endswith(FINISHED):
                 keep_earlier(Path(path).parent, job.params.digest)
@@ -161,9 +160,6 @@ class Remembering:
             return record
         if memory.is_adopted(key):
             record = None
-        # a report takes rules and times from the records, and ends with one that lacks them
-        if requests_report(after_run=False):
-            return record
         params = memory.params_of_run(key)  # also of a run that was trained by hand, or copied here
         if params is None and record is None:
             params = memory.params(key)
@@ -171,6 +167,11 @@ class Remembering:
             return record
         known = MetadataRecord(record_format_version=RECORD_FORMAT_VERSION) if record is None else record
         return known.model_copy(update={"params": params})
+
+    def metadata(self, path):
+        """Return what a report shows of a file; nothing of one that no job of this folder has made: it has no rule."""
+        found = super().metadata(path)
+        return found if found and found["rule"] else None
 
     def _filter_incomplete_keys(self, keys: Iterable[str]) -> set[str]:
         """Return the files of interrupted jobs; a run that was adopted after its training was killed is whole."""

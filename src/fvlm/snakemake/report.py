@@ -23,6 +23,7 @@ from fvlm.snakemake.study import StudyOfRules
 from fvlm.study.plan import plan_rows, totals
 
 BEGUN = time.time()  # of this snakemake, which imports the module first
+MOST_LEFT_OUT = 20  # lines about rows and files of finished results that could not be read
 PRINT_IT_THEMSELVES = ("plan", "preflight", "calibrate")
 
 
@@ -91,6 +92,15 @@ def make_report(study: StudyOfRules, workflow, target: str) -> None:
     lines += [f"reasons  {study.not_drawn}: figures that cannot be drawn"] if study.at_once else []
     lines += [f"open     {study.front_page}"]
     print(*lines, sep="\n", file=sys.stderr)
+
+
+def report_left_out(study: StudyOfRules, workflow) -> None:
+    """Print what the job that imports finished results could not read, if it ran in this call."""
+    log = Path(study.folder) / "logs/import_results.log"
+    if _is_silent(workflow) or not log.exists() or log.stat().st_mtime < BEGUN:
+        return
+    lines = [line for line in last_lines(log, MOST_LEFT_OUT) if line.startswith("left out: ")]
+    print(*lines, sep="\n", end="\n" * bool(lines), file=sys.stderr)
 
 
 def _same_workflow(workflow) -> list[str]:

@@ -18,7 +18,7 @@ from fvlm.analysis.finished import check_results
 from fvlm.config.resolve import DEFAULT_STUDY, load_study
 from fvlm.config.schema import Source, Study
 from fvlm.config.study_file import OWN, complete, typed
-from fvlm.config.trained import is_adopted, is_without_weights
+from fvlm.config.trained import is_adopted, is_without_weights, run_of_maps
 from fvlm.costs.limits import check_data, check_memory, check_parents, check_tokenizer
 from fvlm.costs.speed import calibration_path, read_calibration
 from fvlm.data import sources
@@ -115,13 +115,9 @@ class StudyOfRules:
 
     @property
     def attention_maps(self) -> list[str]:
-        """The maps of the last stage that learns from frames (preference tuning comes after it), if it is foveated.
-
-        A stage that was adopted without its weights has none.
-        """
-        seeing = [name for name in self.stages if self.runs[name].data.loss != "preference"]
-        last = [name for name in seeing[-1:] if self.runs[name].model.variant.queries and self._has_weights(name)]
-        return [] if self.settings.results_from else [f"{self.folder}/attention/{name}.npz" for name in last]
+        """The attention maps that the study shows, if their run has weights."""
+        run = None if self.settings.results_from else run_of_maps(self.runs.values())
+        return [f"{self.folder}/attention/{run.name}.npz"] if run and self._has_weights(run.name) else []
 
     @property
     def indices(self) -> list[str]:

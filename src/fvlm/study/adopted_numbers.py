@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from fvlm.analysis.finished import is_of_study
 from fvlm.analysis.imported import read_results
 from fvlm.config.schema import Run, Study
 from fvlm.config.trained import (
@@ -30,6 +31,7 @@ from fvlm.study.adopted_settings import CONVENTIONS, about_samples, own_flops
 from fvlm.study.status import refuse_held
 from fvlm.train.summary import description, versions
 
+NOT_KNOWN = "losses: the file does not state on which samples they are, nor which tokens are scored"
 MOST = 0.15  # relative difference of the number of parameters up to which it may be the same model
 POINT = ("step", "samples", "flops", "val_loss", "train_loss")
 
@@ -74,13 +76,14 @@ def _notes(source: Path, row: pd.Series, run: Run, study: Study) -> list[str]:
 
     raises   UserError if it is another model, or has no loss or samples
     """
-    where = f"{source}: run {run.name}"
-    if row["architecture"] != run.model.architecture:
+    where, here, notes = f"{source}: run {run.name}", description(run)["params_total"], []
+    if row["architecture"] not in ("", run.model.architecture):
         raise UserError(f"{where} is {row['architecture']}, in the study it is {run.model.architecture}; rename one")
+    if not row["architecture"]:
+        notes.append(f"{run.name}: its architecture is not recorded, so taken from the configuration")
     loss, samples, there = (float(row[key]) for key in ("best.val_loss", "samples", "params_total"))
     if not (math.isfinite(loss) and math.isfinite(samples)):
         raise UserError(f"{where} has no loss or no samples; expected both")
-    here, notes = description(run)["params_total"], []
     if math.isfinite(there) and abs(there / here - 1) > MOST:
         raise UserError(
             f"{where} has {there / 1e6:.1f} M parameters, in the study it has {here / 1e6:.1f} M; name another"
@@ -89,7 +92,7 @@ def _notes(source: Path, row: pd.Series, run: Run, study: Study) -> list[str]:
         notes.append(f"{run.name}: {there / 1e6:.1f} M parameters there, {here / 1e6:.1f} M in the configuration")
     different = about_samples(run, study, samples)
     notes += [f"{run.name}: {different}"] if different else []
-    return [*notes, *CONVENTIONS]
+    return [*notes, *(CONVENTIONS if is_of_study(source) else [NOT_KNOWN])]
 
 
 def _write(source: Path, run: Run, study: Study, row: pd.Series, tables: dict, notes: list[str]) -> None:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from fvlm.analysis import study_files
-from fvlm.analysis.finished import short_names
+from fvlm.analysis.finished import GRID, short_names
 from fvlm.batch import Batch
 from fvlm.config.schema import Run, Study
 from fvlm.config.trained import (
@@ -64,6 +64,7 @@ class Found:
     facts        values of `study_files.SUMMARY`
     foreign      the weights have the names of the published study
     coarse       precisions below float32 in which the best weights are stored
+    left_out     a sentence for each file of metrics with rows that cannot be read
     """
 
     best: Path
@@ -75,6 +76,7 @@ class Found:
     evaluations: list[dict] = field(default_factory=list)
     foreign: bool = False
     coarse: tuple[str, ...] = ()
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def samples(self) -> int | None:
@@ -105,6 +107,7 @@ def adopt(source: Path, run: Run, study: Study) -> list[str]:
     real = real_settings(found.beside.get("config"), found.training)
     real |= {"train.samples": found.samples} if found.samples else {}
     notes = differences(run, study, real, found.samples, found.foreign) + _about_weights(found)
+    notes += [f"left out: {sentence}" for sentence in found.left_out]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{run.name}.", suffix=".part", dir=folder.parent) as part:
         part = Path(part)
@@ -169,10 +172,13 @@ def _add_records(found: Found, source: Path, run: Run, study: Study) -> None:
         raise UserError(f"{source} holds several runs ({', '.join(one.name for one in runs)}); name the folder of one")
     for one in runs:
         name = short_names([one.name], study.comparisons.ablations)[one.name]
-        if name != run.name and (name in study.runs or study_files.GRID.fullmatch(name)):
+        if name != run.name and (name in study.runs or GRID.fullmatch(name)):
             raise UserError(f"{source} holds run {one.name}, not {run.name}; write --run {name}")
+        if one.left_out:
+            raise UserError(one.left_out[0])
         found.facts, found.files = one.facts, [*filter(None, [one.summary]), *one.metrics]
-        found.training, found.evaluations = one.read()
+        found.training, found.evaluations = one.read(strict=True)
+        found.left_out = one.left_out
 
 
 # --- checking ---

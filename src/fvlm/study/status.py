@@ -42,7 +42,7 @@ class Status:
     """Status of one run; None where a value is not known.
 
     state           one of STATES; note: the reason
-    step, steps     finished and planned steps
+    step, steps     finished and planned steps; both None if an adopted run does not state them
     checkpoint      step of the last checkpoint, and its age in seconds
     hours, cost     so far: all time of a finished run, else the time of the logged steps
     left_s          seconds left at the run's own speed, without validations; before its first step as planned
@@ -51,7 +51,7 @@ class Status:
     run: str
     state: str
     note: str = ""
-    step: int = 0
+    step: int | None = 0
     steps: int | None = None
     loss: float | None = None
     samples_per_s: float | None = None
@@ -147,8 +147,9 @@ def _finished(run: Run, study: Study, summary: dict, amounts: Amounts | None) ->
     """Return the status of a finished run. A summary of an earlier version may lack fields."""
     wall_s, loss = summary.get("wall_s"), (summary.get("final") or {}).get("train_loss")
     spent = None if wall_s is None else wall_s / 3600
-    steps = summary.get("steps") or (amounts.steps if amounts else 0)
-    note = f"adopted from {summary[ADOPTED].get('from')}" if isinstance(summary.get(ADOPTED), dict) else ""
+    adopted = isinstance(summary.get(ADOPTED), dict)
+    steps = summary.get("steps") or (None if adopted else amounts.steps if amounts else 0)
+    note = f"adopted from {summary[ADOPTED].get('from')}" if adopted else ""
     return Status(
         run.name, "finished", note, step=steps, steps=steps, loss=loss, samples_per_s=summary.get("samples_per_s"),
         left_s=0.0, hours=spent, cost=None if spent is None else _cost(run, study, spent),
@@ -317,7 +318,7 @@ def status_text(study: Study, statuses: list[Status]) -> str:
     form = f"{{:<{max([14, *(len(s.run) for s in statuses)]) + 2}}}{FORM}"
     lines = [form.format(*HEAD)]
     for s in statuses:
-        steps = f"{s.step:,}/{'?' if s.steps is None else format(s.steps, ',')}"
+        steps = "-" if s.step is None else f"{s.step:,}/{'?' if s.steps is None else format(s.steps, ',')}"
         saved = "-" if s.checkpoint is None else f"step {s.checkpoint:,}, {ago(s.checkpoint_age_s)} ago"
         left = "-" if s.left_s is None else ago(s.left_s)
         line = form.format(

@@ -21,6 +21,7 @@ from fvlm.config.trained import (
     VALIDATION,
     WEIGHTS,
     digests_of_files,
+    drop_alike,
     keep_earlier,
 )
 from fvlm.costs.limits import check_run_memory
@@ -88,3 +89,4 @@ def _write_results(trainer: Trainer, folder: Path) -> None:
     beside = {SOURCES: study.shown_to(trainer.run), SPLIT: counted_split(study, trainer.setup.steps.corpus)}
     write_json(folder / CONFIGURATION, trainer.run.model_dump(mode="json") | beside)
     write_json(folder / FINISHED, summary_of(trainer) | {FILES: digests_of_files(folder)})
+    drop_alike(folder)

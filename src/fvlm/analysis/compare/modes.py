@@ -56,7 +56,7 @@ def token_efficiency(
     baseline, names = comparisons.reference, comparisons.figures.token_efficiency
     study = ComparedRuns(runs, evaluation, bootstrap)
     own = study.of_family("ablation")
-    chosen = own[own["base"].isin(names) | (own["architecture"] != "foveated")]
+    chosen = own[own["base"].isin(names) | ~own["architecture"].isin(("foveated", ""))]
     evaluated = all(np.isfinite(study.loss(run)) for run in chosen["run"])
     reference = next(iter(study.seeds(baseline).values()), None)
     rows = [_efficiency_row(study, base, comparisons, evaluated) for base in chosen["base"].drop_duplicates()]
@@ -93,10 +93,10 @@ def _efficiency_row(study: ComparedRuns, base: str, comparisons: Comparisons, ev
 
 
 def _label(run: pd.Series, comparisons: Comparisons) -> str:
-    architecture = ARCHITECTURES[run["architecture"]]
-    kinds = {"blind": "trained without frames", "multi_token": "pooled"}
-    kind = comparisons.figures.token_efficiency.get(run["base"]) or kinds.get(run["architecture"], architecture.title)
-    count = f"{run['visual_tokens']:.0f} " if architecture.pooled else ""
+    architecture = ARCHITECTURES.get(run["architecture"])
+    kinds = {"": "architecture not known", "blind": "trained without frames", "multi_token": "pooled"}
+    kind = comparisons.figures.token_efficiency.get(run["base"]) or kinds.get(run["architecture"]) or architecture.title
+    count = f"{run['visual_tokens']:.0f} " if architecture and architecture.pooled else ""
     return f"{count}{kind} ({run['base']})"
 
 

@@ -12,6 +12,7 @@ from fvlm.analysis.compare.noise import Noise, noise_of, slopes
 from fvlm.analysis.finished import base_name
 from fvlm.config.architectures import ARCHITECTURES
 from fvlm.config.comparisons import Comparisons
+from fvlm.config.trained import ADOPTED
 
 WITH_QUERIES = [name for name, architecture in ARCHITECTURES.items() if architecture.queries]
 EVALUATION, VALIDATION = "evaluation loss", "validation loss"
@@ -35,6 +36,11 @@ def trained_mode(run: pd.Series) -> str:
 def scores_tokens(runs: pd.DataFrame) -> pd.Series:
     """True for runs whose loss is in nats per token; that of a run on preferences is per pair of answers."""
     return runs.get("config.data.loss", pd.Series("", index=runs.index)) != "preference"
+
+
+def is_adopted(runs: pd.DataFrame) -> pd.Series:
+    """True for runs that another program has trained, in a study that trains others."""
+    return runs.get("origin", pd.Series("", index=runs.index)) == ADOPTED
 
 
 def difference(losses: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from fvlm.analysis.columns import COLUMNS, SCHEDULE
-from fvlm.analysis.compare.runs import scores_tokens
+from fvlm.analysis.compare.runs import is_adopted, scores_tokens
 from fvlm.config.architectures import ARCHITECTURES
 from fvlm.errors import UserError
 
@@ -18,7 +18,7 @@ WIDEST_BUDGET = 1.3  # largest C / smallest C
 def grid_points(runs: pd.DataFrame, family: str = "grid") -> pd.DataFrame:
     """The grid's runs (or those of another family with sizes and budgets), seeds averaged: architecture, size,
     budget, N (parameters), D (samples seen), C (training FLOPs spent, two per multiply-add), loss (final validation,
-    nats per token), tokens (text and visual tokens seen), runs."""
+    nats per token), tokens (text and visual tokens seen), runs, adopted (how many of them another program trained)."""
     grid = runs[(runs["family"] == family) & runs["final.val_loss"].notna()]
     tokens = grid["text_tokens"].astype(float) + grid["frames"].astype(float) * grid["visual_tokens"].astype(float)
     columns = {
@@ -29,9 +29,14 @@ def grid_points(runs: pd.DataFrame, family: str = "grid") -> pd.DataFrame:
         "nominal": "flops_budget",
     }
     points = grid[["architecture", "size", "budget"]].assign(
-        **{name: grid[column].astype(float) for name, column in columns.items()}, tokens=tokens, runs=1
+        **{name: grid[column].astype(float) for name, column in columns.items()},
+        tokens=tokens,
+        runs=1,
+        adopted=is_adopted(grid).astype(int),
     )
-    how = dict.fromkeys(("N", "D", "C", "loss", "nominal", "tokens"), "mean") | {"runs": "sum"}
+    how = dict.fromkeys(("N", "D", "C", "loss", "nominal", "tokens"), "mean") | dict.fromkeys(
+        ("runs", "adopted"), "sum"
+    )
     points = points.groupby(["architecture", "size", "budget"], as_index=False, sort=False).agg(how)
     order = {name: position for position, name in enumerate(ARCHITECTURES)}
     return (
@@ -50,7 +55,8 @@ def points_by_run(runs: pd.DataFrame) -> pd.DataFrame:
     """The table `points_by_run`, for `fvlm gap`: one row per run of the grid or of pairs, with its seed."""
     grid = runs[runs["family"].isin(PAIRED) & runs["final.val_loss"].notna()]
     names = {"params_total": "N", "samples": "D", "flops": "C", "final.val_loss": "L"}
-    grid = grid.assign(seed=grid["seed"].fillna(0))  # results from elsewhere may have no seed
+    # results from elsewhere may have no seed
+    grid = grid.assign(seed=grid["seed"].fillna(0), adopted=is_adopted(grid).astype(int))
     return grid.rename(columns=names)[list(COLUMNS["points_by_run"])]
 
 
@@ -63,6 +69,14 @@ def curves(runs: pd.DataFrame, validation_curves: pd.DataFrame) -> pd.DataFrame:
     learnt = validation_curves["val_loss"].notna() & (validation_curves["step"] > 0)
     table = validation_curves[learnt].join(about, on="run", how="inner")
     return table.rename(columns=names)[list(COLUMNS["curves"])].reset_index(drop=True)  # of no rows, the index is `run`
+
+
+def about_adopted(points: pd.DataFrame) -> str:
+    """Return a note if points of `grid_points` mix adopted runs and runs trained here; empty if they do not."""
+    adopted, runs = int(points["adopted"].sum()), int(points["runs"].sum())
+    if adopted in (0, runs):
+        return ""
+    return f"{adopted} of {runs} runs are adopted: their losses may be of other samples and scored tokens"
 
 
 def lowest_by_budget(points: pd.DataFrame) -> pd.DataFrame:

@@ -13,8 +13,8 @@ import pandas as pd
 from fvlm.analysis.columns import COUNTED, GROUP
 from fvlm.analysis.finished import base_name
 from fvlm.analysis.fits.curves import find_jumps
+from fvlm.analysis.fits.grid import about_adopted, grid_points
 from fvlm.analysis.fits.grid import curves as all_curves
-from fvlm.analysis.fits.grid import grid_points
 from fvlm.analysis.fits.sums import Estimate, PowerLaws, block_length, bootstrap, estimates
 from fvlm.analysis.scales import SIZED
 from fvlm.config.architectures import ARCHITECTURES
@@ -26,8 +26,8 @@ CONSTANT = ("", "constant")  # schedules of the learning rate along which the lo
 
 
 def points(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return `grid_points` of each group and family, with the columns group and family; of imported runs also where
-    their FLOPs come from."""
+    """Return `grid_points` of each group and family, with the columns group and family. `adopted` is there only beside
+    other runs. Imported runs also have where their FLOPs come from."""
     runs = _grouped(runs)
     parts = [
         grid_points(own, family).assign(group=group, family=family)
@@ -36,6 +36,8 @@ def points(runs: pd.DataFrame) -> pd.DataFrame:
     if not parts:
         return pd.DataFrame(columns=["group", "family", "architecture"])
     table = pd.concat(parts, ignore_index=True)
+    if not about_adopted(table):
+        table = table.drop(columns="adopted")
     if COUNTED in runs:
         place = [GROUP, "family", "architecture", "size", "budget"]
         words = runs.drop_duplicates(place).set_index(place)[COUNTED]

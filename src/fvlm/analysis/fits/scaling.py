@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from fvlm.analysis.columns import COLUMNS
-from fvlm.analysis.fits.grid import grid_points, lowest_by_budget
+from fvlm.analysis.fits.grid import about_adopted, grid_points, lowest_by_budget
 from fvlm.analysis.fits.isoflop import exponents, minima
 from fvlm.analysis.fits.sums import Estimate, estimates
 
@@ -61,4 +61,5 @@ def _row(fit: str, form: str, architecture: str, points: pd.DataFrame, estimate:
         "samples_per_parameter": (points["D"] / points["N"]).max(),
         "tokens_per_parameter": tokens_per_parameter,
         "data_starved": bool(tokens_per_parameter < STARVED),
+        "note": about_adopted(points),
     }

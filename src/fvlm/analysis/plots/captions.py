@@ -94,10 +94,19 @@ def _listed(rows: pd.DataFrame, label: str, value: str, before: str = "") -> str
 
 
 def _ranking(table: pd.DataFrame) -> list[str]:
-    known = table["low"].notna()
-    better, worse = int((table["high"] < 0).sum()), int((table["low"] > 0).sum())
-    text = f"Significantly better: {better}, worse: {worse}, no significant difference: {known.sum() - better - worse}"
-    return [text + (f", no interval: {(~known).sum()}." if not known.all() else ".")]
+    known, clear = table["low"].notna(), table["clear"].astype(str) == "True"
+    better, worse = (int((clear & side).sum()) for side in (table["difference"] < 0, table["difference"] > 0))
+    within = int((((table["high"] < 0) | (table["low"] > 0)) & ~clear).sum())  # grey in the figure, as the rest
+    rest = known.sum() - (clear & known).sum() - within
+    counts = {
+        "better": better,
+        "worse": worse,
+        "within the noise of one seed": within,
+        "no significant difference": rest,
+    }
+    counts |= {"no interval": int((~known & ~clear).sum())}
+    listed = ", ".join(f"{what}: {n}" for what, n in counts.items() if n or what in ("better", "worse"))
+    return [f"Significantly {listed}."]
 
 
 def _factorial(table: pd.DataFrame) -> list[str]:
@@ -187,9 +196,10 @@ def _model_size(name: str, own: pd.DataFrame) -> str:
 def _loss_vs_flops(name: str, own: pd.DataFrame) -> str:
     runs = own["run"].fillna("") if "run" in own else pd.Series("", index=own.index)  # of a law along one run
     count = int((own["what"] == "run").sum())
+    adopted = int((own["adopted"] > 0).sum()) if "adopted" in own else 0
     fits = [_of_loss(row, own[runs == runs[at]], count) for at, row in own[own["what"] == "exponent"].iterrows()]
     fits = fits or [f"no fit, {_n(count, 'run')}"]
-    return f"{name}: {'; '.join(fits)}."
+    return f"{name}: {'; '.join(fits)}{f'; of the runs {adopted} adopted' * (adopted > 0)}."
 
 
 def _of_loss(row: pd.Series, own: pd.DataFrame, count: int) -> str:

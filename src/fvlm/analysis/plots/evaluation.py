@@ -40,7 +40,7 @@ def alternatives(
     for name, marker in style.markers(names).items():
         variant = kinds.get(name) == "foveated" and name != reference
         label = style.seeded(f"{names[name]} ({name})", own.loc[own["run"] == name, "n_seeds"].max())
-        looks[name] = (label, SKY if variant else style.ARCHITECTURE[kinds.get(name, "foveated")], marker)
+        looks[name] = (label, SKY if variant else style.ARCHITECTURE[kinds.get(name) or "foveated"], marker)
     shown = own.assign(difference=own["difference"].mask(own["run"].map(kinds) == "blind"))
     columns = (("loss", "low", "high"), ("difference", "difference_low", "difference_high"))
     style.forest((left, right), shown, "run", looks, columns, own["source"].map(sources.index), apart=0.115)
@@ -96,7 +96,7 @@ def token_efficiency(token_efficiency: pd.DataFrame, runs: pd.DataFrame) -> tupl
     marker = table.groupby("architecture").cumcount().map(lambda k: style.MARKERS[k % len(style.MARKERS)])
     for k, row in enumerate(table.to_dict("records")):
         variant = row["architecture"] == "foveated" and np.isfinite(row["difference"])
-        colour = SKY if variant else style.ARCHITECTURE[row["architecture"]]
+        colour = SKY if variant else style.ARCHITECTURE.get(row["architecture"], style.GREY)
         label = style.seeded(row["label"], row["n_seeds"])
         places = (row["tokens_per_frame"] * 1.25 ** beside[k], row["flops_per_sample"])
         for ax, x in zip(axes, places, strict=False):

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from fvlm import style
 from fvlm.analysis.columns import COUNTED, GROUP
@@ -112,7 +112,9 @@ def _panel(
     ax.set_ylabel(f"{'final ' * is_study}validation {LOSS}")
     perplexity = ax.secondary_yaxis("right", functions=(np.exp, lambda value: np.log(np.maximum(value, 1e-9))))
     perplexity.set_ylabel("perplexity")
-    perplexity.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if highest - lowest < 2 else (1, 3)))
+    perplexity.yaxis.set_major_locator(
+        MaxNLocator(8, steps=(1, 2, 5, 10)) if highest - lowest < 2 else LogLocator(subs=(1, 3))
+    )
     if not is_study:
         style.powers(ax)
     return (
@@ -136,6 +138,7 @@ def _scatter(ax: Axes, points: pd.DataFrame, curves: pd.DataFrame) -> None:
         colour = style.ARCHITECTURE[name]
         look = {"marker": markers[size], "color": colour, "mfc": "white" if hollow else colour}
         ax.plot(own["C"], own["loss"], ls="", zorder=3, **look)
+    style.mark_adopted(ax, points, "C", "loss")
 
 
 def _draw_fit(ax: Axes, architecture: str, best: pd.DataFrame, fits: pd.DataFrame) -> tuple[str, str, pd.DataFrame]:
@@ -197,6 +200,8 @@ def _draw_along(ax: Axes, curve: pd.DataFrame, marker: str) -> tuple[str, pd.Dat
     if last["C"] < budget[0] <= last["C"] * BEYOND:
         loss, low, high = (float(value[0]) for value in at(budget))
         ax.plot(budget, loss, "*", ms=10, color=colour, mec="black", mew=0.5, zorder=5)
+        place = {"xytext": (0, -12), "textcoords": "offset points", "ha": "center", **SMALL}
+        ax.annotate(f"{loss:.2f}", (budget[0], loss), **place)
         star = {"what": STAR, "C": budget[0], "D": SMOLVLM2, "loss": loss, "low": low, "high": high}
         parts.append(pd.DataFrame([star]))
     floor = f" + {found.fit.limit:.2f}" if found.fit.floor else ""

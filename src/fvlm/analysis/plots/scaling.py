@@ -44,6 +44,7 @@ def _legend(ax: Axes, points: pd.DataFrame, fits: dict[str, str] | None = None, 
 def _scatter(ax: Axes, points: pd.DataFrame, column: str, markers: dict[str, str]) -> None:
     for (name, size), own in points.groupby(["architecture", "size"], sort=False):
         ax.plot(own[column], own["loss"], marker=markers[size], color=style.ARCHITECTURE[name], ls="", zorder=3)
+    style.mark_adopted(ax, points, column, "loss")
 
 
 def isoflop(runs: pd.DataFrame, isoflop: pd.DataFrame, validation_curves: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
@@ -69,6 +70,7 @@ def isoflop(runs: pd.DataFrame, isoflop: pd.DataFrame, validation_curves: pd.Dat
         own = shown[(shown["group"] == group) & (shown["architecture"] == name)]
         for budget, at in own.groupby("budget", sort=False):
             ax.plot(at["N"], at["loss"], color=style.ARCHITECTURE[name], **looks[budget])
+            style.mark_adopted(ax, at, "N", "loss")
             if labelled:
                 end = at.sort_values("N").iloc[-1]
                 place = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 6.5}

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from fvlm import style
 from fvlm.analysis.columns import GROUP, REWARDS
-from fvlm.analysis.compare.runs import scores_tokens
+from fvlm.analysis.compare.runs import is_adopted, scores_tokens
 from fvlm.analysis.finished import base_name
 from fvlm.config.comparisons import Comparisons
 from fvlm.style import BLUE, GREY, NothingToDraw, label_ends, panels
@@ -29,7 +29,7 @@ KINDS = (style.ORANGE, style.BROWN, style.PURPLE, style.SKY, style.YELLOW)  # of
 
 def colours_of(runs: pd.DataFrame, reference: str) -> dict[str, str]:
     """Run -> colour: stages one each; grid runs, the reference and architectures that are not foveated by architecture;
-    other ablations by the first letters of their names."""
+    other ablations, and those of an unknown architecture, by the first letters of their names."""
     result, stages, kinds = {}, 0, {}
     for row in runs.to_dict("records"):
         if row["family"] in ("grid", "pairs"):
@@ -39,7 +39,7 @@ def colours_of(runs: pd.DataFrame, reference: str) -> dict[str, str]:
             stages += 1
         else:
             base = base_name(row["run"])
-            if base == reference or row["architecture"] != "foveated":
+            if base == reference or row["architecture"] not in ("foveated", ""):
                 result[row["run"]] = style.ARCHITECTURE[row["architecture"]]
                 continue
             letters = re.match(r"[^\d_]*", base)[0]
@@ -135,7 +135,11 @@ def training_curves(
 def _mark_sizes(ax: Axes, runs: pd.DataFrame, validation: pd.DataFrame, colours: dict[str, str]) -> None:
     """A grid has too many runs to name each: its sizes are markers at the ends."""
     markers = style.markers(runs.sort_values("params_total")["size"])
-    last = validation.groupby("run", sort=False).tail(1).merge(runs[["run", "size"]], on="run")
+    runs = runs.assign(adopted=is_adopted(runs) if not is_adopted(runs).all() else 0)
+    last = (
+        validation.groupby("run", sort=False).tail(1).merge(runs[["run", "size", "architecture", "adopted"]], on="run")
+    )
+    style.mark_adopted(ax, last, "samples", "val_loss")
     for run, x, y, size in last[["run", "samples", "val_loss", "size"]].itertuples(index=False, name=None):
         ax.plot(x, y, marker=markers[size], color=colours[run], ls="", zorder=4)
     style.legend_of_grid(ax, runs["architecture"].drop_duplicates(), markers, loc="upper right")
