@@ -1,0 +1,121 @@
+"""`fvlm chat VIDEO --run results/runs/stage3`: a conversation about a video, an image or a stream."""
+
+import queue
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TextIO
+
+from fvlm.errors import UserError
+from fvlm.use.ask import opened, printed
+from fvlm.use.options import Shown, add_answer_arguments, check_file, check_stream, checked_run, is_stream
+
+WAITING = 8  # frames and questions that wait for the model; a stream that is faster waits
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("video", type=Path, help="video or image; -: a video on standard input; /dev/video0: a camera")
+    add_answer_arguments(parser)
+
+
+def main(args) -> int:
+    shown = checked_run(args)
+    if is_stream(args.video):
+        check_stream(shown.run, args.mode)
+        chat_about_stream(args, shown)
+        return 0
+    check_file(args.video)
+    conversation = Conversation(opened(args, shown))
+    lines = lines_of(sys.stdin)
+    asked = [conversation.say(line) for line in lines]
+    if not asked and not sys.stdin.isatty():
+        raise UserError("standard input has no question; expected one per line, for example: echo 'What happens?' |")
+    return 0
+
+
+class Conversation:
+    """Questions and answers about a video. The oldest ones are forgotten where the model has no position left."""
+
+    def __init__(self, video):
+        self.video = video
+        self.turns: list[tuple[str, str]] = []
+
+    def say(self, question: str) -> None:
+        """Print the answer; Ctrl-C ends it."""
+        while self.turns and not self.video.fits(question, self.turns):
+            self.turns.pop(0)
+        parts: list[str] = []
+        with suppress(KeyboardInterrupt):
+            printed(kept(self.video.ask(question, self.turns), parts))
+        self.turns.append((question, "".join(parts)))
+
+
+def kept(pieces: Iterator[str], parts: list[str]) -> Iterator[str]:
+    for piece in pieces:
+        parts.append(piece)
+        yield piece
+
+
+def lines_of(source: TextIO) -> Iterator[str]:
+    """Yield the lines that are not empty; at a terminal with a prompt, up to Ctrl-D."""
+    typed = source.isatty()
+    if typed:
+        print("One question per line; Ctrl-D ends.", file=sys.stderr)
+    while True:
+        if typed:
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = source.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def chat_about_stream(args, shown: Shown) -> None:
+    """Read frames as they come, and answer questions in between: those of the frames so far."""
+    from fvlm.use.stream import open_stream
+
+    questions = sys.stdin if str(args.video) != "-" else terminal()
+    stream = open_stream(args.video, shown.crop(args.video))
+    from fvlm.use.answer import Answers, Video
+
+    video = Video(Answers(args.run, args.mode, args.tokens, args.temperature, args.seed))
+    conversation, events = Conversation(video), queue.Queue(WAITING)
+    for source, kind in ((stream, "frame"), (lines_of(questions), "question")):
+        threading.Thread(target=fill, args=(events, kind, source), daemon=True).start()
+    while True:
+        kind, content = events.get()
+        if isinstance(content, Exception):
+            raise content
+        if kind == "frame" and content is not None:
+            video.show(content[None])
+        elif kind == "frame":
+            print(f"The video has ended after {video.count} frames; Ctrl-D ends.", file=sys.stderr)
+        elif content is None:
+            return
+        elif not video.count:
+            print("no frame has come yet", file=sys.stderr)
+        else:
+            conversation.say(content)
+
+
+def fill(events: queue.Queue, kind: str, source: Iterator) -> None:
+    """Put what a source yields into the queue, and None or its error at the end."""
+    try:
+        for content in source:
+            events.put((kind, content))
+        events.put((kind, None))
+    except Exception as error:  # noqa: BLE001 - the main thread raises it
+        events.put((kind, error))
+
+
+def terminal() -> TextIO:
+    try:
+        return open("/dev/tty")
+    except OSError as error:
+        raise UserError(
+            "the video comes from standard input, so questions need a terminal, and there is none; use fvlm ask - with "
+            "--every"
+        ) from error
