@@ -28,8 +28,7 @@ def main(args) -> int:
         return 0
     check_file(args.video)
     conversation = Conversation(opened(args, shown))
-    lines = lines_of(sys.stdin)
-    asked = [conversation.say(line) for line in lines]
+    asked = [conversation.say(line) for line in prompted(sys.stdin)]
     if not asked and not sys.stdin.isatty():
         raise UserError("standard input has no question; expected one per line, for example: echo 'What happens?' |")
     return 0
@@ -58,19 +57,29 @@ def kept(pieces: Iterator[str], parts: list[str]) -> Iterator[str]:
         yield piece
 
 
-def lines_of(source: TextIO) -> Iterator[str]:
-    """Yield the lines that are not empty; at a terminal with a prompt, up to Ctrl-D."""
-    typed = source.isatty()
-    if typed:
+def prompted(source: TextIO) -> Iterator[str]:
+    """Yield the lines of `lines_of`, with a prompt at a terminal."""
+    if source.isatty():
         print("One question per line; Ctrl-D ends.", file=sys.stderr)
+    lines = lines_of(source)
     while True:
-        if typed:
-            print("> ", end="", file=sys.stderr, flush=True)
-        line = source.readline()
-        if not line:
+        show_prompt(source)
+        line = next(lines, None)
+        if line is None:
             return
+        yield line
+
+
+def lines_of(source: TextIO) -> Iterator[str]:
+    """Yield the lines that are not empty, one as soon as it is there."""
+    while line := source.readline():
         if line.strip():
             yield line.strip()
+
+
+def show_prompt(source: TextIO) -> None:
+    if source.isatty():
+        print("> ", end="", file=sys.stderr, flush=True)
 
 
 def chat_about_stream(args, shown: Shown) -> None:
@@ -83,22 +92,25 @@ def chat_about_stream(args, shown: Shown) -> None:
 
     video = Video(Answers(args.run, args.mode, args.tokens, args.temperature, args.seed))
     conversation, events = Conversation(video), queue.Queue(WAITING)
-    for source, kind in ((stream, "frame"), (lines_of(questions), "question")):
+    for kind, source in (("frame", stream), ("question", lines_of(questions))):
         threading.Thread(target=fill, args=(events, kind, source), daemon=True).start()
+    show_prompt(questions)
     while True:
         kind, content = events.get()
         if isinstance(content, Exception):
             raise content
         if kind == "frame" and content is not None:
             video.show(content[None])
-        elif kind == "frame":
-            print(f"The video has ended after {video.count} frames; Ctrl-D ends.", file=sys.stderr)
+            continue
+        if kind == "frame":
+            print(f"\nThe video has ended after {video.count} frames; Ctrl-D ends.", file=sys.stderr)
         elif content is None:
             return
         elif not video.count:
-            print("no frame has come yet", file=sys.stderr)
+            print("No frame has come yet.", file=sys.stderr)
         else:
             conversation.say(content)
+        show_prompt(questions)
 
 
 def fill(events: queue.Queue, kind: str, source: Iterator) -> None:
