@@ -13,7 +13,7 @@ from PIL import Image
 from fvlm.__main__ import main
 from fvlm.data.shards.text import END, SYSTEM_PROMPT, encode_chat, encode_prompt, load_tokenizer, question_length
 from fvlm.model.foveated import VideoLanguageModel
-from fvlm.use.answer import Answers, frames_of, pieces, prompt_batch
+from fvlm.use.answer import Answers, clip_of, pieces, prompt_batch
 from tests.decode_cases import X264, write
 from tests.evaluate_cases import finished, make_held_out, run_of, talkative
 from tests.model_cases import by_argmax
@@ -60,7 +60,7 @@ def answer_by_hand(model, run, tokenizer, file, messages: list[dict], still: boo
     end = len(mask) - int(np.argmax(mask[::-1]))  # of the last answer
     prompt = ids[: end - int(np.argmin(mask[:end][::-1]))]
     before = question_length(tokenizer, ids, mask) if run.data.question_first > 0.5 else 0
-    batch = prompt_batch(frames_of(file, still, True, run.data.max_frames), prompt, run.data, before, still)
+    batch = prompt_batch(clip_of(file, still, True, run.data.max_frames).frames, prompt, run.data, before, still)
     answer = by_argmax(model, batch, 6, run.model.variant.inference_mode)
     assert len(set(answer)) > 2
     return tokenizer.decode(answer).strip()
@@ -260,7 +260,7 @@ def test_of_a_video_of_ten_hours_64_frames_are_read(make_run, tmp_path, capsys):
     folder, run, _ = make_run()
     film = write(tmp_path / "film.mp4", "64x48", "1/12", 36_000, {**X264, "g": 10})
     answers = Answers(folder, None, 4)
-    frames = frames_of(film, False, True, run.data.max_frames)
+    frames = clip_of(film, False, True, run.data.max_frames).frames
     assert len(frames) == 64 and len(np.unique(frames, axis=0)) == 64
     assert "".join(answers.video(frames).ask("What?"))
 

@@ -1,6 +1,6 @@
 """Text generation behind a prompt and a video, in either order, with the language model's cache."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import takewhile
 
 import torch
@@ -149,10 +149,13 @@ def generate(
     if len(visual_PE):
         reading.take_frames(visual_PE)
     reading.read_text(rest.tolist())
-    generated: list[int] = []
-    while len(generated) < max_new_tokens:
-        token = reading.next_token()
+    return list(written(reading, end_id, max_new_tokens))
+
+
+def written(reading: Reading, end_id: int | None, most: int, choose: Choose = most_likely) -> Iterator[int]:
+    """Yield the tokens of an answer to what was read: at most `most`, and without the one that ends it."""
+    for _ in range(most):
+        token = reading.next_token(choose)
         if token is None or token == end_id:
-            break
-        generated.append(token)
-    return generated
+            return
+        yield token

@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,14 @@ import torch
 from fvlm.batch import Batch
 from fvlm.config.schema import Data
 from fvlm.data.batches.loader import pack
+from fvlm.data.decode.media import Clip
 from fvlm.data.decode.video import decode_image, decode_video
 from fvlm.data.shards.samples import evenly_spaced
 from fvlm.data.shards.text import END, START, encode_prompt, load_tokenizer
 from fvlm.device import autocast
 from fvlm.evaluate.load import load_run
 from fvlm.model.encoder import FrameStates
-from fvlm.model.generate import Reading, most_likely, sampled
+from fvlm.model.generate import Choose, Reading, most_likely, sampled, written
 
 # At the end of a text: bytes of a character whose last byte is not there yet, and white space.
 UNFINISHED = re.compile(r"[\s\ufffd]*\Z")
@@ -37,9 +39,10 @@ class Answers:
         self.run, self.model, self.device = load_run(folder)
         self.tokenizer = load_tokenizer(tokenizer_of(folder))
         self.mode, self.tokens = mode or self.run.model.variant.inference_mode, tokens
+        self.end = self.tokenizer.token_to_id(END)
         self.temperature, self.seed = temperature, seed
 
-    def choose(self):
+    def choose(self) -> Choose:
         """Return the function that chooses the tokens of one answer."""
         return sampled(self.temperature, self.seed) if self.temperature else most_likely
 
@@ -126,11 +129,12 @@ class Video:
         return text + self.kept * config.visual_tokens + self.answers.tokens <= config.language.max_positions
 
     def _tokens(self) -> Iterator[int]:
-        choose, end = self.answers.choose(), self.answers.tokenizer.token_to_id(END)
-        for _ in range(self.answers.tokens):
+        answers = self.answers
+        tokens = written(self.reading, answers.end, answers.tokens, answers.choose())
+        while True:
             with self._context():
-                token = self.reading.next_token(choose)
-            if token is None or token == end:
+                token = next(tokens, None)
+            if token is None:
                 return
             yield token
 
@@ -199,15 +203,16 @@ def _printable(text: str) -> str:
     return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else " " for c in text)
 
 
-def frames_of(file: Path, still: bool, crop: bool, most: int) -> np.ndarray:
-    """Return at most `most` evenly spaced frames (T, 224, 224, 3) uint8 of a video, or the one of an image.
+def clip_of(file: Path, still: bool, crop: bool, most: int) -> Clip:
+    """Return at most `most` evenly spaced frames of a video, or the one of an image.
 
     still       the file is an image
     crop        the centre of each frame; False: the whole frame squashed to a square
     raises      MediaError if the file is no video or image that can be decoded
     """
-    frames = (decode_image(file, crop) if still else decode_video(file, crop=crop)).frames
-    return frames[evenly_spaced(len(frames), most)]
+    clip = decode_image(file, crop) if still else decode_video(file, crop=crop)
+    chosen = evenly_spaced(len(clip.frames), most)
+    return replace(clip, frames=clip.frames[chosen], times_s=clip.times_s[chosen])
 
 
 def prompt_batch(frames: np.ndarray, ids: np.ndarray, data: Data, question: int, still: bool = False) -> Batch:

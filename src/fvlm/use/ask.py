@@ -49,11 +49,11 @@ def main(args) -> int:
 def opened(args, shown: Shown):
     """Return the video or image of a command, ready to ask; raises UserError if it cannot be decoded."""
     from fvlm.data.decode.media import MediaError
-    from fvlm.use.answer import Answers, frames_of  # imports torch, which takes seconds
+    from fvlm.use.answer import Answers, clip_of  # imports torch, which takes seconds
 
     still = is_image(args.video)
     try:
-        frames = frames_of(args.video, still, shown.crop(args.video), shown.run.data.max_frames)
+        frames = clip_of(args.video, still, shown.crop(args.video), shown.run.data.max_frames).frames
     except MediaError as error:
         raise UserError(
             f"{args.video} cannot be decoded ({error.reason}: {error}); expected a video or an image"

@@ -50,13 +50,13 @@ def main(args) -> int:
 def captions_of(files: list[Path], args, shown: Shown, problems: Counter):
     """Yield (file, question, frames, caption) of each file that can be decoded; print and count the others."""
     from fvlm.data.decode.media import MediaError
-    from fvlm.use.answer import Answers, frames_of
+    from fvlm.use.answer import Answers, clip_of
 
     answers = Answers(args.run, args.mode, args.tokens, args.temperature, args.seed)
     for file in files:
         still = is_image(file)
         try:
-            frames = frames_of(file, still, shown.crop(file), shown.run.data.max_frames)
+            frames = clip_of(file, still, shown.crop(file), shown.run.data.max_frames).frames
         except MediaError as error:
             report(file, error.reason, str(error), problems)
             continue
