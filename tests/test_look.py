@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from fvlm.__main__ import main
+from fvlm.data.decode.video import decode_video
 from fvlm.data.shards.text import load_tokenizer
 from fvlm.use.answer import Answers, prompt_batch
 from fvlm.use.looking import Sample, added_text, held_out_samples, look
@@ -167,6 +168,18 @@ def test_a_page_has_all_runs_and_says_what_one_lacks(folders, video, tmp_path):
     assert "no fine pass" in lacks["one_pass"] and "no encoder" in lacks["blind"]
     assert "pools each frame into 16 tokens" in lacks["pooled"]
     assert content["runs"][0]["times"] == [0, 1, 2, 3, 4]
+
+
+def test_a_film_shows_each_frame_for_a_second(folders, video, tmp_path):
+    film = tmp_path / "film.mp4"
+    runs = ["--run", str(folders["foveated"]), "--run", str(folders["blind"])]
+    command = ["look", str(video), "What?", *runs, "--tokens", "3", "--out", str(tmp_path / "page.html")]
+    assert main([*command, "--video", str(film)]) == 0
+    clip = decode_video(film, crop=False)
+    assert clip.duration_s == 5 and len(clip.frames) == 5
+    fine, coarse, plain = np.split(clip.frames[:, 24:], [75, 150], axis=2)
+    assert plain.mean() > fine.mean() + 20 and plain.mean() > coarse.mean() + 20
+    assert len(np.unique(plain.reshape(5, -1), axis=0)) == 5
 
 
 def test_a_page_loads_nothing(folders, video, tmp_path):

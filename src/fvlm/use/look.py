@@ -15,6 +15,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("question", nargs="?", help="(default: the prompt that the first run was trained on)")
     add_run_argument(parser, action="append", dest="runs")
     parser.add_argument("--out", required=True, type=Path, help="the page, one HTML file")
+    parser.add_argument("--video", dest="film", type=Path, metavar="OUT.mp4", help="also write a film of one video")
     parser.add_argument("--tokens", type=int, default=40, help="longest answer, in tokens (default: %(default)s)")
     add_study_arguments(parser)
 
@@ -43,6 +44,10 @@ def main(args) -> int:
             videos[place].runs.append((sample, look(answers, sample)))
             print(f"{shown.run.name}: {sample.name}", file=sys.stderr, flush=True)
     write_page(args.out, videos)
+    if args.film:
+        from fvlm.use.film import write_film
+
+        write_film(args.film, videos[0])
     return 0
 
 
@@ -51,6 +56,8 @@ def check_arguments(args) -> None:
         raise UserError("--run names a run twice; expected different runs")
     if args.tokens < 1:
         raise UserError(f"--tokens is {args.tokens}; expected at least 1")
+    if args.film and args.video is None:
+        raise UserError("--video needs one video; name it")
     if args.video is not None:
         if is_stream(args.video):
             raise UserError(f"{args.video} is a stream; expected a video or an image in a file")

@@ -14,7 +14,7 @@ from fvlm.files import write_beside
 from fvlm.use.looking import Looked, Sample
 
 QUALITY = 80  # of the frames' JPEGs
-BRIGHTEST = 0.995  # share of the patches below full colour
+BRIGHTEST = 0.995  # share of the patches below full brightness
 PASSES = {"fine": "the query that the model makes from what it saw before", "coarse": "the same query for every frame"}
 
 
@@ -62,8 +62,8 @@ def _run(sample: Sample, looked: Looked, pictures: dict[str, int]) -> dict:
         "frames": [places[int(i)] for i in frames],
         "times": times,
         "passes": [_pass(name, *looked.passes[name]) for name in PASSES if name in looked.passes],
-        "scale": round(_scale(looked), 2),
-        "maps": {name: _map(patches, _scale(looked)) for name, (patches, _) in looked.passes.items()},
+        "scale": round(map_scale(looked), 2),
+        "maps": {name: _map(patches, map_scale(looked)) for name, (patches, _) in looked.passes.items()},
         "side": looked.run.model.encoder.side,
         "uniform": round(log(looked.run.model.encoder.patches + 1), 3),
         "tokens": looked.tokens,
@@ -76,8 +76,8 @@ def _pass(name: str, patches: np.ndarray, entropy: np.ndarray) -> dict:
     return {"name": name, "about": PASSES[name], "entropy": entropy.round(3).tolist()}
 
 
-def _scale(looked: Looked) -> float:
-    """Return the attention that gets the full colour, in multiples of uniform attention."""
+def map_scale(looked: Looked) -> float:
+    """Return the attention that gets the full brightness, in multiples of uniform attention."""
     values = [patches * patches.shape[1] for patches, _ in looked.passes.values()]
     return max(1.5, float(np.quantile(np.concatenate(values), BRIGHTEST))) if values else 1.0
 
