@@ -313,6 +313,7 @@ def test_a_run_saves_how_its_sources_show_their_samples(prepared, tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     ["evaluate nowhere --out x", "attention nowhere --out x", "caption x.mp4 --run nowhere", "train nowhere",
+     "ask x.mp4 What? --run nowhere", "chat x.mp4 --run nowhere", "look x.mp4 --run nowhere --out x",
      "preflight --study nowhere.yaml", "calibrate nowhere"],
 )  # fmt: skip
 def test_a_wrong_path_or_name_is_reported_without_torch(arguments):

@@ -40,14 +40,11 @@ def _columns(sample, looked) -> list[tuple[str, list[np.ndarray]]]:
     passes = [name for name in PASSES if name in looked.passes]
     if not passes:
         return [(looked.run.name, frames)]
-    scale = map_scale(looked)
-    return [
-        (
-            f"{looked.run.name}, {name}",
-            [_dimmed(*pair, scale) for pair in zip(frames, looked.passes[name][0], strict=True)],
-        )
-        for name in passes
-    ]
+    columns, scale = [], map_scale(looked)
+    for name in passes:
+        pairs = zip(frames, looked.passes[name][0], strict=True)
+        columns.append((f"{looked.run.name}, {name}", [_dimmed(frame, patches, scale) for frame, patches in pairs]))
+    return columns
 
 
 def _dimmed(frame: np.ndarray, patches: np.ndarray, scale: float) -> np.ndarray:
