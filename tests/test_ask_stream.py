@@ -4,6 +4,7 @@ import io
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -240,3 +241,15 @@ def test_a_conversation_about_standard_input_needs_a_terminal(make_run):
     command = [sys.executable, "-m", "fvlm", "chat", "-", "--run", str(make_run())]
     done = subprocess.run(command, input=b"", capture_output=True, start_new_session=True)
     assert done.returncode == 2 and b"questions need a terminal" in done.stderr
+
+
+def test_an_interrupt_ends_a_stream_without_a_message(make_run):
+    """It is how an endless stream ends."""
+    command = [sys.executable, "-m", "fvlm", "ask", "-", "What?", "--every", "2", "--run", str(make_run())]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdin.write(b"".join(map(noise, range(3))))
+    process.stdin.flush()
+    assert process.stdout.readline() == b"[2 frames]\n"
+    assert process.stdout.readline().strip()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130 and process.stderr.read() == b"\n"

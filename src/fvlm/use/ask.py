@@ -1,7 +1,8 @@
 """`fvlm ask VIDEO QUESTION... --run results/runs/stage3`: ask about a video, an image or a stream."""
 
+import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fvlm.errors import UserError
@@ -38,11 +39,19 @@ def main(args) -> int:
         raise UserError(f"--every is {args.every} of {args.video}; expected at least 1, and a stream (- or a camera)")
     if live:
         check_stream(shown.run, args.mode)
-        ask_stream(args, shown)
-    else:
-        check_file(args.video)
-        video = opened(args, shown)
-        answer_all(video, args.questions)
+        return until_interrupted(lambda: ask_stream(args, shown))
+    check_file(args.video)
+    answer_all(opened(args, shown), args.questions)
+    return 0
+
+
+def until_interrupted(work: Callable[[], None]) -> int:
+    """Work on a stream; Ctrl-C, which ends an endless one, is no failure to report. Returns the exit status."""
+    try:
+        work()
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from fvlm.errors import UserError
-from fvlm.use.ask import opened, printed
+from fvlm.use.ask import opened, printed, until_interrupted
 from fvlm.use.options import Shown, add_answer_arguments, check_file, check_stream, checked_run, is_stream
 
 WAITING = 8  # frames and questions that wait for the model; a stream that is faster waits
@@ -24,8 +24,7 @@ def main(args) -> int:
     shown = checked_run(args)
     if is_stream(args.video):
         check_stream(shown.run, args.mode)
-        chat_about_stream(args, shown)
-        return 0
+        return until_interrupted(lambda: chat_about_stream(args, shown))
     check_file(args.video)
     conversation = Conversation(opened(args, shown))
     asked = [conversation.say(line) for line in prompted(sys.stdin)]
