@@ -54,14 +54,15 @@ def make_run(data, tmp_path):
 
 
 @torch.no_grad()
-def answer_by_hand(model, run, tokenizer, file, messages: list[dict], still: bool = False) -> str:
+def answer_by_hand(model, run, tokenizer, file, messages: list[dict], still: bool = False, mode=None) -> str:
     """The answer to a conversation that ends with a question, by whole forward passes, in 6 tokens."""
     ids, mask = encode_chat(tokenizer, {"messages": [*messages, {"role": "assistant", "content": "red"}]})
     end = len(mask) - int(np.argmax(mask[::-1]))  # of the last answer
     prompt = ids[: end - int(np.argmin(mask[:end][::-1]))]
     before = question_length(tokenizer, ids, mask) if run.data.question_first > 0.5 else 0
-    batch = prompt_batch(clip_of(file, still, True, run.data.max_frames).frames, prompt, run.data, before, still)
-    answer = by_argmax(model, batch, 6, run.model.variant.inference_mode)
+    frames = clip_of(file, still, True, run.data.max_frames).frames
+    batch = prompt_batch(frames, run.data.static_frames if still else len(frames), prompt, before)
+    answer = by_argmax(model, batch, 6, mode or run.model.variant.inference_mode)
     assert len(set(answer)) > 2
     return tokenizer.decode(answer).strip()
 
@@ -70,14 +71,24 @@ def asked(question: str) -> dict:
     return {"role": "user", "content": question}
 
 
-@pytest.mark.parametrize("architecture", ["foveated", "multi_token", "blind"])
+@pytest.mark.parametrize(
+    ("architecture", "mode"),
+    [
+        ("foveated", None),
+        ("foveated", "coarse_fine"),
+        ("foveated", "coarse_only"),
+        ("multi_token", None),
+        ("blind", None),
+    ],
+)
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_each_answer_is_the_repeated_argmax_of_whole_passes(make_run, video, capsys, architecture, share):
+def test_each_answer_is_the_repeated_argmax_of_whole_passes(make_run, video, capsys, architecture, mode, share):
     """Also of the second and third question, which do not see the others."""
     folder, run, model = make_run(**{"model.architecture": architecture, "data.question_first": share})
-    assert main(["ask", str(video), *QUESTIONS, "--run", str(folder), "--tokens", "6"]) == 0
+    options = ["--mode", mode] if mode else []
+    assert main(["ask", str(video), *QUESTIONS, "--run", str(folder), "--tokens", "6", *options]) == 0
     tokenizer = load_tokenizer(folder.parents[1] / "tokenizer")
-    answers = [answer_by_hand(model, run, tokenizer, video, [asked(question)]) for question in QUESTIONS]
+    answers = [answer_by_hand(model, run, tokenizer, video, [asked(q)], mode=mode) for q in QUESTIONS]
     printed = capsys.readouterr()
     assert printed.out == "".join(f"> {q}\n{answer}\n" for q, answer in zip(QUESTIONS, answers, strict=True))
     assert ("no encoder" in printed.err) == (architecture == "blind")

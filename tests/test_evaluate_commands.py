@@ -250,7 +250,7 @@ def test_a_caption_is_the_repeated_argmax_of_full_forward_passes(data, tmp_path,
     printed = capsys.readouterr().out
     for file, frames in ((picture, run.data.static_frames), (video, min(3, run.data.max_frames))):
         shown = clip_of(file, file == picture, True, run.data.max_frames).frames
-        batch = prompt_batch(shown, prompt, run.data, question if share > 0.5 else 0, still=file == picture)
+        batch = prompt_batch(shown, frames, prompt, question if share > 0.5 else 0)
         assert batch.frame_counts.tolist() == [frames]
         answer = by_argmax(model, batch, 6, mode or "autoregressive")
         assert len(set(answer)) > 3 and f"{file}: {tokenizer.decode(answer).strip()}\n" in printed

@@ -99,7 +99,7 @@ def test_the_dependence_is_the_gradient_of_whole_passes(folders, kind):
     video = answers.video(one.frames)
     "".join(video.ask(one.question))
     answer = [*video.reading.text[len(behind) :], video.reading.waiting][: answers.tokens]
-    batch = prompt_batch(one.frames, np.array([*before, *behind]), answers.run.data, len(before))
+    batch = prompt_batch(one.frames, 3, [*before, *behind], len(before))
     with torch.no_grad():
         visual = visual_tokens(model, batch, answers.mode)
         text = model.llm.embed(torch.tensor(before + behind + answer))

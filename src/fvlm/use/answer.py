@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from fvlm.batch import Batch
-from fvlm.config.schema import Data
 from fvlm.data.batches.loader import pack
 from fvlm.data.decode.media import Clip
 from fvlm.data.decode.video import decode_image, decode_video
@@ -164,19 +163,10 @@ class Video:
     def _two_passes(self) -> torch.Tensor:
         """Return the visual tokens (P, E) of all frames in mode coarse_fine, which needs them at once."""
         (states,), model = self.states, self.answers.model
-        ids, count = torch.tensor(self.before, dtype=torch.int64, device=self.answers.device), self.kept
-        batch = Batch(
-            frames=torch.zeros(count, 0, 0, 3, dtype=torch.uint8),  # encoded already
-            frame_index=torch.arange(count),
-            frame_counts=torch.tensor([count]),
-            token_ids=ids,
-            token_counts=torch.tensor([len(ids)]),
-            loss_mask=torch.zeros(len(ids), dtype=torch.bool),
-            keys=["yours"],
-            sources=["yours"],
-            question_counts=torch.tensor([len(ids)]),
-        )
-        return model.visual_tokens(batch, model.llm.embed(ids), model.plan(batch), "coarse_fine", states=states)[0]
+        encoded = np.zeros((self.kept, 0, 0, 3), np.uint8)  # their pixels are not needed any more
+        batch = prompt_batch(encoded, self.kept, self.before, len(self.before)).to(self.answers.device)
+        text_SE = model.llm.embed(batch.token_ids)
+        return model.visual_tokens(batch, text_SE, model.plan(batch), "coarse_fine", states=states)[0]
 
 
 def pieces(tokens: Iterable[int], decode) -> Iterator[str]:
@@ -215,13 +205,10 @@ def clip_of(file: Path, still: bool, crop: bool, most: int) -> Clip:
     return replace(clip, frames=clip.frames[chosen], times_s=clip.times_s[chosen])
 
 
-def prompt_batch(frames: np.ndarray, ids: np.ndarray, data: Data, question: int, still: bool = False) -> Batch:
-    """Return a batch of one sample: frames, and a prompt.
+def prompt_batch(frames: np.ndarray, positions: int, ids: list[int], question: int) -> Batch:
+    """Return a batch of one sample: distinct frames at so many positions, and a prompt.
 
-    ids             (S,) tokens of the prompt, of which the first `question` stand before the frames
-    data            settings of the run: the positions of an image
-    still           the frame is that of an image
+    ids         tokens of the prompt, of which the first `question` stand before the frames
     """
-    positions = data.static_frames if still else len(frames)
-    sample = {"frames": frames, "positions": positions, "ids": ids, "mask": np.zeros(len(ids), dtype=bool)}
+    sample = {"frames": frames, "positions": positions, "ids": np.array(ids), "mask": np.zeros(len(ids), dtype=bool)}
     return pack([{**sample, "question": question, "key": "yours", "source": "yours"}])

@@ -12,15 +12,13 @@ import torch
 
 from fvlm.batch import Batch
 from fvlm.config.schema import Run, Study
-from fvlm.data.batches.loader import pack
 from fvlm.data.shards.samples import decode_frames, evenly_spaced, sample_text
-from fvlm.data_report.contact import turns_of
 from fvlm.device import autocast
 from fvlm.errors import UserError
 from fvlm.evaluate.maps import fixed_videos
 from fvlm.model.encoder import Attention
 from fvlm.model.generate import Reading, written
-from fvlm.use.answer import Answers, clip_of
+from fvlm.use.answer import Answers, clip_of, prompt_batch
 
 
 @dataclass(frozen=True)
@@ -83,19 +81,23 @@ def held_out_samples(run: Run, study: Study, count: int) -> Iterator[Sample]:
         index, prompt = videos.corpus.indices[place], videos.corpus.prompts[place]
         members = index.read(row, Path(study.results))
         text = sample_text(members, prompt)
-        turns = dict(reversed(turns_of(text, videos.tokenizer)))  # of several turns the first
-        frames = decode_frames(members)
-        times = text.get("frame_times")
+        frames, times = decode_frames(members), text.get("frame_times")
         known = isinstance(times, list) and len(times) == len(frames) and all(isinstance(t, int | float) for t in times)
         yield Sample(
             str(index.keys[row]),
             frames,
             np.array(times, float) if known else None,
             False,
-            turns.get("user") or prompt,
-            turns.get("assistant") or turns.get("chosen", ""),
+            *_first_turns(text, prompt),
             videos.corpus.names[place],
         )
+
+
+def _first_turns(text: dict, prompt: str) -> tuple[str, str]:
+    """Return the first question of a sample and its answer; of tokenized text the prompt and nothing."""
+    turns = text.get("messages") or [{"role": role, "content": text.get(role, "")} for role in ("user", "assistant")]
+    first = {turn["role"]: turn["content"] for turn in reversed(turns)}
+    return first.get("user") or prompt, first.get("assistant", "")
 
 
 def look(answers: Answers, sample: Sample) -> Looked:
@@ -103,7 +105,8 @@ def look(answers: Answers, sample: Sample) -> Looked:
     run, model = answers.run, answers.model
     shown = _positions(sample, run)
     before, behind = answers.prompt(sample.question)
-    batch = pack([_entry(sample, shown, before + behind, len(before))]).to(answers.device)
+    frames = sample.frames[np.unique(shown)]
+    batch = prompt_batch(frames, len(shown), before + behind, len(before)).to(answers.device)
     with torch.no_grad(), autocast(run, answers.device):
         plan, text_SE = model.plan(batch), model.llm.embed(batch.token_ids)
         queries = run.model.variant.queries
@@ -117,7 +120,7 @@ def look(answers: Answers, sample: Sample) -> Looked:
         reading.read_text(behind)
         answer = list(written(reading, answers.end, answers.tokens, answers.choose()))
     passes = {name: _numbers(attention) for name, attention in (("fine", fine), ("coarse", coarse)) if attention}
-    scored = pack([_entry(sample, shown, before + behind + answer, len(before))]).to(answers.device)
+    scored = prompt_batch(frames, len(shown), before + behind + answer, len(before)).to(answers.device)
     depends = _dependence(answers, visual_PE, scored, len(answer), len(shown))
     return Looked(run, answers.mode, shown, passes, added_text(answer, answers.tokenizer.decode), depends)
 
@@ -129,14 +132,6 @@ def _positions(sample: Sample, run: Run) -> np.ndarray:
     if sample.still:
         return np.zeros(run.data.static_frames, np.int64)
     return evenly_spaced(len(sample.frames), run.data.max_frames)
-
-
-def _entry(sample: Sample, shown: np.ndarray, ids: list[int], before: int) -> dict:
-    """Return the sample with a text for `pack`."""
-    frames = sample.frames[np.unique(shown)]
-    mask = np.zeros(len(ids), dtype=bool)
-    names = {"key": sample.name, "source": "yours"}
-    return {"frames": frames, "positions": len(shown), "ids": np.array(ids), "mask": mask, "question": before, **names}
 
 
 def _numbers(attention: Attention) -> tuple[np.ndarray, np.ndarray]:
