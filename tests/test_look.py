@@ -252,7 +252,7 @@ def test_a_study_has_a_page_of_its_last_stage_and_one_of_runs_side_by_side(opene
 def browse(page: Path, *options: str, script: str = "", fragment: str = "") -> str:
     """Return the page as it is after its own script and one of the test."""
     copy = page.with_name(f"tested_{page.name}")
-    copy.write_text(page.read_text() + drawn_then(script))
+    copy.write_text(page.read_text() + (drawn_then(script) if script else ""))
     usual = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--window-size=1300,1000")
     command = [CHROMIUM, *usual, *(options or ["--dump-dom"]), f"{copy.as_uri()}{fragment}"]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
@@ -260,10 +260,7 @@ def browse(page: Path, *options: str, script: str = "", fragment: str = "") -> s
 
 def drawn_then(script: str) -> str:
     """A script that runs once the page has drawn its first video."""
-    return (
-        f"<script>const then = () => document.querySelector('.run, iframe') ? (() => {{ {script} }})() "
-        ": setTimeout(then, 100); then();</script>"
-    )
+    return f"<script>ready.then(() => {{ {script} }});</script>"
 
 
 @in_a_browser

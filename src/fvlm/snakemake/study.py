@@ -171,7 +171,7 @@ class StudyOfRules:
     @property
     def shown_first(self) -> list[str]:
         """What the first page shows or links to."""
-        return [*self.decisions, f"{self.folder}/tables/runs.csv", *self.figures, *self.prepared]
+        return [*self.decisions, f"{self.folder}/tables/runs.csv", *self.figures, *self.prepared, *self.looks.pages]
 
     # --- plan ---
 

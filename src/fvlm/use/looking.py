@@ -49,7 +49,7 @@ class Looked:
     shown        (P,) the frame of the sample at each visual position; empty for a run without encoder
     passes       "fine" and "coarse": attention of each query over the patches (P, N) and its entropy (P,) in nats
     tokens       (A,) the text of each token of the answer
-    depends      (A, P) share of each position in the gradient of the token's log-odds; rows sum to 1, or to 0 without one
+    depends      (A, P) share of each position in the gradient of the token's log-odds; a row sums to 1, or to 0
     """
 
     run: Run

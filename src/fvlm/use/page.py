@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from math import log
 from pathlib import Path
 
-import jinja2
 import numpy as np
 import simplejpeg
 
-from fvlm.data_report.contact import data_uri
+from fvlm import pages
 from fvlm.files import write_beside
 from fvlm.use.looking import Looked, Sample
 
@@ -28,10 +27,9 @@ class Video:
 
 def write_page(path: Path, videos: list[Video]) -> None:
     """Write the page, one HTML file that refers to no other."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(Path(__file__).with_name("look.html").read_text(encoding="utf-8"))
     names = list(dict.fromkeys(looked.run.name for video in videos for _, looked in video.runs))
-    page = template.render(names=names, videos=[content_of(video) for video in videos])
+    template = Path(__file__).with_name("look.html")
+    page = pages.render(template, names=names, videos=[content_of(video) for video in videos])
     # A text may hold half of a surrogate pair, which JSON allows and UTF-8 does not.
     write_beside(path, lambda part: part.write_text(page, encoding="utf-8", errors="replace"))
 
@@ -89,7 +87,8 @@ def _map(patches: np.ndarray, scale: float) -> str:
 
 
 def _picture(frame: np.ndarray) -> str:
-    return data_uri(simplejpeg.encode_jpeg(np.ascontiguousarray(frame), quality=QUALITY, colorspace="RGB"), "jpeg")
+    content = simplejpeg.encode_jpeg(np.ascontiguousarray(frame), quality=QUALITY, colorspace="RGB")
+    return pages.data_uri(content, "jpeg")
 
 
 def missing(looked: Looked) -> str:
