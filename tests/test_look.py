@@ -246,6 +246,14 @@ def test_a_study_has_a_page_of_its_last_stage_and_one_of_runs_side_by_side(opene
     assert alone.looks.pages == []
 
 
+@pytest.mark.workflow
+def test_the_workflow_makes_both_pages(smoke_results):
+    for name, runs in (("stage3", ["stage3"]), ("baseline", ["baseline", "A6", "B1"])):
+        contents = data_in(smoke_results / f"look/{name}.html")
+        assert len(contents) == 2 and len({content["name"] for content in contents}) == 2
+        assert all([run["name"] for run in content["runs"]] == runs for content in contents)
+
+
 # --- the page in a browser ---
 
 
