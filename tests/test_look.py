@@ -242,8 +242,11 @@ def test_a_study_has_a_page_of_its_last_stage_and_one_of_runs_side_by_side(opene
     assert {f"results/smoke/runs/{name}/model/best.safetensors" for name in ("baseline", "A6", "B1")} <= set(inputs)
     assert len(inputs) == len(set(inputs)) and "results/smoke/index/grid_held_out.npz" in inputs
     assert study.looks.options(of(run="A1")) == "--run results/smoke/runs/A1"
-    alone = opened(only={"stages": [], "ablations": ["baseline"], "grid": []}, seeds={"A6": None, "B1": None})
-    assert alone.looks.pages == []
+    for families in (["ablation"], ["stage"]):
+        evaluation = {"families": families}
+        only = {"stages": [], "ablations": ["baseline"], "grid": []}
+        alone = opened(only=only, seeds={"A6": None, "B1": None}, evaluation=evaluation)
+        assert alone.looks.pages == [] and alone.looks.options(of(run="baseline")).endswith("/runs/baseline")
 
 
 @pytest.mark.workflow

@@ -18,9 +18,10 @@ class Looks:
     def pages(self) -> list[str]:
         """One for the run with attention maps, and one for the runs of SIDE_BY_SIDE."""
         names = [Path(path).stem for path in self.study.attention_maps]
-        beside = self._of_page(SIDE_BY_SIDE[0])
-        if len(beside) > 1 and not self.study.settings.results_from and self._holds_out_videos(beside[0]):
-            names.append(beside[0])
+        first, *others = SIDE_BY_SIDE
+        trained = not self.study.settings.results_from and first in self.study.evaluated
+        if trained and set(others) & set(self.study.evaluated) and self._holds_out_videos(first):
+            names.append(first)
         return [f"{self.study.folder}/look/{name}.html" for name in names]
 
     def inputs(self, wildcards) -> list[str]:
@@ -36,9 +37,8 @@ class Looks:
         return " ".join(f"--run {shlex.quote(f'{self.study.folder}/runs/{name}')}" for name in names)
 
     def _of_page(self, run: str) -> list[str]:
-        if run != SIDE_BY_SIDE[0]:
-            return [run]
-        return [name for name in SIDE_BY_SIDE if name in self.study.evaluated]
+        beside = SIDE_BY_SIDE if run == SIDE_BY_SIDE[0] else ()
+        return [run, *(name for name in beside if name != run and name in self.study.evaluated)]
 
     def _holds_out_videos(self, run: str) -> bool:
         sources = [self.study.sources[name] for name in self.study.runs[run].data.sources]
