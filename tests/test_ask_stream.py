@@ -153,7 +153,8 @@ def test_the_stream_is_answered_every_few_frames_and_at_its_end(make_run, tmp_pa
 # --- a conversation about a stream ---
 
 
-def test_questions_at_the_terminal_are_about_the_frames_so_far(make_run, tmp_path):
+@pytest.mark.parametrize("key, status", [(b"\x04", 0), (b"\x03", 130)], ids=["Ctrl-D", "Ctrl-C"])
+def test_questions_at_the_terminal_are_about_the_frames_so_far(make_run, key, status):
     """The process has a terminal of its own; its standard input is the stream."""
     folder = make_run()
     pictures = [noise(number) for number in range(4)]
@@ -176,8 +177,8 @@ def test_questions_at_the_terminal_are_about_the_frames_so_far(make_run, tmp_pat
                 os.write(writing, rest)
                 os.close(writing)
                 until(terminal, "ended after 4 frames; Ctrl-D ends.\n> ")
-        os.write(terminal, b"\x04")
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        os.write(terminal, key)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status
     except BaseException:
         os.kill(child, 9)
         raise

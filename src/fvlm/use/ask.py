@@ -3,6 +3,7 @@
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 
 from fvlm.errors import UserError
@@ -73,13 +74,14 @@ def opened(args, shown: Shown):
 
 def ask_stream(args, shown: Shown) -> None:
     """Read a stream to its end, and answer there or every few frames."""
-    from fvlm.use.stream import open_stream
+    from fvlm.use.stream import as_they_come
 
-    stream = open_stream(args.video, shown.crop(args.video))
-    from fvlm.use.answer import Answers, Video
+    frames = as_they_come(args.video, shown.crop(args.video))
+    first = next(frames)
+    from fvlm.use.answer import Answers, Video  # imports torch, which takes seconds
 
     video = Video(Answers(args.run, args.mode, args.tokens, args.temperature, args.seed))
-    for frame in stream:
+    for frame in chain([first], frames):
         video.show(frame[None])
         if args.every and video.count % args.every == 0:
             print(f"[{video.count} frames]")

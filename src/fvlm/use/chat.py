@@ -2,7 +2,6 @@
 
 import queue
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,8 +10,6 @@ from typing import TextIO
 from fvlm.errors import UserError
 from fvlm.use.ask import opened, printed, until_interrupted
 from fvlm.use.options import Shown, add_answer_arguments, check_file, check_stream, checked_run, is_stream
-
-WAITING = 8  # frames and questions that wait for the model; a stream that is faster waits
 
 
 def add_arguments(parser) -> None:
@@ -83,16 +80,20 @@ def show_prompt(source: TextIO) -> None:
 
 def chat_about_stream(args, shown: Shown) -> None:
     """Read frames as they come, and answer questions in between: those of the frames so far."""
-    from fvlm.use.stream import open_stream
+    from fvlm.use.stream import WAITING, open_stream, start_filling
 
     questions = sys.stdin if str(args.video) != "-" else terminal()
-    stream = open_stream(args.video, shown.crop(args.video))
-    from fvlm.use.answer import Answers, Video
+    events = queue.Queue(WAITING)
+    start_filling(events, "frame", lambda: open_stream(args.video, shown.crop(args.video)))
+    _, first = events.get()
+    if isinstance(first, Exception):
+        raise first
+    from fvlm.use.answer import Answers, Video  # imports torch, which takes seconds
 
     video = Video(Answers(args.run, args.mode, args.tokens, args.temperature, args.seed))
-    conversation, events = Conversation(video), queue.Queue(WAITING)
-    for kind, source in (("frame", stream), ("question", lines_of(questions))):
-        threading.Thread(target=fill, args=(events, kind, source), daemon=True).start()
+    conversation = Conversation(video)
+    video.show(first[None])
+    start_filling(events, "question", lambda: lines_of(questions))
     show_prompt(questions)
     while True:
         kind, content = events.get()
@@ -105,21 +106,9 @@ def chat_about_stream(args, shown: Shown) -> None:
             print(f"\nThe video has ended after {video.count} frames; Ctrl-D ends.", file=sys.stderr)
         elif content is None:
             return
-        elif not video.count:
-            print("No frame has come yet.", file=sys.stderr)
         else:
             conversation.say(content)
         show_prompt(questions)
-
-
-def fill(events: queue.Queue, kind: str, source: Iterator) -> None:
-    """Put what a source yields into the queue, and None or its error at the end."""
-    try:
-        for content in source:
-            events.put((kind, content))
-        events.put((kind, None))
-    except Exception as error:  # noqa: BLE001 - the main thread raises it
-        events.put((kind, error))
 
 
 def terminal() -> TextIO:

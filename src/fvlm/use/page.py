@@ -12,7 +12,7 @@ from fvlm import pages
 from fvlm.files import write_beside
 from fvlm.use.looking import Looked, Sample
 
-QUALITY = 80  # of the frames' JPEGs
+QUALITY = 70  # of the frames' JPEGs
 BRIGHTEST = 0.995  # share of the patches below full brightness
 PASSES = {"fine": "the query that the model makes from what it saw before", "coarse": "the same query for every frame"}
 

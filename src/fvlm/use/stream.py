@@ -3,9 +3,11 @@
 `fvlm.data.decode` plans which packets of a file it decodes. A stream has no plan: every frame is decoded as it comes.
 """
 
+import os
+import queue
 import sys
-from collections.abc import Iterator
-from io import BufferedReader
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import av
@@ -26,6 +28,7 @@ UNREADABLE = (
     "no video that can be read as it comes; expected Matroska, MPEG-TS, NUT, fragmented MP4 or pictures, for example: "
     "ffmpeg -i IN -f matroska - |"
 )
+WAITING = 8  # frames and questions that wait for the model; a stream that is faster waits
 SLACK_S = 1e-6  # for rounding errors of times
 
 
@@ -44,30 +47,66 @@ def open_stream(source: Path, crop: bool) -> Iterator[np.ndarray]:
     return _frames(container, streams[0], crop)
 
 
+def as_they_come(source: Path, crop: bool) -> Iterator[np.ndarray]:
+    """Yield the frames of `open_stream`, read in a thread: Ctrl-C then reaches the caller, and never FFmpeg."""
+    events: queue.Queue = queue.Queue(WAITING)
+    start_filling(events, "frame", lambda: open_stream(source, crop))
+    while (content := events.get()[1]) is not None:
+        if isinstance(content, Exception):
+            raise content
+        yield content
+
+
+def start_filling(events: queue.Queue, kind: str, open_source: Callable[[], Iterable]) -> None:
+    """Start a thread that puts (kind, content) of all that a source yields into a queue, then None or its error."""
+
+    def fill() -> None:
+        try:
+            for content in open_source():
+                events.put((kind, content))
+            events.put((kind, None))
+        except Exception as error:  # noqa: BLE001 - the main thread raises it
+            events.put((kind, error))
+
+    threading.Thread(target=fill, daemon=True).start()
+
+
 def _standard_input() -> InputContainer:
     file = sys.stdin.buffer
     if sys.stdin.isatty():
         raise UserError("standard input is a terminal; expected a video, for example: ffmpeg -i IN -f matroska - |")
-    start = file.peek(4)
+    source = file if file.seekable() else Pipe(file.fileno())
+    start = source.peek(4)
     if not start:
         raise UserError("standard input is empty; expected a video, for example: ffmpeg -i IN -f matroska - |")
     pictures = next((form for magic, form in PICTURES.items() if start.startswith(magic)), None)
     options = OPTIONS | ({"probesize": "32"} if pictures else {})  # or FFmpeg reads 5 MB before the first picture
     try:
-        source = file if file.seekable() else Pipe(file)
         return av.open(source, format=pictures, options=options, metadata_errors="replace")
     except (av.error.FFmpegError, ValueError) as error:
         raise UserError(f"standard input is {UNREADABLE} ({first_line(error)})") from error
 
 
 class Pipe:
-    """A pipe that gives what is there. A buffered file would wait until it has all bytes that FFmpeg asks for."""
+    """A pipe that gives what is there. A buffered file would wait until it has all bytes that FFmpeg asks for.
 
-    def __init__(self, file: BufferedReader):
-        self.file = file
+    It would also be locked while a thread waits for it, and Python could not end.
+    """
+
+    def __init__(self, descriptor: int):
+        self.descriptor, self.start = descriptor, b""
+
+    def peek(self, size: int) -> bytes:
+        """Return the first bytes, at least so many if there are; they are read again."""
+        while len(self.start) < size and (more := os.read(self.descriptor, 1 << 16)):
+            self.start += more
+        return self.start
 
     def read(self, size: int) -> bytes:
-        return self.file.read1(size)
+        if not self.start:
+            return os.read(self.descriptor, size)
+        part, self.start = self.start[:size], self.start[size:]
+        return part
 
 
 def _camera(device: Path) -> InputContainer:
