@@ -1,4 +1,4 @@
-# Held-out losses and attention maps of finished runs.
+# Held-out losses, attention maps and pages of finished runs.
 
 
 rule evaluate:
@@ -39,3 +39,30 @@ rule attention:
         videos=STUDY.settings.evaluation.attention_videos,
     shell:
         STUDY.command("attention {wildcards.run} --out {output:q} 2> {log:q}")
+
+
+# A page that shows where a run looks in the fixed evaluation videos; that of the baseline has other runs beside it.
+rule look:
+    input:
+        STUDY.looks.inputs,
+    output:
+        report(
+            f"{R}/look/{{run}}.html",
+            caption="../workflow/report/look.rst",
+            category="Attention",
+            labels={"what": "Where {run} looks, frame by frame", "form": "page"},
+        ),
+    log:
+        f"{R}/logs/look/{{run}}.log",
+    conda:
+        "../envs/train.yaml"
+    threads: lambda w: RUNS[w.run].operation.threads
+    resources:
+        gpu=lambda w: min(1, RUNS[w.run].operation.gpus),
+        gpu_model=STUDY.resources.gpu_model,
+        constraint=STUDY.resources.gpu_constraint,
+    params:
+        videos=STUDY.settings.evaluation.attention_videos,
+        runs=STUDY.looks.options,
+    shell:
+        STUDY.command("look {params.runs} --out {output:q} 2> {log:q}")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 import yaml
 from safetensors.torch import save_model
 
@@ -92,6 +93,18 @@ def finished(folder: Path, run: Run, model: VideoLanguageModel | None = None) ->
     (folder / "model/run.json").write_text(run.model_dump_json())
     save_model(model or build_model(run.model, 0), str(folder / "model/best.safetensors"))
     return folder
+
+
+@torch.no_grad()
+def talkative(run: Run, tokenizer):
+    """A model with large random weights, which answers with varied words; other modes and orders change its answer."""
+    model = build_model(run.model, 1).eval()
+    for parameter in [*model.llm.llama.layers.parameters(), *model.connector.parameters()]:
+        parameter *= 3
+    texts = [tokenizer.decode([i]).strip() for i in range(run.model.language.vocabulary)]
+    no_words = [i for i, text in enumerate(texts) if not (text.isalpha() and text.isascii())]
+    model.llm.llama.embed_tokens.weight[no_words] *= 0.3
+    return model
 
 
 def finished_study(data: Path, folder: Path, **settings) -> Path:

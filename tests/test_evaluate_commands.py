@@ -27,11 +27,20 @@ from fvlm.evaluate.read import read_run
 from fvlm.model.build import build_model
 from fvlm.train.ranks import Ranks
 from fvlm.train.watch import Watch
-from fvlm.use.answer import prompt_batch
-from fvlm.use.caption import shown_like
+from fvlm.use.answer import clip_of, prompt_batch
+from fvlm.use.options import shown_like
 from tests.conftest import ROOT
 from tests.decode_cases import X264, write
-from tests.evaluate_cases import finished, finished_study, has_frames, make_chats, make_held_out, model_of, run_of
+from tests.evaluate_cases import (
+    finished,
+    finished_study,
+    has_frames,
+    make_chats,
+    make_held_out,
+    model_of,
+    run_of,
+    talkative,
+)
 from tests.model_cases import by_argmax
 from tests.train_cases import study_in, trained
 
@@ -221,18 +230,6 @@ def picture(tmp_path) -> Path:
     return tmp_path / "picture.png"
 
 
-@torch.no_grad()
-def talkative(run: Run, tokenizer):
-    """A model with large random weights, which answers with varied words; other modes and orders change its answer."""
-    model = build_model(run.model, 1).eval()
-    for parameter in [*model.llm.llama.layers.parameters(), *model.connector.parameters()]:
-        parameter *= 3
-    texts = [tokenizer.decode([i]).strip() for i in range(run.model.language.vocabulary)]
-    no_words = [i for i, text in enumerate(texts) if not (text.isalpha() and text.isascii())]
-    model.llm.llama.embed_tokens.weight[no_words] *= 0.3
-    return model
-
-
 @pytest.mark.parametrize(
     ("share", "mode", "most"),
     [(0.0, None, 64), (0.5, "coarse_fine", 64), (1.0, None, 2), (1.0, "coarse_only", 64)],
@@ -252,7 +249,8 @@ def test_a_caption_is_the_repeated_argmax_of_full_forward_passes(data, tmp_path,
     main(["caption", str(picture), str(video), "--run", str(folder), "--question", QUESTION, "--tokens", "6", *options])
     printed = capsys.readouterr().out
     for file, frames in ((picture, run.data.static_frames), (video, min(3, run.data.max_frames))):
-        batch = prompt_batch(file, prompt, run.data, question if share > 0.5 else 0, still=file == picture)
+        shown = clip_of(file, file == picture, True, run.data.max_frames).frames
+        batch = prompt_batch(shown, frames, prompt, question if share > 0.5 else 0)
         assert batch.frame_counts.tolist() == [frames]
         answer = by_argmax(model, batch, 6, mode or "autoregressive")
         assert len(set(answer)) > 3 and f"{file}: {tokenizer.decode(answer).strip()}\n" in printed
@@ -315,6 +313,7 @@ def test_a_run_saves_how_its_sources_show_their_samples(prepared, tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     ["evaluate nowhere --out x", "attention nowhere --out x", "caption x.mp4 --run nowhere", "train nowhere",
+     "ask x.mp4 What? --run nowhere", "chat x.mp4 --run nowhere", "look x.mp4 --run nowhere --out x",
      "preflight --study nowhere.yaml", "calibrate nowhere"],
 )  # fmt: skip
 def test_a_wrong_path_or_name_is_reported_without_torch(arguments):

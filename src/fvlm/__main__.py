@@ -32,7 +32,10 @@ GROUPS = {
         "adopt": ("fvlm.study.adopt", "take a finished run of the published study, or of weights, into a study"),
     },
     "use": {
-        "caption": ("fvlm.use.caption", "caption a video, or answer a question about it"),
+        "caption": ("fvlm.use.caption", "caption videos and images"),
+        "ask": ("fvlm.use.ask", "ask a model about a video, an image or a stream"),
+        "chat": ("fvlm.use.chat", "talk with a model about a video, an image or a stream"),
+        "look": ("fvlm.use.look", "write a page that shows where a model looks in a video while it answers"),
     },
     "plan and watch": {
         "plan": ("fvlm.study.plan", "list every run: parameters, samples, tokens, FLOPs, memory, hours, cost"),

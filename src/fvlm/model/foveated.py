@@ -129,15 +129,22 @@ class VideoLanguageModel(nn.Module):
         return mode
 
     def visual_tokens(
-        self, batch: Batch, text_SE: torch.Tensor, plan: Plan, mode: str, with_attention: bool = False
+        self,
+        batch: Batch,
+        text_SE: torch.Tensor,
+        plan: Plan,
+        mode: str,
+        with_attention: bool = False,
+        states: FrameStates | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, Attention | None, Attention | None]:
         """Return the visual tokens (P, E) of a mode, those of the coarse pass, and fine and coarse attention.
 
         text_SE   embedded text tokens; queries depend on the questions before the frames
+        states    of the batch's frames, from `encode`; None: they are encoded here
         """
         if not plan.visual_B.any():
             return text_SE[:0], text_SE[:0], None, None
-        states = self.encode(batch.frames)
+        states = states or self.encode(batch.frames)
         if mode == "direct":
             tokens = self.connector.project(states.features)
             tokens = tokens if plan.shown is None else tokens[plan.shown]

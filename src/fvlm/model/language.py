@@ -12,24 +12,58 @@ from fvlm.model.attention import attend, recomputed, working_dtype
 from fvlm.model.backbones import Llama, RmsNorm
 from fvlm.model.packing import Rows
 
+ROOM = 256  # tokens that a cache grows by, so that few of its tokens are copied
+
 
 class Cache:
-    """Keys and values of the tokens so far, per layer (R, K, tokens, E / H)."""
+    """Keys and values of the tokens so far, per layer (R, K, tokens, E / H), with room for more behind them."""
 
     def __init__(self) -> None:
         self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.lengths: dict[int, int] = {}  # tokens of each layer
+
+    @property
+    def length(self) -> int:
+        """Number of tokens."""
+        return self.lengths.get(0, 0)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one token in all rows and layers."""
+        tensors = [tensor for pair in self.layers.values() for tensor in pair]
+        return sum(tensor.element_size() * tensor[:, :, 0].numel() for tensor in tensors)
 
     def extend(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Append the new tokens' keys and values; return those of all tokens."""
-        if layer in self.layers:
-            before = self.layers[layer]
-            key, value = torch.cat([before[0], key], dim=2), torch.cat([before[1], value], dim=2)
-        self.layers[layer] = (key, value)
-        return key, value
+        before = self.lengths.get(layer, 0)
+        after = before + key.shape[2]
+        kept = self.layers.get(layer)
+        if kept is None or kept[0].shape[2] < after:
+            kept = tuple(
+                _with_room(new, None if kept is None else kept[place][:, :, :before], after + ROOM)
+                for place, new in enumerate((key, value))
+            )
+            self.layers[layer] = kept
+        for all_tokens, new in zip(kept, (key, value), strict=True):
+            all_tokens[:, :, before:after] = new
+        self.lengths[layer] = after
+        return kept[0][:, :, :after], kept[1][:, :, :after]
 
     def keep(self, rows: int) -> None:
         """Forget all but the first rows."""
         self.layers = {number: (key[:rows], value[:rows]) for number, (key, value) in self.layers.items()}
+
+    def cut(self, tokens: int) -> None:
+        """Forget all but the first tokens."""
+        self.lengths = {number: min(length, tokens) for number, length in self.lengths.items()}
+
+
+def _with_room(new: torch.Tensor, before: torch.Tensor | None, tokens: int) -> torch.Tensor:
+    """Return a tensor for so many tokens that begins with those before."""
+    result = new.new_empty(*new.shape[:2], tokens, new.shape[3])
+    if before is not None:
+        result[:, :, : before.shape[2]] = before
+    return result
 
 
 class Language(nn.Module):
@@ -56,16 +90,17 @@ class Language(nn.Module):
     def run_next(
         self, x_RWE: torch.Tensor, start: int | torch.Tensor, cache: Cache, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return the hidden states of W more tokens of every row, after the cached ones; W is 1 if there are any.
+        """Return the hidden states of W more tokens of every row, after the cached ones.
 
         start   place of the first new token in its sequence, one number or (R, 1)
         mask    (R, 1, 1, tokens) bool, True: a real token of cache or row; None: all are real
         """
-        width = x_RWE.shape[1]
-        if cache.layers and width > 1:
-            raise ValueError(f"{width} tokens behind cached ones; expected one")
+        width, before = x_RWE.shape[1], cache.length
         positions = start + torch.arange(width, device=x_RWE.device)[None]
-        return self._walk(x_RWE, positions, mask, not cache.layers and width > 1, cache)
+        if before and width > 1:  # a new token sees the cached ones and the new ones up to itself
+            earlier = torch.ones(width, before + width, dtype=torch.bool, device=x_RWE.device).tril(before)
+            mask = earlier if mask is None else mask & earlier
+        return self._walk(x_RWE, positions, mask, not before and width > 1, cache)
 
     def _walk(
         self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, causal: bool, cache: Cache | None

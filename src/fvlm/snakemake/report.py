@@ -50,7 +50,7 @@ def start(study: StudyOfRules, workflow, source: str) -> None:
 
 def targets(study: StudyOfRules) -> list[str]:
     """Return all results; for `snakemake --report` those that exist, so that an unfinished study has a report too."""
-    others = [*study.prepared, study.front_page, *study.decisions, *study.tables]
+    others = [*study.prepared, study.front_page, *study.decisions, *study.tables, *study.looks.pages]
     if requests_report(after_run=False):
         return [path for path in (*others, *study.drawn) if Path(path).exists()]
     return [*others, *study.figures]

@@ -24,6 +24,7 @@ from fvlm.costs.speed import calibration_path, read_calibration
 from fvlm.data import sources
 from fvlm.errors import UserError
 from fvlm.records import weights_in
+from fvlm.snakemake.looks import Looks
 from fvlm.snakemake.memory import STUDY, ResultsMemory, remember
 from fvlm.snakemake.process import is_alone, is_target, requests_report
 from fvlm.snakemake.resources import Resources
@@ -120,6 +121,10 @@ class StudyOfRules:
         return [f"{self.folder}/attention/{run.name}.npz"] if run and self._has_weights(run.name) else []
 
     @property
+    def looks(self) -> Looks:
+        return Looks(self)
+
+    @property
     def indices(self) -> list[str]:
         return [self._index(name) for name in self.settings.used_sources]
 
@@ -166,7 +171,7 @@ class StudyOfRules:
     @property
     def shown_first(self) -> list[str]:
         """What the first page shows or links to."""
-        return [*self.decisions, f"{self.folder}/tables/runs.csv", *self.figures, *self.prepared]
+        return [*self.decisions, f"{self.folder}/tables/runs.csv", *self.figures, *self.prepared, *self.looks.pages]
 
     # --- plan ---
 
@@ -248,7 +253,7 @@ class StudyOfRules:
             return {}
         indices = [self._index(name) for name in run.data.sources]
         inputs = {
-            "indices": list(dict.fromkeys(indices + self._held_out_indices(run))),
+            "indices": list(dict.fromkeys(indices + self.held_out_indices(run))),
             "tokenizer": f"{self.folder}/tokenizer/tokenizer.json",
         }
         if run.parent_path:
@@ -262,7 +267,7 @@ class StudyOfRules:
         return {
             "weights": f"{folder}/model/best.safetensors",
             "summary": f"{folder}/run_summary.json",
-            "indices": self._held_out_indices(self.runs[wildcards.run]),
+            "indices": self.held_out_indices(self.runs[wildcards.run]),
             "tokenizer": f"{self.folder}/tokenizer/tokenizer.json",
         }
 
@@ -361,7 +366,7 @@ class StudyOfRules:
     def _tables(self, names) -> list[str]:
         return [f"{self.folder}/tables/{name}.csv" for name in names]
 
-    def _held_out_indices(self, run) -> list[str]:
+    def held_out_indices(self, run) -> list[str]:
         """Indices with the held-out samples: a source's own, or its partner's."""
         partners = {name: self.sources[name].held_out for name in run.data.sources}
         return [self._index(other if isinstance(other, str) else name) for name, other in partners.items()]

@@ -1,66 +1,214 @@
-"""Answers of a finished run about a video or an image, shown as the run's samples were."""
+"""Answers of a finished run about a video, an image or a stream, shown as the run's samples were."""
 
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from fvlm.batch import Batch
-from fvlm.config.schema import Data
 from fvlm.data.batches.loader import pack
-from fvlm.data.decode.media import MediaError
+from fvlm.data.decode.media import Clip
 from fvlm.data.decode.video import decode_image, decode_video
 from fvlm.data.shards.samples import evenly_spaced
 from fvlm.data.shards.text import END, START, encode_prompt, load_tokenizer
 from fvlm.device import autocast
-from fvlm.errors import UserError
 from fvlm.evaluate.load import load_run
-from fvlm.model.generate import generate
+from fvlm.model.encoder import FrameStates
+from fvlm.model.generate import Choose, Reading, most_likely, sampled, written
+
+# At the end of a text: bytes of a character whose last byte is not there yet, and white space.
+UNFINISHED = re.compile(r"[\s\ufffd]*\Z")
 
 
 class Answers:
     """A finished run that answers.
 
-    folder  results/runs/NAME
-    mode    of evaluation; None: autoregressive if the run has it
-    tokens  longest answer
+    folder          results/runs/NAME
+    mode            of evaluation; None: the run's inference mode, autoregressive if it has that
+    tokens          longest answer
+    temperature     0: each token is the most likely one; above: it is drawn from softmax(logits / temperature)
+    seed            of the draws; the same question gets the same answer
     """
 
-    def __init__(self, folder: Path, mode: str | None, tokens: int):
+    def __init__(self, folder: Path, mode: str | None, tokens: int, temperature: float = 0.0, seed: int = 0):
         self.run, self.model, self.device = load_run(folder)
-        self.tokenizer = load_tokenizer(folder.parent.parent / "tokenizer")
+        self.tokenizer = load_tokenizer(tokenizer_of(folder))
         self.mode, self.tokens = mode or self.run.model.variant.inference_mode, tokens
+        self.end = self.tokenizer.token_to_id(END)
+        self.temperature, self.seed = temperature, seed
+
+    def choose(self) -> Choose:
+        """Return the function that chooses the tokens of one answer."""
+        return sampled(self.temperature, self.seed) if self.temperature else most_likely
+
+    def prompt(self, question: str, earlier: Iterable[tuple[str, str]] = ()) -> tuple[list[int], list[int]]:
+        """Return the tokens of a prompt before the frames and behind them.
+
+        The first question stands before the frames if it did so in most of the run's training samples.
+        """
+        ids = encode_prompt(self.tokenizer, question, earlier)
+        if self.run.data.question_first <= 0.5:
+            return [], ids.tolist()
+        starts = np.flatnonzero(ids == self.tokenizer.token_to_id(START))  # of system, user, assistant, ...
+        return ids[: starts[2]].tolist(), ids[starts[2] :].tolist()
+
+    def video(self, frames: np.ndarray, positions: int | None = None) -> "Video":
+        """Return a video to ask about; arguments as in `Video.show`."""
+        video = Video(self)
+        video.show(frames, positions)
+        return video
+
+
+def tokenizer_of(folder: Path) -> Path:
+    """The folder of the tokenizer that belongs to a run."""
+    return folder.absolute().parents[1] / "tokenizer"
+
+
+class Video:
+    """A video to ask about. Each frame is encoded once, and read once as long as nothing before it changes.
+
+    The cache of the language model holds at most as many frames as the run was trained with, `data.max_frames`. If one
+    more comes, the model forgets the older half, and reads the newer half as if the video began there.
+
+    count   frames that were shown so far
+    """
+
+    def __init__(self, answers: Answers):
+        self.answers, self.count = answers, 0
+        self.most = answers.run.data.max_frames
+        self.states: list[FrameStates] = []  # of the frames that are kept, in the order of showing
+        self.reading: Reading | None = None
+        self.before: list[int] = []  # the text before the frames in `reading`
+        self.parts_read = 0  # entries of `states` that `reading` holds
+
+    @property
+    def kept(self) -> int:
+        """Number of frames that the answer depends on."""
+        return sum(len((part.keys or [part.features])[0]) for part in self.states)
 
     @torch.no_grad()
-    def answer(self, file: Path, question: str, still: bool, crop: bool) -> str:
-        """Return the answer to a question about a file; `still` and `crop` as in `prompt_batch`."""
-        ids = encode_prompt(self.tokenizer, question)
-        first = 0
-        if self.run.data.question_first > 0.5:  # as in most of the run's training samples
-            first = int(np.flatnonzero(ids == self.tokenizer.token_to_id(START))[-1])  # all but the answer's header
-        batch = prompt_batch(file, ids, self.run.data, first, still, crop)
-        with autocast(self.run, self.device):
-            end = self.tokenizer.token_to_id(END)
-            answer = generate(self.model, batch.to(self.device), end, self.tokens, self.mode)
-        return self.tokenizer.decode(answer).strip()
+    def show(self, frames: np.ndarray, positions: int | None = None) -> None:
+        """Take further frames (T, 224, 224, 3) uint8; an image fills `positions` visual positions."""
+        answers, model = self.answers, self.answers.model
+        self.count += len(frames)
+        if not answers.run.model.variant.sees:
+            return
+        with autocast(answers.run, answers.device):
+            states = model.encode(torch.from_numpy(frames).to(answers.device))
+        if positions and positions != len(frames):
+            states = states.select(torch.arange(positions, device=answers.device) % len(frames))
+        self.states.append(states)
+        if self.kept > self.most and len(self.states) > 1:
+            while self.kept > self.most // 2 and len(self.states) > 1:
+                self.states.pop(0)
+            self.reading = None if self.reading is None else self._begun(self.before)
+        if self.reading is not None or answers.run.data.question_first <= 0.5:
+            self._read(self.before)
+
+    def ask(self, question: str, earlier: Iterable[tuple[str, str]] = ()) -> Iterator[str]:
+        """Yield the answer in pieces of whole characters, as they are generated.
+
+        earlier     questions and answers of the conversation before it
+        raises      UserError if the prompt is longer than the language model's positions
+        """
+        before, behind = self.answers.prompt(question, earlier)
+        self._read(before)
+        with self._context():
+            self.reading.read_text(behind)
+        return pieces(self._tokens(), self.answers.tokenizer.decode)
+
+    def fits(self, question: str, earlier: Iterable[tuple[str, str]]) -> bool:
+        """Whether a prompt and its longest answer fit into the language model's positions."""
+        config = self.answers.run.model
+        text = sum(map(len, self.answers.prompt(question, earlier)))
+        return text + self.kept * config.visual_tokens + self.answers.tokens <= config.language.max_positions
+
+    def _tokens(self) -> Iterator[int]:
+        answers = self.answers
+        tokens = written(self.reading, answers.end, answers.tokens, answers.choose())
+        while True:
+            with self._context():
+                token = next(tokens, None)
+            if token is None:
+                return
+            yield token
+
+    def _context(self):
+        return autocast(self.answers.run, self.answers.device)
+
+    def _begun(self, before: list[int]) -> Reading:
+        self.before, self.parts_read = before, 0
+        with self._context():
+            return Reading(self.answers.model, self.answers.mode, torch.tensor(before, device=self.answers.device))
+
+    def _read(self, before: list[int]) -> None:
+        """Bring `reading` up to date: this text, then all frames."""
+        left = len(self.states) - self.parts_read
+        again = self.reading is None or self.before != before or (left and self.answers.mode == "coarse_fine")
+        if again:
+            self.reading = self._begun(before)
+        with self._context():
+            if self.answers.mode == "coarse_fine" and again and self.states:
+                self.reading.take_frames(self._two_passes())
+            elif self.answers.mode != "coarse_fine":
+                for states in self.states[self.parts_read :]:
+                    self.reading.read_frames(states)
+        self.parts_read = len(self.states)
+
+    @torch.no_grad()
+    def _two_passes(self) -> torch.Tensor:
+        """Return the visual tokens (P, E) of all frames in mode coarse_fine, which needs them at once."""
+        (states,), model = self.states, self.answers.model
+        encoded = np.zeros((self.kept, 0, 0, 3), np.uint8)  # their pixels are not needed any more
+        batch = prompt_batch(encoded, self.kept, self.before, len(self.before)).to(self.answers.device)
+        text_SE = model.llm.embed(batch.token_ids)
+        return model.visual_tokens(batch, text_SE, model.plan(batch), "coarse_fine", states=states)[0]
 
 
-def prompt_batch(
-    file: Path, ids: np.ndarray, data: Data, question: int, still: bool = False, crop: bool = True
-) -> Batch:
-    """Return a batch of one sample: the frames of a file, and a prompt.
+def pieces(tokens: Iterable[int], decode) -> Iterator[str]:
+    """Yield the text of some tokens piece by piece, without the white space around it.
 
-    ids             (S,) tokens of the prompt, of which the first `question` stand before the frames
-    data            settings of the run: the positions of an image, the most frames of a video
-    still           the file is an image
-    crop            the centre of each frame; False: the whole frame squashed to a square
-    raises          UserError if the file is no video or image that can be decoded
+    A piece holds whole characters, although the bytes of one may be split over tokens. Control characters, which could
+    command a terminal, become blanks.
+
+    decode      from a list of tokens to their text
     """
-    try:
-        frames = (decode_image(file, crop) if still else decode_video(file, crop=crop)).frames
-    except MediaError as error:
-        raise UserError(f"{file} cannot be decoded ({error.reason}: {error}); expected a video or an image") from error
-    frames = frames[evenly_spaced(len(frames), data.max_frames)]
-    positions = data.static_frames if still else len(frames)
-    sample = {"frames": frames, "positions": positions, "ids": ids, "mask": np.zeros(len(ids), dtype=bool)}
-    return pack([{**sample, "question": question, "key": file.name, "source": "yours"}])
+    ids, shown, text = [], 0, ""
+    for token in tokens:
+        ids.append(token)
+        text = decode(ids).lstrip()
+        ready = UNFINISHED.search(text).start()
+        if ready > shown:
+            yield _printable(text[shown:ready])
+            shown = ready
+    if rest := text.rstrip()[shown:]:
+        yield _printable(rest)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else " " for c in text)
+
+
+def clip_of(file: Path, still: bool, crop: bool, most: int) -> Clip:
+    """Return at most `most` evenly spaced frames of a video, or the one of an image.
+
+    still       the file is an image
+    crop        the centre of each frame; False: the whole frame squashed to a square
+    raises      MediaError if the file is no video or image that can be decoded
+    """
+    clip = decode_image(file, crop) if still else decode_video(file, crop=crop)
+    chosen = evenly_spaced(len(clip.frames), most)
+    return replace(clip, frames=clip.frames[chosen], times_s=clip.times_s[chosen])
+
+
+def prompt_batch(frames: np.ndarray, positions: int, ids: list[int], question: int) -> Batch:
+    """Return a batch of one sample: distinct frames at so many positions, and a prompt.
+
+    ids         tokens of the prompt, of which the first `question` stand before the frames
+    """
+    sample = {"frames": frames, "positions": positions, "ids": np.array(ids), "mask": np.zeros(len(ids), dtype=bool)}
+    return pack([{**sample, "question": question, "key": "yours", "source": "yours"}])

@@ -168,9 +168,15 @@ def largest_id(tokenizer: Tokenizer) -> int:
     return max(tokenizer.get_vocab().values())
 
 
-def encode_prompt(tokenizer: Tokenizer, question: str) -> np.ndarray:
-    """Return a question with the header of its answer, for generation: ids (S,) int32."""
-    messages = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": question}]
+def encode_prompt(tokenizer: Tokenizer, question: str, earlier: Iterable[tuple[str, str]] = ()) -> np.ndarray:
+    """Return a question with the header of its answer, for generation: ids (S,) int32.
+
+    earlier     questions and answers of the conversation before it
+    """
+    messages = [{"role": "system", "content": SYSTEM_PROMPT}]
+    for before, answer in earlier:
+        messages += [{"role": "user", "content": before}, {"role": "assistant", "content": answer}]
+    messages.append({"role": "user", "content": question})
     ids, _ = _encode_messages(tokenizer, messages)
     return np.concatenate([ids, np.array(_answer_header(tokenizer), np.int32)])
 

@@ -1,0 +1,109 @@
+"""`fvlm ask VIDEO QUESTION... --run results/runs/stage3`: ask about a video, an image or a stream."""
+
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from itertools import chain
+from pathlib import Path
+
+from fvlm.errors import UserError
+from fvlm.use.options import (
+    Shown,
+    add_answer_arguments,
+    check_file,
+    check_question,
+    check_stream,
+    checked_run,
+    is_image,
+    is_stream,
+)
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("video", type=Path, help="video or image; -: a video on standard input; /dev/video0: a camera")
+    parser.add_argument("questions", nargs="+", help="one or more questions")
+    parser.add_argument(
+        "--every",
+        type=int,
+        metavar="FRAMES",
+        help="of a stream: answer after so many further frames (default: at its end)",
+    )
+    add_answer_arguments(parser)
+
+
+def main(args) -> int:
+    shown = checked_run(args)
+    for question in args.questions:
+        check_question(question)
+    live = is_stream(args.video)
+    if args.every is not None and (not live or args.every < 1):
+        raise UserError(f"--every is {args.every} of {args.video}; expected at least 1, and a stream (- or a camera)")
+    if live:
+        check_stream(shown.run, args.mode)
+        return until_interrupted(lambda: ask_stream(args, shown))
+    check_file(args.video)
+    answer_all(opened(args, shown), args.questions)
+    return 0
+
+
+def until_interrupted(work: Callable[[], None]) -> int:
+    """Work on a stream; Ctrl-C, which ends an endless one, is no failure to report. Returns the exit status."""
+    try:
+        work()
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 128 + signal.SIGINT
+    return 0
+
+
+def opened(args, shown: Shown):
+    """Return the video or image of a command, ready to ask; raises UserError if it cannot be decoded."""
+    from fvlm.data.decode.media import MediaError
+    from fvlm.use.answer import Answers, clip_of  # imports torch, which takes seconds
+
+    still = is_image(args.video)
+    try:
+        frames = clip_of(args.video, still, shown.crop(args.video), shown.run.data.max_frames).frames
+    except MediaError as error:
+        raise UserError(
+            f"{args.video} cannot be decoded ({error.reason}: {error}); expected a video or an image"
+        ) from error
+    answers = Answers(args.run, args.mode, args.tokens, args.temperature, args.seed)
+    return answers.video(frames, shown.run.data.static_frames if still else None)
+
+
+def ask_stream(args, shown: Shown) -> None:
+    """Read a stream to its end, and answer there or every few frames."""
+    from fvlm.use.stream import as_they_come
+
+    frames = as_they_come(args.video, shown.crop(args.video))
+    first = next(frames)
+    from fvlm.use.answer import Answers, Video  # imports torch, which takes seconds
+
+    video = Video(Answers(args.run, args.mode, args.tokens, args.temperature, args.seed))
+    for frame in chain([first], frames):
+        video.show(frame[None])
+        if args.every and video.count % args.every == 0:
+            print(f"[{video.count} frames]")
+            answer_all(video, args.questions)
+    if not args.every or video.count % args.every:
+        print(f"{video.count} frames; the answer is about the last {video.kept}", file=sys.stderr)
+        answer_all(video, args.questions)
+
+
+def answer_all(video, questions: list[str]) -> None:
+    """Print the answers, each with its question if there are several."""
+    for question in questions:
+        if len(questions) > 1:
+            print(f"> {question}")
+        printed(video.ask(question))
+
+
+def printed(pieces: Iterable[str]) -> str:
+    """Print an answer as it comes, and return it."""
+    parts = []
+    for piece in pieces:
+        parts.append(piece)
+        print(piece, end="", flush=True)
+    print(flush=True)
+    return "".join(parts)

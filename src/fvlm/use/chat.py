@@ -1,0 +1,121 @@
+"""`fvlm chat VIDEO --run results/runs/stage3`: a conversation about a video, an image or a stream."""
+
+import queue
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TextIO
+
+from fvlm.errors import UserError
+from fvlm.use.ask import opened, printed, until_interrupted
+from fvlm.use.options import Shown, add_answer_arguments, check_file, check_stream, checked_run, is_stream
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("video", type=Path, help="video or image; -: a video on standard input; /dev/video0: a camera")
+    add_answer_arguments(parser)
+
+
+def main(args) -> int:
+    shown = checked_run(args)
+    if is_stream(args.video):
+        check_stream(shown.run, args.mode)
+        return until_interrupted(lambda: chat_about_stream(args, shown))
+    check_file(args.video)
+    conversation = Conversation(opened(args, shown))
+    asked = [conversation.say(line) for line in prompted(sys.stdin)]
+    if not asked and not sys.stdin.isatty():
+        raise UserError("standard input has no question; expected one per line, for example: echo 'What happens?' |")
+    return 0
+
+
+class Conversation:
+    """Questions and answers about a video. The oldest ones are forgotten where the model has no position left."""
+
+    def __init__(self, video):
+        self.video = video
+        self.turns: list[tuple[str, str]] = []
+
+    def say(self, question: str) -> None:
+        """Print the answer; Ctrl-C ends it."""
+        while self.turns and not self.video.fits(question, self.turns):
+            self.turns.pop(0)
+        parts: list[str] = []
+        with suppress(KeyboardInterrupt):
+            printed(kept(self.video.ask(question, self.turns), parts))
+        self.turns.append((question, "".join(parts)))
+
+
+def kept(pieces: Iterator[str], parts: list[str]) -> Iterator[str]:
+    for piece in pieces:
+        parts.append(piece)
+        yield piece
+
+
+def prompted(source: TextIO) -> Iterator[str]:
+    """Yield the lines of `lines_of`, with a prompt at a terminal."""
+    if source.isatty():
+        print("One question per line; Ctrl-D ends.", file=sys.stderr)
+    lines = lines_of(source)
+    while True:
+        show_prompt(source)
+        line = next(lines, None)
+        if line is None:
+            return
+        yield line
+
+
+def lines_of(source: TextIO) -> Iterator[str]:
+    """Yield the lines that are not empty, one as soon as it is there."""
+    while line := source.readline():
+        if line.strip():
+            yield line.strip()
+
+
+def show_prompt(source: TextIO) -> None:
+    if source.isatty():
+        print("> ", end="", file=sys.stderr, flush=True)
+
+
+def chat_about_stream(args, shown: Shown) -> None:
+    """Read frames as they come, and answer questions in between: those of the frames so far."""
+    from fvlm.use.stream import WAITING, open_stream, start_filling
+
+    questions = sys.stdin if str(args.video) != "-" else terminal()
+    events = queue.Queue(WAITING)
+    start_filling(events, "frame", lambda: open_stream(args.video, shown.crop(args.video)))
+    _, first = events.get()
+    if isinstance(first, Exception):
+        raise first
+    from fvlm.use.answer import Answers, Video  # imports torch, which takes seconds
+
+    video = Video(Answers(args.run, args.mode, args.tokens, args.temperature, args.seed))
+    conversation = Conversation(video)
+    video.show(first[None])
+    start_filling(events, "question", lambda: lines_of(questions))
+    show_prompt(questions)
+    while True:
+        kind, content = events.get()
+        if isinstance(content, Exception):
+            raise content
+        if kind == "frame" and content is not None:
+            video.show(content[None])
+            continue
+        if kind == "frame":
+            print(f"\nThe video has ended after {video.count} frames; Ctrl-D ends.", file=sys.stderr)
+        elif content is None:
+            return
+        else:
+            conversation.say(content)
+        show_prompt(questions)
+
+
+def terminal() -> TextIO:
+    try:
+        return open("/dev/tty")
+    except OSError as error:
+        raise UserError(
+            "the video comes from standard input, so questions need a terminal, and there is none; use fvlm ask - with "
+            "--every"
+        ) from error

@@ -1,0 +1,134 @@
+"""What the commands that use a run have in common: their arguments, and how the run's samples were shown. No torch."""
+
+import argparse
+import stat
+import sys
+from functools import cached_property
+from pathlib import Path
+
+from fvlm.config.schema import Run
+from fvlm.data.decode.media import IMAGE_SUFFIXES
+from fvlm.errors import UserError
+from fvlm.evaluate.read import SOURCES, read_run
+
+QUESTION = "Say what happens in the video."  # for a run that did not save the prompts of its sources
+
+
+def add_run_argument(parser: argparse.ArgumentParser, **options) -> None:
+    parser.add_argument(
+        "--run", required=True, type=Path, help="folder of a finished run, for example results/runs/stage3", **options
+    )
+
+
+def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run_argument(parser)
+    parser.add_argument("--tokens", type=int, default=60, help="longest answer, in tokens (default: %(default)s)")
+    parser.add_argument(
+        "--mode",
+        default=None,
+        help="coarse_only, coarse_fine or autoregressive (default: autoregressive if the run has it)",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="0: the most likely token each time; 1: tokens drawn as the model weighs them (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+
+
+class Shown:
+    """A finished run, and how the samples that it was trained on were shown.
+
+    folder    results/runs/NAME
+    raises    UserError if the run is not finished
+    """
+
+    def __init__(self, folder: Path):
+        self.run, beside = read_run(folder)
+        self.sources = beside[SOURCES]
+
+    @cached_property
+    def video(self) -> dict:
+        return shown_like(self.sources, "video", self.run.name)
+
+    @cached_property
+    def image(self) -> dict:
+        return shown_like(self.sources, "image", self.run.name)
+
+    def like(self, file: Path) -> dict:
+        return self.image if is_image(file) else self.video
+
+    def crop(self, file: Path) -> bool:
+        return self.like(file).get("crop", True)
+
+    def prompt(self, file: Path) -> str:
+        return self.like(file).get("prompt") or QUESTION
+
+
+def checked_run(args: argparse.Namespace) -> Shown:
+    """Return the run of `add_answer_arguments`; raises UserError for arguments that do not suit it."""
+    shown = Shown(args.run)
+    check_mode(shown.run, args.mode)
+    if args.tokens < 1:
+        raise UserError(f"--tokens is {args.tokens}; expected at least 1")
+    if not 0 <= args.temperature < float("inf"):
+        raise UserError(f"--temperature is {args.temperature:g}; expected 0 or more")
+    if not shown.run.model.variant.sees:
+        print(f"{shown.run.name}: this run has no encoder; it answers without the frames", file=sys.stderr)
+    return shown
+
+
+def check_mode(run: Run, mode: str | None) -> None:
+    if mode not in (None, *run.model.modes):
+        known = ", ".join(run.model.modes)
+        raise UserError(f"--mode is {mode!r}; run {run.name!r} ({run.model.architecture}) has {known}")
+
+
+def check_question(question: str) -> None:
+    if not question.strip():
+        raise UserError("a question is empty; expected words, for example 'What happens?'")
+
+
+def is_image(file: Path) -> bool:
+    return file.suffix.lower() in IMAGE_SUFFIXES
+
+
+def is_stream(file: Path) -> bool:
+    """Whether a file is standard input (`-`) or a camera."""
+    try:
+        return str(file) == "-" or stat.S_ISCHR(file.stat().st_mode)
+    except (OSError, ValueError):  # ValueError: a null byte in the name
+        return False
+
+
+def check_file(file: Path) -> None:
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; expected a video or an image, or - for a video on standard input")
+
+
+def check_stream(run: Run, mode: str | None) -> None:
+    if (mode or run.model.variant.inference_mode) == "coarse_fine":
+        raise UserError("--mode coarse_fine needs the whole video; choose autoregressive or coarse_only for a stream")
+
+
+def shown_like(sources: dict[str, dict], kind: str, run: str) -> dict:
+    """Return how the run's samples of this kind were shown, or of its other kinds if it has none of this one.
+
+    Its sources may differ; the first is taken, and named.
+
+    sources     source -> {"kind", "crop", "prompt"}; empty for a run of an earlier version
+    """
+    frames = {name: entry for name, entry in sources.items() if entry["kind"] != "text"}
+    alike = {name: entry for name, entry in frames.items() if entry["kind"] == kind} or frames
+    if not alike:
+        return {}
+    first = next(iter(alike))
+    others = [name for name in alike if alike[name]["crop"] != alike[first]["crop"]]
+    if others:
+        way, other = ("cropped", "squashed") if alike[first]["crop"] else ("squashed", "cropped")
+        print(
+            f"{run}: frames are {way} as in source {first!r}; those of {', '.join(others)} were {other}",
+            file=sys.stderr,
+        )
+    return alike[first]
