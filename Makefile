@@ -1,5 +1,5 @@
 # You need python3 (3.11 to 3.13), git and make. Packages go into .venv, with the versions of requirements.lock.
-#   make demo    the whole study at demo size: data, 77 trainings, tables, figures, report
+#   make demo    the whole study at demo size: data, 75 trainings, tables, figures, report
 #   make test    all tests; ARGS="-m 'not workflow'" leaves out the slow ones
 #   make test-slurm   the workflow on a Slurm cluster that it installs on this machine and removes; root on Debian
 #   make lint    style of the package, the rules and the workflow

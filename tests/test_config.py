@@ -157,10 +157,10 @@ def test_files_are_looked_for_beside_the_study_then_here_then_in_the_workflow(tm
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert study_from_files(["../mine/study.yaml"]).runs == load(CONFIG).runs
-    edit(folder / "config.yaml", "train.samples: 1500", "train.samples: 1400")
+    edit(folder / "config.yaml", "train.samples: 1200", "train.samples: 1400")
     monkeypatch.chdir(folder.parent)
     assert study_from_files(["mine/study.yaml"]).runs["A6"].train.samples == 1400
-    (tmp_path / "mine/config.yaml").write_text((CONFIG / "config.yaml").read_text().replace("1500", "1300"))
+    (tmp_path / "mine/config.yaml").write_text((CONFIG / "config.yaml").read_text().replace("1200", "1300"))
     assert study_from_files(["mine/study.yaml"]).runs["A6"].train.samples == 1300
 
 
