@@ -19,7 +19,7 @@ from fvlm.config.resolve import DEFAULT_STUDY, load_study
 from fvlm.config.schema import Source, Study
 from fvlm.config.study_file import OWN, complete, typed
 from fvlm.config.trained import is_adopted, is_without_weights, run_of_maps
-from fvlm.costs.limits import check_data, check_memory, check_parents, check_tokenizer
+from fvlm.costs.limits import check_benchmarks, check_data, check_memory, check_parents, check_tokenizer
 from fvlm.costs.speed import calibration_path, read_calibration
 from fvlm.data import sources
 from fvlm.errors import UserError
@@ -62,6 +62,7 @@ def open_study(config: dict, files: list, changes: dict, default_resources=None,
         if not study.results_from and not is_target("preflight"):  # preflight reports all mistakes at once
             check_data(study)
             check_memory(study)
+            check_benchmarks(study)
             check_parents(study)
             check_tokenizer(study)
         resources = Resources(study.runs, default_resources.args if default_resources else [])
@@ -113,6 +114,13 @@ class StudyOfRules:
         """The runs to evaluate: those of the study's families that have weights."""
         chosen = [name for name, run in self.runs.items() if run.family in self.settings.evaluation.families]
         return [name for name in chosen if self._has_weights(name)]
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """The scores of the study's benchmarks."""
+        names, runs = self.settings.evaluation.benchmarks, self.settings.benchmarked
+        runs = [run for run in runs if run in self.runs and self._has_weights(run)]
+        return [f"{self.folder}/benchmarks/{run}/{name}.csv" for name in names for run in runs]
 
     @property
     def attention_maps(self) -> list[str]:
@@ -271,6 +279,15 @@ class StudyOfRules:
             "tokenizer": f"{self.folder}/tokenizer/tokenizer.json",
         }
 
+    def benchmark_inputs(self, wildcards) -> dict:
+        """The weights of a run and the tables of a benchmark."""
+        source = self.settings.benchmark_source(wildcards.benchmark)
+        return {
+            "weights": f"{self.folder}/runs/{wildcards.run}/model/best.safetensors",
+            "tokenizer": f"{self.folder}/tokenizer/tokenizer.json",
+            "tables": sources.tables_of(source, self.folder),
+        }
+
     # --- tables and figures ---
 
     def table_inputs(self, wildcards) -> list[str]:
@@ -358,6 +375,7 @@ class StudyOfRules:
         if not self.settings.results_from:
             figures = {name: one for name, one in figures.items() if has_grid or not one.grid}
             figures = {name: one for name, one in figures.items() if self.attention_maps or not one.attention}
+            figures = {name: one for name, one in figures.items() if self.benchmarks or not one.benchmarks}
         return list(figures)
 
     def _figures(self, names) -> list[str]:
