@@ -97,6 +97,6 @@ rule collect_benchmarks:
     resources:
         group_slots=1,
     params:
-        published=STUDY.settings.comparisons.digest,
+        published=STUDY.settings.comparisons.benchmarks.digest,
     shell:
         STUDY.command("collect benchmarks {input:q} --out {output:q} 2> {log:q}")

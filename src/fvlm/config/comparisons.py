@@ -88,6 +88,11 @@ class Benchmarks(Entry):
     runs: dict[str, str] = {}  # run: its name in the figure; the last stage is added
     published: tuple[Published, ...] = ()
 
+    @property
+    def digest(self) -> str:
+        """Changes exactly when a published score, or a run that answers, changes."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
 
 class Comparisons(Entry):
     reference: str  # the run that every ablation is compared with unless a sweep names another one
