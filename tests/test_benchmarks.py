@@ -146,6 +146,18 @@ def test_pope_has_splits_that_number_their_questions_alike(tmp_path):
     assert [question.answer for question in found.asked] == [0, 1, 0, 1]
 
 
+def test_an_image_in_a_table_is_held_once(tmp_path):
+    record = {"question": "Is there a dog?", "answer": "yes", "category": "random"}
+    rows = [{**record, "question_id": str(i), "image": stored(3 + i // 2)} for i in range(4)]
+    write_table(tmp_path / "data/test-0.parquet", rows)
+    source = source_of("pope", tmp_path, table="data/test-*.parquet")
+    found = check_questions("pope", BENCHMARKS["pope"], source, "")
+    assert [question.id for question in found.asked] == [f"random-{i}" for i in range(4)]
+    images = [question.media[0] for question in found.asked]
+    assert images[0] is images[1] and images[2] is images[3] and images[0].content != images[2].content
+    assert b"PNG" in images[0].content and "PNG" not in repr(found.identity)
+
+
 def test_scienceqa(tmp_path):
     about = {"question": "Which?", "choices": OPTIONS[:2], "answer": 1, "hint": "Look.", "subject": "natural science"}
     rows = [{**about, "image": stored(4), "grade": "grade2", "category": "c"}]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fvlm.config.schema import Source
+from fvlm.data.decode.media import Media
 from fvlm.data.readers import iterate_rows
 from fvlm.data.readers.row import in_any_form
 from fvlm.data.sources import reader_of, source_folder, table_of
@@ -29,12 +30,14 @@ class Questions:
         self.folder = source_folder(source, results)
         self.asked: list[Question] = []
         self.problems: list[dict] = []
+        known: dict[tuple, Media] = {}  # many questions may be about one image in a table, which is held once
         for row in iterate_rows(self.folder, table_of(source), reader=reader_of(source)):
             if row.problem:
                 reason = MISSING if row.reason == "missing" else UNUSABLE
                 self.problems.append({"id": f"row {row.number}", "problem": row.problem, "reason": reason})
             elif question := benchmark.question(row, self.folder):
-                self.asked.append(question)
+                media = tuple(known.setdefault((one.file, one.span_s), one) for one in question.media)
+                self.asked.append(replace(question, media=media))
         if benchmark.captions:
             self.asked = _with_all_references(self.asked)
         present = {media for question in self.asked for media in question.media if media.content is None}
@@ -49,7 +52,18 @@ class Questions:
     @property
     def identity(self) -> tuple:
         """All that the answers depend on, of the questions and their files."""
-        asked = [(q.id, q.text, q.options, q.answer, q.references, str(q.subtitles), q.media) for q in self.asked]
+        asked = [
+            (
+                q.id,
+                q.text,
+                q.options,
+                q.answer,
+                q.references,
+                str(q.subtitles),
+                [(one.file, one.span_s) for one in q.media],
+            )
+            for q in self.asked
+        ]  # the name of an image in a table is a digest of its bytes
         return asked, self.problems, sorted(self.bytes.items(), key=str)
 
 
