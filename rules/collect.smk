@@ -80,7 +80,7 @@ rule collect_evaluation:
 
 rule collect_benchmarks:
     input:
-        STUDY.benchmarks,
+        STUDY.benchmarks.scores,
     output:
         report(
             f"{R}/tables/benchmarks.csv",

@@ -71,7 +71,7 @@ rule look:
 # Answers are kept beside the scores, question by question: a killed job goes on from them.
 rule benchmark:
     input:
-        unpack(STUDY.benchmark_inputs),
+        STUDY.benchmarks.inputs,
     output:
         f"{R}/benchmarks/{{run}}/{{benchmark}}.csv",
     log:

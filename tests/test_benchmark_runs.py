@@ -91,14 +91,14 @@ def test_an_image_stands_at_as_many_positions_as_in_training(tmp_path, tokens):
     assert answerer._batch([Sample(shown, "Is it?", "yes")]).frame_index.tolist() == [0] * shown.positions
 
 
-def test_a_generated_answer_is_that_of_fvlm_caption(tmp_path, tokens):
+def test_a_generated_answer_is_that_of_fvlm_ask(tmp_path, tokens):
     study_with(tmp_path, tokens, {})
     folder, asked = tmp_path / "results/runs/baseline", questions_of("demo", demo(tmp_path / "d")).asked[0]
     run, _ = run_of(tmp_path / "results")
     finished(folder, run, build_model(run.model, 12))  # whose first tokens are no special ones
     shown = load(asked.media, tmp_path / "d", True, 64, 1)
     answer = FinishedRun(folder).generated(shown, asked.text, 12)
-    assert answer == Answers(folder, None, 12).answer(tmp_path / "d/v0.mp4", asked.text, False, True) and answer
+    assert answer == "".join(Answers(folder, None, 12).video(shown.frames).ask(asked.text)).strip() and answer
 
 
 def test_a_run_answers_a_benchmark_from_end_to_end(tmp_path, tokens, monkeypatch, capsys):

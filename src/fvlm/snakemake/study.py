@@ -24,6 +24,7 @@ from fvlm.costs.speed import calibration_path, read_calibration
 from fvlm.data import sources
 from fvlm.errors import UserError
 from fvlm.records import weights_in
+from fvlm.snakemake.benchmarks import Benchmarks
 from fvlm.snakemake.looks import Looks
 from fvlm.snakemake.memory import STUDY, ResultsMemory, remember
 from fvlm.snakemake.process import is_alone, is_target, requests_report
@@ -113,24 +114,21 @@ class StudyOfRules:
     def evaluated(self) -> list[str]:
         """The runs to evaluate: those of the study's families that have weights."""
         chosen = [name for name, run in self.runs.items() if run.family in self.settings.evaluation.families]
-        return [name for name in chosen if self._has_weights(name)]
-
-    @property
-    def benchmarks(self) -> list[str]:
-        """The scores of the study's benchmarks."""
-        names, runs = self.settings.evaluation.benchmarks, self.settings.benchmarked
-        runs = [run for run in runs if run in self.runs and self._has_weights(run)]
-        return [f"{self.folder}/benchmarks/{run}/{name}.csv" for name in names for run in runs]
+        return [name for name in chosen if self.has_weights(name)]
 
     @property
     def attention_maps(self) -> list[str]:
         """The attention maps that the study shows, if their run has weights."""
         run = None if self.settings.results_from else run_of_maps(self.runs.values())
-        return [f"{self.folder}/attention/{run.name}.npz"] if run and self._has_weights(run.name) else []
+        return [f"{self.folder}/attention/{run.name}.npz"] if run and self.has_weights(run.name) else []
 
     @property
     def looks(self) -> Looks:
         return Looks(self)
+
+    @property
+    def benchmarks(self) -> Benchmarks:
+        return Benchmarks(self)
 
     @property
     def indices(self) -> list[str]:
@@ -279,15 +277,6 @@ class StudyOfRules:
             "tokenizer": f"{self.folder}/tokenizer/tokenizer.json",
         }
 
-    def benchmark_inputs(self, wildcards) -> dict:
-        """The weights of a run and the tables of a benchmark."""
-        source = self.settings.benchmark_source(wildcards.benchmark)
-        return {
-            "weights": f"{self.folder}/runs/{wildcards.run}/model/best.safetensors",
-            "tokenizer": f"{self.folder}/tokenizer/tokenizer.json",
-            "tables": sources.tables_of(source, self.folder),
-        }
-
     # --- tables and figures ---
 
     def table_inputs(self, wildcards) -> list[str]:
@@ -357,7 +346,7 @@ class StudyOfRules:
 
     # --- parts of the above ---
 
-    def _has_weights(self, run: str) -> bool:
+    def has_weights(self, run: str) -> bool:
         """Whether a run has weights, or will have them once it is trained."""
         return not is_without_weights(Path(self.folder, "runs", run), self.runs[run].digest)
 
@@ -375,7 +364,7 @@ class StudyOfRules:
         if not self.settings.results_from:
             figures = {name: one for name, one in figures.items() if has_grid or not one.grid}
             figures = {name: one for name, one in figures.items() if self.attention_maps or not one.attention}
-            figures = {name: one for name, one in figures.items() if self.benchmarks or not one.benchmarks}
+            figures = {name: one for name, one in figures.items() if self.benchmarks.scores or not one.benchmarks}
         return list(figures)
 
     def _figures(self, names) -> list[str]:
