@@ -49,6 +49,7 @@ report: "workflow/report/workflow.rst"
 wildcard_constraints:
     source="|".join(SOURCES),
     run="|".join(RUNS),
+    benchmark="[a-z_]+",
     shard=r"\d{5}",
 
 

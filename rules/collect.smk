@@ -76,3 +76,27 @@ rule collect_evaluation:
     shell:
         "python -m fvlm collect evaluation {input:q} --replicates {params.replicates}"
         " --out {output.losses:q} --bootstrap {output.bootstrap:q} 2> {log:q}"
+
+
+rule collect_benchmarks:
+    input:
+        STUDY.benchmarks.scores,
+    output:
+        report(
+            f"{R}/tables/benchmarks.csv",
+            caption="../workflow/report/benchmarks.rst",
+            category="Benchmarks",
+            labels={"what": "Scores by run, mode and category", "form": "table"},
+        ),
+    log:
+        f"{R}/logs/collect_benchmarks.log",
+    group:
+        "analysis"
+    conda:
+        "../envs/analysis.yaml"
+    resources:
+        group_slots=1,
+    params:
+        published=STUDY.settings.comparisons.benchmarks.digest,
+    shell:
+        STUDY.command("collect benchmarks {input:q} --out {output:q} 2> {log:q}")

@@ -66,3 +66,26 @@ rule look:
         runs=STUDY.looks.options,
     shell:
         STUDY.command("look {params.runs} --out {output:q} 2> {log:q}")
+
+
+# Answers are kept beside the scores, question by question: a killed job goes on from them.
+rule benchmark:
+    input:
+        STUDY.benchmarks.inputs,
+    output:
+        f"{R}/benchmarks/{{run}}/{{benchmark}}.csv",
+    log:
+        f"{R}/logs/benchmark/{{run}}_{{benchmark}}.log",
+    conda:
+        "../envs/train.yaml"
+    threads: lambda w: RUNS[w.run].operation.threads
+    resources:
+        gpu=lambda w: min(1, RUNS[w.run].operation.gpus),
+        gpu_model=STUDY.resources.gpu_model,
+        constraint=STUDY.resources.gpu_constraint,
+    params:
+        crop=lambda w: STUDY.settings.benchmark_source(w.benchmark).crop,
+    shell:
+        STUDY.command(
+            "benchmark {wildcards.run} {wildcards.benchmark} --out {output:q} 2> {log:q}"
+        )

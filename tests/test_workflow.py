@@ -19,8 +19,8 @@ from tests.conftest import jobs
 
 TIMING = ("samples_per_s", "mfu", "tflops", "memory_gb", "data_wait_s")
 SMOKE = ("--configfile", "config/smoke.yaml")
-COLLECTING = {"collect_runs", "collect_curves", "collect_evaluation", "table", "decisions", "figure",
-              "plan_files", "ledger", "front_page"}  # fmt: skip
+COLLECTING = {"collect_runs", "collect_curves", "collect_evaluation", "collect_benchmarks", "table", "decisions",
+              "figure", "plan_files", "ledger", "front_page"}  # fmt: skip
 
 
 def times(folder: Path, pattern: str) -> dict[str, int]:

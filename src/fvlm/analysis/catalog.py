@@ -19,11 +19,12 @@ class Entry:
     function: str
     comparisons: bool = False
     attention: bool = False
+    benchmarks: bool = False  # only of a study with benchmarks
     grid: bool = False  # of a study that trains, only the runs of the scaling grid can be drawn
     on_request: str = ""  # why a figure is not in the report: `snakemake results/figures/NAME.png` makes it
 
 
-COLLECTED = ("runs", "validation_curves", "training_curves", "evaluation", "bootstrap")
+COLLECTED = ("runs", "validation_curves", "training_curves", "evaluation", "bootstrap", "benchmarks")
 
 COMPARED = ("runs", "evaluation", "bootstrap")
 WITH_NOISE = (*COMPARED, "validation_curves")
@@ -70,6 +71,9 @@ FIGURES = {
     "ablation_ranking": Entry("Ablations, ranked", "Ablations", ("ablations",), "plots.ablation:ranking"),
     "factorial": Entry("Query depth x fine pass", "Ablations", ("factorial",), "plots.ablation:factorial"),
     "attention_heatmaps": Entry("Where the model looks", "Attention", (), "plots.attention:heatmaps", attention=True),
+    "benchmarks": Entry(
+        "Benchmarks", "Benchmarks", ("benchmarks",), "plots.benchmarks:benchmarks", comparisons=True, benchmarks=True
+    ),
     "training_curves": Entry(
         "Training curves", "Training", CURVES, "plots.training:training_curves", comparisons=True
     ),

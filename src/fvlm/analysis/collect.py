@@ -1,4 +1,4 @@
-"""Collect the results of all finished runs into tables: `fvlm collect runs|curves|evaluation`.
+"""Collect the results of all finished runs into tables: `fvlm collect runs|curves|evaluation|benchmarks`.
 
 A table is the union of what the runs wrote: a field that only some runs have is an empty cell elsewhere.
 Collecting only reads, so it can fail, be mended and be repeated without touching a finished run.
@@ -15,7 +15,7 @@ from fvlm.analysis.columns import COLUMNS, CURVE, RUN
 from fvlm.analysis.compare.bootstrap import VIDEO_FIRST, VISUAL, resampled_sums
 from fvlm.analysis.files import read_csv, write_table
 from fvlm.analysis.finished import base_name, check_folder, read_summary, refuse_twice
-from fvlm.config.comparisons import Comparisons
+from fvlm.config.comparisons import Comparisons, Published
 from fvlm.config.resolve import add_study_arguments, study_of
 from fvlm.errors import UserError
 
@@ -30,11 +30,11 @@ CELL = ["run", "mode", "frames", "order"]
 
 def add_arguments(parser) -> None:
     parser.fromfile_prefix_chars = "@"
-    parser.add_argument("what", choices=("runs", "curves", "evaluation"))
+    parser.add_argument("what", choices=("runs", "curves", "evaluation", "benchmarks"))
     parser.add_argument(
         "files",
         nargs="*",
-        help="run_summary.json, validation.csv, metrics.csv or evaluation files; "
+        help="run_summary.json, validation.csv, metrics.csv, evaluation or benchmark files; "
         "@FILE reads further arguments from FILE, one per line",
     )
     parser.add_argument("--out", required=True, help="the table to write")
@@ -53,6 +53,9 @@ def main(args) -> None:
         write_table(runs, args.out)
     elif args.what == "curves":
         write_table(collect_curves(paths, args.points), args.out)
+    elif args.what == "benchmarks":
+        published = study_of(args).comparisons.benchmarks.published if args.study else ()
+        write_table(collect_benchmarks(paths, published), args.out)
     else:
         losses, replicates = collect_evaluation(paths, args.replicates)
         if args.bootstrap:
@@ -86,7 +89,7 @@ def collect_runs(paths: list[Path]) -> pd.DataFrame:
 
 def collect_all(summaries: list[Path], folder: Path | None = None) -> dict[str, pd.DataFrame]:
     """Return all collected tables of runs: of each run_summary.json, of validation.csv and metrics.csv beside it where
-    they are, and of evaluation/RUN.csv below the folder."""
+    they are, and of evaluation/RUN.csv and benchmarks/RUN/NAME.csv below the folder."""
     runs = collect_runs(summaries)
     for path, name in zip(summaries, runs["run"], strict=True):
         check_folder(path, name)
@@ -100,7 +103,9 @@ def collect_all(summaries: list[Path], folder: Path | None = None) -> dict[str, 
     evaluated = sorted(folder.rglob("evaluation/*.csv")) if folder else []
     evaluated = [path for path in evaluated if path.stem in set(runs["run"])]
     evaluation, bootstrap = collect_evaluation(evaluated)
-    return {"runs": runs, **curves, "evaluation": evaluation, "bootstrap": bootstrap}
+    answered = sorted(folder.rglob("benchmarks/*/*.csv")) if folder else []
+    benchmarks = collect_benchmarks([path for path in answered if path.parent.name in set(runs["run"])])
+    return {"runs": runs, **curves, "evaluation": evaluation, "bootstrap": bootstrap, "benchmarks": benchmarks}
 
 
 def set_questions(runs: pd.DataFrame, comparisons: Comparisons) -> None:
@@ -180,6 +185,26 @@ def collect_evaluation(paths: list[Path], replicates: int = 1000) -> tuple[pd.Da
     losses = losses[samples > 0].sort_values([*CELL, "source", "kind"], ignore_index=True)
     draws = pd.concat([places, pd.DataFrame(values[:, 1:]).add_prefix("r")], axis=1)
     return losses[list(COLUMNS["evaluation"])], draws[tokens[:, 0] > 0].reset_index(drop=True)
+
+
+def collect_benchmarks(paths: list[Path], published: tuple[Published, ...] = ()) -> pd.DataFrame:
+    """All scores under each other, and below them what others published on the same benchmarks, with its source.
+
+    raises  UserError for a run that is given twice with one benchmark
+    """
+    columns = COLUMNS["benchmarks"]
+    parts = [read_csv(path, columns) for path in paths]
+    refuse_twice([f"{one['run'].iloc[0]} on {one['benchmark'].iloc[0]}" for one in parts if len(one)])
+    scores = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    titles = dict(zip(scores["benchmark"], scores["title"], strict=True))
+    whole = {"main": True, "metric": "accuracy", "group": "all", "category": "all"}
+    rows = [
+        {"run": one.model, "benchmark": name, "title": titles[name], "score": score, "source": one.source, **whole}
+        for one in published
+        for name, score in one.scores.items()
+        if name in titles
+    ]
+    return pd.DataFrame([*scores.to_dict("records"), *rows], columns=columns)
 
 
 def _resampled_sums(part: pd.DataFrame, cells: int, replicates: int, seed: int) -> tuple[np.ndarray, ...]:

@@ -76,6 +76,24 @@ class FigureRuns(Entry):
     freezing: dict[str, str] = {}
 
 
+class Published(Entry):
+    """Scores of a model on benchmarks, in per cent, as others published them."""
+
+    model: str
+    scores: dict[str, float] = Field(min_length=1)  # benchmark: score
+    source: str
+
+
+class Benchmarks(Entry):
+    runs: dict[str, str] = {}  # run: its name in the figure; the last stage is added
+    published: tuple[Published, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Changes exactly when a published score, or a run that answers, changes."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+
 class Comparisons(Entry):
     reference: str  # the run that every ablation is compared with unless a sweep names another one
     sweeps: dict[str, Sweep] = {}
@@ -84,6 +102,7 @@ class Comparisons(Entry):
     question_first: BothOrders | None = None
     gap: Pair | None = None
     figures: FigureRuns = FigureRuns()
+    benchmarks: Benchmarks = Benchmarks()
     ablations: dict[str, Ablation] = {}  # every entry of config/ablations.yaml and of the study, by name
 
     @property
@@ -100,6 +119,7 @@ class Comparisons(Entry):
         places += [("question_first", [self.question_first.run])] if self.question_first else []
         places += [("gap", [self.gap.foveated, self.gap.pooled])] if self.gap else []
         places += [(f"figures: {name}", runs) for name, runs in self.figures.model_dump().items()]
+        places += [("benchmarks: runs", self.benchmarks.runs)]
         found: dict[str, str] = {}
         for place, runs in places:
             for run in runs:

@@ -21,6 +21,9 @@ Reader = Literal[
     "webvid", "openvid", "vript", "sharegpt4video", "llava_video", "vista", "cauldron", "smoltalk", "rlaif_v",
     "video_mme", "mvbench", "mlvu", "pope", "scienceqa",
 ]  # fmt: skip
+Benchmark = Literal[
+    "video_mme", "video_mme_subtitles", "mvbench", "mlvu", "pope", "scienceqa", "captions", "demo",
+]  # fmt: skip
 
 
 def added(neutral: Any, **limits: Any) -> Any:
@@ -279,6 +282,7 @@ class Evaluation(Strict):
     samples: int = Field(gt=0)  # held-out samples per source
     attention_videos: int = Field(gt=0)
     families: tuple[Literal["stage", "ablation", "grid", "pairs"], ...] = ("stage", "ablation", "grid", "pairs")
+    benchmarks: tuple[Benchmark, ...] = ()  # answered by the last stage and the runs of comparisons.yaml
 
 
 class Gpu(Strict):
@@ -317,6 +321,16 @@ class Study(Strict):
         used |= set(self.prepare)
         partners = {self.sources[name].held_out for name in used}
         return [name for name in self.sources if name in used | partners]
+
+    @property
+    def benchmarked(self) -> list[str]:
+        """The runs that answer benchmarks: the last stage, and those that comparisons.yaml names."""
+        stages = [name for name, run in self.runs.items() if run.family == "stage"]
+        return [name for name in dict.fromkeys([*stages[-1:], *self.comparisons.benchmarks.runs]) if name in self.runs]
+
+    def benchmark_source(self, benchmark: str) -> Source | None:
+        """The entry of sources.yaml with the files of a benchmark; with subtitles they are the same files."""
+        return self.sources.get(benchmark.removesuffix("_subtitles"))
 
     def shown_to(self, run: Run) -> dict[str, dict]:
         """How the sources of a run show their samples: source -> {"kind", "crop", "prompt"}."""

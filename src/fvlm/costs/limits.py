@@ -9,7 +9,7 @@ from fvlm.config.schema import Run, Study
 from fvlm.config.trained import is_adopted
 from fvlm.costs.amounts import Stream, planned_samples, streams
 from fvlm.costs.memory import GB, operation_that_fits, predicted_bytes
-from fvlm.data.sources import sample_count, training_count
+from fvlm.data.sources import sample_count, tables_of, training_count
 from fvlm.errors import UserError
 from fvlm.records import weights_in
 
@@ -50,6 +50,18 @@ def _too_few(run: Run, stream: Stream, samples: int, needed: float, available: f
         f"{math.floor(available):,} for training, and no sample is trained on twice; lower it, lower {part}, or add "
         "sources"
     )
+
+
+def check_benchmarks(study: Study) -> None:
+    """Raise UserError if the files of a benchmark are not there."""
+    for name in study.evaluation.benchmarks:
+        source = study.benchmark_source(name)
+        if source is None:
+            raise UserError(f"evaluation.benchmarks: {name} needs a source of that name in config/sources.yaml; add it")
+        try:
+            tables_of(source, study.results)
+        except UserError as error:
+            raise UserError(f"evaluation.benchmarks: {name}: {error}") from error
 
 
 def check_parents(study: Study) -> None:

@@ -30,6 +30,13 @@ def table_of(source: Source) -> str:
     return source.table or READERS[reader_of(source)].table
 
 
+def tables_of(source: Source, results: str) -> list[str]:
+    """Return the tables of a source; raises UserError if the user has none. Those of the demo are made."""
+    if source.reader == "demo":
+        return [str(source_table(source, results))]
+    return [str(path) for path in files_of(source_folder(source, results), table_of(source), reader_of(source))]
+
+
 def reader_of(source: Source) -> str:
     """Return the reader of the source's files; the demo writes folders with a table."""
     return "folder" if source.reader == "demo" else source.reader

@@ -19,11 +19,12 @@ from fvlm.config.resolve import DEFAULT_STUDY, load_study
 from fvlm.config.schema import Source, Study
 from fvlm.config.study_file import OWN, complete, typed
 from fvlm.config.trained import is_adopted, is_without_weights, run_of_maps
-from fvlm.costs.limits import check_data, check_memory, check_parents, check_tokenizer
+from fvlm.costs.limits import check_benchmarks, check_data, check_memory, check_parents, check_tokenizer
 from fvlm.costs.speed import calibration_path, read_calibration
 from fvlm.data import sources
 from fvlm.errors import UserError
 from fvlm.records import weights_in
+from fvlm.snakemake.benchmarks import Benchmarks
 from fvlm.snakemake.looks import Looks
 from fvlm.snakemake.memory import STUDY, ResultsMemory, remember
 from fvlm.snakemake.process import is_alone, is_target, requests_report
@@ -62,6 +63,7 @@ def open_study(config: dict, files: list, changes: dict, default_resources=None,
         if not study.results_from and not is_target("preflight"):  # preflight reports all mistakes at once
             check_data(study)
             check_memory(study)
+            check_benchmarks(study)
             check_parents(study)
             check_tokenizer(study)
         resources = Resources(study.runs, default_resources.args if default_resources else [])
@@ -112,17 +114,21 @@ class StudyOfRules:
     def evaluated(self) -> list[str]:
         """The runs to evaluate: those of the study's families that have weights."""
         chosen = [name for name, run in self.runs.items() if run.family in self.settings.evaluation.families]
-        return [name for name in chosen if self._has_weights(name)]
+        return [name for name in chosen if self.has_weights(name)]
 
     @property
     def attention_maps(self) -> list[str]:
         """The attention maps that the study shows, if their run has weights."""
         run = None if self.settings.results_from else run_of_maps(self.runs.values())
-        return [f"{self.folder}/attention/{run.name}.npz"] if run and self._has_weights(run.name) else []
+        return [f"{self.folder}/attention/{run.name}.npz"] if run and self.has_weights(run.name) else []
 
     @property
     def looks(self) -> Looks:
         return Looks(self)
+
+    @property
+    def benchmarks(self) -> Benchmarks:
+        return Benchmarks(self)
 
     @property
     def indices(self) -> list[str]:
@@ -340,7 +346,7 @@ class StudyOfRules:
 
     # --- parts of the above ---
 
-    def _has_weights(self, run: str) -> bool:
+    def has_weights(self, run: str) -> bool:
         """Whether a run has weights, or will have them once it is trained."""
         return not is_without_weights(Path(self.folder, "runs", run), self.runs[run].digest)
 
@@ -358,6 +364,7 @@ class StudyOfRules:
         if not self.settings.results_from:
             figures = {name: one for name, one in figures.items() if has_grid or not one.grid}
             figures = {name: one for name, one in figures.items() if self.attention_maps or not one.attention}
+            figures = {name: one for name, one in figures.items() if self.benchmarks.scores or not one.benchmarks}
         return list(figures)
 
     def _figures(self, names) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from fvlm.analysis.finished import check_results
 from fvlm.config.resolve import add_study_arguments, study_of
 from fvlm.config.schema import Study
-from fvlm.costs.limits import check_data, check_memory, check_tokenizer
+from fvlm.costs.limits import check_benchmarks, check_data, check_memory, check_tokenizer
 from fvlm.files import write_beside
 from fvlm.study.check import OK, PROBLEM, Check, table_of, tried
 from fvlm.study.status import is_held
@@ -67,6 +67,7 @@ def planned(study: Study, scratch: Path) -> dict:
     largest = max(study.runs.values(), key=machine.checkpoint_bytes)
     checks = {
         "enough samples": partial(_passed, check_data, study, "no run needs more samples than its sources have"),
+        "benchmarks": partial(_passed, check_benchmarks, study, "the tables of all benchmarks are there"),
         "GPU memory": partial(_passed, check_memory, study, "every run fits, as predicted"),
         "tokenizer": partial(_passed, check_tokenizer, study, "every language model has an embedding for each entry"),
         "finished results": partial(_passed, check_results, study, "all files in results_from are valid"),

@@ -234,6 +234,21 @@ def _isoflop_optimum(name: str, own: pd.DataFrame) -> str:
     return f"{name}: {'; '.join(exponents)}; {left_out} left out."
 
 
+def _benchmarks(numbers: pd.DataFrame) -> list[str]:
+    """Of each benchmark the level of guessing, and how many of its questions are scored."""
+    sentences = []
+    for title, own in numbers[numbers["frames"].notna()].groupby("title", sort=False):
+        first, low, high = own.iloc[0], own["missing"].min(), own["missing"].max()
+        missing = f"{low:.0f}" if low == high else f"{low:.0f} to {high:.0f}"
+        chance = f"guessing gives {number(first['chance'])} %; " if np.isfinite(first["chance"]) else ""
+        sentences.append(
+            f"{title}, {first['way'].replace('_', ' ')}, {first['metric']}: {chance}{first['questions']:.0f} of "
+            f"{first['asked']:.0f} questions on {first['videos']:.0f} videos, {missing} lack their video."
+        )
+    published = numbers.loc[numbers["frames"].isna(), "source"].dropna().drop_duplicates()
+    return [*sentences, *(f"Hollow: published ({source})." for source in published)]
+
+
 FITS = {
     "loss_vs_flops": _each(
         _loss_vs_flops, "95 % intervals and bands: bootstrap of the points; of few, of the residuals."
@@ -249,5 +264,6 @@ SENTENCES = FITS | {
     "token_efficiency": _token_efficiency,
     "seeing": _seeing,
     "three_modes": _three_modes,
+    "benchmarks": _benchmarks,
     "model_size_scaling": _each(_model_size),
 }

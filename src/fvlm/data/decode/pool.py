@@ -47,12 +47,13 @@ def decode_to_jpegs(media: Media, folder: Path, backend: str = "pyav", crop: boo
     """
     import simplejpeg
 
-    clip = _decode(media, folder, backend, crop)
+    clip = decode(media, folder, backend, crop)
     jpegs = [simplejpeg.encode_jpeg(frame, quality=90, colorsubsampling="420") for frame in clip.frames]
     return Decoded(jpegs, [round(t, 6) for t in clip.times_s.tolist()], round(clip.duration_s, 6), clip.codec)
 
 
-def _decode(media: Media, folder: Path, backend: str, crop: bool) -> Clip:
+def decode(media: Media, folder: Path, backend: str = "pyav", crop: bool = True) -> Clip:
+    """Return the frames of a file in this process; arguments and errors as in `decode_to_jpegs`."""
     from fvlm.data.decode.video import decode_image, decode_video
 
     content = media.content if media.inside is None else _read_inside(media, folder)

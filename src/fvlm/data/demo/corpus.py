@@ -18,18 +18,21 @@ from PIL import Image
 
 from fvlm.data.demo import chat
 from fvlm.data.demo.encode import SIZES, Shape, choose_shape, encode, encode_audio
+from fvlm.data.demo.options import benchmark_scene
 from fvlm.data.demo.scenes import SCENES, background, draw
 from fvlm.data.progress import Progress
 from fvlm.errors import UserError
 
 VIDEOS = ("grid", "moves", "questions")
-SOURCES = (*VIDEOS, "pictures", "chat", "preferences")
-ROWS_PER_FILE = {"questions": 3}  # different questions about the same file
+BENCHMARK = "benchmark"
+SOURCES = (*VIDEOS, "pictures", "chat", "preferences", BENCHMARK)
+ROWS_PER_FILE = {"questions": 3, BENCHMARK: 2}  # different questions about the same file
 BROKEN = {
     "video": ("empty", "noise", "truncated", "text", "audio", "missing"),
     "image": ("cut", "empty", "noise", "missing", "text"),
     "text": ("silent",),
 }
+PLAIN = Shape("h264", "mp4", 240, 240, "25", ticks=18, variable=False, offset_s=0.0)  # 4 frames at 1 FPS
 BROKEN_SUFFIX = {"audio": ".mp4", "truncated": ".mp4", "cut": ".png"}
 
 
@@ -38,9 +41,9 @@ def make_item(item: int, source: str, seed: int, folder: Path) -> list[dict]:
     rng = np.random.default_rng([seed, SOURCES.index(source), item])
     if source == "chat":
         return [{"messages": chat.conversation(rng)}]
-    if source in VIDEOS:
-        shape = choose_shape(rng)
-        scene = SCENES[source](rng, shape.seconds)
+    if source in (*VIDEOS, BENCHMARK):
+        shape = PLAIN if source == BENCHMARK else choose_shape(rng)
+        scene = benchmark_scene(rng, item) if source == BENCHMARK else SCENES[source](rng, shape.seconds)
         # The background changes with the scene, since equal frames would give equal queries.
         drawn = [draw(background(rng, shape.width, shape.height), things) for things in scene.seconds]
         path = folder / "media" / f"{item:06d}.{shape.container}"
@@ -103,7 +106,7 @@ def make_corpus(source: str, out: Path, samples: int, seed: int, broken: int = 0
             rows += item_rows
             progress.step()
     rows = rows[:samples]
-    ways = BROKEN["video" if source in VIDEOS else "text" if source == "chat" else "image"]
+    ways = BROKEN["video" if source in (*VIDEOS, BENCHMARK) else "text" if source == "chat" else "image"]
     for number in range(broken):
         position = (2 * number + 1) * samples // (2 * broken)  # spread evenly
         rows[position] = break_row(rows[position], ways[number % len(ways)], number, making)

@@ -2,7 +2,8 @@
 
 Columns: `file` (relative to the folder; none for text), or `files` for several images of one sample, and one of FORMS.
 `prompt` replaces the source's prompt in a row. `video` names the video that a clip was cut from, so that all clips of
-the video are held out together.
+the video are held out together. `options` lists the answers to choose from, of which `answer` is one, and `task` names
+the kind of question, for a benchmark.
 """
 
 from pathlib import Path, PurePosixPath
@@ -14,6 +15,7 @@ from fvlm.errors import UserError
 
 FORMS = (("messages",), ("question", "chosen", "rejected"), ("question", "answer"), ("caption",))
 FORMS_TEXT = "`caption`, or `question` and `answer`, or `question`, `chosen` and `rejected`, or `messages`"
+MOST_OPTIONS = 26  # each has a letter
 HINT = f"write it, with columns `file` and {FORMS_TEXT}"
 
 
@@ -28,7 +30,17 @@ def folder(record: dict, place: Place) -> Sample:
     prompt = record.get("prompt") or None
     if prompt is not None and not isinstance(prompt, str):
         raise BadRow("`prompt` is not a text")
-    return Sample(_text(record), known(video=record.get("video") or None), prompt)
+    text, extra = _text(record), known(video=record.get("video") or None)
+    return Sample(text, extra | _options(record, text), prompt)
+
+
+def _options(record: dict, text: dict) -> dict:
+    """The options of a question, if they hold its answer, the answer's position, and the task."""
+    options = record.get("options")
+    if not isinstance(options, list) or not 2 <= len(options) <= MOST_OPTIONS or text.get("assistant") not in options:
+        return {}
+    correct = options.index(text["assistant"])
+    return {"options": options, "correct": correct} | known(task=record.get("task") or None)
 
 
 def _media(record: dict) -> tuple[Media, ...]:

@@ -198,6 +198,7 @@ def scienceqa(record: dict, place: Place) -> Sample:
     question = f"{hint.strip()}\n{question}" if isinstance(hint, str) and hint.strip() else question
     text, extra = choice(question, record.get("choices"), record.get("answer"))
     extra |= known(task=record.get("subject"), category=record.get("category"), split=record.get("split"))
+    extra |= known(grade=record.get("grade"))
     return Sample(text, extra | known(id=record.get("id")))
 
 

@@ -1,0 +1,39 @@
+"""`fvlm benchmark RUN NAME`: answer the questions of a benchmark with a finished run, and score the answers."""
+
+from pathlib import Path
+
+from fvlm.config.resolve import add_study_arguments, study_of
+from fvlm.errors import UserError
+from fvlm.evaluate.benchmarks.questions import check_questions
+from fvlm.evaluate.benchmarks.registry import BENCHMARKS
+from fvlm.evaluate.read import read_run
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("run", help="a finished run of the study, or a folder with the weights of SmolVLM2")
+    parser.add_argument("name", choices=BENCHMARKS, help=f"one of {', '.join(BENCHMARKS)}", metavar="name")
+    parser.add_argument("--out", required=True, type=Path, help="CSV of the scores; a .jsonl beside it has all answers")
+    add_study_arguments(parser)
+
+
+def main(args) -> int:
+    study, benchmark = study_of(args), BENCHMARKS[args.name]
+    source = study.sources.get(benchmark.source)
+    if source is None:
+        raise UserError(f"config/sources.yaml: no source {benchmark.source!r}; add it, with the folder of {args.name}")
+    if args.out.suffix != ".csv" or args.out.is_dir():
+        raise UserError(f"--out {args.out}: expected the name of a .csv file")
+    outside = "/" in args.run and (Path(args.run) / "config.json").is_file()
+    folder = Path(args.run) if "/" in args.run else Path(study.results) / "runs" / args.run
+    if not outside:
+        read_run(folder)
+    questions = check_questions(args.name, benchmark, source, study.results)
+    # These take seconds to import.
+    from fvlm.evaluate.benchmarks.work import work
+
+    if outside:
+        from fvlm.evaluate.benchmarks.smolvlm import SmolVLM2 as Answerer
+    else:
+        from fvlm.evaluate.benchmarks.answerer import FinishedRun as Answerer
+    work(Answerer(folder), args.name, benchmark, questions, source, args.out)
+    return 0

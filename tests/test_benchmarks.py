@@ -1,0 +1,193 @@
+"""Benchmarks: from published tables to questions, and from answers to the option that they name."""
+
+from typing import get_args
+
+import pytest
+
+from fvlm.config.schema import Benchmark
+from fvlm.data.readers.questions import LETTER_PROMPT
+from fvlm.errors import UserError
+from fvlm.evaluate.benchmarks.parse import chosen_option
+from fvlm.evaluate.benchmarks.pope import yes_or_no
+from fvlm.evaluate.benchmarks.question import subtitles_at
+from fvlm.evaluate.benchmarks.questions import check_questions
+from fvlm.evaluate.benchmarks.registry import BENCHMARKS
+from tests.benchmark_cases import OPTIONS, demo, pope, questions_of, source_of, video_mme
+from tests.reader_cases import add_video, picture, stored, write_table
+
+DOGS = ("a dog", "a man walks", "a red square", "red")
+
+
+def test_a_study_may_name_each_benchmark_and_no_other():
+    assert set(get_args(Benchmark)) == set(BENCHMARKS)
+
+
+@pytest.mark.parametrize(
+    ("answer", "place"),
+    [
+        ("B", 1), ("b", 1), ("(B)", 1), ("b.", 1), ("**B**", 1), (" B\n", 1), ("Answer: B", 1), ("Answer: (b)", 1),
+        ("The answer is (b)", 1), ("The answer is B.", 1), ("The correct option is b", 1), ("Option B", 1),
+        ("Best option: (B)", 1), ("B. a man walks", 1), ("B) a man walks down the street", 1), ("(b) a man walks", 1),
+        ("The answer is B because he walks", 1), ("B because he walks", 1), ("I think it is (C).", 2),
+        ("a dog", 0), ("A dog.", 0), ("It is a dog", 0), ("The answer is a dog", 0), ("A man walks", 1),
+        ("a man walks.", 1), ("A man walks to the left", 1), ("a red square", 2), ("Red", 3), ("D: red", 3),
+        ("The answer is: A", 0), ("A", 0), ("A.", 0), ("A. a dog", 0), ("Answer: D\nThe square is red", 3),
+        ("", None), ("   ", None), ("...", None), ("I cannot tell.", None), ("Sorry, I can't answer that.", None),
+        ("A and B", None), ("B or C", None), ("(A) or (B)", None), ("A, B", None), ("a cat", None), ("E", None),
+        ("A cat sleeps", None), ("a dog, a man walks", None), ("B. a dog", None), ("As an AI, I have no opinion", None),
+        ("A woman in a dress", None),
+    ],
+)  # fmt: skip
+def test_the_option_that_an_answer_names(answer, place):
+    assert chosen_option(answer, DOGS) == place
+
+
+def test_an_option_that_is_a_letter_or_a_number():
+    assert chosen_option("2", ("1", "2", "3")) == 1
+    assert chosen_option("There are 3.", ("1", "2", "3")) == 2
+    assert chosen_option("B", ("yes", "no")) == 1
+    assert chosen_option("Yes, there is a dog.", ("yes", "no")) == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "place"),
+    [("yes", 0), ("No", 1), ("No, there is no dog.", 1), ("There is not a dog", 1), ("There is a dog. No cat.", 0),
+     ("I see it", 0), ("nothing", 0), ("", None), ("  ", None)],
+)  # fmt: skip
+def test_yes_or_no_by_the_official_rule(answer, place):
+    assert yes_or_no(answer, ("yes", "no")) == place
+
+
+def test_video_mme(tmp_path):
+    found = questions_of("video_mme", video_mme(tmp_path, here=2))
+    first = found.asked[0]
+    assert (first.id, first.video, first.text, first.options) == ("000", "data/v0.mp4", "Which 0?", tuple(OPTIONS))
+    assert first.categories == {"length": "short", "domain": "Knowledge", "task": "Counting"}
+    lines = [f"{mark}. {word}" for mark, word in zip("ABCD", OPTIONS, strict=True)]
+    assert first.lettered() == "\n".join(["Which 0?", *lines, LETTER_PROMPT])
+    turned = first.lettered(1).splitlines()[1:5]
+    assert turned == ["A. grey", "B. red", "C. green", "D. blue"] and first.place(3, 1) == 0
+    assert [question.id for question in found.asked] == ["000", "001", "002", "003"]
+    assert [(one["id"], one["reason"]) for one in found.problems] == [("004", "missing"), ("005", "missing")]
+    assert "data/v2.mp4" in found.problems[0]["problem"]
+
+
+SRT = """1
+00:00:00,000 --> 00:00:01,500
+<font color="white" size=".72c">Hello</font>
+
+2
+00:00:01,500 --> 00:00:01,900
+never shown
+
+3
+00:00:02,000 --> 00:01:02,000
+to all
+of you
+
+"""
+
+
+def test_subtitles_at_the_shown_frames(tmp_path):
+    (tmp_path / "subtitle").mkdir()
+    file = tmp_path / "subtitle/v1.srt"
+    file.write_text(SRT)
+    assert subtitles_at(file, [0, 1, 2, 3]) == "Hello\nto all of you"
+    assert subtitles_at(file, [62, 63]) == ""
+    asked = questions_of("video_mme_subtitles", video_mme(tmp_path)).asked
+    assert [question.subtitles for question in asked] == [None, None, file, file, None, None]
+
+
+def test_mvbench_has_parts_of_videos_and_folders_of_frames(tmp_path):
+    about = {"question": "What next?", "candidates": OPTIONS[:3], "answer": "blue"}
+    add_video(tmp_path / "video/star/Charades_v1_480/a.mp4")
+    add_video(tmp_path / "video/perception/videos/b.mp4")
+    bounded = [{**about, "video": "a.mp4", "start": 0.5, "end": 2.0}, {**about, "video": "a.mp4", "answer": "no"}]
+    write_table(tmp_path / "json/action_sequence.json", bounded)
+    write_table(tmp_path / "json/state_change.json", [{**about, "video": "b.mp4"}])
+    frames = tmp_path / "video/tvqa/frames_fps3_hq/castle"
+    frames.mkdir(parents=True)
+    for i in range(9):
+        (frames / f"{i + 1:05d}.jpg").write_bytes(picture(i, "JPEG"))
+    write_table(tmp_path / "json/episodic_reasoning.json", [{**about, "video": "castle", "start": 0, "end": 3}])
+    found = questions_of("mvbench", tmp_path)
+    spans = {question.categories["task"]: question.media[0].span_s for question in found.asked}
+    assert spans == {"action_sequence": (0.5, 2.0), "episodic_reasoning": None, "state_change": None}
+    episode = next(one for one in found.asked if one.categories["task"] == "episodic_reasoning")
+    assert episode.video.endswith("castle") and len(episode.media) == 3
+    assert [one["reason"] for one in found.problems] == ["unusable"]
+    assert len({question.id for question in found.asked}) == 3
+
+
+def test_mlvu_leaves_texts_out_and_counts_answers_that_are_no_option(tmp_path):
+    about = {"video": "a.mp4", "question": "Which?", "question_type": "plotQA"}
+    rows = [{**about, "candidates": OPTIONS, "answer": answer} for answer in ("green", "black")]
+    write_table(tmp_path / "json/1_plotQA.json", [*rows, {**about, "answer": "A long summary."}])
+    add_video(tmp_path / "video/1_plotQA/a.mp4")
+    found = questions_of("mlvu", tmp_path)
+    assert len(found.asked) == 1 and found.asked[0].answer == 1
+    assert [one["reason"] for one in found.problems] == ["unusable"] and "'black'" in found.problems[0]["problem"]
+
+
+def test_too_few_or_too_many_options_are_counted(tmp_path):
+    about = {"video": "a.mp4", "question": "Which?", "question_type": "plotQA", "answer": "0"}
+    rows = [{**about, "candidates": [str(i) for i in range(count)]} for count in (1, 26, 27)]
+    write_table(tmp_path / "json/1_plotQA.json", rows)
+    add_video(tmp_path / "video/1_plotQA/a.mp4")
+    found = questions_of("mlvu", tmp_path)
+    assert [len(question.options) for question in found.asked] == [26]
+    assert [one["reason"] for one in found.problems] == ["unusable", "unusable"]
+
+
+def test_pope_has_splits_that_number_their_questions_alike(tmp_path):
+    found = questions_of("pope", pope(tmp_path, {"random": "yn", "popular": "yn"}))
+    assert [question.id for question in found.asked] == ["popular-1", "popular-2", "random-1", "random-2"]
+    assert found.asked[0].text == "Is there a dog?\nAnswer yes or no."
+    assert [question.answer for question in found.asked] == [0, 1, 0, 1]
+
+
+def test_an_image_in_a_table_is_held_once(tmp_path):
+    record = {"question": "Is there a dog?", "answer": "yes", "category": "random"}
+    rows = [{**record, "question_id": str(i), "image": stored(3 + i // 2)} for i in range(4)]
+    write_table(tmp_path / "data/test-0.parquet", rows)
+    source = source_of("pope", tmp_path, table="data/test-*.parquet")
+    found = check_questions("pope", BENCHMARKS["pope"], source, "")
+    assert [question.id for question in found.asked] == [f"random-{i}" for i in range(4)]
+    images = [question.media[0] for question in found.asked]
+    assert images[0] is images[1] and images[2] is images[3] and images[0].content != images[2].content
+    assert b"PNG" in images[0].content and "PNG" not in repr(found.identity)
+
+
+def test_scienceqa(tmp_path):
+    about = {"question": "Which?", "choices": OPTIONS[:2], "answer": 1, "hint": "Look.", "subject": "natural science"}
+    rows = [{**about, "image": stored(4), "grade": "grade2", "category": "c"}]
+    write_table(tmp_path / "ScienceQA-IMG/test-0.parquet", rows)
+    (question,) = questions_of("scienceqa", tmp_path).asked
+    assert question.text == "Look.\nWhich?" and question.answer == 1
+    assert question.categories == {"subject": "natural science", "grade": "grade2", "options": "2"}
+
+
+def test_the_demo_asks_in_the_words_of_its_training(tmp_path):
+    found = questions_of("demo", demo(tmp_path))
+    assert [question.text for question in found.asked[:2]] == ["What colour is 0?", "What colour is 1?"]
+    assert found.asked[1].options == tuple(OPTIONS) and found.asked[1].answer == 1
+
+
+def test_captions_of_one_video_are_its_references(tmp_path):
+    rows = [{"file": name, "caption": text} for name, text in (("a.mp4", "a dog"), ("b.mp4", "x"), ("a.mp4", "a cat"))]
+    write_table(tmp_path / "samples.jsonl", rows)
+    for name in "ab":
+        add_video(tmp_path / f"{name}.mp4")
+    found = questions_of("captions", tmp_path)
+    assert {one.video: one.references for one in found.asked} == {"a.mp4": ("a dog", "a cat"), "b.mp4": ("x",)}
+
+
+def test_a_benchmark_without_its_videos_is_refused_in_a_sentence(tmp_path, capsys):
+    source = source_of("video_mme", video_mme(tmp_path, here=0))
+    with pytest.raises(UserError, match=r"no question has its video \(data/v0.mp4: no such file\)"):
+        check_questions("video_mme", BENCHMARKS["video_mme"], source, "")
+    add_video(tmp_path / "data/v1.mp4")
+    assert len(check_questions("video_mme", BENCHMARKS["video_mme"], source, "").asked) == 2
+    assert "4 questions lack their video and are not scored: data/v0.mp4: no such file;" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no folder"):
+        check_questions("video_mme", BENCHMARKS["video_mme"], source_of("video_mme", tmp_path / "x"), "")
