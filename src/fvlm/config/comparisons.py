@@ -103,6 +103,7 @@ class Comparisons(Entry):
     gap: Pair | None = None
     figures: FigureRuns = FigureRuns()
     benchmarks: Benchmarks = Benchmarks()
+    look: tuple[str, ...] = ()  # runs that show the same videos side by side on one page
     ablations: dict[str, Ablation] = {}  # every entry of config/ablations.yaml and of the study, by name
 
     @property
@@ -119,7 +120,7 @@ class Comparisons(Entry):
         places += [("question_first", [self.question_first.run])] if self.question_first else []
         places += [("gap", [self.gap.foveated, self.gap.pooled])] if self.gap else []
         places += [(f"figures: {name}", runs) for name, runs in self.figures.model_dump().items()]
-        places += [("benchmarks: runs", self.benchmarks.runs)]
+        places += [("benchmarks: runs", self.benchmarks.runs), ("look", self.look)]
         found: dict[str, str] = {}
         for place, runs in places:
             for run in runs:

@@ -5,23 +5,20 @@ from pathlib import Path
 
 from fvlm.config.trained import FINISHED, WEIGHTS
 
-SIDE_BY_SIDE = ("baseline", "A6", "B1")  # runs on one page: two passes, one pass, pooled tokens
-
 
 class Looks:
     """The pages of a study, a `StudyOfRules`. A page is named after its first run."""
 
     def __init__(self, study):
-        self.study = study
+        self.study, self.side_by_side = study, study.settings.comparisons.look
 
     @property
     def pages(self) -> list[str]:
-        """One for the run with attention maps, and one for the runs of SIDE_BY_SIDE."""
+        """One for the run with attention maps, and one for those that comparisons.yaml names."""
         names = [Path(path).stem for path in self.study.attention_maps]
-        first, *others = SIDE_BY_SIDE
-        trained = not self.study.settings.results_from and first in self.study.evaluated
-        if trained and set(others) & set(self.study.evaluated) and self._holds_out_videos(first):
-            names.append(first)
+        first = next(iter(self.side_by_side), None)
+        if first in self.study.evaluated and not self.study.settings.results_from:
+            names += [first] if len(self._of_page(first)) > 1 and self._holds_out_videos(first) else []
         return [f"{self.study.folder}/look/{name}.html" for name in names]
 
     def inputs(self, wildcards) -> list[str]:
@@ -37,7 +34,7 @@ class Looks:
         return " ".join(f"--run {shlex.quote(f'{self.study.folder}/runs/{name}')}" for name in names)
 
     def _of_page(self, run: str) -> list[str]:
-        beside = SIDE_BY_SIDE if run == SIDE_BY_SIDE[0] else ()
+        beside = self.side_by_side if run in self.side_by_side[:1] else ()
         return [run, *(name for name in beside if name != run and name in self.study.evaluated)]
 
     def _holds_out_videos(self, run: str) -> bool:
