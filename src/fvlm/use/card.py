@@ -41,7 +41,8 @@ def card(folder: Path, run: Run, sources: dict[str, dict], summary: dict) -> str
     prompts = (entry["prompt"] for entry in sources.values() if entry["kind"] == "video")
     question = repr(next(prompts, "Say what happens in the video."))
     parts = [
-        f"---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags: [video, fvlm]\n---\n\n# {run.name}\n",
+        "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags: [video, fvlm]\n---\n",
+        f"# {run.name}\n",
         f"A vision-language model that reads {READS[run.model.architecture]}.\n",
         "## Load it\n\n```bash\npip install torch 'transformers>=5.23' av pillow jinja2\n```\n\n"
         + LOADING.replace("QUESTION", question),
@@ -63,12 +64,13 @@ def _table(rows: list[tuple], head: tuple) -> str:
 
 def _model(run: Run) -> str:
     model, count = run.model, parameters(run.model)
+    parts = {"encoder": (model.encoder, count["dino"]), "language model": (model.language, count["llm"])}
     rows = [
-        ("encoder", f"{model.encoder.name}, started from {model.encoder.weights or 'random weights'}", count["dino"]),
-        ("language model", f"{model.language.name}, started from {model.language.weights or 'random weights'}", count["llm"]),
-        ("connector", f"{model.architecture}, {model.visual_tokens} visual tokens per frame", count["connector"]),
-        ("all", "", count["total"]),
-    ]  # fmt: skip
+        (name, f"{size.name}, started from {size.weights or 'random weights'}", number)
+        for name, (size, number) in parts.items()
+    ]
+    rows.append(("connector", f"{model.architecture}, visual tokens per frame: {model.visual_tokens}", count["connector"]))
+    rows.append(("all", "", count["total"]))
     return "## Model\n\n" + _table([(*row[:2], f"{row[2]:,}") for row in rows], ("part", "", "parameters"))
 
 

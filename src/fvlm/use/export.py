@@ -118,7 +118,7 @@ def config_of(model: Model, frame_token: int) -> dict:
 
 
 def exported_name(name: str) -> str:
-    """Return the name of a tensor in an exported folder: `dino.dino.layernorm.bias` -> `vision_model.layernorm.bias`."""
+    """Return the name of a tensor in an exported folder: dino.dino.layernorm.bias -> vision_model.layernorm.bias."""
     start = next(start for start in STARTS if name.startswith(start))
     return STARTS[start] + name.removeprefix(start)
 

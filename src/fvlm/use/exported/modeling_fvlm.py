@@ -9,8 +9,8 @@
 This file is written to be read. Batches are padded, keys and values are computed where they are used, and nothing is
 packed. The program that trains the model is faster, and its tests compare it with this file.
 
-Letters: B samples, S tokens of the longest sample, T frames of the longest, P frames of all samples, N tokens of a frame
-(CLS and patches), D encoder width, Q query width, E language width, V vocabulary.
+Letters: B samples, S tokens of the longest sample, T frames of the longest, P frames of all samples, N tokens of a
+frame (CLS and patches), D encoder width, Q query width, E language width.
 """
 
 from dataclasses import dataclass
@@ -267,7 +267,8 @@ class FvlmForConditionalGeneration(FvlmPreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def _read_in_turn(self, hidden_states, features, inputs_embeds, places, mask_BS):
         """Column by column with a cache: what is before a frame makes its query, and its token enters the sequence."""
-        embeds, cache, positions = inputs_embeds.clone(), DynamicCache(config=self.config.text_config), _positions(mask_BS)
+        embeds, positions = inputs_embeds.clone(), _positions(mask_BS)
+        cache = DynamicCache(config=self.config.text_config)
         visual = embeds.new_zeros(len(places.row), embeds.shape[2])
         done, before = 0, embeds.new_zeros(len(embeds), embeds.shape[2])
         for column in places.column.unique().tolist():  # ascending
@@ -299,8 +300,8 @@ class FvlmForConditionalGeneration(FvlmPreTrainedModel, GenerationMixin):
         count_B = visual_BS.sum(1)
         if int(count_B.max()) != longest * tokens or bool((count_B % tokens).any()):
             raise ValueError(
-                f"a row has {int(count_B.max())} frame tokens (id {self.config.frame_token_id}), but {longest} frames of "
-                f"{tokens} each; make the inputs with the processor"
+                f"a row has {int(count_B.max())} frame tokens (id {self.config.frame_token_id}), but {longest} frames "
+                f"of {tokens} each; make the inputs with the processor"
             )
         real_BT = torch.arange(longest, device=count_B.device) < count_B[:, None] // tokens
         return Places(row, column, _positions(mask_BS)[row, column] == 0), pixel_values[real_BT]
