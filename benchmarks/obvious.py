@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from fvlm.batch import Batch
+from fvlm.model.elsewhere import new_name
 from fvlm.model.encoder import PIXEL_MEAN, PIXEL_STD
 from fvlm.model.foveated import VideoLanguageModel
 from fvlm.use.export import config_of, exported_name
@@ -57,7 +58,7 @@ def padded(batch: Batch, reference: FvlmForConditionalGeneration, left: bool = F
     }
 
 
-def run(
+def outputs_of(
     reference: FvlmForConditionalGeneration, inputs: dict[str, torch.Tensor], mode: str | None = None
 ) -> FvlmOutput:
     """Return the output of the exported model for the inputs that `padded` made."""
@@ -73,7 +74,6 @@ def normalised(frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return ((frames.to(dtype) / 255 - mean) / std).movedim(-1, -3)
 
 
-def named_as_ours(reference: FvlmForConditionalGeneration, model: VideoLanguageModel) -> dict[str, nn.Parameter]:
+def named_as_ours(reference: FvlmForConditionalGeneration) -> dict[str, nn.Parameter]:
     """Return the parameters of the exported model by their names in a model of this package."""
-    theirs = dict(reference.named_parameters())
-    return {name: theirs[exported_name(name)] for name, _ in model.named_parameters()}
+    return {new_name(name): parameter for name, parameter in reference.named_parameters()}

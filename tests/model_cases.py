@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import Dinov2Model
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from benchmarks.obvious import exported, normalised, padded, run
+from benchmarks.obvious import exported, normalised, outputs_of, padded
 from fvlm.batch import Batch
 from fvlm.config import schema
 from fvlm.config.study_file import read_yaml
@@ -150,7 +150,7 @@ def _norm(norm: LlamaRMSNorm, x: torch.Tensor) -> torch.Tensor:
 def logits_of(model: VideoLanguageModel, batch: Batch, mode: str) -> torch.Tensor:
     """Logits (S, V) of one sample by the exported model, visual tokens and text in the order of the sequence."""
     reference = exact(model)
-    return run(reference, padded(batch, reference), mode).logits[0]
+    return outputs_of(reference, padded(batch, reference), mode).logits[0]
 
 
 def sums_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -166,7 +166,7 @@ def by_argmax(model: VideoLanguageModel, batch: Batch, count: int, mode: str) ->
         scored = torch.zeros(len(ids), dtype=torch.bool)
         longer = replace(batch, token_ids=ids, token_counts=torch.tensor([len(ids)]), loss_mask=scored)
         with torch.no_grad():
-            answer.append(int(run(reference, padded(longer, reference), mode).logits[0, -1].argmax()))
+            answer.append(int(outputs_of(reference, padded(longer, reference), mode).logits[0, -1].argmax()))
     return answer
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.obvious import exported, named_as_ours, normalised, padded, run
+from benchmarks.obvious import exported, named_as_ours, normalised, outputs_of, padded
 from fvlm.batch import Batch
 from fvlm.model.build import build_model
 from fvlm.model.generate import generate
@@ -45,7 +45,7 @@ def test_losses_of_a_batch_are_those_of_the_exported_model(architecture, mode, s
         output = model(batch, mode)
         for left in (False, True):
             inputs = padded(batch, reference, left)
-            found = run(reference, inputs, mode)
+            found = outputs_of(reference, inputs, mode)
             torch.testing.assert_close(output.loss_sum_B, sums_of(found.logits, inputs["labels"]), **EXACT)
             torch.testing.assert_close(output.loss_sum_B.sum() / output.count_B.sum(), found.loss, **EXACT)
     assert output.count_B.sum() > 50
@@ -58,13 +58,13 @@ def test_objective_and_gradients_are_those_of_the_exported_model(architecture, m
     reference, batch = exact(model), joined(samples_of(architecture))
     output = model(batch, mode)
     objective = output.objective_B.sum() / output.count_B.sum()
-    found = run(reference, padded(batch, reference), mode).loss
+    found = outputs_of(reference, padded(batch, reference), mode).loss
     torch.testing.assert_close(objective, found, **EXACT)
     if mode == "coarse_fine":
         assert objective > 1.2 * output.loss_sum_B.sum() / output.count_B.sum()
     objective.backward()
     found.backward()
-    theirs, total = named_as_ours(reference, model), 0
+    theirs, total = named_as_ours(reference), 0
     for name, parameter in model.named_parameters():
         assert (parameter.grad is None) == (theirs[name].grad is None), name
         if parameter.grad is not None:
@@ -99,7 +99,7 @@ def test_in_bfloat16_the_exported_model_agrees_roughly(architecture, mode):
     reference = exported(model).bfloat16()
     with torch.no_grad():
         inputs = padded(batch, reference)
-        rough = run(reference, inputs, mode)
+        rough = outputs_of(reference, inputs, mode)
         expected = model(batch, mode).loss_sum_B
     assert rough.logits.dtype == torch.bfloat16
     torch.testing.assert_close(sums_of(rough.logits.float(), inputs["labels"]), expected, rtol=0.03, atol=0.1)
@@ -115,7 +115,7 @@ def test_pooled_tokens_are_those_of_the_exported_model(architecture, settings):
     model, batch = tiny(architecture, **settings), sample(3, 6, seed=1)
     reference = exact(model)
     with torch.no_grad():
-        found = run(reference, padded(batch, reference)).visual_tokens
+        found = outputs_of(reference, padded(batch, reference)).visual_tokens
         torch.testing.assert_close(visual_tokens(model, batch, "direct"), found, **EXACT)
 
 
@@ -124,10 +124,10 @@ def test_frames_and_places_that_do_not_fit_are_refused(architecture, mode):
     reference = exact(tiny(architecture))
     inputs = padded(joined([sample(3, 6, seed=1), sample(2, 5, seed=2)]), reference)
     with pytest.raises(ValueError, match=r"2 frames of \d+ each; make the inputs with the processor"):
-        run(reference, {**inputs, "frames": inputs["frames"][:, :2]}, mode)
+        outputs_of(reference, {**inputs, "frames": inputs["frames"][:, :2]}, mode)
 
 
 def test_an_unknown_mode_is_refused():
     reference = exact(tiny("multi_token"))
     with pytest.raises(ValueError, match="'coarse_fine'; this model has direct"):
-        run(reference, padded(sample(2, 5, seed=1), reference), "coarse_fine")
+        outputs_of(reference, padded(sample(2, 5, seed=1), reference), "coarse_fine")

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file, save_model
 from transformers import Dinov2Model, LlamaForCausalLM
 
-from benchmarks.obvious import padded, run
+from benchmarks.obvious import outputs_of, padded
 from fvlm import hub
 from fvlm.config import schema
 from fvlm.errors import UserError
@@ -83,7 +83,7 @@ def test_the_whole_model_with_loaded_weights_is_made_of_its_two_models(checkpoin
     llama = LlamaForCausalLM.from_pretrained(checkpoints / "llm").model
     reference.language_model.load_state_dict(llama.state_dict())
     inputs = padded(batch, reference)
-    expected = sums_of(run(reference, inputs).logits, inputs["labels"])
+    expected = sums_of(outputs_of(reference, inputs).logits, inputs["labels"])
     torch.testing.assert_close(model(batch).loss_sum_B, expected, rtol=1e-12, atol=1e-12)
 
 

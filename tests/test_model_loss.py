@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.obvious import padded, run
+from benchmarks.obvious import outputs_of, padded
 from fvlm.errors import UserError
 from fvlm.model.build import build_model
 from fvlm.model.packing import pack
@@ -100,7 +100,8 @@ def test_blind_loss_is_that_of_the_text(architecture, mode):
     output = model(blind, mode)
     reference = exact(model)
     inputs = padded(blind, reference)
-    torch.testing.assert_close(output.loss_sum_B, sums_of(run(reference, inputs).logits, inputs["labels"]), **CLOSE)
+    expected = sums_of(outputs_of(reference, inputs).logits, inputs["labels"])
+    torch.testing.assert_close(output.loss_sum_B, expected, **CLOSE)
     assert output.entropy_P is None
     same = torch.allclose(output.loss_sum_B[1:6], model(batch, mode).loss_sum_B[1:6])
     assert same == (architecture == "blind")

@@ -69,7 +69,8 @@ def _model(run: Run) -> str:
         (name, f"{size.name}, started from {size.weights or 'random weights'}", number)
         for name, (size, number) in parts.items()
     ]
-    rows.append(("connector", f"{model.architecture}, visual tokens per frame: {model.visual_tokens}", count["connector"]))
+    about = f"{model.architecture}, visual tokens per frame: {model.visual_tokens}"
+    rows.append(("connector", about, count["connector"]))
     rows.append(("all", "", count["total"]))
     return "## Model\n\n" + _table([(*row[:2], f"{row[2]:,}") for row in rows], ("part", "", "parameters"))
 
