@@ -1,9 +1,7 @@
 """`fvlm export`: transformers loads the folder, and it answers as the run does here."""
 
-import ast
 import json
 import os
-import re
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -22,12 +20,11 @@ from fvlm.data.decode.video import decode_image, decode_video
 from fvlm.data.shards.samples import evenly_spaced
 from fvlm.data.shards.text import encode_prompt, load_tokenizer
 from fvlm.evaluate.read import SOURCES, read_run
-from tests import layout
 from tests.decode_cases import X264, turned, write
 from tests.evaluate_cases import finished, make_held_out, run_of, talkative
 
 PROGRAM = Path(__file__).with_name("use_exported.py")
-QUESTIONS = ("What colours are there?", "  Is <|im_end|> red?\n", "<|endoftext|><|video|> What?", "Say what\n\nhappens.")
+QUESTIONS = ("What colours are there?", "  Is <|im_end|> red?\n", "<|endoftext|><|video|> What?", "Say\n\nwhat.")
 TOKENS = 10
 CASES = {  # settings of a run, and whether its samples were cropped
     "foveated": ({}, True),
@@ -55,12 +52,12 @@ def media(tmp_path_factory) -> list[Path]:
     return [wide, folder / "picture.png", turned(90)(write(folder / "tall.mp4", "120x200", "10", 2.5, X264))]
 
 
-def run_in(data: Path, folder: Path, name: str, settings: dict, crop: bool = True) -> Path:
+def run_in(data: Path, results: Path, settings: dict, crop: bool = True) -> Path:
     """A finished run with weights that give varied answers, beside the tokenizer of `data`."""
     run, study = run_of(data, **settings)
-    if not (folder / "tokenizer").exists():
-        (folder / "tokenizer").symlink_to(data / "tokenizer")
-    run = finished(folder / f"runs/{name}", run, talkative(run, load_tokenizer(data / "tokenizer")))
+    results.mkdir(exist_ok=True)
+    (results / "tokenizer").symlink_to(data / "tokenizer")
+    run = finished(results / "runs/baseline", run, talkative(run, load_tokenizer(data / "tokenizer")))
     saved = json.loads((run / "model/run.json").read_text())
     shown = {source: {**entry, "crop": crop} for source, entry in study.shown_to(study.runs["baseline"]).items()}
     (run / "model/run.json").write_text(json.dumps({**saved, SOURCES: shown}))
@@ -69,20 +66,28 @@ def run_in(data: Path, folder: Path, name: str, settings: dict, crop: bool = Tru
 
 def chats_of(media: list[Path]) -> list[list[dict]]:
     parts = [{"type": "image" if path.suffix == ".png" else "video", "path": str(path)} for path in media]
-    with_text = [[part, {"type": "text", "text": text}] for part, text in zip(parts, QUESTIONS, strict=False)]
-    return [[{"role": "user", "content": content}] for content in (*with_text, [{"type": "text", "text": QUESTIONS[3]}])]
+    texts = [{"type": "text", "text": text} for text in QUESTIONS]
+    contents = [*([part, text] for part, text in zip(parts, texts, strict=False)), texts[3:]]
+    return [[{"role": "user", "content": content}] for content in contents]
 
 
-def used(folder: Path, chats: list, tmp_path: Path) -> dict:
-    """What a program with transformers alone gets from an exported folder."""
-    (tmp_path / "chats.json").write_text(json.dumps(chats))
-    hidden = ("PYTHONPATH", "HF_HOME")
-    environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, PROGRAM, folder, tmp_path / "chats.json", tmp_path / "used.pt"]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def exported(data, media, tmp_path_factory) -> dict[str, tuple[Path, dict]]:
+    """By case: the run, and what a program with transformers alone gets from its exported folder."""
+    root, chats = tmp_path_factory.mktemp("exported"), chats_of(media)
+    runs = {case: run_in(data, root / str(i), *of_case) for i, (case, of_case) in enumerate(CASES.items())}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fvlm.use.export.TOKENS", TOKENS)
+        for i, run in enumerate(runs.values()):
+            assert main(["export", str(run), "--out", str(root / f"{i}/out")]) == 0
+    (root / "chats.json").write_text(json.dumps(chats))
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_HOME")}
+    environment |= {"HF_MODULES_CACHE": str(root / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, PROGRAM, "chats.json", *(f"{i}/out" for i in range(len(runs)))]
+    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
-    return torch.load(tmp_path / "used.pt", weights_only=True)
+    found = [torch.load(root / f"{i}/out.used", weights_only=True) for i in range(len(runs))]
+    return {case: (run, used) for (case, run), used in zip(runs.items(), found, strict=True)}
 
 
 def caption(run: Path, file: Path, question: str) -> str:
@@ -93,13 +98,9 @@ def caption(run: Path, file: Path, question: str) -> str:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_transformers_answers_as_the_run_does_here(data, media, tmp_path, monkeypatch, case):
-    settings, crop = CASES[case]
-    run = run_in(data, tmp_path, "baseline", settings, crop)
-    monkeypatch.setattr("fvlm.use.export.TOKENS", TOKENS)
-    assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
-    found = used(tmp_path / "out", chats_of(media), tmp_path)
-    assert found["problems"] == {}
+def test_transformers_answers_as_the_run_does_here(exported, media, case):
+    (run, found), crop = exported[case], CASES[case][1]
+    assert found["problems"] == {} and found["architecture"] == read_run(run)[0].model.architecture
     check_inputs(found, run, media, crop)
     assert found["texts"][:3] == [caption(run, *pair) for pair in zip(media, QUESTIONS, strict=False)]
     for way in ("together", "uncached", "static", "eager", "saved again"):

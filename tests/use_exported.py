@@ -1,13 +1,12 @@
-"""A program that uses an exported folder with transformers alone: `python use_exported.py FOLDER CHATS.json OUT.pt`.
+"""A program that uses exported folders with transformers alone: `python use_exported.py CHATS.json FOLDER...`.
 
-It stops if anything imports this project. The chats are asked one by one and all together, in several ways.
+It stops if anything imports this project. The chats are asked one by one and all together, in several ways; what comes
+out is written beside each folder.
 """
 
 import json
 import sys
 from pathlib import Path
-
-sys.modules["fvlm"] = None  # an import fails
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, pipeline
@@ -23,11 +22,13 @@ def answers(model, inputs, **options) -> list[list[int]]:
     return [row[: row.index(end)] if end in row else row for row in found]
 
 
-def main(folder: str, chats: list, out: str) -> None:
+def use(folder: str, chats: list) -> dict:
+    """Everything that a test compares."""
     config = AutoConfig.from_pretrained(folder, **TRUSTED)
     processor = AutoProcessor.from_pretrained(folder, **TRUSTED)
     model, info = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **TRUSTED)
-    used = {"config": config.to_dict(), "problems": {key: sorted(map(str, names)) for key, names in info.items() if names}}
+    problems = {key: sorted(map(str, names)) for key, names in info.items() if names}
+    used = {"architecture": config.architecture, "problems": problems}
 
     alone = [processor.apply_chat_template(chat, **PROMPT) for chat in chats]
     together = processor.apply_chat_template(chats, **PROMPT)
@@ -49,15 +50,18 @@ def main(folder: str, chats: list, out: str) -> None:
     used["bfloat16"] = half(**together.to(dtype=torch.bfloat16)).logits
     used["float32"] = model(**processor.apply_chat_template(chats, **PROMPT)).logits
 
-    again = Path(out).with_suffix(".again")
+    again = Path(folder).with_suffix(".again")
     model.save_pretrained(again)
     processor.save_pretrained(again)
     reloaded = AutoModelForImageTextToText.from_pretrained(again, **TRUSTED)
     inputs = AutoProcessor.from_pretrained(again, **TRUSTED).apply_chat_template(chats, **PROMPT)
     used["saved again"] = answers(reloaded, inputs)
-    torch.save(used, out)
+    return used
 
 
 if __name__ == "__main__":
+    sys.modules["fvlm"] = None  # an import of it fails
+    questions = json.loads(Path(sys.argv[1]).read_text())
     with torch.no_grad():
-        main(sys.argv[1], json.loads(Path(sys.argv[2]).read_text()), sys.argv[3])
+        for path in sys.argv[2:]:
+            torch.save(use(path, questions), Path(path).with_suffix(".used"))

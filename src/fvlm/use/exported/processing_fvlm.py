@@ -20,6 +20,7 @@ from transformers.image_utils import load_image
 from transformers.processing_utils import ProcessorMixin
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in [0, 1], with which DINOv2 was trained
+LONGEST = 16  # times `image_size`; of a longer picture, which would need much memory, the middle is cut out first
 SECONDS = 64  # a longer video is not shown at one frame per second
 SLACK = 1e-6  # seconds, for rounding errors of times
 NO_TIMES = ("h264", "hevc", "m4v", "mpegvideo", "obu", "mjpeg", "vvc")  # streams of a codec alone
@@ -141,6 +142,10 @@ class FvlmProcessor(ProcessorMixin):
 
     def _square(self, image, crop):
         size = _fit(*image.size, self.image_size, crop)
+        if max(size) > LONGEST * self.image_size:
+            short = min(image.size)
+            left, top = (image.width - short) // 2, (image.height - short) // 2
+            image, size = image.crop((left, top, left + short, top + short)), (self.image_size, self.image_size)
         return _centre(np.asarray(image.resize(size, Image.Resampling.BICUBIC)), self.image_size)
 
     def _decode(self, path):
@@ -153,14 +158,14 @@ class FvlmProcessor(ProcessorMixin):
                 if len(frames) == len(times):
                     return np.stack(frames)
             before = shown
-        if before is None:
-            raise ValueError(f"{path}: no frame can be decoded")
         last = self._square_frame(*before)
         return np.stack([*frames, *[last] * (len(times) - len(frames))])
 
     def _square_frame(self, frame, aspect):
         """A decoded frame upright and square; `aspect`: width of a stored pixel divided by its height."""
         width, height = _fit(frame.width * aspect, frame.height, self.image_size, self.crop_videos)
+        if max(width, height) > LONGEST * self.image_size:
+            frame, width, height = _middle(frame, aspect), self.image_size, self.image_size
         image = frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
         return _upright(_centre(image, self.image_size), frame.side_data.get(SideData.DISPLAYMATRIX))
 
@@ -180,31 +185,32 @@ def _open(path):
 
 
 def _times(path):
-    """Seconds after the first frame at which a frame is taken, from the times of the packets."""
+    """Times in seconds at which a frame is taken; the packets have the time of the last frame."""
+    first = next((time for time, *_ in _decoded(path)), None)
     container, stream = _open(path)
     with container:
         times = _Times(container, stream)
         packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
-        shown = sorted((times.of(packet, i), (packet.duration or 0) * times.unit) for i, packet in enumerate(packets))
+        every = ((times.of(packet, i), (packet.duration or 0) * times.unit) for i, packet in enumerate(packets))
+        shown = sorted((time, length) for time, length in every if first is not None and time >= first)
     if not shown:
-        raise ValueError(f"{path}: no packet in its video stream")
+        raise ValueError(f"{path}: no frame can be decoded")
     last = shown[-1][1] or (float(np.median(np.diff([time for time, _ in shown]))) if len(shown) > 1 else 0.04)
-    duration = shown[-1][0] - shown[0][0] + last
+    duration = shown[-1][0] - first + last
     if duration <= SECONDS + SLACK:
-        return [float(second) for second in range(max(1, math.ceil(duration - SLACK)))]
-    return [i * duration / SECONDS for i in range(SECONDS)]
+        return [first + second for second in range(max(1, math.ceil(duration - SLACK)))]
+    return [first + i * duration / SECONDS for i in range(SECONDS)]
 
 
 def _decoded(path):
-    """All frames, each with its time in seconds after the first one and the aspect ratio of its pixels."""
+    """All frames, each with its time in seconds and the aspect ratio of its pixels."""
     container, stream = _open(path)
     with container:
-        times, first = _Times(container, stream), None
+        times = _Times(container, stream)
         stored = float(stream.sample_aspect_ratio or 0)
         for number, frame in enumerate(container.decode(stream)):
-            time = times.of(frame, number)
-            first = time if first is None else first
-            yield time - first, frame, stored or float(stream.codec_context.sample_aspect_ratio or 0) or 1.0
+            aspect = stored or float(stream.codec_context.sample_aspect_ratio or 0) or 1.0
+            yield times.of(frame, number), frame, aspect
 
 
 class _Times:
@@ -218,6 +224,15 @@ class _Times:
     def of(self, item, number):
         ticks = getattr(item, self.kind) if self.kind else None
         return number / self.rate if ticks is None else ticks * self.unit
+
+
+def _middle(frame, aspect):
+    """The central part of a frame that is shown as a square."""
+    short = min(frame.width * aspect, frame.height)
+    width, height = max(1, round(short / aspect)), max(1, round(short))
+    left, top = (frame.width - width) // 2, (frame.height - height) // 2
+    image = frame.to_ndarray(format="rgb24")[top : top + height, left : left + width]
+    return av.VideoFrame.from_ndarray(np.ascontiguousarray(image))
 
 
 def _upright(image, matrix):
