@@ -19,6 +19,8 @@ from transformers import PreTrainedTokenizerFast
 from fvlm.__main__ import main
 from fvlm.data.decode.video import decode_video
 from fvlm.model.build import build_model
+from fvlm.use.export import ARCHITECTURES
+from fvlm.use.exported import configuration_fvlm
 from fvlm.use.exported.modeling_fvlm import FvlmForConditionalGeneration
 from fvlm.use.exported.processing_fvlm import FvlmProcessor
 from tests import layout, study_cases
@@ -69,6 +71,12 @@ def test_an_installed_package_has_the_files_to_copy(tmp_path):
 
 
 # --- what may be exported ---
+
+
+def test_the_command_and_the_copied_code_have_the_same_architectures():
+    assert ARCHITECTURES == configuration_fvlm.ARCHITECTURES
+    with pytest.raises(ValueError, match="'other'; expected one of foveated, "):
+        configuration_fvlm.FvlmConfig(architecture="other")
 
 
 def without_weights(run: Path, results: Path) -> None:

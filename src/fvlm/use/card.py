@@ -109,7 +109,10 @@ def _data(folder: Path, run: Run, sources: dict[str, dict]) -> str:
         f"An image is shown for {data.static_frames} frames, a video at 1 frame per second, at most {data.max_frames} "
         f"frames. The question stood before the frames in {data.question_first:.0%} of the samples.\n"
     )
-    return "## Data\n\n" + _table(rows, ("source", "kind", "share of its kind's samples", "licence")) + "\n" + rules
+    if run.parent:
+        rules += f"\n{run.parent}, which this run starts from, was trained on data of its own.\n"
+    head = ("source", "kind", "share of its kind in all samples", "licence")
+    return "## Data\n\n" + _table(rows, head) + "\n" + rules
 
 
 def _sources_of_study(folder: Path) -> dict[str, Source]:
@@ -141,11 +144,12 @@ def _scores(folder: Path, run: Run, summary: dict) -> str:
 
 
 def _limits(run: Run) -> str:
-    limits = [
-        "It was trained for short answers about what frames show; its answers can be wrong, and nothing filters them.",
-        f"It sees a frame as {run.model.encoder.image} x {run.model.encoder.image} pixels and hears no sound.",
-        "What happens between two seconds, or in a video of more than 64 s between its frames, is not seen.",
-    ]
+    limits = ["Its answers can be wrong, and nothing filters them."]
+    if run.model.variant.sees:
+        limits += [
+            f"It sees a frame as {run.model.encoder.image} x {run.model.encoder.image} pixels and hears no sound.",
+            "It does not see what happens between its frames, which are a second apart, or more in a video over 64 s.",
+        ]
     return "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits) + "\n"
 
 

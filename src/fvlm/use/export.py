@@ -17,7 +17,7 @@ from fvlm.use.card import card
 
 CODE = ("configuration_fvlm.py", "modeling_fvlm.py", "processing_fvlm.py")
 TEMPLATE, TOKENIZER = "chat_template.jinja", "tokenizer.json"
-ARCHITECTURES = ("foveated", "multi_token", "pixel_shuffle", "blind")  # of exported/modeling_fvlm.py
+ARCHITECTURES = ("foveated", "multi_token", "pixel_shuffle", "blind")  # of exported/configuration_fvlm.py
 STARTS = {"dino.dino.": "vision_model.", "llm.llama.": "language_model.", "connector.": "connector."}
 TOKENS = 60  # longest answer, unless `generate` is called with another number
 

@@ -3,10 +3,12 @@
 from transformers import Dinov2Config, LlamaConfig
 from transformers.configuration_utils import PretrainedConfig
 
+ARCHITECTURES = ("foveated", "multi_token", "pixel_shuffle", "blind")
+
 
 class FvlmConfig(PretrainedConfig):
     """
-    architecture      foveated, multi_token, pixel_shuffle or blind
+    architecture      one of ARCHITECTURES
     tokens_per_frame  visual tokens of a frame: 1 if foveated, 0 if blind
     deep_query        the query passes through all layers of the encoder; False: it reads the final features once
     fine_passes       passes in which queries are predicted; 0: every frame is read with the static query
@@ -37,6 +39,8 @@ class FvlmConfig(PretrainedConfig):
         frame_token_id=0,
         **kwargs,
     ):
+        if architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture is {architecture!r}; expected one of {', '.join(ARCHITECTURES)}")
         self.vision_config = _built(Dinov2Config, vision_config)
         self.text_config = _built(LlamaConfig, text_config)
         self.architecture = architecture
