@@ -186,6 +186,7 @@ def _write_weights(path: Path, weights: dict) -> None:
 
     tensors = {exported_name(name): tensor.cpu().contiguous() for name, tensor in weights.items()}
     save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod((path.parent / TOKENIZER).stat().st_mode)  # safetensors leaves it readable for its owner alone
 
 
 def _write_json(path: Path, content: dict) -> None:

@@ -210,7 +210,7 @@ def _decoded(path):
         stored = float(stream.sample_aspect_ratio or 0)
         for number, frame in enumerate(container.decode(stream)):
             aspect = stored or float(stream.codec_context.sample_aspect_ratio or 0) or 1.0
-            yield times.of(frame, number), frame, aspect
+            yield times.of_frame(frame, number), frame, aspect
 
 
 class _Times:
@@ -220,10 +220,21 @@ class _Times:
         form = container.format.name.split(",")[0]
         self.kind = None if form in NO_TIMES else "dts" if form == "avi" else "pts"
         self.unit, self.rate = float(stream.time_base), float(stream.average_rate or stream.guessed_rate or 25)
+        self.last, self.went_back = {}, {"pts": 0, "dts": 0}
 
-    def of(self, item, number):
-        ticks = getattr(item, self.kind) if self.kind else None
+    def of(self, item, number, kind=None):
+        ticks = getattr(item, kind or self.kind) if self.kind else None
         return number / self.rate if ticks is None else ticks * self.unit
+
+    def of_frame(self, frame, number):
+        """Frames come as they are shown. If their times go back more often than those of decoding, these are used."""
+        for kind in self.went_back:
+            ticks = getattr(frame, kind)
+            if ticks is not None:
+                self.went_back[kind] += ticks <= self.last.get(kind, ticks - 1)
+                self.last[kind] = ticks
+        decoding = frame.dts is not None and (frame.pts is None or self.went_back["pts"] > self.went_back["dts"])
+        return self.of(frame, number, "dts" if decoding else None)
 
 
 def _middle(frame, aspect):
