@@ -282,11 +282,10 @@ def measure(name: str, args: argparse.Namespace) -> dict:
     size = (ON_GPU if args.throughput else SIZES)[name]
     run, batches, one = inputs(size)
     result = {"size": name, "equal": check(run, batches, one, device)}
-    gc.collect()  # the modules of transformers hold each other, and the turns need the memory
-    start_peak()
     print(f"{name}: {result['equal']}", file=sys.stderr, flush=True)
     if args.throughput:
         return result | {"throughput": {way: throughput(run, size, batches, way, device) for way in args.ways}}
+    gc.collect()  # the modules of transformers refer to each other, and the turns need the memory
     return result | {"ways": turns_of(name, args)}
 
 

@@ -13,20 +13,24 @@ import numpy as np
 import pytest
 import torch
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
 from fvlm.__main__ import main
-from fvlm.data.decode.video import decode_video
+from fvlm.config.study_file import complete
+from fvlm.data.decode.video import decode_image, decode_video
+from fvlm.evaluate.read import SOURCES
+from fvlm.files import write_json
 from fvlm.model.build import build_model
 from fvlm.use.export import ARCHITECTURES
 from fvlm.use.exported import configuration_fvlm
 from fvlm.use.exported.modeling_fvlm import FvlmForConditionalGeneration
-from fvlm.use.exported.processing_fvlm import FvlmProcessor
+from fvlm.use.exported.processing_fvlm import FvlmProcessor, _rgb
 from tests import layout, study_cases
 from tests.conftest import ROOT
 from tests.decode_cases import CASES as VIDEOS
-from tests.evaluate_cases import finished, run_of
+from tests.evaluate_cases import content_of, finished, run_of
 from tests.loader_cases import make_results
 from tests.reader_cases import picture
 from tests.train_cases import same, study_file, study_in, trained
@@ -229,6 +233,68 @@ def test_a_video_has_the_pixels_of_our_decoder(processor, tmp_path, name):
         processor.crop_videos = crop
         expected, found = decode_video(path, crop=crop).frames, processor._decode(str(path))
         assert found.shape == expected.shape and np.abs(found.astype(int) - expected).max() == 0
+
+
+def with_orientation(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    noise(300, 250).save(path, exif=exif)
+
+
+def noise(width: int, height: int, channels: int = 3) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8))
+
+
+PICTURES = {
+    "turned.jpg": with_orientation,
+    "small.png": lambda path: noise(90, 130).save(path),
+    "transparent.png": lambda path: noise(300, 250, 4).save(path),
+    "palette.gif": lambda path: noise(300, 250).quantize().save(path, transparency=3),
+    "16 bits.png": lambda path: Image.fromarray(np.arange(62500, dtype=np.uint16).reshape(250, 250)).save(path),
+    "grey.webp": lambda path: noise(240, 230).convert("L").save(path),
+    "wide.png": lambda path: noise(4000, 100).save(path),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_has_the_pixels_of_our_decoder(processor, tmp_path, name):
+    PICTURES[name](tmp_path / name)
+    for crop in (True, False):
+        expected, found = decode_image(tmp_path / name, crop).frames[0], processor._square(_rgb(tmp_path / name), crop)
+        assert np.array_equal(found, expected)
+
+
+# --- the card ---
+
+
+def test_the_card_has_data_with_licences_and_losses_with_intervals(run, tmp_path):
+    results = tmp_path / "results"
+    shutil.copytree(run.parents[1], results)
+    write_json(results / "study.json", complete(content_of(results), [ROOT / "config"]))
+    summary = {"digest": "x", "samples": 1600, "steps": 40, "flops": 1.5e12, "best": {"val_loss": 1.25}}
+    write_json(results / "runs/baseline/run_summary.json", summary)
+    (results / "tables").mkdir()
+    (results / "tables/modes.csv").write_text(
+        "run,mode,frames,loss,low,high,samples\nbaseline,coarse_fine,own,1.5,1.25,1.75,40\n"
+        "baseline,coarse_fine,none,2.5,,,40\nA6,coarse_only,own,9.5,9,10,40\n"
+    )
+    (results / "study.json").touch()
+    saved = results / "runs/baseline/model/run.json"
+    kinds = {"grid": "video", "chat": "text"}
+    shown = {name: {"kind": kind, "crop": True, "prompt": "Tell."} for name, kind in kinds.items()}
+    write_json(saved, {**json.loads(saved.read_text()), SOURCES: shown})
+    card = (export(results / "runs/baseline", tmp_path / "out") / "README.md").read_text()
+    for line in (
+        "| samples | 1,600 |",
+        "| training FLOPs | 1.5e+12 (2 per multiply-add) |",
+        "| grid | video | 60% | Apache-2.0 |",
+        "| coarse_fine, with its frames | 1.500 | 1.250 to 1.750 | 40 |",
+        "| coarse_fine, without frames | 2.500 |  | 40 |",
+        "| lowest validation loss of the training | 1.250 |  |  |",
+        "\"text\": 'Tell.'",
+    ):
+        assert line in card, line
+    assert "9.5" not in card
 
 
 # --- training goes on ---

@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+from fvlm.analysis.finished import base_name
 from fvlm.config.resolve import study_from_files
 from fvlm.config.schema import Run, Source
 from fvlm.config.trained import ADOPTED
@@ -23,6 +24,7 @@ answer = model.generate(**inputs.to(model.device))[0, inputs["input_ids"].shape[
 print(processor.decode(answer, skip_special_tokens=True))
 ```
 """
+FRAMES = {"own": "with its frames", "none": "without frames", "other": "with the frames of another video"}
 READS = {
     "foveated": "one visual token per frame, read by a query that follows from all frames before it",
     "multi_token": "each frame's patches, averaged over windows",
@@ -129,10 +131,10 @@ def _scores(folder: Path, run: Run, summary: dict) -> str:
     table = folder.parent.parent / "tables/modes.csv"
     if table.is_file():
         with table.open(newline="") as file:
-            own = [row for row in csv.DictReader(file) if row["run"] == run.name]
+            own = [row for row in csv.DictReader(file) if row["run"] == base_name(run.name)]
         for row in own:
             interval = f"{float(row['low']):.3f} to {float(row['high']):.3f}" if row["low"] and row["high"] else ""
-            what = f"{row['mode']}, {'its own' if row['frames'] == 'own' else row['frames']} frames"
+            what = f"{row['mode']}, {FRAMES[row['frames']]}"
             rows.append((what, f"{float(row['loss']):.3f}", interval, row["samples"].removesuffix(".0")))
     best = (summary.get("best") or {}).get("val_loss")
     if best is not None:
