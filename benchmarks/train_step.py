@@ -5,10 +5,10 @@
     python benchmarks/train_step.py --device cuda
 
 The exported model (obvious.py) is the obvious implementation in transformers' style. Both sides have the same random
-weights and see the same samples; first their losses and gradients are compared. On a
-CPU, the measure is user + system time of all threads. The ways take turns, each in its own process, so that all meet
-the same busy machine, and the medians count. Memory is the peak of a step without weights and optimizer. On a GPU
-samples per second and model FLOPs utilisation are measured over batches of realistic lengths.
+weights and see the same samples; first their losses and gradients are compared. On a CPU, the measure is user + system
+time of all threads. The ways take turns, each in its own process, so that all meet the same busy machine, and the
+medians count. Memory is the peak of a step without weights and optimizer. On a GPU samples per second and model FLOPs
+utilisation are measured over batches of realistic lengths.
 """
 
 import argparse

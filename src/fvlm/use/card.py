@@ -36,7 +36,7 @@ READS = {
 def card(folder: Path, run: Run, sources: dict[str, dict], summary: dict) -> str:
     """Return the card in Markdown.
 
-    folder    of the finished run, results/runs/NAME
+    folder    of the finished run, results/runs/NAME, absolute
     sources   how its sources were shown: source -> {"kind", "crop", "prompt"}; empty for a run of an earlier version
     summary   run_summary.json; empty if there is none
     """

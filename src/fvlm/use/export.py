@@ -36,14 +36,15 @@ def main(args) -> None:
         )
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise UserError(f"{args.out} exists and is not empty; name a new folder, or delete it first")
-    tokenizer = args.run.parent.parent / "tokenizer"
+    tokenizer = args.run.absolute().parents[1] / "tokenizer"
     ids = _control_ids(tokenizer, run.model)
     shown = {kind: shown_like(beside[SOURCES], kind, run.name).get("crop", True) for kind in ("image", "video")}
 
     from fvlm.evaluate.load import load_run  # imports torch, which takes seconds
 
     weights = load_run(args.run)[1].state_dict()
-    part = args.out.with_name(args.out.name + ".part")
+    out = args.out.absolute()  # "." has no name
+    part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     for name in CODE:
@@ -54,11 +55,11 @@ def main(args) -> None:
     (part / TEMPLATE).write_text(_template(run.data.question_first > 0.5))  # as in most of the run's training samples
     _copy_tokenizer(tokenizer, part)
     _write_weights(part / "model.safetensors", weights)
-    (part / "README.md").write_text(card(args.run, run, beside[SOURCES], summary_in(args.run)))
-    if args.out.is_dir():
-        args.out.rmdir()
-    os.replace(part, args.out)
-    size = sum(file.stat().st_size for file in args.out.iterdir()) / 2**20
+    (part / "README.md").write_text(card(args.run.absolute(), run, beside[SOURCES], summary_in(args.run)))
+    if out.is_dir():
+        out.rmdir()
+    os.replace(part, out)
+    size = sum(file.stat().st_size for file in out.iterdir()) / 2**20
     print(f"{args.out}: {run.name} for transformers, {size:,.0f} MiB; its README.md shows how to load it")
 
 
