@@ -12,8 +12,8 @@ from fvlm.data.decode.media import MAX_FRAMES
 from fvlm.data.shards.text import END, END_OF_TEXT, largest_id, load_tokenizer
 from fvlm.errors import UserError
 from fvlm.evaluate.read import SOURCES, read_run
-from fvlm.use.caption import shown_like
 from fvlm.use.card import card
+from fvlm.use.options import shown_like
 
 CODE = ("configuration_fvlm.py", "modeling_fvlm.py", "processing_fvlm.py")
 TEMPLATE, TOKENIZER = "chat_template.jinja", "tokenizer.json"
