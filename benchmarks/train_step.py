@@ -1,13 +1,14 @@
-"""One training step (forward, backward, clip, AdamW): this package against the obvious implementation.
+"""One training step (forward, backward, clip, AdamW): this package against the exported model.
 
     python benchmarks/train_step.py --json step.json
     python benchmarks/train_step.py --sizes demo --turns 9
     python benchmarks/train_step.py --device cuda
 
-Both sides have the same random weights and see the same samples; first their losses and gradients are compared. On a
-CPU, the measure is user + system time of all threads. The ways take turns, each in its own process, so that all meet
-the same busy machine, and the medians count. Memory is the peak of a step without weights and optimizer. On a GPU
-samples per second and model FLOPs utilisation are measured over batches of realistic lengths.
+The exported model (obvious.py) is the obvious implementation in transformers' style. Both sides have the same random
+weights and see the same samples; first their losses and gradients are compared. On a CPU, the measure is user + system
+time of all threads. The ways take turns, each in its own process, so that all meet the same busy machine, and the
+medians count. Memory is the peak of a step without weights and optimizer. On a GPU samples per second and model FLOPs
+utilisation are measured over batches of realistic lengths.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from measure import markdown, medians_by_turns, start_peak, status
-from obvious import ObviousModel, Padded
+from obvious import exported, named_as_ours, outputs_of, padded
 
 from fvlm.batch import Batch
 from fvlm.config import schema
@@ -140,31 +141,32 @@ class Side:
     def __init__(self, way: Way, run: schema.Run, device: torch.device):
         self.way, self.run, self.device = way, run, device
         model = build_model(run.model, seed=0)
-        self.model = (model if way.ours else ObviousModel(model)).to(device)
+        self.model = (model if way.ours else exported(model)).to(device)
         if way.ours:
             self.optimizer = make_optimizer(self.model.parameter_groups(), run.optim)
         else:
             rate, decay = run.optim.lr.llm, run.optim.weight_decay
             self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=rate, weight_decay=decay)
 
-    def prepare(self, batch: Batch) -> Batch | Padded:
+    def prepare(self, batch: Batch) -> Batch | dict[str, torch.Tensor]:
         """Return the batch as a data loader gives it; not timed."""
-        return batch if self.way.ours else Padded.of(batch)
+        return batch if self.way.ours else padded(batch, self.model)
 
-    def loss_sum(self, batch: Batch | Padded) -> torch.Tensor:
+    def loss_sum(self, batch: Batch | dict[str, torch.Tensor]) -> torch.Tensor:
         with self.way.context(self.device):
             if self.way.ours:
                 return self.model(batch.to(self.device), "coarse_fine").objective_B.sum()
-            return self.model(batch.to(self.device))
+            inputs = {name: values.to(self.device, non_blocking=True) for name, values in batch.items()}
+            return outputs_of(self.model, inputs, "coarse_fine").loss * (batch["labels"] != -100).sum()
 
-    def backward(self, batch: Batch | Padded, scored: int) -> torch.Tensor:
+    def backward(self, batch: Batch | dict[str, torch.Tensor], scored: int) -> torch.Tensor:
         """Return the mean loss, and set the gradients of the parameters."""
         torch.set_float32_matmul_precision(self.way.matmul)
         loss = self.loss_sum(batch) / scored
         loss.backward()
         return loss.detach()
 
-    def step(self, batch: Batch | Padded, scored: int) -> torch.Tensor:
+    def step(self, batch: Batch | dict[str, torch.Tensor], scored: int) -> torch.Tensor:
         if self.way.ours:
             set_rates(self.optimizer, rates_at(self.run.optim, 500, 1000))
         loss = self.backward(batch, scored)
@@ -175,8 +177,7 @@ class Side:
         return loss
 
     def gradients(self) -> dict[str, torch.Tensor]:
-        ours = self.way.ours
-        named = dict(self.model.named_parameters()) if ours else self.model.named_as_ours()
+        named = dict(self.model.named_parameters()) if self.way.ours else named_as_ours(self.model)
         return {name: p.grad for name, p in named.items() if p.grad is not None}
 
 
@@ -284,6 +285,7 @@ def measure(name: str, args: argparse.Namespace) -> dict:
     print(f"{name}: {result['equal']}", file=sys.stderr, flush=True)
     if args.throughput:
         return result | {"throughput": {way: throughput(run, size, batches, way, device) for way in args.ways}}
+    gc.collect()  # the modules of transformers refer to each other, and the turns need the memory
     return result | {"ways": turns_of(name, args)}
 
 

@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 SRC = Path(__file__).resolve().parents[1] / "src"
+COPIED = SRC / "fvlm/use/exported"  # files of exported folders; no module of the package imports them
 MODULES = {
     ".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted((SRC / "fvlm").rglob("*.py"))
+    if path.parent != COPIED
 }
 
 

@@ -1,18 +1,21 @@
 """Small models and batches that the tests of the model share."""
 
-from functools import lru_cache
+from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 
 import torch
-from transformers import Dinov2Model, LlamaModel
+from torch.nn import functional as F
+from transformers import Dinov2Model
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from benchmarks.obvious import exported, normalised, outputs_of, padded
 from fvlm.batch import Batch
 from fvlm.config import schema
 from fvlm.config.study_file import read_yaml
 from fvlm.model.build import build_model
-from fvlm.model.encoder import PIXEL_MEAN, PIXEL_STD
 from fvlm.model.foveated import VideoLanguageModel
-from fvlm.model.pretrained import encoder_config, language_config
+from fvlm.use.exported.modeling_fvlm import FvlmForConditionalGeneration
 from tests.config_cases import CONFIG
 
 IMAGE = 56  # pixels; 4 x 4 patches
@@ -127,98 +130,51 @@ def visual_tokens(model: VideoLanguageModel, batch: Batch, mode: str) -> torch.T
     return model.visual_tokens(batch, model.llm.embed(batch.token_ids), model.plan(batch), mode)[0]
 
 
+def exact(model: VideoLanguageModel) -> FvlmForConditionalGeneration:
+    """The exported model with a model's weights, all of it in their dtype: Llama's norm computes in float32."""
+    reference = exported(model)
+    for module in reference.modules():
+        if isinstance(module, LlamaRMSNorm):
+            module.forward = partial(_norm, module)
+    if hasattr(model.connector, "pool"):  # the fast code's fixed matrix was made in float32
+        side = model.config.encoder.side
+        patches = torch.eye(side * side, dtype=reference.dtype).view(side * side, 1, side, side)
+        model.connector.pool = model.connector.pooled(patches, model.config).reshape(side * side, -1).T.contiguous()
+    return reference
+
+
+def _norm(norm: LlamaRMSNorm, x: torch.Tensor) -> torch.Tensor:
+    return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def logits_of(model: VideoLanguageModel, batch: Batch, mode: str) -> torch.Tensor:
+    """Logits (S, V) of one sample by the exported model, visual tokens and text in the order of the sequence."""
+    reference = exact(model)
+    return outputs_of(reference, padded(batch, reference), mode).logits[0]
+
+
+def sums_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy (B,) of the labels (B, S), summed over each sample's scored tokens."""
+    return F.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none").sum(1)
+
+
 def by_argmax(model: VideoLanguageModel, batch: Batch, count: int, mode: str) -> list[int]:
-    """The most likely next token, `count` times, each from a forward pass over the whole sequence."""
-    text, question = model.llm.embed(batch.token_ids), int(batch.question_counts)
-    tokens = torch.cat([text[:question], visual_tokens(model, batch, mode), text[question:]])
-    answer = []
+    """The most likely next token, `count` times, each from a forward pass of the exported model over all tokens."""
+    reference, answer = exact(model), []
     for _ in range(count):
-        answer.append(int(model.llm.logits(language_states(model, tokens)[-1]).argmax()))
-        tokens = torch.cat([tokens, model.llm.embed(torch.tensor(answer[-1:]))])
+        ids = torch.cat([batch.token_ids, torch.tensor(answer, dtype=batch.token_ids.dtype)])
+        scored = torch.zeros(len(ids), dtype=torch.bool)
+        longer = replace(batch, token_ids=ids, token_counts=torch.tensor([len(ids)]), loss_mask=scored)
+        with torch.no_grad():
+            answer.append(int(outputs_of(reference, padded(longer, reference), mode).logits[0, -1].argmax()))
     return answer
 
 
-# --- by hand: one sample, frame by frame, every sequence computed anew by the models of transformers ---
-
-
-@lru_cache
-def _dinov2(size: schema.EncoderSize) -> Dinov2Model:
-    return Dinov2Model(encoder_config(size)).eval()
-
-
-@lru_cache
-def _llama(size: schema.LanguageSize) -> LlamaModel:
-    return LlamaModel(language_config(size)).eval()
-
-
-def dinov2_of(model: VideoLanguageModel) -> Dinov2Model:
-    """transformers' encoder with the weights of a model."""
-    dino = _dinov2(model.config.encoder)
-    dino.load_state_dict(model.dino.dino.state_dict())
-    return dino.to(model.dino.dino.layernorm.weight.dtype)
-
-
-def pixels_of(frames: torch.Tensor) -> torch.Tensor:
-    """(U, 3, side, side) float64, normalised as DINOv2 expects."""
-    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (PIXEL_MEAN, PIXEL_STD))
-    return ((frames.double() / 255 - mean) / std).permute(0, 3, 1, 2)
-
-
-def states_by_mask(dino, frames: torch.Tensor, query_UD: torch.Tensor) -> torch.Tensor:
+def states_by_mask(dino: Dinov2Model, frames: torch.Tensor, query_UD: torch.Tensor) -> torch.Tensor:
     """DINOv2 over the patches and, last, one more token that no patch sees and that does not see itself."""
-    tokens = torch.cat([dino.embeddings(pixels_of(frames)), query_UD[:, None]], dim=1)
+    tokens = torch.cat([dino.embeddings(normalised(frames, torch.float64)), query_UD[:, None]], dim=1)
     length = tokens.shape[1]
     mask = torch.ones(length, length, dtype=torch.bool)
     mask[:, -1] = False
     hidden = dino.encoder(tokens, attention_mask=mask[None, None]).last_hidden_state
     return dino.layernorm(hidden)
-
-
-def shallow_by_hand(dino, pixels: torch.Tensor, query_UD: torch.Tensor) -> torch.Tensor:
-    """What unprojected queries read from the final features with the heads of the last layer, after the final norm."""
-    last, features = dino.encoder.layer[-1], dino(pixels).last_hidden_state
-    normed, heads = last.norm1(features), dino.config.num_attention_heads
-    key, value = last.attention.k_proj(normed), last.attention.v_proj(normed)
-    merged = []
-    for k, v, q in zip(key.chunk(heads, 2), value.chunk(heads, 2), query_UD.chunk(heads, 1), strict=True):
-        scores = (k @ q[:, :, None])[:, :, 0] / q.shape[1] ** 0.5
-        merged.append((scores.softmax(1)[:, None] @ v)[:, 0])
-    return dino.layernorm(torch.cat(merged, 1))
-
-
-def language_states(model: VideoLanguageModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Hidden states of one sequence (M, E); gradients reach the model's weights."""
-    weights = dict(model.llm.llama.named_parameters())
-    options = {"inputs_embeds": tokens[None], "use_cache": False}
-    return torch.func.functional_call(_llama(model.config.language), weights, (), options).last_hidden_state[0]
-
-
-def visual_tokens_by_hand(model: VideoLanguageModel, batch: Batch, mode: str) -> torch.Tensor:
-    """The visual tokens (P, E) of one sample in a mode of the foveated model."""
-    connector, dino = model.connector, dinov2_of(model)
-    question = model.llm.embed(batch.token_ids[: int(batch.question_counts)])
-    frames = batch.frames[batch.frame_index]
-
-    def read(query, frame):
-        token = states_by_mask(dino, frame[None], connector.query_input_proj(query)[None])[:, -1]
-        return connector.project(token)
-
-    def query_behind(seen):
-        before = torch.cat([question, *seen])
-        return connector.llm_to_query(language_states(model, before)[-1]) if len(before) else connector.q_init
-
-    if mode == "autoregressive":
-        seen = []
-        for frame in frames:
-            seen.append(read(query_behind(seen), frame))
-        return torch.cat(seen)
-    seen = [read(connector.q_static, frame) for frame in frames]
-    for _ in range(model.config.fine_passes if mode == "coarse_fine" else 0):
-        seen = [read(query_behind(seen[:time]), frame) for time, frame in enumerate(frames)]
-    return torch.cat(seen)
-
-
-def sequence_by_hand(model: VideoLanguageModel, batch: Batch, mode: str) -> torch.Tensor:
-    """One sample's tokens (M, E) as the language model reads them."""
-    text, question = model.llm.embed(batch.token_ids), int(batch.question_counts)
-    return torch.cat([text[:question], visual_tokens_by_hand(model, batch, mode), text[question:]])

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file, save_model
 from transformers import Dinov2Model, LlamaForCausalLM
 
+from benchmarks.obvious import outputs_of, padded
 from fvlm import hub
 from fvlm.config import schema
 from fvlm.errors import UserError
@@ -24,13 +25,12 @@ from fvlm.model.pretrained import encoder_config, language_config
 from tests.model_cases import (
     ALL,
     configuration,
+    exact,
     joined,
     mixed,
-    pixels_of,
     published,
     sample,
-    shallow_by_hand,
-    states_by_mask,
+    sums_of,
     tiny,
     visual_tokens,
 )
@@ -78,18 +78,13 @@ def test_a_checkpoint_s_padding_token_is_trained_as_any_other(tmp_path):
 @pytest.mark.parametrize("deep", [True, False])
 def test_the_whole_model_with_loaded_weights_is_made_of_its_two_models(checkpoints, deep):
     model = build_model(with_weights(checkpoints).model_copy(update={"deep_query": deep}), 0).double()
-    dino = Dinov2Model.from_pretrained(checkpoints / "dino").double()
-    llama = LlamaForCausalLM.from_pretrained(checkpoints / "llm").double()
-    batch = sample(3, 9, seed=1, question=4)
-    plan, text = model.plan(batch), model.llm.embed(batch.token_ids)
-    pixels = pixels_of(batch.frames)
-    query = model.connector.query_input_proj(model.connector.q_static).expand(3, -1)
-    seen = states_by_mask(dino, batch.frames, query)[:, -1] if deep else shallow_by_hand(dino, pixels, query)
-    visual = model.connector.project(seen)
-    torch.testing.assert_close(visual_tokens(model, batch, "coarse_only"), visual, rtol=1e-5, atol=1e-6)
-    logits = llama(inputs_embeds=torch.cat([text[:4], visual, text[4:]])[None]).logits[0]
-    found = model.llm.logits(model.hidden(visual, text, plan))
-    torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-5)
+    reference, batch = exact(model), sample(3, 9, seed=1, question=4)
+    reference.vision_model.load_state_dict(Dinov2Model.from_pretrained(checkpoints / "dino").state_dict())
+    llama = LlamaForCausalLM.from_pretrained(checkpoints / "llm").model
+    reference.language_model.load_state_dict(llama.state_dict())
+    inputs = padded(batch, reference)
+    expected = sums_of(outputs_of(reference, inputs).logits, inputs["labels"])
+    torch.testing.assert_close(model(batch).loss_sum_B, expected, rtol=1e-12, atol=1e-12)
 
 
 def changed_encoder(checkpoints, folder, change) -> schema.Model:

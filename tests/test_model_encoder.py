@@ -5,16 +5,17 @@ import math
 import pytest
 import torch
 
+from benchmarks.obvious import exported, normalised
 from fvlm.model.build import build_model
 from fvlm.model.encoder import Visits
-from tests.model_cases import IMAGE, configuration, dinov2_of, pixels_of, sample, shallow_by_hand, states_by_mask, tiny
+from tests.model_cases import IMAGE, configuration, sample, states_by_mask, tiny
 
 
 @pytest.mark.parametrize("encoder", [{}, {"position_side": 7}, {"patch": 16}])
 def test_features_equal_dinov2(encoder):
     model, frames = tiny(encoder=encoder), sample(3, 4, seed=1).frames
     side = IMAGE // model.config.encoder.patch * model.config.encoder.patch
-    expected = dinov2_of(model)(pixels_of(frames)[:, :, :side, :side]).last_hidden_state
+    expected = exported(model).vision_model(normalised(frames, torch.float64)[:, :, :side, :side]).last_hidden_state
     states = model.dino.encode(frames, keys=True, features=True)
     torch.testing.assert_close(states.features, expected)
     assert len(states.keys) == len(states.values) == model.config.encoder.layers
@@ -26,17 +27,10 @@ def test_deep_reading_is_one_more_token(encoder):
     query = torch.randn(3, 32, dtype=torch.float64)
     states = model.dino.encode(frames, keys=True, features=False)
     found, _ = model.dino.read(query, states, Visits(None, 1))
-    by_mask = states_by_mask(dinov2_of(model), frames, query)
+    by_mask = states_by_mask(exported(model).vision_model, frames, query)
     torch.testing.assert_close(found, by_mask[:, -1])
-    alone = dinov2_of(model)(pixels_of(frames)).last_hidden_state
+    alone = exported(model).vision_model(normalised(frames, torch.float64)).last_hidden_state
     torch.testing.assert_close(by_mask[:, :-1], alone)  # no patch has seen it
-
-
-def test_shallow_reading_is_one_attention_with_the_last_layer_s_heads():
-    model, frames = tiny(deep_query=False), sample(3, 4, seed=1).frames
-    query = torch.randn(3, 32, dtype=torch.float64)
-    found, _ = model.dino.read_shallow(query, model.encode(frames), Visits(None, 1))
-    torch.testing.assert_close(found, shallow_by_hand(dinov2_of(model), pixels_of(frames), query))
 
 
 @pytest.mark.parametrize("deep", [True, False])

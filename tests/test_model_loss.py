@@ -5,44 +5,27 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
+from benchmarks.obvious import outputs_of, padded
 from fvlm.errors import UserError
 from fvlm.model.build import build_model
 from fvlm.model.packing import pack
 from tests.model_cases import (
     ALL,
     EVERY,
-    SEEING,
     VOCABULARY,
     both_orders,
     configuration,
+    exact,
     joined,
-    language_states,
     mixed,
     sample,
-    sequence_by_hand,
+    sums_of,
     tiny,
     visual_tokens,
 )
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
-
-
-BY_HAND = [(mode, 1) for _, mode in SEEING] + [("coarse_fine", 2), ("coarse_fine", 3)]
-
-
-@pytest.mark.parametrize("question", [0, 1, 3, 8])
-@pytest.mark.parametrize("mode, passes", BY_HAND)
-def test_loss_equals_the_one_by_hand(mode, passes, question):
-    model, batch = tiny(fine_passes=passes), sample(5, 8, seed=3, question=question)
-    logits = model.llm.logits(language_states(model, sequence_by_hand(model, batch, mode)))
-    place = torch.arange(8) + 5 * (torch.arange(8) >= question)
-    scored = batch.loss_mask & (place > 0)
-    values = F.cross_entropy(logits[place[scored] - 1], batch.token_ids[scored], reduction="sum")
-    output = model(batch, mode)
-    torch.testing.assert_close(output.loss_sum_B[0], values, **CLOSE)
-    assert output.count_B.tolist() == [int(scored.sum())]
 
 
 @pytest.mark.parametrize("deep", [True, False])
@@ -115,11 +98,10 @@ def test_blind_loss_is_that_of_the_text(architecture, mode):
     model, batch = tiny(architecture), joined(both_orders())
     blind = batch.without_frames()
     output = model(blind, mode)
-    tokens = model.llm.embed(batch.token_ids[:9])
-    values = F.cross_entropy(
-        model.llm.logits(language_states(model, tokens))[:-1], batch.token_ids[1:9], reduction="none"
-    )
-    torch.testing.assert_close(output.loss_sum_B[0], values[batch.loss_mask[1:9]].sum(), **CLOSE)
+    reference = exact(model)
+    inputs = padded(blind, reference)
+    expected = sums_of(outputs_of(reference, inputs).logits, inputs["labels"])
+    torch.testing.assert_close(output.loss_sum_B, expected, **CLOSE)
     assert output.entropy_P is None
     same = torch.allclose(output.loss_sum_B[1:6], model(batch, mode).loss_sum_B[1:6])
     assert same == (architecture == "blind")

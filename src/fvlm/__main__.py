@@ -36,6 +36,7 @@ GROUPS = {
         "ask": ("fvlm.use.ask", "ask a model about a video, an image or a stream"),
         "chat": ("fvlm.use.chat", "talk with a model about a video, an image or a stream"),
         "look": ("fvlm.use.look", "write a page that shows where a model looks in a video while it answers"),
+        "export": ("fvlm.use.export", "write a finished run as a folder that transformers loads without this project"),
     },
     "plan and watch": {
         "plan": ("fvlm.study.plan", "list every run: parameters, samples, tokens, FLOPs, memory, hours, cost"),

@@ -1,8 +1,8 @@
 """Weights of another program, in the names of this one.
 
 The published study has the same architectures under other names: its connector is spread over encoder and model, and
-its DINOv2 has the names of transformers 4. Files are safetensors, or checkpoints of torch (.pt): a dictionary with the
-weights under `model_state_dict`.
+its DINOv2 has the names of transformers 4. A folder of `fvlm export` has the names of transformers. Files
+are safetensors, or checkpoints of torch (.pt): a dictionary with the weights under `model_state_dict`.
 """
 
 import pickle
@@ -26,7 +26,7 @@ PLAIN = re.compile(  # what a pickle of tensors and plain values refers to
     r"torch\._utils _rebuild_(tensor_v2|parameter)|torch (Size|device|bfloat16|float\d+|int\d+|bool)"
 )
 UNUSED = re.compile(r"(encoder\._device_probe|.*\.rotary_emb\.inv_freq)")  # hold nothing that a model learns
-TIED = "llm.lm_head.weight"
+TIED = ("llm.lm_head.weight", "lm_head.weight")
 NAMES = (  # pattern of a name there -> name here
     (r"encoder\.(query_input_proj|output_proj)\.", r"connector.\1."),
     (r"(dino_to_llm|llm_to_query)\.", r"connector.\1."),
@@ -34,6 +34,8 @@ NAMES = (  # pattern of a name there -> name here
     (r"encoder\.dino\.", "dino.dino."),
     (r"dino\.(?=embeddings\.|encoder\.|layernorm\.)", "dino.dino."),
     (r"llm\.model\.", "llm.llama."),
+    (r"vision_model\.", "dino.dino."),  # of an exported folder, as the next
+    (r"language_model\.", "llm.llama."),
 )
 DINO_4 = {  # of transformers 4 -> of transformers 5
     **{f"attention.attention.{name}.": f"attention.{name[0]}_proj." for name in ("query", "key", "value")},
@@ -92,11 +94,13 @@ def renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             raise UserError(f"the weights have {new} twice, once as {name}; expected each tensor once")
         is_query = new in ("connector.q_static", "connector.q_init")
         result[new] = tensor.flatten() if is_query and tensor.ndim == 2 and len(tensor) == 1 else tensor
-    tied, embedding = state.get(TIED), result.get("llm.llama.embed_tokens.weight")
-    if tied is not None and embedding is not None and not torch.equal(tied, embedding):
-        raise UserError(
-            f"{TIED} differs from the embeddings; the models here use one tensor for both: retrain with tied weights"
-        )
+    embedding = result.get("llm.llama.embed_tokens.weight")
+    for tied in TIED:
+        if tied in state and embedding is not None and not torch.equal(state[tied], embedding):
+            raise UserError(
+                f"{tied} differs from the embeddings; the models here use one tensor for both: retrain with tied "
+                "weights"
+            )
     return result
 
 
@@ -104,7 +108,7 @@ def new_name(name: str) -> str | None:
     """Return the name that a tensor has here; None if no model here has it."""
     parts = [part for part in name.split(".") if part != "_orig_mod"]  # of torch.compile
     name = ".".join(parts[1:] if parts[0] == "module" else parts)  # of data-parallel training
-    if UNUSED.fullmatch(name) or name == TIED:
+    if UNUSED.fullmatch(name) or name in TIED:
         return None
     if name.startswith(("connector.", "dino.dino.", "llm.llama.")):
         return name
