@@ -102,7 +102,7 @@ def test_the_reference_is_drawn(tmp_path):
     others = ("derived/comprehensive_scaling.csv", "scaling_64frames/scaling_64frames.json")
     others = [REFERENCE / name for name in (*others, "derived/earlier_scaling_points.csv")]
     found = drawn(read_results([folder / "all_eval_points.csv", *others]), tmp_path / "all", OF_RESULTS)
-    missing = {"seeing", "attention_heatmaps", "isoflop_optimum", "fine_coarse_ratio"}
+    missing = {"seeing", "benchmarks", "attention_heatmaps", "isoflop_optimum", "fine_coarse_ratio"}
     assert {name for name, one in found.items() if isinstance(one, str)} == missing
     raw = found["gap"].set_index(["size", "budget"])["raw_percent"]
     frames = {n: f"comprehensive_scaling, {n} frames" for n in (8, 64)}
@@ -197,7 +197,7 @@ def test_results_are_drawn_by_two_jobs_and_what_they_do_not_allow_is_listed_once
     assert "at SmolVLM2" in page and "Does the fine pass need the deep query" in page  # captions, as of a study
     assert workflow.planned("figures", *options) == {}
     (folder / "figures/factorial.png").unlink()
-    assert workflow.planned("figures", *options) == {"figure": 1, "figures": 1}
+    assert workflow.planned("figures", *options) == {"figure": 1, "front_page": 1, "figures": 1}
     assert workflow.planned("results/imported/figures/contours.png", *options) == {"figure": 1}
     refused = workflow.run("results/imported/figures/gap.png", *options, ok=False)
     assert f"figure gap: fvlm figure: gap: nothing to draw: {missing['gap']}\n" in refused

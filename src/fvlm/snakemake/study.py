@@ -154,8 +154,10 @@ class StudyOfRules:
     def figures(self) -> list[str]:
         """The figures that are always made. Of finished results (`draw_results` makes their figures) the list of those
         not drawn, and those that were drawn and are lost."""
-        if not self.at_once:
+        if not self.settings.results_from:
             return self._figures(self._possible(catalog.STANDARD))
+        if not self.at_once:
+            return self.drawn
         return [self.not_drawn, *(path for path in self._figures(self._drawn) if not Path(path).exists())]
 
     @property
