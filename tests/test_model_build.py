@@ -9,7 +9,6 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,9 +17,7 @@ from safetensors.torch import load_file, save_file, save_model
 from transformers import Dinov2Model, LlamaForCausalLM
 
 from fvlm import hub
-from fvlm.batch import Batch
 from fvlm.config import schema
-from fvlm.data.demo.scenes import background, draw, questions_scene
 from fvlm.errors import UserError
 from fvlm.model.build import build_model, load_weights
 from fvlm.model.pretrained import encoder_config, language_config
@@ -223,69 +220,6 @@ def test_queries_start_at_the_declared_size():
     for query in (connector.q_static, connector.q_init):
         assert float(query.detach().std()) == pytest.approx(0.3, rel=0.05)
     assert not torch.equal(connector.q_static, connector.q_init)
-
-
-def like_pretrained(folder, encoder: str, language: str, embedding_std: float) -> dict:
-    """Sizes of published models with one layer and few words, and weights whose final norms are not 1."""
-    sizes = published(encoder, language)
-    sizes["encoder"] |= {"layers": 1, "weights": str(folder / "dino")}
-    sizes["language"] |= {"layers": 1, "vocabulary": 512, "weights": str(folder / "llm")}
-    config = configuration(**sizes)
-    torch.manual_seed(1)
-    dino = Dinov2Model(encoder_config(config.encoder))
-    llama = LlamaForCausalLM(language_config(config.language))
-    with torch.no_grad():  # as in DINOv2-small and SmolLM2-135M
-        dino.layernorm.weight.normal_(3.3, 0.4)
-        dino.layernorm.bias.normal_(0, 0.5)
-        llama.model.norm.weight.normal_(1.8, 0.3)
-        llama.model.embed_tokens.weight.normal_(0, embedding_std)
-    dino.save_pretrained(folder / "dino")
-    llama.save_pretrained(folder / "llm")
-    return sizes
-
-
-def scenes(seed: int) -> Batch:
-    """Scenes of the demo as one video, and a text."""
-    random = np.random.default_rng(seed)
-    frames = [draw(background(random, 224, 224), questions_scene(random, 1).seconds[0]) for _ in range(6)]
-    return replace(sample(6, 40, seed, image=224), frames=torch.from_numpy(np.stack(frames)))
-
-
-ARCHITECTURES = {
-    "foveated": {}, "shallow": {"deep_query": False}, "16 pooled": {"architecture": "multi_token"},
-    "49 shuffled": {"architecture": "pixel_shuffle"},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("encoder", "language", "embedding_std"), [
-    ("dinov2-small", "SmolLM2-135M", 0.1356), ("dinov2-base", "SmolLM2-360M", 0.08),
-    ("dinov2-base", "SmolLM2-1.7B", 0.05),
-])  # fmt: skip
-def test_pretrained_models_start_with_visual_tokens_like_text_and_queries_like_the_first(
-    encoder, language, embedding_std, tmp_path
-):
-    sizes = like_pretrained(tmp_path, encoder, language, embedding_std)
-    for name, changes in ARCHITECTURES.items():
-        tokens = {"16 pooled": 16, "49 shuffled": 49}.get(name, 1)
-        settings = {**sizes, "query_dim": 384, "query_init_std": 0.7, "tokens_per_frame": tokens, **changes}
-        model = build_model(configuration(**settings), 3)
-        batch = scenes(4)
-        with torch.no_grad():
-            visual = visual_tokens(model, batch, "coarse_only" if tokens == 1 else "direct")
-            assert float(visual.std()) == pytest.approx(embedding_std, rel=0.25), name
-            if tokens == 1:
-                queries = model.predict(visual, model.llm.embed(batch.token_ids), model.plan(batch))[1:]
-                assert float(queries.std()) == pytest.approx(0.7, rel=0.25), name
-
-
-@pytest.mark.parametrize("architecture", ["foveated", "multi_token"])
-def test_random_models_start_with_linear_layers_of_gain_1(architecture):
-    sizes = published("dinov2-small", "SmolLM2-135M")
-    sizes["language"] |= {"layers": 1, "vocabulary": 512}
-    connector = build_model(configuration(architecture, query_dim=384, **sizes), 0).connector
-    layers = [layer for layer in connector.modules() if isinstance(layer, torch.nn.Linear)]
-    for layer in layers:
-        assert float(layer.weight.detach().std()) == pytest.approx(layer.in_features**-0.5, rel=0.01)
 
 
 CHANGES = [

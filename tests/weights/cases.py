@@ -29,7 +29,7 @@ STUDY = {
         "model.encoder": "dinov2-small", "model.language": "SmolLM2-135M", "model.query_dim": 384,
         "model.query_init_std": 1.0, "model.visual_scale": 0.14, "data.sources": ["grid"], "data.share": {"video": 1.0},
         "data.max_frames": 3, "data.max_text_tokens": 64, "optim.batch_size": 2, "optim.warmup": 0.0,
-        "optim.lr": {"connector": 1e-3, "dino": 1e-5, "llm": 1e-5}, "train.samples": 6, "train.evaluations": 1,
+        "optim.lr": {"connector": 1e-4, "dino": 1e-5, "llm": 1e-5}, "train.samples": 6, "train.evaluations": 1,
         "train.validation_samples": 2, "train.precision": "bfloat16", "operation.checkpoint_steps": 100,
     },
 }  # fmt: skip

@@ -29,6 +29,7 @@ from fvlm.model.language import Cache
 from fvlm.study.plan import plan_rows
 from fvlm.study.trial import Trial, expected, flops_of, step_of
 from fvlm.train.objective import TextObjective
+from tests import rank_cases
 from tests.model_cases import pixels_of, visual_tokens
 from tests.rank_cases import Team, signalled, train
 from tests.test_train_exact import equal, outcome
@@ -60,9 +61,12 @@ def study(weights, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
+    """One thread of torch, and time for trainings that write checkpoints of 2 GB."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rank_cases, "TIMEOUT", 900.0)
+        yield
     torch.set_num_threads(before)
 
 
@@ -122,17 +126,18 @@ def test_the_encoder_s_features_are_those_of_transformers(model, study, weights)
 
 
 @torch.no_grad()
-def test_visual_tokens_start_at_the_scale_of_text_and_queries_at_that_of_the_first(run, model, study, tokenizer):
-    batch = batch_of([clip[:4] for clip in clips(study)[:4]], tokenizer, "What is shown?", "red green")
+def test_scales_at_the_start_are_those_of_the_guide(run, model, study, tokenizer):
+    """Visual tokens and predicted queries are two to three times as large as text and as the first query."""
+    batch = batch_of([clip[:3] for clip in clips(study)[:2]], tokenizer, "What is shown?", "red green")
     scale = float(model.llm.llama.embed_tokens.weight.std())
+    assert scale == pytest.approx(run.model.visual_scale, rel=0.05)
     visual = visual_tokens(model, batch, "coarse_only")
     queries = model.predict(visual, model.llm.embed(batch.token_ids), model.plan(batch))
-    assert float(visual.std()) == pytest.approx(scale, rel=0.2)
-    later = torch.arange(len(queries)) % 4 > 0
-    assert float(queries[later].std()) == pytest.approx(run.model.query_init_std, rel=0.2)
-    for name, tokens in (("multi_token", 16), ("multi_token", 1), ("pixel_shuffle", 49)):
-        pooled = build_model(changed(run.model, architecture=name, tokens_per_frame=tokens), 1)
-        assert float(visual_tokens(pooled, batch, "direct").std()) == pytest.approx(scale, rel=0.4), (name, tokens)
+    later = torch.arange(len(queries)) % 3 > 0
+    assert 2 < float(visual.std()) / scale < 3.5
+    assert 1.5 < float(queries[later].std()) / run.model.query_init_std < 2.5
+    pooled = build_model(changed(run.model, architecture="multi_token", tokens_per_frame=16), 1)
+    assert 1.2 < float(visual_tokens(pooled, batch, "direct").std()) / scale < 2.8
 
 
 # --- a step ---
@@ -180,7 +185,7 @@ def test_the_plan_s_speed_is_that_of_a_step(run, study, precision):
     resolved = study_from_files([str(study)], {})
     trial, samples = Trial(run, CPU), expected(run, resolved, 2)
     batches, times = step_of(samples, run), []
-    for _ in range(3):
+    for _ in range(2):
         started = time.process_time()
         trial.step(batches)
         times.append(time.process_time() - started)
@@ -221,14 +226,14 @@ def test_a_stopped_run_ends_with_the_same_results(study, finished, weights, tmp_
     assert equal(outcome(finished), outcome(train(1, again)))
 
 
-def test_a_finished_run_is_evaluated_and_captions_a_clip(study, finished, tmp_path, capfd):
+def test_a_finished_run_is_evaluated_and_captions_a_clip(run, study, finished, tmp_path, capfd):
     out = tmp_path / "losses.csv"
     main(["evaluate", "baseline", "--out", str(out), "--study", str(study)])
     rows = list(csv.DictReader(out.read_text().splitlines()))
     modes = {row["mode"] for row in rows}
     assert modes == {"blind", "coarse_only", "coarse_fine", "autoregressive"}
     losses = [float(row["loss_sum"]) / int(row["tokens"]) for row in rows]
-    assert all(0 < loss < 8 for loss in losses)
+    assert all(0 < loss < math.log(run.model.language.vocabulary) for loss in losses)
     capfd.readouterr()
     clip = next((study.parent / "results/corpus/grid/media").iterdir())
     question = "Reply with one sentence: what is the capital of France?"

@@ -2,22 +2,18 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
 
-from fvlm.batch import Batch
 from fvlm.config import schema
 from fvlm.errors import BROKEN, UserError, first_line
 from fvlm.model.backbones import Dinov2, Llama
 from fvlm.model.connector import CONNECTORS
 from fvlm.model.encoder import Encoder
 from fvlm.model.foveated import VideoLanguageModel
-from fvlm.model.language import Cache, Language
-
-PICTURES, TOKENS = 4, 64  # that the start of a connector is measured on
+from fvlm.model.language import Language
 
 
 def build_model(model: schema.Model, seed: int, pretrained: bool = True) -> VideoLanguageModel:
@@ -34,10 +30,7 @@ def build_model(model: schema.Model, seed: int, pretrained: bool = True) -> Vide
         connector = CONNECTORS[model.architecture](model)
         _initialise(connector)
         connector.draw_queries()
-    built = VideoLanguageModel(model, encoder, language, connector)
-    if pretrained and (model.encoder.weights or model.language.weights):
-        _match_scales(built)
-    return built
+    return VideoLanguageModel(model, encoder, language, connector)
 
 
 def _encoder(size: schema.EncoderSize, pretrained: bool) -> Encoder:
@@ -72,55 +65,6 @@ def _filled(kind: type[nn.Module], size, weights: dict[str, torch.Tensor]) -> nn
         backbone = kind(size)
     backbone.load_state_dict(weights, assign=True)
     return backbone
-
-
-@torch.no_grad()
-def _match_scales(model: VideoLanguageModel) -> None:
-    """Scale the connector's last layers: visual tokens start at the text embeddings' scale, queries at q_init's.
-
-    Pretrained backbones leave features and hidden states of other sizes behind their final norms than 1, which random
-    backbones have. The sizes are measured on generated pictures and on evenly spaced tokens. Factors have two digits,
-    so that all machines start with the same weights.
-    """
-    if not model.config.variant.sees:
-        return
-    connector = model.connector
-    batch = _measured_batch(model)
-    text_SE = model.llm.embed(batch.token_ids)
-    mode = "coarse_only" if model.config.variant.queries else "direct"
-    visual_PE, *_ = model.visual_tokens(batch, text_SE, model.plan(batch), mode)
-    _scale(connector.dino_to_llm, visual_PE, float(model.llm.llama.embed_tokens.weight.std()))
-    if model.config.variant.queries:
-        hidden = model.llm.run_next(text_SE[None], 0, Cache())
-        _scale(connector.llm_to_query, connector.llm_to_query(hidden), model.config.query_init_std)
-
-
-def _scale(layer: nn.Linear, output: torch.Tensor, std: float) -> None:
-    """Scale a layer so that its `output` would have this standard deviation."""
-    layer.weight.mul_(float(f"{std / float(output.std()):.2g}"))
-
-
-def _measured_batch(model: VideoLanguageModel) -> Batch:
-    """Return a sample: generated frames of coloured blocks of many sizes, and evenly spaced tokens."""
-    random, side = np.random.default_rng(0), model.config.encoder.image
-    pictures = np.zeros((PICTURES, side, side, 3))
-    for blocks in (2, 4, 8, 16, 32):
-        place = np.arange(side) * blocks // side
-        pictures += random.uniform(-1, 1, (PICTURES, blocks, blocks, 3))[:, place[:, None], place]
-    pictures *= 127 / np.abs(pictures).max((1, 2, 3), keepdims=True)
-    device = next(model.parameters()).device
-    vocabulary = model.config.language.vocabulary
-    batch = Batch(
-        frames=torch.from_numpy((128 + pictures).astype(np.uint8)),
-        frame_index=torch.arange(PICTURES, device="cpu"),
-        frame_counts=torch.tensor([PICTURES], device="cpu"),
-        token_ids=torch.arange(TOKENS, device="cpu") * vocabulary // TOKENS,
-        token_counts=torch.tensor([TOKENS], device="cpu"),
-        loss_mask=torch.ones(TOKENS, dtype=torch.bool, device="cpu"),
-        keys=["generated"],
-        sources=["generated"],
-    )
-    return batch.to(device)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
