@@ -117,6 +117,19 @@ def test_a_run_that_changed_since_the_calibration_is_not_measured(change, tmp_pa
     assert only("baseline", results=str(tmp_path), baseline=change)["basis"] == "assumed"
 
 
+@pytest.mark.parametrize(("change", "times"), [
+    ({"operation.threads": 8}, 0.5), ({"train.precision": "float32"}, 1.6), ({"operation.recompute": True}, 4 / 3),
+    ({"operation.ranks": 2}, 0.5),
+])  # fmt: skip
+def test_hours_on_cpus_follow_from_threads_and_precision(change, times):
+    on_cpus = {"operation.gpus": 0}
+    one, other = (only("baseline", baseline=on_cpus | more, gpu=None) for more in ({}, change))
+    assert one["hours"] == pytest.approx((one["flops"] + one["validation_flops"]) / (4 * 80e9) / 3600)
+    assert other["hours"] == pytest.approx(times * one["hours"]) and other["cost"] is None
+    text = plan_text(load(CONFIG, "config.yaml"))
+    assert "50 GFLOP/s per thread in float32, 80 in bfloat16" in text and "not known" not in text
+
+
 def test_layers_that_are_computed_again_take_their_time():
     again = only("baseline", baseline={"operation.recompute": True})
     assert again["hours"] == pytest.approx(only("baseline")["hours"] * 4 / 3)
@@ -152,7 +165,7 @@ def test_the_command_prints_and_writes_the_plan(tmp_path, capsys):
     assert capsys.readouterr().out == (tmp_path / "plan.txt").read_text()
     rows = list(csv.DictReader((tmp_path / "plan.csv").read_text().splitlines()))
     assert [row["run"] for row in rows] == list(load(CONFIG, "smoke.yaml").runs)
-    assert all(float(row["flops"]) > 0 and row["hours"] == "" for row in rows)
+    assert all(float(row["hours"]) > 0 and float(row["memory_gb"]) > 0.5 and row["gpu_hours"] == "" for row in rows)
 
 
 # --- calibration ---
@@ -168,7 +181,7 @@ def test_calibrated_steps_are_used_by_the_plan(tmp_path, capsys):
     resolved = load(CONFIG, "smoke.yaml", results=str(tmp_path))
     rows = {row["run"]: row for row in plan_rows(resolved)}
     measured = found["models"][speed.model_digest(resolved.runs["baseline"])]
-    assert rows["baseline"]["basis"] == "measured" and rows["A6"]["basis"] == ""
+    assert rows["baseline"]["basis"] == "measured" and rows["A6"]["basis"] == "assumed"
     flops = rows["baseline"]["flops"] + rows["baseline"]["validation_flops"]
     assert rows["baseline"]["hours"] == pytest.approx(flops / measured["flops_per_s"] / 3600)
 

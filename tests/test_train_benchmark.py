@@ -1,6 +1,7 @@
 """The benchmark of the training step runs, and compares two models that compute the same loss."""
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -47,3 +48,15 @@ def test_a_wrong_side_is_noticed():
     script["compare"].__globals__["Side"] = Moved
     with pytest.raises(RuntimeError, match="do not compute the same"):
         script["check"](run, batches, one, device)
+
+
+def test_the_steps_of_a_gpu_day_run_with_a_tiny_model(tmp_path):
+    script = SCRIPT.with_name("gpu_day.sh")
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(["bash", script, tmp_path, "--tiny"], env=environment, capture_output=True, text=True)
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert all(status == 0 for status, _ in found["steps"].values()), ended.stdout
+    assert found["resume"]["bit_for_bit"] and found["resume"]["steps"] == 6
+    assert set(found["evaluation"]) == {"coarse_only", "coarse_fine", "autoregressive"}
+    assert len(found["memory"]) == 2 and "0 problems" in found["preflight"][-1]
+    assert "Failed steps: none" in (tmp_path / "gpu.md").read_text()

@@ -22,6 +22,7 @@ GB = 2**30  # bytes, as drivers and metrics.csv count
 STATE = 16  # bytes of a trained parameter: weight, gradient and AdamW's two moments in float32
 AVERAGE = 4  # bytes of its moving average, if there is one
 RESERVE = 2 * GB  # the driver, CUDA's context and the workspaces of its libraries
+PROCESS = GB // 2  # Python, torch and other libraries, and frames that wait, of a process that trains on CPUs
 FRAGMENTS = 0.05  # share of a step's memory that the allocator cannot reuse
 CHUNK = 2**26  # logits computed at a time, as in fvlm.model.losses
 
@@ -79,6 +80,25 @@ def largest_load(run: schema.Run) -> Load:
 
 def predicted_bytes(run: schema.Run) -> int:
     """Return the peak memory of a run's training on each of its GPUs, with the reserve."""
+    return RESERVE + _tensor_bytes(run)
+
+
+def cpu_bytes(run: schema.Run) -> int:
+    """Return the peak memory of each process of a run that trains on CPUs.
+
+    There bfloat16 attention is plain products, which keep the encoder's scores; those of the few text tokens are left
+    out.
+    """
+    scores = 0
+    if run.train.precision == "bfloat16" and run.model.variant.sees and "dino" not in run.optim.freeze:
+        size = run.model.encoder
+        layers = 1 if run.operation.recompute else size.layers
+        scores = 2 * largest_load(run).frames * layers * size.heads * (size.patches + 1) ** 2
+    return PROCESS + _tensor_bytes(run) + scores
+
+
+def _tensor_bytes(run: schema.Run) -> int:
+    """Return the peak bytes of weights, gradients, moments and a step's tensors."""
     load, item = largest_load(run), 2 if run.train.precision == "bfloat16" else 4
     trained = Trained.all_but(run.optim.freeze)
     pixels = load.frames * 3 * run.model.encoder.image**2
@@ -86,7 +106,7 @@ def predicted_bytes(run: schema.Run) -> int:
     # one chunk's logits and the embeddings: a gradient in `item` bytes and two in float32
     logits = min(CHUNK, load.text_tokens * language.vocabulary) + language.vocabulary * language.width
     step = Pass(run.model, trained, item, load, run.operation.recompute).peak_bytes() + pixels + (8 + item) * logits
-    return round(_state_bytes(run, trained) + (1 + FRAGMENTS) * step) + RESERVE
+    return round(_state_bytes(run, trained) + (1 + FRAGMENTS) * step)
 
 
 def _state_bytes(run: schema.Run, trained: Trained) -> float:

@@ -10,8 +10,8 @@ from fvlm.config.schema import Study
 from fvlm.costs.amounts import amounts_of
 from fvlm.costs.flops import parameters
 from fvlm.costs.limits import check_data, check_memory, check_sources, check_tokenizer
-from fvlm.costs.memory import GB, predicted_bytes
-from fvlm.costs.speed import calibration_path, hours_of, peak_tflops, read_calibration, speed_of
+from fvlm.costs.memory import GB, cpu_bytes, predicted_bytes
+from fvlm.costs.speed import THREAD_FLOPS, calibration_path, hours_of, peak_tflops, read_calibration, speed_of
 from fvlm.data.sources import sample_count
 from fvlm.files import write_beside
 from fvlm.records import csv_of, write_csv
@@ -19,7 +19,7 @@ from fvlm.records import csv_of, write_csv
 SHORT = (("", 1), (" k", 1e3), (" M", 1e6), (" G", 1e9), (" T", 1e12))
 FORM = "{:<10}{:<{parent}}{:>14}{:>11}{:>9}{:>9}{:>9}{:>10}{:>7}{:>9}{:>9}{:>9}  {}"
 WIDTHS = {"run": 16, "parent": 9}  # at least; wider for a longer name
-HEAD = ("run", "family", "parent", "parameters", "samples", "steps", "visual", "text", "FLOPs", "GPU GB", "hours",
+HEAD = ("run", "family", "parent", "parameters", "samples", "steps", "visual", "text", "FLOPs", "GB", "hours",
         "GPU h", "cost", "speed")  # fmt: skip
 
 
@@ -27,9 +27,10 @@ def plan_rows(study: Study) -> list[dict]:
     """Return one row per run; None for unknown values.
 
     visual_tokens, text_tokens   read by the language model in training
-    memory_gb                    predicted peak memory of each GPU
+    memory_gb                    predicted peak memory of each GPU, on CPUs of each process
     hours, gpu_hours             wall time, and wall time times the number of GPUs
-    basis                        of the hours: "measured" by `fvlm calibrate`, or "assumed" from `gpu.utilisation`
+    basis                        of the hours: "measured" by `fvlm calibrate`, or "assumed": from `gpu.utilisation`, on
+                                 CPUs per thread
     """
     calibration, rows = read_calibration(study.results), []
     for run in study.runs.values():
@@ -43,7 +44,7 @@ def plan_rows(study: Study) -> list[dict]:
             "samples": amounts.samples, "steps": amounts.steps,
             "visual_tokens": round(amounts.visual_tokens), "text_tokens": round(amounts.text_tokens),
             "flops": amounts.flops, "validation_flops": amounts.validation_flops,
-            "memory_gb": predicted_bytes(run) / GB if gpus else None, "gpus": gpus,
+            "memory_gb": (predicted_bytes(run) if gpus else cpu_bytes(run)) / GB, "gpus": gpus,
             "hours": hours, "gpu_hours": gpu_hours,
             "cost": None if gpu_hours is None or price is None else gpu_hours * price,
             "tflops": None if speed is None else speed.flops_per_s / 1e12, "basis": speed.basis if speed else "",
@@ -107,7 +108,7 @@ def _longest_chain(rows: list[dict]) -> tuple[list[str], float]:
 
 def _basis(study: Study, rows: list[dict]) -> list[str]:
     """Return where the speeds come from, and what to do for those that are missing."""
-    bases = [row["basis"] for row in rows]
+    bases = [row["basis"] for row in rows if row["gpus"] or row["basis"] != "assumed"]
     lines = []
     if "measured" in bases:
         device = read_calibration(study.results)["device"]
@@ -119,10 +120,16 @@ def _basis(study: Study, rows: list[dict]) -> list[str]:
             f"speed assumed for {bases.count('assumed')} runs: {study.gpu.utilisation:.0%} of {study.gpu.name}'s "
             f"{peak_tflops(study):g} TFLOP/s in bfloat16 (gpu.utilisation); `fvlm calibrate` on that GPU measures it"
         )
+    if len(bases) < len(rows):
+        exact, fast = (f"{THREAD_FLOPS[precision] / 1e9:g}" for precision in ("float32", "bfloat16"))
+        lines.append(
+            f"speed assumed for {len(rows) - len(bases)} runs on CPUs: {exact} GFLOP/s per thread in float32, {fast} "
+            "in bfloat16 (operation.threads), right within a factor of two; `fvlm calibrate` measures it"
+        )
     if "" in bases:
         lines.append(
-            f"speed not known for {bases.count('')} runs: measure it with `fvlm calibrate`"
-            + ("" if study.gpu is None else ", or set gpu.utilisation, and gpu.tflops if the GPU is not known")
+            f"speed not known for {bases.count('')} runs: measure it with `fvlm calibrate`, or set gpu.utilisation, "
+            "and gpu.tflops if the GPU is not known"
         )
     return lines
 
