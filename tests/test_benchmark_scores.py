@@ -57,6 +57,13 @@ def test_accuracy_chance_and_counts_by_hand():
     assert row["low"] < 50 < row["high"]
 
 
+def test_guessing_is_that_of_the_questions_that_have_the_control():
+    records = [record(0, 0, "a", options=2), record(0, 0, "b", options=4)]
+    records[1]["answers"].append(records[1]["answers"][0] | {"frames": "shuffled"})
+    table = scored("video_mme", records).set_index("frames")
+    assert table["chance"].to_dict() == {"own": 37.5, "shuffled": 25} and table["questions"].to_list() == [2, 1]
+
+
 def test_a_score_over_tasks_is_the_mean_of_the_tasks():
     records = [record(0, 0, f"v{i}", options=4, categories={"task": "one"}) for i in range(3)]
     records += [record(0, 1, "w", options=2, categories={"task": "two"})]
