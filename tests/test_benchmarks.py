@@ -35,7 +35,8 @@ def test_a_study_may_name_each_benchmark_and_no_other():
         ("", None), ("   ", None), ("...", None), ("I cannot tell.", None), ("Sorry, I can't answer that.", None),
         ("A and B", None), ("B or C", None), ("(A) or (B)", None), ("A, B", None), ("a cat", None), ("E", None),
         ("A cat sleeps", None), ("a dog, a man walks", None), ("B. a dog", None), ("As an AI, I have no opinion", None),
-        ("A woman in a dress", None),
+        ("A woman in a dress", None), ("**Answer:** A", 0), ("**Answer:** B", 1), ("A is correct", 0), ("\u0130", None),
+        ("Option A is correct.", 0), ("A because it barks", 0), ("\u212a", None), ("The answer is a dog", 0),
     ],
 )  # fmt: skip
 def test_the_option_that_an_answer_names(answer, place):
@@ -81,6 +82,9 @@ SRT = """1
 never shown
 
 3
+00:00:01,900 --> 00:00:01,950
+
+4
 00:00:02,000 --> 00:01:02,000
 to all
 of you
@@ -96,6 +100,10 @@ def test_subtitles_at_the_shown_frames(tmp_path):
     assert subtitles_at(file, [62, 63]) == ""
     asked = questions_of("video_mme_subtitles", video_mme(tmp_path)).asked
     assert [question.subtitles for question in asked] == [None, None, file, file, None, None]
+    before = questions_of("video_mme_subtitles", tmp_path).identity
+    assert before == questions_of("video_mme_subtitles", tmp_path).identity
+    file.write_text(SRT + "more")
+    assert before != questions_of("video_mme_subtitles", tmp_path).identity
 
 
 def test_mvbench_has_parts_of_videos_and_folders_of_frames(tmp_path):
