@@ -137,12 +137,13 @@ def test_mlvu_leaves_texts_out_and_counts_answers_that_are_no_option(tmp_path):
     assert [one["reason"] for one in found.problems] == ["unusable"] and "'black'" in found.problems[0]["problem"]
 
 
-def test_too_few_or_too_many_options_are_counted(tmp_path):
+def test_too_few_or_too_many_options_are_counted_and_named(tmp_path, capsys):
     about = {"video": "a.mp4", "question": "Which?", "question_type": "plotQA", "answer": "0"}
     rows = [{**about, "candidates": [str(i) for i in range(count)]} for count in (1, 26, 27)]
     write_table(tmp_path / "json/1_plotQA.json", rows)
     add_video(tmp_path / "video/1_plotQA/a.mp4")
-    found = questions_of("mlvu", tmp_path)
+    found = check_questions("mlvu", BENCHMARKS["mlvu"], source_of("mlvu", tmp_path), "")
+    assert "2 rows cannot be used and are not scored: expected a list of 2 to 26 options;" in capsys.readouterr().err
     assert [len(question.options) for question in found.asked] == [26]
     assert [one["reason"] for one in found.problems] == ["unusable", "unusable"]
 
@@ -152,6 +153,14 @@ def test_pope_has_splits_that_number_their_questions_alike(tmp_path):
     assert [question.id for question in found.asked] == ["popular-1", "popular-2", "random-1", "random-2"]
     assert found.asked[0].text == "Is there a dog?\nAnswer yes or no."
     assert [question.answer for question in found.asked] == [0, 1, 0, 1]
+
+
+def test_a_missing_image_loses_no_other_question_of_the_same_name(tmp_path):
+    table = pope(tmp_path, {"random": "yn"}) / "coco_pope_random.json"
+    table.write_text(table.read_text().replace('"question_id": 2', '"question_id": 1'))
+    (tmp_path / "0.jpg").unlink()
+    found = questions_of("pope", tmp_path)
+    assert len(found.asked) == 1 and len(found.problems) == 1
 
 
 def test_an_image_in_a_table_is_held_once(tmp_path):
