@@ -133,6 +133,10 @@ def test_mistakes_are_one_sentence(tmp_path, tokens, monkeypatch, capsys):
         assert main(command) == 2
         error = capsys.readouterr().err
         assert words in error and len(error.splitlines()) == 1
+    (tmp_path / "x.jsonl").write_text('{"file": "a.mp4"}\n')
+    assert main([*beginning, "demo", *ending]) == 2
+    assert f"{tmp_path / 'x.jsonl'} is no record of answers" in capsys.readouterr().err
+    assert (tmp_path / "x.jsonl").read_text() == '{"file": "a.mp4"}\n'
     with pytest.raises(SystemExit):
         main([*beginning, "videomme", *ending])
     assert "invalid choice: 'videomme'" in capsys.readouterr().err

@@ -57,6 +57,13 @@ def test_accuracy_chance_and_counts_by_hand():
     assert row["low"] < 50 < row["high"]
 
 
+def test_guessing_is_that_of_the_questions_that_have_the_control():
+    records = [record(0, 0, "a", options=2), record(0, 0, "b", options=4)]
+    records[1]["answers"].append(records[1]["answers"][0] | {"frames": "shuffled"})
+    table = scored("video_mme", records).set_index("frames")
+    assert table["chance"].to_dict() == {"own": 37.5, "shuffled": 25} and table["questions"].to_list() == [2, 1]
+
+
 def test_a_score_over_tasks_is_the_mean_of_the_tasks():
     records = [record(0, 0, f"v{i}", options=4, categories={"task": "one"}) for i in range(3)]
     records += [record(0, 1, "w", options=2, categories={"task": "two"})]
@@ -211,7 +218,7 @@ def test_the_figure_names_guessing_and_missing_videos(tmp_path, monkeypatch):
     assert main(["figure", "benchmarks", "--tables", str(tables), "--out-dir", str(tmp_path / "figures")]) == 0
     sentences = (tmp_path / "figures/benchmarks.rst").read_text()
     assert "guessing gives 25 %" in sentences and "4 of 6 questions on 2 videos, 2 lack their video" in sentences
-    assert "arXiv:2504.05299" in sentences
+    assert "arXiv:2504.05299" in sentences and sentences.startswith("n = 1 run.")
     with open(tmp_path / "figures/benchmarks.csv") as file:
         runs = [row["run"] for row in csv.DictReader(file)]
     assert runs[0] == "baseline" and runs[-1] == "fVLM-135M as published"

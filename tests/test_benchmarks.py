@@ -35,7 +35,8 @@ def test_a_study_may_name_each_benchmark_and_no_other():
         ("", None), ("   ", None), ("...", None), ("I cannot tell.", None), ("Sorry, I can't answer that.", None),
         ("A and B", None), ("B or C", None), ("(A) or (B)", None), ("A, B", None), ("a cat", None), ("E", None),
         ("A cat sleeps", None), ("a dog, a man walks", None), ("B. a dog", None), ("As an AI, I have no opinion", None),
-        ("A woman in a dress", None),
+        ("A woman in a dress", None), ("**Answer:** A", 0), ("**Answer:** B", 1), ("A is correct", 0), ("\u0130", None),
+        ("Option A is correct.", 0), ("A because it barks", 0), ("\u212a", None), ("The answer is a dog", 0),
     ],
 )  # fmt: skip
 def test_the_option_that_an_answer_names(answer, place):
@@ -81,6 +82,9 @@ SRT = """1
 never shown
 
 3
+00:00:01,900 --> 00:00:01,950
+
+4
 00:00:02,000 --> 00:01:02,000
 to all
 of you
@@ -96,6 +100,10 @@ def test_subtitles_at_the_shown_frames(tmp_path):
     assert subtitles_at(file, [62, 63]) == ""
     asked = questions_of("video_mme_subtitles", video_mme(tmp_path)).asked
     assert [question.subtitles for question in asked] == [None, None, file, file, None, None]
+    before = questions_of("video_mme_subtitles", tmp_path).identity
+    assert before == questions_of("video_mme_subtitles", tmp_path).identity
+    file.write_text(SRT + "more")
+    assert before != questions_of("video_mme_subtitles", tmp_path).identity
 
 
 def test_mvbench_has_parts_of_videos_and_folders_of_frames(tmp_path):
@@ -129,12 +137,13 @@ def test_mlvu_leaves_texts_out_and_counts_answers_that_are_no_option(tmp_path):
     assert [one["reason"] for one in found.problems] == ["unusable"] and "'black'" in found.problems[0]["problem"]
 
 
-def test_too_few_or_too_many_options_are_counted(tmp_path):
+def test_too_few_or_too_many_options_are_counted_and_named(tmp_path, capsys):
     about = {"video": "a.mp4", "question": "Which?", "question_type": "plotQA", "answer": "0"}
     rows = [{**about, "candidates": [str(i) for i in range(count)]} for count in (1, 26, 27)]
     write_table(tmp_path / "json/1_plotQA.json", rows)
     add_video(tmp_path / "video/1_plotQA/a.mp4")
-    found = questions_of("mlvu", tmp_path)
+    found = check_questions("mlvu", BENCHMARKS["mlvu"], source_of("mlvu", tmp_path), "")
+    assert "2 rows cannot be used and are not scored: expected a list of 2 to 26 options;" in capsys.readouterr().err
     assert [len(question.options) for question in found.asked] == [26]
     assert [one["reason"] for one in found.problems] == ["unusable", "unusable"]
 
@@ -144,6 +153,14 @@ def test_pope_has_splits_that_number_their_questions_alike(tmp_path):
     assert [question.id for question in found.asked] == ["popular-1", "popular-2", "random-1", "random-2"]
     assert found.asked[0].text == "Is there a dog?\nAnswer yes or no."
     assert [question.answer for question in found.asked] == [0, 1, 0, 1]
+
+
+def test_a_missing_image_loses_no_other_question_of_the_same_name(tmp_path):
+    table = pope(tmp_path, {"random": "yn"}) / "coco_pope_random.json"
+    table.write_text(table.read_text().replace('"question_id": 2', '"question_id": 1'))
+    (tmp_path / "0.jpg").unlink()
+    found = questions_of("pope", tmp_path)
+    assert len(found.asked) == 1 and len(found.problems) == 1
 
 
 def test_an_image_in_a_table_is_held_once(tmp_path):

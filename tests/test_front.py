@@ -3,14 +3,17 @@
 import io
 import re
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from fvlm.__main__ import main
 from fvlm.analysis.catalog import FIGURES, HEADLINE
+from fvlm.analysis.collect import collect_benchmarks
 from fvlm.analysis.decisions.verdicts import NOT_RUN
 from fvlm.analysis.files import write_table
-from tests.analysis_cases import OFFSETS, ablation
+from tests.analysis_cases import COMPARISONS, OFFSETS, ablation, answered
+from tests.browser_cases import brightness, in_a_browser, in_a_frame
 from tests.test_analysis_compare import runs_of
 from tests.test_decisions import table_of
 
@@ -21,7 +24,11 @@ LEVELS = {name: [1.36 + offset] for name, offset in OFFSETS.items()}
 def tables(tmp_path_factory):
     decisions = table_of(tmp_path_factory.mktemp("evaluated"), **LEVELS)[0].reset_index()
     decisions.loc[decisions["verdict"] != NOT_RUN, "question"] = "Is <b>it</b> so?"
-    return {"decisions": decisions, "runs": runs_of([ablation(name, level[0], 42) for name, level in LEVELS.items()])}
+    runs = runs_of([ablation(name, level[0], 42) for name, level in LEVELS.items()])
+    scores = tmp_path_factory.mktemp("scores") / "mvbench.csv"
+    write_table(answered("baseline", np.random.default_rng(0)), scores)
+    benchmarks = collect_benchmarks([scores], COMPARISONS.benchmarks.published)
+    return {"decisions": decisions, "runs": runs, "benchmarks": benchmarks}
 
 
 @pytest.fixture
@@ -74,6 +81,19 @@ def test_it_shows_the_decisions_and_escapes_their_words(results):
     assert "Is &lt;b&gt;it&lt;/b&gt; so?" in page and "<b>it</b>" not in page
 
 
+def test_the_scores_of_the_study_stand_beside_guessing_and_published_ones(results, tables):
+    page = page_of(results)
+    own = tables["benchmarks"].iloc[0]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", page)]
+    scored = {row[0]: row[1:] for row in rows if len(row) == 5}
+    interval = f"{own['low']:.1f} to {own['high']:.1f}"
+    assert scored["baseline"] == [f"{own['score']:.1f}", interval, "27.3", "3,800 of 4,000 questions"]
+    assert scored["SmolVLM2-2.2B"][:3] == ["46.3", "–", "–"] and "arXiv" in scored["SmolVLM2-2.2B"][3]
+    assert "MVBench: accuracy by letter" in page and 'href="#benchmark-scores"' in page
+    write_table(tables["benchmarks"].iloc[:0], results / "tables/benchmarks.csv")
+    assert "benchmark-scores" not in page_of(results)
+
+
 def test_without_figures_and_decisions_it_is_still_a_page(results, capsys):
     for path in (results / "figures").iterdir():
         path.unlink()
@@ -83,3 +103,21 @@ def test_without_figures_and_decisions_it_is_still_a_page(results, capsys):
     (results / "tables/runs.csv").unlink()
     assert main(["front-page", "--results", str(results), "--study", "x"]) == 2
     assert "runs.csv" in capsys.readouterr().err
+
+
+@in_a_browser
+@pytest.mark.parametrize("width", [360, 1200])
+def test_the_page_fits_the_window(results, width):
+    page = page_of(results)
+    inner = results / "inner.html"
+    report = "parent.postMessage([document.documentElement.scrollWidth, innerWidth, document.images[0].width], '*')"
+    inner.write_text(f"{page}<script>onload = () => {report}</script>")
+    content, inside, picture = in_a_frame(inner, width)
+    assert content <= inside == width and picture > 0
+
+
+@in_a_browser
+def test_the_page_follows_the_colours_of_the_system(results):
+    page_of(results)
+    light, dark = (brightness(results / "index.html", scheme) for scheme in ("light", "dark"))
+    assert light > 180 and dark < 90

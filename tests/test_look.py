@@ -3,8 +3,6 @@
 import base64
 import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,23 +10,23 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from transformers import LlamaModel
 
 from fvlm.__main__ import main
 from fvlm.data.decode.video import decode_video
 from fvlm.data.shards.text import load_tokenizer
+from fvlm.model.pretrained import language_config
 from fvlm.use.answer import Answers, prompt_batch
 from fvlm.use.looking import Sample, added_text, held_out_samples, look
 from fvlm.use.page import Video, content_of, write_page
+from tests.browser_cases import brightness, browse, in_a_browser, in_a_frame
 from tests.conftest import ROOT
 from tests.decode_cases import X264, write
 from tests.evaluate_cases import content_of as study_content
 from tests.evaluate_cases import finished, make_held_out, run_of, talkative
-from tests.model_cases import language_states, visual_tokens
+from tests.model_cases import visual_tokens
 from tests.snakemake_cases import of
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; on Debian: apt-get install chromium")
 KINDS = {
     "foveated": {},
     "one_pass": {"model.fine_pass": False},
@@ -55,6 +53,13 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def video(tmp_path_factory) -> Path:
     return write(tmp_path_factory.mktemp("videos") / "street.mp4", "160x120", "10", 5, X264)
+
+
+def language_states(model, tokens: torch.Tensor) -> torch.Tensor:
+    """Hidden states (M, E) of one sequence, by transformers; gradients reach the tokens."""
+    llama = LlamaModel(language_config(model.config.language)).to(tokens.dtype).eval()
+    llama.load_state_dict(model.llm.llama.state_dict())
+    return llama(inputs_embeds=tokens[None], use_cache=False).last_hidden_state[0]
 
 
 def sample(frames: int = 3, still: bool = False) -> Sample:
@@ -260,13 +265,11 @@ def test_the_workflow_makes_both_pages(smoke_results):
 # --- the page in a browser ---
 
 
-def browse(page: Path, *options: str, script: str = "", fragment: str = "") -> str:
+def after(page: Path, script: str, fragment: str = "") -> str:
     """Return the page as it is after its own script and one of the test."""
     copy = page.with_name(f"tested_{page.name}")
-    copy.write_text(page.read_text() + (drawn_then(script) if script else ""))
-    usual = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--window-size=1300,1000")
-    command = [CHROMIUM, *usual, *(options or ["--dump-dom"]), f"{copy.as_uri()}{fragment}"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    copy.write_text(page.read_text() + drawn_then(script))
+    return browse(copy, fragment=fragment)
 
 
 def drawn_then(script: str) -> str:
@@ -286,8 +289,8 @@ def test_the_arrow_keys_change_the_frame_and_a_token_shows_its_dependence(folder
         "slider.value = 1; slider.oninput();": "frame 2 of 5 · 1 s",
     }
     for script, place in shown.items():
-        assert f">{place}<" in browse(page, script=script)
-    content = browse(page, script="document.querySelector('.answer button').click();", fragment="#frame=2")
+        assert f">{place}<" in after(page, script)
+    content = after(page, "document.querySelector('.answer button').click();", "#frame=2")
     assert ">frame 3 of 5 · 2 s<" in content and content.count('aria-pressed="true"') == 1
     assert content.count("<canvas") == 4  # two of the foveated run, the plain frame of the others
     assert content.count("<rect") == 2 * 5 and content.count("Dependence of “") == 2  # and as a label
@@ -296,27 +299,17 @@ def test_the_arrow_keys_change_the_frame_and_a_token_shows_its_dependence(folder
 @in_a_browser
 @pytest.mark.parametrize("width", [360, 1200])
 def test_the_page_fits_the_window_and_draws_every_map(folders, video, tmp_path, width):
-    """In a frame of this width, since a window of Chromium has at least 500 pixels."""
     page = page_of(folders, video, tmp_path / "page.html", *KINDS)
     report = "[document.documentElement.scrollWidth, innerWidth, [...document.querySelectorAll('canvas')].map(ink)]"
     ink = "canvas => new Set(canvas.getContext('2d').getImageData(0, 0, 448, 448).data).size"
     inner = page.with_name("inner.html")
     inner.write_text(page.read_text() + drawn_then(f"const ink = {ink}; parent.postMessage({report}, '*')"))
-    outer = page.with_name("outer.html")
-    outer.write_text(
-        f"<iframe src='inner.html' style='border: 0; width: {width}px; height: 900px'></iframe><pre></pre>"
-        "<script>onmessage = e => document.querySelector('pre').append(JSON.stringify(e.data))</script>"
-    )
-    content, inside, inks = json.loads(re.search(r"<pre>(.*?)</pre>", browse(outer))[1])
+    content, inside, inks = in_a_frame(inner, width)
     assert content <= inside == width  # there may be a scroll bar
     assert len(inks) == 2 + 1 + 1 + 1 + 2 and min(inks) > 100
 
 
 @in_a_browser
 def test_the_page_follows_the_colours_of_the_system(folders, video, tmp_path):
-    page, brightness = page_of(folders, video, tmp_path / "page.html", "foveated"), []
-    for scheme in (1, 0):
-        out = tmp_path / f"{scheme}.png"
-        browse(page, f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={out}")
-        brightness.append(np.asarray(Image.open(out).convert("L")).mean())
-    assert brightness[0] > 180 and brightness[1] < 90
+    page = page_of(folders, video, tmp_path / "page.html", "foveated")
+    assert brightness(page, "light") > 180 and brightness(page, "dark") < 90

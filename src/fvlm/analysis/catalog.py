@@ -148,6 +148,7 @@ OF_RESULTS = (*STANDARD, "freezing", "attention_entropy", "fine_coarse_ratio", "
 HEADLINE = (
     "seeing",
     "foveated_vs_alternatives",
+    "benchmarks",
     "ablation_ranking",
     "loss_vs_flops",
     "attention_heatmaps",

@@ -52,6 +52,7 @@ def render(results: Path, study: str) -> str:
         claims=[row for name in CLAIMS for row in answered if row["sweep"] == name],
         answers=answered,
         figures=[figure(results, name) for name in main_ones],
+        benchmarks=benchmarks(read_table(tables, "benchmarks")),
         others=[{"name": name, "title": FIGURES[name].title} for name in drawn if name not in main_ones],
         videos=[titled(path, results) for path in sorted((results / "look").glob("*.html"))],
         has={name: (results / name).is_file() for name in ("data/report.html", "plan.csv")},
@@ -71,6 +72,29 @@ def figure(results: Path, name: str) -> dict:
         "picture": pages.data_uri(stem.with_suffix(".png").read_bytes(), "png"),
         "caption": " ".join(re.sub(r"[`*\\]", "", text).split()),
     }
+
+
+def benchmarks(scores: pd.DataFrame) -> list[dict]:
+    """Return for each benchmark its name, what is scored, and the main score of each run, then the published ones."""
+    found = []
+    for title, own in scores[scores["main"]].groupby("title", sort=False):
+        first = own.iloc[0]
+        rows = [
+            {
+                "model": row["run"],
+                "score": percent(row["score"]),
+                "interval": f"{percent(row['low'])} to {percent(row['high'])}" if np.isfinite(row["low"]) else "–",
+                "guessing": percent(row["chance"]),
+                "about": row["source"] or f"{row['questions']:,.0f} of {row['asked']:,.0f} questions",
+            }
+            for row in own.to_dict("records")
+        ]
+        found.append({"title": f"{title}: {first['metric']} by {first['way'].replace('_', ' ')}", "rows": rows})
+    return found
+
+
+def percent(value: float) -> str:
+    return f"{value:.1f}" if np.isfinite(value) else "–"
 
 
 def titled(path: Path, results: Path) -> dict:

@@ -179,7 +179,8 @@ class StudyOfRules:
     @property
     def shown_first(self) -> list[str]:
         """What the first page shows or links to."""
-        return [*self.decisions, f"{self.folder}/tables/runs.csv", *self.figures, *self.prepared, *self.looks.pages]
+        tables = self._tables(("runs", "benchmarks"))
+        return [*self.decisions, *tables, *self.figures, *self.prepared, *self.looks.pages]
 
     # --- plan ---
 

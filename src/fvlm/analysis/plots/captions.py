@@ -27,7 +27,8 @@ def caption(name: str, numbers: pd.DataFrame) -> str:
         return f"Nothing to draw: {numbers['reason'].iloc[0].rstrip('.')}."
     sentences = SENTENCES[name](numbers) if name in SENTENCES else []
     if name not in FITS:  # whose sentences have an n and an interval for each fit
-        sentences = [_counted(numbers), *sentences, *_intervals(numbers)]
+        runs = numbers[numbers["frames"].notna()] if name == "benchmarks" else numbers  # published models are no runs
+        sentences = [_counted(runs), *sentences, *_intervals(numbers)]
     return " ".join([*sentences, *_flops_from(numbers)])
 
 

@@ -8,6 +8,8 @@ from fvlm.evaluate.benchmarks.questions import check_questions
 from fvlm.evaluate.benchmarks.registry import BENCHMARKS
 from fvlm.evaluate.read import read_run
 
+RECORD = '{"step": 0, "identity": '  # how a record of answers begins
+
 
 def add_arguments(parser) -> None:
     parser.add_argument("run", help="a finished run of the study, or a folder with the weights of SmolVLM2")
@@ -23,6 +25,7 @@ def main(args) -> int:
         raise UserError(f"config/sources.yaml: no source {benchmark.source!r}; add it, with the folder of {args.name}")
     if args.out.suffix != ".csv" or args.out.is_dir():
         raise UserError(f"--out {args.out}: expected the name of a .csv file")
+    check_record(args.out.with_suffix(".jsonl"))
     outside = "/" in args.run and (Path(args.run) / "config.json").is_file()
     folder = Path(args.run) if "/" in args.run else Path(study.results) / "runs" / args.run
     if not outside:
@@ -37,3 +40,12 @@ def main(args) -> int:
         from fvlm.evaluate.benchmarks.answerer import FinishedRun as Answerer
     work(Answerer(folder), args.name, benchmark, questions, source, args.out)
     return 0
+
+
+def check_record(path: Path) -> None:
+    """Refuse a file that is no record of answers, since the record would take its place; raises UserError."""
+    if path.is_file():
+        with open(path, encoding="utf-8", errors="replace") as file:
+            found = file.read(len(RECORD))
+        if found not in ("", RECORD):
+            raise UserError(f"--out: {path} is no record of answers, and would be overwritten; choose another name")

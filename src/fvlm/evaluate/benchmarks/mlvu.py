@@ -4,14 +4,6 @@ https://github.com/JUNJIE99/MLVU. Two tasks ask for texts; they have no options 
 answer is not among the options; they are counted as unusable.
 """
 
-from pathlib import Path
+from fvlm.evaluate.benchmarks.question import Benchmark, by_task
 
-from fvlm.data.readers.row import Row
-from fvlm.evaluate.benchmarks.question import Benchmark, Question, choice, has_options
-
-
-def question(row: Row, folder: Path) -> Question | None:
-    return choice(row, task=row.extra.get("task")) if has_options(row) else None
-
-
-BENCHMARK = Benchmark("MLVU", "mlvu", question, mean_over="task")
+BENCHMARK = Benchmark("MLVU", "mlvu", by_task, mean_over="task")

@@ -4,14 +4,6 @@ https://huggingface.co/datasets/OpenGVLab/MVBench. The videos of one task (fine-
 requested from their owner: most published scores are over 19 tasks.
 """
 
-from pathlib import Path
+from fvlm.evaluate.benchmarks.question import Benchmark, by_task
 
-from fvlm.data.readers.row import Row
-from fvlm.evaluate.benchmarks.question import Benchmark, Question, choice
-
-
-def question(row: Row, folder: Path) -> Question:
-    return choice(row, task=row.extra["task"])
-
-
-BENCHMARK = Benchmark("MVBench", "mvbench", question, mean_over="task")
+BENCHMARK = Benchmark("MVBench", "mvbench", by_task, mean_over="task")

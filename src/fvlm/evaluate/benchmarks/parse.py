@@ -15,12 +15,14 @@ MARK = re.compile(r"^\W*?(?:\(([a-z])\)|([a-z])[.):](?=\s|$))", re.IGNORECASE | 
 BRACKETED = re.compile(r"\(([a-z])\)", re.IGNORECASE)
 # "Answer: B", "the answer is (b)", "option B": a word that announces a letter; "the answer is a dog" is no letter
 ANNOUNCED = re.compile(
-    r"\b(?:answer|option|choice)s?\b(?:\s+is|\s+would\s+be)?\s*:?\s*[(\"'*]*"
-    r"([a-z])(?![\w'])(?=[)\"'*]*(?:[.,:;!?\])]|\s*$|\s+(?:because|since|as)\b))",
+    r"\b(?:answer|option|choice)s?\b(?:\s+is|\s+would\s+be)?[\s:(\"'*]*"
+    r"([a-z])(?![\w'])(?=[)\"'*]*(?:[.,:;!?\])]|\s*$|\s+(?:is|because|since|as)\b))",
     re.IGNORECASE | re.MULTILINE,
 )
-# "B because ...", "B or C": a capital that is no word of its own
-CAPITAL = re.compile(r"(?<![\w'.])([B-HJ-Z])(?![\w'.])|(?<![\w'.])([B-HJ-Z])(?=\.(?:\s|$))")
+# "B because ...", "B or C": a capital that is no word of its own; "A" is one, but not in "A is ..."
+CAPITAL = re.compile(
+    r"(?<![\w'.])([B-HJ-Z])(?![\w'.])|(?<![\w'.])([B-HJ-Z])(?=\.(?:\s|$))|(?<![\w'.])(A)(?=\s+(?:is|because|since)\b)"
+)
 
 # "A and B", "A, B", "A/B": two of them
 SEVERAL = re.compile(r"(?<![\w'])([A-Z])\s*(?:,|/|&|\band\b|\bor\b)\s*([A-Z])(?![\w'])")
@@ -31,7 +33,7 @@ def chosen_option(answer: str, options: tuple[str, ...]) -> int | None:
     by_text = _as_words(answer)
     exact = [i for i, option in enumerate(options) if _as_words(option) == by_text and by_text]
     alone = ALONE.fullmatch(answer.strip())
-    if alone and (place := LETTERS.index(alone[1].upper())) < len(options):
+    if alone and 0 <= (place := LETTERS.find(alone[1].upper())) < len(options):
         return place
     if len(exact) == 1:
         return exact[0]
@@ -50,8 +52,8 @@ def _letters(answer: str, count: int) -> set[int]:
     found = set()
     for pattern in (MARK, BRACKETED, ANNOUNCED, CAPITAL, SEVERAL):
         for match in pattern.finditer(answer):
-            found |= {LETTERS.index(letter.upper()) for letter in match.groups() if letter}
-    return {place for place in found if place < count}
+            found |= {LETTERS.find(letter.upper()) for letter in match.groups() if letter}
+    return {place for place in found if 0 <= place < count}  # without case, [a-z] matches a dotted capital I too
 
 
 def _named(answer: str, options: tuple[str, ...]) -> list[int]:

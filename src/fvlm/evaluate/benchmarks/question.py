@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fvlm.data.decode.media import Media
 from fvlm.data.readers.questions import LETTER_PROMPT, LETTERS
-from fvlm.data.readers.row import Row, in_any_form
+from fvlm.data.readers.row import Row
 from fvlm.evaluate.benchmarks.parse import chosen_option
 
 # How an option is chosen: by the loss of its letter, of its text, of its text per token; or from a generated answer.
@@ -95,8 +95,10 @@ class Benchmark:
         return not self.metrics
 
 
-def choice(row: Row, **categories: object) -> Question:
-    """Return the question of a row with options, with these categories; a category without a value is left out."""
+def choice(row: Row, **categories: object) -> Question | None:
+    """Return the question of a row, with these categories; a category without a value is left out. None: no options."""
+    if "options" not in row.extra:
+        return None
     options = tuple(row.extra["options"])
     return Question(
         id=str(row.extra.get("id") or row.number),
@@ -109,26 +111,18 @@ def choice(row: Row, **categories: object) -> Question:
     )
 
 
+def by_task(row: Row, folder: Path) -> Question | None:
+    return choice(row, task=row.extra.get("task"))
+
+
 def video_of(row: Row) -> str:
     """Return the name of a row's video; frames in a folder are one video."""
     first = row.media[0].file
     return first if len(row.media) == 1 else str(Path(first).parent)
 
 
-def has_options(row: Row) -> bool:
-    return "options" in row.extra
-
-
-def missing_file(question: Question, folder: Path) -> str | None:
-    """Return the first file of a question that does not exist, or None."""
-    for media in question.media:
-        if media.content is None and not in_any_form(folder, media.file).is_file():
-            return media.file
-    return None
-
-
 CLOCK = r"(\d+):(\d\d):(\d\d)[,.](\d{3})"
-CUE = re.compile(rf"{CLOCK} --> {CLOCK}[^\n]*\n(.*?)(?:\n\s*\n|\Z)", re.DOTALL)
+CUE = re.compile(rf"{CLOCK} --> {CLOCK}[^\n]*\n((?:[^\n]*\S[^\n]*(?:\n|\Z))*)")  # up to an empty line
 MARKUP = re.compile(r"<[^>]*>")
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from fvlm.config.schema import Source
-from fvlm.data.decode.media import Media
 from fvlm.data.readers import iterate_rows
 from fvlm.data.readers.row import in_any_form
 from fvlm.data.sources import reader_of, source_folder, table_of
@@ -15,7 +14,7 @@ from fvlm.evaluate.benchmarks.captions import check_package
 from fvlm.evaluate.benchmarks.question import Benchmark, Question
 
 MISSING, UNUSABLE = "missing", "unusable"
-NAMED = 3  # missing files that a message lists
+NAMED = 3  # problems that a message lists
 
 
 class Questions:
@@ -30,41 +29,31 @@ class Questions:
         self.folder = source_folder(source, results)
         self.asked: list[Question] = []
         self.problems: list[dict] = []
-        known: dict[tuple, Media] = {}  # many questions may be about one image in a table, which is held once
+        questions, known = [], {}  # many questions may be about one image in a table, which is held once
         for row in iterate_rows(self.folder, table_of(source), reader=reader_of(source)):
             if row.problem:
                 reason = MISSING if row.reason == "missing" else UNUSABLE
                 self.problems.append({"id": f"row {row.number}", "problem": row.problem, "reason": reason})
             elif question := benchmark.question(row, self.folder):
                 media = tuple(known.setdefault((one.file, one.span_s), one) for one in question.media)
-                self.asked.append(replace(question, media=media))
-        if benchmark.captions:
-            self.asked = _with_all_references(self.asked)
-        present = {media for question in self.asked for media in question.media if media.content is None}
-        self.bytes = {media.file: _size(in_any_form(self.folder, media.file)) for media in present}
-        for question in self.asked:
+                questions.append(replace(question, media=media))
+        present = {media.file for media in known.values() if media.content is None}
+        self.bytes = {file: _size(in_any_form(self.folder, file)) for file in present}
+        for question in _with_all_references(questions) if benchmark.captions else questions:
             absent = [media.file for media in question.media if self.bytes.get(media.file, 1) is None]
             if absent:
                 self.problems.append({"id": question.id, "problem": f"{absent[0]}: no such file", "reason": MISSING})
-        absent = {problem["id"] for problem in self.problems}
-        self.asked = [question for question in self.asked if question.id not in absent]
+            else:
+                self.asked.append(question)
 
     @property
     def identity(self) -> tuple:
         """All that the answers depend on, of the questions and their files."""
-        asked = [
-            (
-                q.id,
-                q.text,
-                q.options,
-                q.answer,
-                q.references,
-                str(q.subtitles),
-                [(one.file, one.span_s) for one in q.media],
-            )
-            for q in self.asked
-        ]  # the name of an image in a table is a digest of its bytes
-        return asked, self.problems, sorted(self.bytes.items(), key=str)
+        subtitles = sorted({q.subtitles for q in self.asked if q.subtitles})
+        # the name of an image in a table is a digest of its bytes
+        asked = [(replace(q, media=()), [(one.file, one.span_s) for one in q.media]) for q in self.asked]
+        sizes = [*self.bytes.items(), *((str(path), _size(path)) for path in subtitles)]
+        return asked, self.problems, sorted(sizes, key=str)
 
 
 def _size(path: Path) -> int | None:
@@ -90,7 +79,6 @@ def check_questions(name: str, benchmark: Benchmark, source: Source, results: st
         check_package()
     questions = Questions(benchmark, source, results)
     where = f"benchmark {name}, {questions.folder}"
-    missing = [one["problem"] for one in questions.problems if one["reason"] == MISSING]
     if not questions.asked:
         found = f" ({questions.problems[0]['problem']})" if questions.problems else ""
         raise UserError(f"{where}: no question has its video{found}; expected the files of docs/benchmarks.md")
@@ -98,10 +86,9 @@ def check_questions(name: str, benchmark: Benchmark, source: Source, results: st
     if len(set(ids)) < len(ids):
         twice = next(one for one in ids if ids.count(one) > 1)
         raise UserError(f"{where}: two questions are called {twice}; name one table, or remove the second one")
-    unusable = len(questions.problems) - len(missing)
-    if missing:
-        listed = "; ".join(missing[:NAMED])
-        print(f"{where}: {len(missing)} questions lack their video and are not scored: {listed}", file=sys.stderr)
-    if unusable:
-        print(f"{where}: {unusable} rows have no usable options and are not scored", file=sys.stderr)
+    for reason, words in ((MISSING, "questions lack their video"), (UNUSABLE, "rows cannot be used")):
+        problems = [one["problem"] for one in questions.problems if one["reason"] == reason]
+        if problems:
+            listed = "; ".join(problems[:NAMED])
+            print(f"{where}: {len(problems)} {words} and are not scored: {listed}", file=sys.stderr)
     return questions

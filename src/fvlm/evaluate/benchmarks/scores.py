@@ -2,7 +2,7 @@
 
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -36,12 +36,10 @@ def rows_of(run: str, name: str, benchmark: Benchmark, modes: list[str], records
     if benchmark.captions:
         return [about | row for row in _caption_rows(kept, modes[0], name)]
     main = (modes[0], OWN, benchmark.main, next(iter(benchmark.metrics)), ALL, ALL)
-    sums = _Sums(kept)
-    for cell, place, (top, bottom) in _counted(benchmark, kept):
-        sums.add(cell, place, top, bottom)
-    scores = sums.scores(name)
-    counts = sums.counts()
-    chances = {cell: _chance(benchmark, kept, cell) for cell in scores}
+    column = np.unique([record["video"] for record in kept], return_inverse=True)[1]
+    cells = _counted(benchmark, kept)
+    scores = _resampled(cells, column, name)
+    chances = {cell: _ratio(entries[:, 3].sum(), entries[:, 4].sum()) for cell, entries in cells.items()}
     if benchmark.mean_over:
         for mode, frames, way, metric in dict.fromkeys(cell[:4] for cell in scores):
             parts = [cell for cell in scores if cell[:5] == (mode, frames, way, metric, benchmark.mean_over)]
@@ -54,74 +52,58 @@ def rows_of(run: str, name: str, benchmark: Benchmark, modes: list[str], records
         values = np.clip(100 * values, 0, 100)
         low, high = interval(values[1:])
         place = dict(zip(("mode", "frames", "way", "metric", "group", "category"), cell, strict=True))
-        questions, videos = counts[cell]
+        places = np.unique(cells[cell][:, 0].astype(int))
+        counts = {"questions": len(places), "videos": len(np.unique(column[places]))}
         row = {"score": values[0], "low": low, "high": high, "chance": 100 * chances[cell]}
-        result.append(about | place | _finite(row) | {"main": cell == main, "questions": questions, "videos": videos})
+        result.append(about | place | _finite(row) | counts | {"main": cell == main})
     return result
 
 
-class _Sums:
-    """Numerators and denominators of scores, by cell and question."""
-
-    def __init__(self, records: list[dict]):
-        names = [record["video"] for record in records]
-        self.videos, self.column = np.unique(names, return_inverse=True)
-        self.cells: dict[Cell, list[tuple[int, float, float]]] = {}
-
-    def add(self, cell: Cell, place: int, top: float, bottom: float) -> None:
-        self.cells.setdefault(cell, []).append((place, top, bottom))
-
-    def counts(self) -> dict[Cell, tuple[int, int]]:
-        """Return of each cell the number of its questions and of its videos."""
-        places = {cell: {place for place, *_ in entries} for cell, entries in self.cells.items()}
-        return {cell: (len(own), len({self.column[place] for place in own})) for cell, own in places.items()}
-
-    def scores(self, name: str) -> dict[Cell, np.ndarray]:
-        """Return of each cell its score, then those of resamples of the videos, drawn alike for all runs and cells."""
-        top, bottom = np.zeros((2, len(self.cells), len(self.videos)))
-        for row, entries in enumerate(self.cells.values()):
-            for place, upper, lower in entries:
-                top[row, self.column[place]] += upper
-                bottom[row, self.column[place]] += lower
-        top, bottom = resampled_sums(top, bottom, DRAWS, zlib.crc32(name.encode()))
-        plain = np.divide(top[:, :1], bottom[:, :1], out=np.zeros_like(top[:, :1]), where=bottom[:, :1] > 0)
-        values = np.where(bottom > 0, np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0), plain)
-        return dict(zip(self.cells, values, strict=True))
-
-
-def _counted(benchmark: Benchmark, records: list[dict]) -> Iterator[tuple[Cell, int, tuple[float, float]]]:
-    """Yield what each answer counts: its cell, the place of its question, numerator and denominator.
+def _counted(benchmark: Benchmark, records: list[dict]) -> dict[Cell, np.ndarray]:
+    """Return cell -> (answers, 5): the place of the question, numerator and denominator, and those of guessing.
 
     The answers to the rotations of a question count as one: a model that always chooses the first option is at chance.
     """
+    cells: dict[Cell, list[tuple[float, ...]]] = {}
     for place, record in enumerate(records):
         groups = [(ALL, ALL), *record["categories"].items()]
+        right, options = record["answer"], range(len(record["options"]))
+        guessed = {
+            metric: [
+                sum(values) / len(options) for values in zip(*(function(one, right) for one in options), strict=True)
+            ]
+            for metric, function in benchmark.metrics.items()
+        }
         answers = [((one["mode"], one["frames"], one["way"]), one["chosen"]) for one in record["answers"]]
         rotations = Counter(key for key, _ in answers)
         for key, chosen in answers:
             for metric, function in benchmark.metrics.items():
-                top, bottom = function(chosen, record["answer"])
+                values = [value / rotations[key] for value in (*function(chosen, right), *guessed[metric])]
                 for group in groups:
-                    yield (*key, metric, *group), place, (top / rotations[key], bottom / rotations[key])
+                    cells.setdefault((*key, metric, *group), []).append((place, *values))
             if key[2] == GENERATED:
-                yield (*key, NO_ANSWER, ALL, ALL), place, (float(chosen is None), 1.0)
+                one = (place, float(chosen is None), 1.0, np.nan, 1.0)
+                cells.setdefault((*key, NO_ANSWER, ALL, ALL), []).append(one)
+    return {cell: np.array(entries) for cell, entries in cells.items()}
 
 
-def _chance(benchmark: Benchmark, records: list[dict], cell: Cell) -> float:
-    """Return the expected score of guessing."""
-    *_, metric, group, category = cell
-    own = [record for record in records if group == ALL or record["categories"].get(group) == category]
-    if metric == NO_ANSWER:
-        return float("nan")
-    counted = [_guessed(benchmark.metrics[metric], record) for record in own]
-    top, bottom = np.sum(counted, axis=0)
-    return float(top / bottom) if bottom else float("nan")
+def _resampled(cells: dict[Cell, np.ndarray], column: np.ndarray, name: str) -> dict[Cell, np.ndarray]:
+    """Return of each cell its score, then those of resamples of the videos, drawn alike for all runs and cells.
+
+    column  of each question the number of its video
+    """
+    top, bottom = np.zeros((2, len(cells), column.max() + 1))
+    for row, entries in enumerate(cells.values()):
+        videos = column[entries[:, 0].astype(int)]
+        np.add.at(top[row], videos, entries[:, 1])
+        np.add.at(bottom[row], videos, entries[:, 2])
+    top, bottom = resampled_sums(top, bottom, DRAWS, zlib.crc32(name.encode()))
+    plain = _ratio(top[:, :1], bottom[:, :1])  # of a resample without any question of the cell
+    return dict(zip(cells, np.where(bottom > 0, _ratio(top, bottom), plain), strict=True))
 
 
-def _guessed(metric, record: dict) -> tuple[float, float]:
-    """Return the mean of what each option would count."""
-    each = [metric(option, record["answer"]) for option in range(len(record["options"]))]
-    return tuple(np.mean(each, axis=0).tolist())
+def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
 
 
 def _finite(values: dict[str, float]) -> dict[str, float | None]:
