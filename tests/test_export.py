@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -109,6 +110,27 @@ def test_transformers_answers_as_the_run_does_here(exported, media, case):
     assert all(0 < length <= TOKENS for length in found["some beams"])
     near = (found["bfloat16"].float() - found["float32"]).abs().mean() / found["float32"].std()
     assert found["bfloat16"].dtype == torch.bfloat16 and near < 0.1
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_exported_folder_answers_as_its_run(exported, media, case):
+    """Wherever it lies: nothing beside it is read."""
+    run, folder = exported[case][0], exported[case][0].parents[1] / "out"
+    assert read_run(folder) == read_run(run)
+    for pair in zip(media, QUESTIONS, strict=False):
+        assert caption(folder, *pair) == caption(run, *pair)
+
+
+def test_what_transformers_saved_of_an_exported_folder_answers_with_its_run_json(exported, media, capsys):
+    run = exported["foveated"][0]
+    out, again = run.parents[1] / "out", run.parents[1] / "out.again"
+    ask = ["ask", str(media[0]), QUESTIONS[0], "--run"]
+    assert main([*ask, str(again)]) == 2
+    assert "run.json: no such file; expected a finished run, or a folder of `fvlm export`" in capsys.readouterr().err
+    shutil.copy(out / "run.json", again)
+    assert main([*ask, str(again)]) == main([*ask, str(run)]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
 
 
 def check_inputs(found: dict, run: Path, media: list[Path], crop: bool) -> None:

@@ -17,6 +17,7 @@ from fvlm.data.shards.samples import evenly_spaced
 from fvlm.data.shards.text import END, START, encode_prompt, load_tokenizer
 from fvlm.device import autocast
 from fvlm.evaluate.load import load_run
+from fvlm.evaluate.read import files_of
 from fvlm.model.encoder import FrameStates
 from fvlm.model.generate import Choose, Reading, most_likely, sampled, written
 
@@ -27,7 +28,7 @@ UNFINISHED = re.compile(r"[\s\ufffd]*\Z")
 class Answers:
     """A finished run that answers.
 
-    folder          results/runs/NAME
+    folder          results/runs/NAME, or of `fvlm export`
     mode            of evaluation; None: the run's inference mode, autoregressive if it has that
     tokens          longest answer
     temperature     0: each token is the most likely one; above: it is drawn from softmax(logits / temperature)
@@ -36,7 +37,7 @@ class Answers:
 
     def __init__(self, folder: Path, mode: str | None, tokens: int, temperature: float = 0.0, seed: int = 0):
         self.run, self.model, self.device = load_run(folder)
-        self.tokenizer = load_tokenizer(tokenizer_of(folder))
+        self.tokenizer = load_tokenizer(files_of(folder).tokenizer)
         self.mode, self.tokens = mode or self.run.model.variant.inference_mode, tokens
         self.end = self.tokenizer.token_to_id(END)
         self.temperature, self.seed = temperature, seed
@@ -61,11 +62,6 @@ class Answers:
         video = Video(self)
         video.show(frames, positions)
         return video
-
-
-def tokenizer_of(folder: Path) -> Path:
-    """The folder of the tokenizer that belongs to a run."""
-    return folder.absolute().parents[1] / "tokenizer"
 
 
 class Video:

@@ -12,17 +12,22 @@ from fvlm.errors import UserError
 from fvlm.evaluate.read import SOURCES, read_run
 
 QUESTION = "Say what happens in the video."  # for a run that did not save the prompts of its sources
+TOKENS = 60  # longest answer, unless a command has another number
 
 
 def add_run_argument(parser: argparse.ArgumentParser, **options) -> None:
     parser.add_argument(
-        "--run", required=True, type=Path, help="folder of a finished run, for example results/runs/stage3", **options
+        "--run",
+        required=True,
+        type=Path,
+        help="folder of a finished run, for example results/runs/stage3, or of `fvlm export`",
+        **options,
     )
 
 
 def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_argument(parser)
-    parser.add_argument("--tokens", type=int, default=60, help="longest answer, in tokens (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="longest answer, in tokens (default: %(default)s)")
     parser.add_argument(
         "--mode",
         default=None,
@@ -40,7 +45,7 @@ def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
 class Shown:
     """A finished run, and how the samples that it was trained on were shown.
 
-    folder    results/runs/NAME
+    folder    results/runs/NAME, or of `fvlm export`
     raises    UserError if the run is not finished
     """
 
