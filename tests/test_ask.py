@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import sys
 import wave
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -200,6 +202,7 @@ def test_captions_go_on_behind_the_last_one_and_bad_files_are_counted(make_run, 
     ("options", "fact"),
     [
         (["--tokens", "5"], "tokens 6, this command 5"),
+        (["--question", "What?"], "question 'Describe the video.', this command 'What?'"),
         (["--mode", "coarse_only"], "mode 'autoregressive', this command 'coarse_only'"),
         (["--temperature", "1"], "temperature None, this command 1.0"),
     ],
@@ -215,9 +218,33 @@ def test_captions_of_another_kind_are_not_mixed(make_run, video, tmp_path, capsy
 def test_a_file_of_something_else_is_not_continued(make_run, video, tmp_path, capsys):
     folder, _, _ = make_run()
     out = tmp_path / "notes.txt"
-    out.write_text("my notes\n")
-    assert main(["caption", str(video), "--run", str(folder), "--out", str(out)]) == 2
-    assert "a line is no caption (my notes)" in capsys.readouterr().err and out.read_text() == "my notes\n"
+    for content in (b"my notes\n", b"my notes", b"\xff\xd8 an image", b'{"file": "a.mp4"}\n', b"[1]\n"):
+        out.write_bytes(content)
+        assert main(["caption", str(video), "--run", str(folder), "--out", str(out)]) == 2
+        assert "name another --out" in capsys.readouterr().err and out.read_bytes() == content
+
+
+def test_captions_of_any_name_and_text_are_resumed(make_run, video, tmp_path, capsysbinary):
+    """Of a name that is no UTF-8, and a question with a line break of Unicode, which is none of JSON."""
+    folder, _, _ = make_run()
+    odd = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9\xe2\x80\xa8.mp4"))
+    odd.symlink_to(video)
+    command = ["caption", str(odd), str(odd), "--run", str(folder), "--tokens", "6", "--question", "Was\u2028ist da?"]
+    assert main(command) == 0
+    assert b"caf?" in capsysbinary.readouterr().out
+    out = tmp_path / "captions.jsonl"
+    for _ in range(2):
+        assert main([*command, "--out", str(out)]) == 0
+    (record,) = map(json.loads, out.read_text().splitlines())
+    assert record["file"] == str(odd) and record["question"] == "Was\u2028ist da?"
+
+
+@pytest.mark.parametrize("command", ["caption", "look"])
+def test_a_name_that_no_file_can_have_is_refused_before_the_work(make_run, video, tmp_path, capsys, command):
+    folder, _, _ = make_run()
+    for out, fact in ((tmp_path, "is a folder"), (video / "out", f"{video} is a file")):
+        assert main([command, str(video), "--run", str(folder), "--out", str(out)]) == 2
+        assert fact in capsys.readouterr().err
 
 
 # --- mistakes ---

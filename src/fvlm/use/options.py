@@ -112,6 +112,13 @@ def check_file(file: Path) -> None:
         raise UserError(f"{file}: no such file; expected a video or an image, or - for a video on standard input")
 
 
+def check_out(path: Path) -> None:
+    """Raise UserError if no file can have this name, before the work is done."""
+    wrong = path if path.is_dir() else next((p for p in path.parents if p.exists() and not p.is_dir()), None)
+    if wrong is not None:
+        raise UserError(f"{path} cannot be written: {wrong} is a {'folder' if wrong == path else 'file'}; name a new file")
+
+
 def check_stream(run: Run, mode: str | None) -> None:
     if (mode or run.model.variant.inference_mode) == "coarse_fine":
         raise UserError("--mode coarse_fine needs the whole video; choose autoregressive or coarse_only for a stream")
