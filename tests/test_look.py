@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 from tests.decode_cases import X264, write
 from tests.evaluate_cases import content_of as study_content
 from tests.evaluate_cases import finished, make_held_out, run_of, talkative
-from tests.model_cases import language_states, visual_tokens
+from tests.model_cases import exact, visual_tokens
 from tests.snakemake_cases import of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -88,13 +88,13 @@ def test_the_answer_and_its_attention_are_those_of_the_run(folders, kind, still)
 
 @pytest.mark.parametrize("kind", ["foveated", "pooled", "asked_first"])
 def test_the_dependence_is_the_gradient_of_whole_passes(folders, kind):
-    """Of the log-odds of each token, by transformers' Llama, in float64."""
+    """Of the log-odds of each token, by the exported model, in float64."""
     answers, one = Answers(folders[kind], None, 3), sample(3)
     model = answers.model.double()
     with torch.no_grad():  # with large weights the attention of the language model is nearly 0 or 1
         for parameter in model.llm.llama.layers.parameters():
             parameter /= 3
-    looked = look(answers, one)
+    looked, reference = look(answers, one), exact(model)
     before, behind = answers.prompt(one.question)
     video = answers.video(one.frames)
     "".join(video.ask(one.question))
@@ -106,7 +106,8 @@ def test_the_dependence_is_the_gradient_of_whole_passes(folders, kind):
 
     def likely(visual: torch.Tensor) -> torch.Tensor:
         tokens = torch.cat([text[: len(before)], visual, text[len(before) :]])
-        logits = model.llm.logits(language_states(model, tokens)[-len(answer) - 1 : -1])
+        states = reference.language_model(inputs_embeds=tokens[None], use_cache=False).last_hidden_state[0]
+        logits = reference.lm_head(states[-len(answer) - 1 : -1])
         chances = logits.softmax(-1)[range(len(answer)), answer]
         return chances.log() - (1 - chances).log()
 
