@@ -17,12 +17,10 @@ from PIL import Image
 from benchmarks.obvious import normalised
 from fvlm.__main__ import main
 from fvlm.config.schema import Run
-from fvlm.data.decode.video import decode_image, decode_video
-from fvlm.data.shards.samples import evenly_spaced
 from fvlm.data.shards.text import encode_prompt, load_tokenizer
 from fvlm.evaluate.read import SOURCES, read_run
 from tests.decode_cases import X264, turned, write
-from tests.evaluate_cases import finished, make_held_out, run_of, talkative
+from tests.evaluate_cases import finished, make_held_out, run_of, shown_frames, talkative
 
 PROGRAM = Path(__file__).with_name("use_exported.py")
 QUESTIONS = ("What colours are there?", "  Is <|im_end|> red?\n", "<|endoftext|><|video|> What?", "Say\n\nwhat.")
@@ -152,7 +150,5 @@ def check_inputs(found: dict, run: Path, media: list[Path], crop: bool) -> None:
 
 def frames_of(file: Path, run: Run, crop: bool) -> np.ndarray:
     """The frames (T, 224, 224, 3) that a run is shown of a video, or of an image."""
-    if file.suffix == ".png":
-        return np.repeat(decode_image(file, crop).frames, run.data.static_frames, axis=0)
-    frames = decode_video(file, crop=crop).frames
-    return frames[evenly_spaced(len(frames), run.data.max_frames)]
+    frames = shown_frames(file, run, crop)
+    return np.repeat(frames, run.data.static_frames, axis=0) if file.suffix == ".png" else frames

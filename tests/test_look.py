@@ -129,7 +129,8 @@ def test_tokens_that_split_a_character_add_it_once(tokenizer):
 def test_held_out_videos_come_with_their_first_question(folders):
     answers = Answers(folders["foveated"], None, 3)
     _, study = run_of(folders["study"].parent / "results")
-    samples = list(held_out_samples(answers.run, study, 3))
+    evaluation = study.evaluation.model_copy(update={"attention_videos": 3})
+    samples = list(held_out_samples(answers.run, study.model_copy(update={"evaluation": evaluation})))
     assert len({one.name for one in samples}) == 3
     for one in samples:
         assert one.question == "What colour is it?" and one.reference in ("red", "green", "blue", "grey")
@@ -199,6 +200,18 @@ def test_the_held_out_videos_of_a_study_are_on_one_page(folders, tmp_path, monke
     assert all(content["reference"] for content in contents)
 
 
+def test_a_run_of_another_study_is_refused(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    run = tmp_path / "results/runs/foveated"
+    shutil.copytree(folders["foveated"], run)
+    (tmp_path / "results/tokenizer").symlink_to(folders["foveated"].parents[1] / "tokenizer")
+    (run / "model/run.json").write_text((run / "model/run.json").read_text().replace('"grid"', '"mine"'))
+    command = ["look", "--run", str(run), "--out", str(tmp_path / "page.html")]
+    assert main([*command, "--study", str(folders["study"])]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1 and "'mine', which study 'smoke' does not have" in printed.err, printed.err
+
+
 def test_texts_of_videos_cannot_become_part_of_the_page(folders, tmp_path):
     answers = Answers(folders["foveated"], None, 3)
     one = replace(sample(2), name=EVIL, question=EVIL, reference=EVIL, about=EVIL)
@@ -216,6 +229,9 @@ def test_texts_of_videos_cannot_become_part_of_the_page(folders, tmp_path):
         (["-", "What?"], ["- is a stream"]),
         (["street.mp4", " "], ["a question is empty"]),
         (["street.mp4", "What?", "--tokens", "0"], ["--tokens is 0"]),
+        (["street.mp4", "What?", "--tokens", "8192"], ["tokens; the language model has 8,192 positions"]),
+        (["street.mp4", "red blue " * 4500], ["tokens; the language model has 8,192 positions", "shorten"]),
+        (["street.mp4", "What?", "--video", "."], [". cannot be written: . is a folder"]),
         (["street.mp4", "What?", "--run", "RUN"], ["--run names a run twice"]),
     ],
 )

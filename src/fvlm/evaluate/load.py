@@ -16,7 +16,13 @@ from fvlm.model.foveated import VideoLanguageModel
 
 
 def check_split(run: Run, study: Study, folder: Path) -> None:
-    """Raise UserError if a run may have trained on samples that are held out now."""
+    """Raise UserError if a run may have trained on samples that are held out now, or on sources of another study."""
+    unknown = next((name for name in run.data.sources if name not in study.sources), None)
+    if unknown is not None:
+        raise UserError(
+            f"{folder}: this run was trained on source {unknown!r}, which study {study.study!r} does not have; name "
+            "the run's study with --study"
+        )
     if not any(isinstance(study.sources[name].held_out, float) for name in run.data.sources):
         return
     _, beside = read_run(folder)

@@ -43,8 +43,8 @@ def read_run(folder: Path | str) -> tuple[Run, dict]:
     saved = files.configuration
     if not saved.is_file() and files.exported:
         raise UserError(
-            f"{saved}: no such file; expected a finished run, or a folder of `fvlm export` with its run.json: export the "
-            "run again, or copy the file from the exported folder"
+            f"{saved}: no such file; expected a finished run, or a folder of `fvlm export` with its run.json: export "
+            "the run again, or copy the file from the exported folder"
         )
     if not saved.is_file() and ADOPTED in summary_in(Path(folder)):
         raise UserError(f"{folder}: this run was adopted without its weights; name a run that has them")

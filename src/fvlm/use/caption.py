@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fvlm.errors import UserError
 from fvlm.files import write_beside
-from fvlm.use.options import Shown, add_answer_arguments, check_out, check_question, checked_run, is_image
+from fvlm.use.options import Shown, add_answer_arguments, check_out, check_question, checked_run
 
 START = b'{"file": "'  # of a line
 
@@ -57,17 +57,16 @@ def main(args) -> int:
 def captions_of(files: list[Path], args, shown: Shown, problems: Counter):
     """Yield (file, frames, caption) of each file that can be decoded; print and count the others."""
     from fvlm.data.decode.media import MediaError
-    from fvlm.use.answer import Answers, clip_of
+    from fvlm.use.answer import Answers
 
     answers = Answers(args.run, args.mode, args.tokens, args.temperature, args.seed)
     for file in files:
-        still = is_image(file)
         try:
-            frames = clip_of(file, still, shown.crop(file), shown.run.data.max_frames).frames
+            frames = shown.clip(file).frames
         except MediaError as error:
             report(file, error.reason, str(error), problems)
             continue
-        video = answers.video(frames, shown.run.data.static_frames if still else None)
+        video = answers.video(frames, shown.positions(file))
         yield file, len(frames), "".join(video.ask(args.question or shown.prompt(file)))
 
 
