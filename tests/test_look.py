@@ -259,6 +259,8 @@ def test_a_study_has_a_page_of_its_last_stage_and_one_of_runs_side_by_side(opene
     assert {f"results/smoke/runs/{name}/model/best.safetensors" for name in ("baseline", "A6", "B1")} <= set(inputs)
     assert len(inputs) == len(set(inputs)) and "results/smoke/index/grid_held_out.npz" in inputs
     assert study.looks.options(of(run="A1")) == "--run results/smoke/runs/A1"
+    one_frame = opened(baseline={"data.max_frames": 1})  # is no video to show
+    assert "results/smoke/look/baseline.html" not in one_frame.looks.pages
     for families in (["ablation"], ["stage"]):
         evaluation = {"families": families}
         only = {"stages": [], "ablations": ["baseline"], "grid": []}
