@@ -172,6 +172,17 @@ def test_a_page_has_all_runs_and_says_what_one_lacks(folders, video, tmp_path):
     assert content["runs"][0]["times"] == [0, 1, 2, 3, 4]
 
 
+def test_runs_of_one_name_are_told_apart_by_their_folders(folders, video, tmp_path, monkeypatch):
+    monkeypatch.chdir(folders["foveated"].parents[2])
+    out = tmp_path / "exported"
+    assert main(["export", "results/runs/foveated", "--out", str(out)]) == 0
+    runs = ["--run", "results/runs/foveated", "--run", str(out)]
+    assert main(["look", str(video), "What?", *runs, "--tokens", "3", "--out", str(tmp_path / "page.html")]) == 0
+    first, second = data_in(tmp_path / "page.html")[0]["runs"]
+    assert first.pop("name") == "results/runs/foveated" and second.pop("name") == str(out)
+    assert first == second  # the exported folder looks where its run does
+
+
 def test_a_film_shows_each_frame_for_a_second(folders, video, tmp_path):
     film = tmp_path / "film.mp4"
     runs = ["--run", str(folders["foveated"]), "--run", str(folders["blind"])]

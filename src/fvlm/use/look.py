@@ -30,8 +30,11 @@ def main(args) -> int:
     from fvlm.use.page import Video, write_page
 
     videos: list[Video] = []
+    names = [shown.run.name for shown in runs]
     for shown, folder in zip(runs, args.runs, strict=True):
         answers = Answers(folder, None, args.tokens)
+        if names.count(shown.run.name) > 1:  # of two studies, or a run and its exported folder
+            answers.run = answers.run.model_copy(update={"name": str(folder)})
         if study is None:
             question = args.question or runs[0].prompt(args.video)
             clip, still = shown.decoded(args.video), is_image(args.video)
