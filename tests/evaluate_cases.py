@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from safetensors.torch import save_model
@@ -9,6 +10,8 @@ from safetensors.torch import save_model
 from fvlm.config.resolve import load_study
 from fvlm.config.schema import Run, Study
 from fvlm.config.study_file import merged, read_yaml
+from fvlm.data.decode.video import decode_image, decode_video
+from fvlm.data.shards.samples import evenly_spaced
 from fvlm.model.build import build_model
 from fvlm.model.foveated import VideoLanguageModel
 from tests.conftest import ROOT
@@ -93,6 +96,14 @@ def finished(folder: Path, run: Run, model: VideoLanguageModel | None = None) ->
     (folder / "model/run.json").write_text(run.model_dump_json())
     save_model(model or build_model(run.model, 0), str(folder / "model/best.safetensors"))
     return folder
+
+
+def shown_frames(file: Path, run: Run, crop: bool = True) -> np.ndarray:
+    """The distinct frames (T, 224, 224, 3) that a run is shown of a video, or of a PNG image."""
+    if file.suffix == ".png":
+        return decode_image(file, crop).frames
+    frames = decode_video(file, crop=crop).frames
+    return frames[evenly_spaced(len(frames), run.data.max_frames)]
 
 
 @torch.no_grad()

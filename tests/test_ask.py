@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import sys
 import wave
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +15,12 @@ from PIL import Image
 from fvlm.__main__ import main
 from fvlm.data.shards.text import END, SYSTEM_PROMPT, encode_chat, encode_prompt, load_tokenizer, question_length
 from fvlm.model.foveated import VideoLanguageModel
-from fvlm.use.answer import Answers, clip_of, pieces, prompt_batch
+from fvlm.model.generate import Reading, sampled
+from fvlm.use.answer import Answers, Video, pieces, prompt_batch
+from fvlm.use.chat import Conversation
+from fvlm.use.options import Shown
 from tests.decode_cases import X264, write
-from tests.evaluate_cases import finished, make_held_out, run_of, talkative
+from tests.evaluate_cases import finished, make_held_out, run_of, shown_frames, talkative
 from tests.model_cases import by_argmax
 
 QUESTIONS = ["What colour is it?", "What is in it?", "What colour is it?"]
@@ -60,7 +65,7 @@ def answer_by_hand(model, run, tokenizer, file, messages: list[dict], still: boo
     end = len(mask) - int(np.argmax(mask[::-1]))  # of the last answer
     prompt = ids[: end - int(np.argmin(mask[:end][::-1]))]
     before = question_length(tokenizer, ids, mask) if run.data.question_first > 0.5 else 0
-    frames = clip_of(file, still, True, run.data.max_frames).frames
+    frames = shown_frames(file, run)
     batch = prompt_batch(frames, run.data.static_frames if still else len(frames), prompt, before)
     answer = by_argmax(model, batch, 6, mode or run.model.variant.inference_mode)
     assert len(set(answer)) > 2
@@ -138,6 +143,46 @@ def test_a_long_conversation_forgets_its_oldest_turns(make_run, video, capsys, m
     assert len(answers) == 6 and answers[0] != answers[1]
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_an_answer_that_ctrl_c_ends_changes_no_later_one(make_run, video, capsys, monkeypatch, share):
+    """While frames are read (after the question, if that stands first), and while the answer is generated."""
+    folder, _, _ = make_run(**{"data.question_first": share})
+    answers, frames, later = Answers(folder, None, 6), Shown(folder).clip(video).frames, []
+    for interrupted in ("take_frames", "next_token"):
+        conversation, calls = Conversation(Video(answers)), []
+        for frame in frames:
+            conversation.video.show(frame[None])
+        method = getattr(Reading, interrupted)
+
+        def once(*arguments, calls=calls, method=method):
+            calls.append(arguments)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return method(*arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Reading, interrupted, once)
+            conversation.say(QUESTIONS[0])
+        conversation.turns.clear()
+        capsys.readouterr()
+        conversation.say(QUESTIONS[0])
+        later.append(capsys.readouterr().out)
+    assert later == ["".join(answers.video(frames).ask(QUESTIONS[0])) + "\n"] * 2
+
+
+def test_a_question_that_is_no_text_is_refused(make_run, video, capsys, monkeypatch):
+    folder, _, _ = make_run()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
+    assert main(["chat", str(video), "--run", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "a question is no text" in error and "expected one in utf-8" in error
+
+
+def test_a_small_temperature_draws_the_most_likely_token():
+    logits = torch.tensor([1.0, 300.0, 2.0, 299.0])
+    assert [sampled(temperature, 0)(logits) for temperature in (1e-3, 1e-40, 5e-324)] == [1, 1, 1]
+
+
 def test_draws_are_repeated_by_their_seed(make_run, video, capsys):
     folder, _, _ = make_run()
     answers = []
@@ -200,6 +245,7 @@ def test_captions_go_on_behind_the_last_one_and_bad_files_are_counted(make_run, 
     ("options", "fact"),
     [
         (["--tokens", "5"], "tokens 6, this command 5"),
+        (["--question", "What?"], "question 'Say what happens in the video.', this command 'What?'"),
         (["--mode", "coarse_only"], "mode 'autoregressive', this command 'coarse_only'"),
         (["--temperature", "1"], "temperature None, this command 1.0"),
     ],
@@ -215,9 +261,33 @@ def test_captions_of_another_kind_are_not_mixed(make_run, video, tmp_path, capsy
 def test_a_file_of_something_else_is_not_continued(make_run, video, tmp_path, capsys):
     folder, _, _ = make_run()
     out = tmp_path / "notes.txt"
-    out.write_text("my notes\n")
-    assert main(["caption", str(video), "--run", str(folder), "--out", str(out)]) == 2
-    assert "a line is no caption (my notes)" in capsys.readouterr().err and out.read_text() == "my notes\n"
+    for content in (b"my notes\n", b"my notes", b"\xff\xd8 an image", b'{"file": "a.mp4"}\n', b"[1]\n"):
+        out.write_bytes(content)
+        assert main(["caption", str(video), "--run", str(folder), "--out", str(out)]) == 2
+        assert "name another --out" in capsys.readouterr().err and out.read_bytes() == content
+
+
+def test_captions_of_any_name_and_text_are_resumed(make_run, video, tmp_path, capsysbinary):
+    """Of a name that is no UTF-8, and a question with a line break of Unicode, which is none of JSON."""
+    folder, _, _ = make_run()
+    odd = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9\xe2\x80\xa8.mp4"))
+    odd.symlink_to(video)
+    command = ["caption", str(odd), str(odd), "--run", str(folder), "--tokens", "6", "--question", "Was\u2028ist da?"]
+    assert main(command) == 0
+    assert b"caf?" in capsysbinary.readouterr().out
+    out = tmp_path / "captions.jsonl"
+    for _ in range(2):
+        assert main([*command, "--out", str(out)]) == 0
+    (record,) = map(json.loads, out.read_text().splitlines())
+    assert record["file"] == str(odd) and record["question"] == "Was\u2028ist da?"
+
+
+@pytest.mark.parametrize("command", ["caption", "look"])
+def test_a_name_that_no_file_can_have_is_refused_before_the_work(make_run, video, tmp_path, capsys, command):
+    folder, _, _ = make_run()
+    for out, fact in ((tmp_path, "is a folder"), (video / "out", f"{video} is a file")):
+        assert main([command, str(video), "--run", str(folder), "--out", str(out)]) == 2
+        assert fact in capsys.readouterr().err
 
 
 # --- mistakes ---
@@ -235,6 +305,12 @@ def test_a_file_of_something_else_is_not_continued(make_run, video, tmp_path, ca
         ("street.mp4", ["What?"], ["--mode", "direct"], ["'direct'", "coarse_only, coarse_fine, autoregressive"]),
         ("street.mp4", ["What?"], ["--temperature", "-1"], ["--temperature is -1"]),
         ("street.mp4", ["What?"], ["--temperature", "nan"], ["--temperature is nan"]),
+        ("street.mp4", ["What?"], ["--temperature", "inf"], ["--temperature is inf"]),
+        ("street.mp4", ["What?"], ["--seed", str(2**64)], ["--seed is 18446744073709551616"]),
+        ("street.mp4", ["Is \udce9 red?"], [], ["a question cannot be read", "UTF-8"]),
+        ("street.mp4", ["red " * 300_000], [], ["a question cannot be read", "1,048,576"]),
+        ("picture", ["What?"], [], ["a JPEG picture", "ends in .jpg"]),
+        ("no frames.mp4", ["What?"], [], ["no frames.mp4"]),
         ("street.mp4", ["What?"], ["--tokens", "0"], ["--tokens is 0"]),
         ("street.mp4", ["What?"], ["--every", "3"], ["--every is 3", "stream"]),
         ("street.mp4", ["red blue " * 4500], [], ["tokens; the language model has 8,192 positions", "shorten"]),
@@ -245,6 +321,8 @@ def test_a_mistake_is_answered_with_one_sentence(make_run, video, tmp_path, caps
     (tmp_path / "street.mp4").symlink_to(video)
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "sound.wav").write_bytes(silence())
+    Image.new("RGB", (64, 48)).save(tmp_path / "picture", "JPEG")
+    write(tmp_path / "no frames.mp4", "64x48", "25", 1, X264, [("select", "0")])
     assert main(["ask", str(tmp_path / file), *questions, "--run", str(folder), *options]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1
@@ -268,10 +346,10 @@ def test_a_chat_without_a_question_is_refused(make_run, video, capsys, monkeypat
 
 
 def test_of_a_video_of_ten_hours_64_frames_are_read(make_run, tmp_path, capsys):
-    folder, run, _ = make_run()
+    folder, _, _ = make_run()
     film = write(tmp_path / "film.mp4", "64x48", "1/12", 36_000, {**X264, "g": 10})
     answers = Answers(folder, None, 4)
-    frames = clip_of(film, False, True, run.data.max_frames).frames
+    frames = Shown(folder).clip(film).frames
     assert len(frames) == 64 and len(np.unique(frames, axis=0)) == 64
     assert "".join(answers.video(frames).ask("What?"))
 

@@ -27,7 +27,7 @@ from fvlm.evaluate.read import read_run
 from fvlm.model.build import build_model
 from fvlm.train.ranks import Ranks
 from fvlm.train.watch import Watch
-from fvlm.use.answer import clip_of, prompt_batch
+from fvlm.use.answer import prompt_batch
 from fvlm.use.options import shown_like
 from tests.conftest import ROOT
 from tests.decode_cases import X264, write
@@ -39,6 +39,7 @@ from tests.evaluate_cases import (
     make_held_out,
     model_of,
     run_of,
+    shown_frames,
     talkative,
 )
 from tests.model_cases import by_argmax
@@ -249,7 +250,7 @@ def test_a_caption_is_the_repeated_argmax_of_full_forward_passes(data, tmp_path,
     main(["caption", str(picture), str(video), "--run", str(folder), "--question", QUESTION, "--tokens", "6", *options])
     printed = capsys.readouterr().out
     for file, frames in ((picture, run.data.static_frames), (video, min(3, run.data.max_frames))):
-        shown = clip_of(file, file == picture, True, run.data.max_frames).frames
+        shown = shown_frames(file, run)
         batch = prompt_batch(shown, frames, prompt, question if share > 0.5 else 0)
         assert batch.frame_counts.tolist() == [frames]
         answer = by_argmax(model, batch, 6, mode or "autoregressive")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -16,12 +17,10 @@ from PIL import Image
 from benchmarks.obvious import normalised
 from fvlm.__main__ import main
 from fvlm.config.schema import Run
-from fvlm.data.decode.video import decode_image, decode_video
-from fvlm.data.shards.samples import evenly_spaced
 from fvlm.data.shards.text import encode_prompt, load_tokenizer
 from fvlm.evaluate.read import SOURCES, read_run
 from tests.decode_cases import X264, turned, write
-from tests.evaluate_cases import finished, make_held_out, run_of, talkative
+from tests.evaluate_cases import finished, make_held_out, run_of, shown_frames, talkative
 
 PROGRAM = Path(__file__).with_name("use_exported.py")
 QUESTIONS = ("What colours are there?", "  Is <|im_end|> red?\n", "<|endoftext|><|video|> What?", "Say\n\nwhat.")
@@ -111,6 +110,27 @@ def test_transformers_answers_as_the_run_does_here(exported, media, case):
     assert found["bfloat16"].dtype == torch.bfloat16 and near < 0.1
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_an_exported_folder_answers_as_its_run(exported, media, case):
+    """Wherever it lies: nothing beside it is read."""
+    run, folder = exported[case][0], exported[case][0].parents[1] / "out"
+    assert read_run(folder) == read_run(run)
+    for pair in zip(media, QUESTIONS, strict=False):
+        assert caption(folder, *pair) == caption(run, *pair)
+
+
+def test_what_transformers_saved_of_an_exported_folder_answers_with_its_run_json(exported, media, capsys):
+    run = exported["foveated"][0]
+    out, again = run.parents[1] / "out", run.parents[1] / "out.again"
+    ask = ["ask", str(media[0]), QUESTIONS[0], "--run"]
+    assert main([*ask, str(again)]) == 2
+    assert "run.json: no such file; expected a finished run, or a folder of `fvlm export`" in capsys.readouterr().err
+    shutil.copy(out / "run.json", again)
+    assert main([*ask, str(again)]) == main([*ask, str(run)]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+
+
 def check_inputs(found: dict, run: Path, media: list[Path], crop: bool) -> None:
     """The tokens of the prompts, and the pixels, are those that the run here is given."""
     config, tokenizer = read_run(run)[0], load_tokenizer(run.parents[1] / "tokenizer")
@@ -130,7 +150,5 @@ def check_inputs(found: dict, run: Path, media: list[Path], crop: bool) -> None:
 
 def frames_of(file: Path, run: Run, crop: bool) -> np.ndarray:
     """The frames (T, 224, 224, 3) that a run is shown of a video, or of an image."""
-    if file.suffix == ".png":
-        return np.repeat(decode_image(file, crop).frames, run.data.static_frames, axis=0)
-    frames = decode_video(file, crop=crop).frames
-    return frames[evenly_spaced(len(frames), run.data.max_frames)]
+    frames = shown_frames(file, run, crop)
+    return np.repeat(frames, run.data.static_frames, axis=0) if file.suffix == ".png" else frames

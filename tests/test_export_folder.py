@@ -112,6 +112,11 @@ def unfinished(run: Path, results: Path) -> None:
     shutil.rmtree(results / "runs/baseline/model")
 
 
+def exported_already(run: Path, results: Path) -> None:
+    (results / "runs/baseline/config.json").write_text("{}")
+    shutil.copy(run / "model/run.json", results / "runs/baseline/run.json")
+
+
 def not_empty(run: Path, results: Path) -> None:
     (results / "out").mkdir()
     (results / "out/kept.txt").write_text("mine")
@@ -124,6 +129,7 @@ REFUSED = {
     other_architecture: "architecture 'blind' cannot be exported; .*multi_token.*modeling_fvlm.py",
     without_tokenizer: "tokenizer.json: no such file.*fvlm tokenizer --weights .* --out .*tokenizer",
     larger_tokenizer: "ids up to 100000, the run's vocabulary has .*put the run's own tokenizer there",
+    exported_already: "baseline is an exported folder already; copy it, or name a finished run",
     not_empty: "out exists and is not empty; name a new folder, or delete it first",
 }
 

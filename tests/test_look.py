@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 from tests.decode_cases import X264, write
 from tests.evaluate_cases import content_of as study_content
 from tests.evaluate_cases import finished, make_held_out, run_of, talkative
-from tests.model_cases import visual_tokens
+from tests.model_cases import exact, visual_tokens
 from tests.snakemake_cases import of
 
 KINDS = {
@@ -93,13 +93,13 @@ def test_the_answer_and_its_attention_are_those_of_the_run(folders, kind, still)
 
 @pytest.mark.parametrize("kind", ["foveated", "pooled", "asked_first"])
 def test_the_dependence_is_the_gradient_of_whole_passes(folders, kind):
-    """Of the log-odds of each token, by transformers' Llama, in float64."""
+    """Of the log-odds of each token, by the exported model, in float64."""
     answers, one = Answers(folders[kind], None, 3), sample(3)
     model = answers.model.double()
     with torch.no_grad():  # with large weights the attention of the language model is nearly 0 or 1
         for parameter in model.llm.llama.layers.parameters():
             parameter /= 3
-    looked = look(answers, one)
+    looked, reference = look(answers, one), exact(model)
     before, behind = answers.prompt(one.question)
     video = answers.video(one.frames)
     "".join(video.ask(one.question))
@@ -111,7 +111,8 @@ def test_the_dependence_is_the_gradient_of_whole_passes(folders, kind):
 
     def likely(visual: torch.Tensor) -> torch.Tensor:
         tokens = torch.cat([text[: len(before)], visual, text[len(before) :]])
-        logits = model.llm.logits(language_states(model, tokens)[-len(answer) - 1 : -1])
+        states = reference.language_model(inputs_embeds=tokens[None], use_cache=False).last_hidden_state[0]
+        logits = reference.lm_head(states[-len(answer) - 1 : -1])
         chances = logits.softmax(-1)[range(len(answer)), answer]
         return chances.log() - (1 - chances).log()
 
@@ -133,7 +134,8 @@ def test_tokens_that_split_a_character_add_it_once(tokenizer):
 def test_held_out_videos_come_with_their_first_question(folders):
     answers = Answers(folders["foveated"], None, 3)
     _, study = run_of(folders["study"].parent / "results")
-    samples = list(held_out_samples(answers.run, study, 3))
+    evaluation = study.evaluation.model_copy(update={"attention_videos": 3})
+    samples = list(held_out_samples(answers.run, study.model_copy(update={"evaluation": evaluation})))
     assert len({one.name for one in samples}) == 3
     for one in samples:
         assert one.question == "What colour is it?" and one.reference in ("red", "green", "blue", "grey")
@@ -175,6 +177,17 @@ def test_a_page_has_all_runs_and_says_what_one_lacks(folders, video, tmp_path):
     assert content["runs"][0]["times"] == [0, 1, 2, 3, 4]
 
 
+def test_runs_of_one_name_are_told_apart_by_their_folders(folders, video, tmp_path, monkeypatch):
+    monkeypatch.chdir(folders["foveated"].parents[2])
+    out = tmp_path / "exported"
+    assert main(["export", "results/runs/foveated", "--out", str(out)]) == 0
+    runs = ["--run", "results/runs/foveated", "--run", str(out)]
+    assert main(["look", str(video), "What?", *runs, "--tokens", "3", "--out", str(tmp_path / "page.html")]) == 0
+    first, second = data_in(tmp_path / "page.html")[0]["runs"]
+    assert first.pop("name") == "results/runs/foveated" and second.pop("name") == str(out)
+    assert first == second  # the exported folder looks where its run does
+
+
 def test_a_film_shows_each_frame_for_a_second(folders, video, tmp_path):
     film = tmp_path / "film.mp4"
     runs = ["--run", str(folders["foveated"]), "--run", str(folders["blind"])]
@@ -203,6 +216,18 @@ def test_the_held_out_videos_of_a_study_are_on_one_page(folders, tmp_path, monke
     assert all(content["reference"] for content in contents)
 
 
+def test_a_run_of_another_study_is_refused(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    run = tmp_path / "results/runs/foveated"
+    shutil.copytree(folders["foveated"], run)
+    (tmp_path / "results/tokenizer").symlink_to(folders["foveated"].parents[1] / "tokenizer")
+    (run / "model/run.json").write_text((run / "model/run.json").read_text().replace('"grid"', '"mine"'))
+    command = ["look", "--run", str(run), "--out", str(tmp_path / "page.html")]
+    assert main([*command, "--study", str(folders["study"])]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1 and "'mine', which study 'smoke' does not have" in printed.err, printed.err
+
+
 def test_texts_of_videos_cannot_become_part_of_the_page(folders, tmp_path):
     answers = Answers(folders["foveated"], None, 3)
     one = replace(sample(2), name=EVIL, question=EVIL, reference=EVIL, about=EVIL)
@@ -220,6 +245,9 @@ def test_texts_of_videos_cannot_become_part_of_the_page(folders, tmp_path):
         (["-", "What?"], ["- is a stream"]),
         (["street.mp4", " "], ["a question is empty"]),
         (["street.mp4", "What?", "--tokens", "0"], ["--tokens is 0"]),
+        (["street.mp4", "What?", "--tokens", "8192"], ["tokens; the language model has 8,192 positions"]),
+        (["street.mp4", "red blue " * 4500], ["tokens; the language model has 8,192 positions", "shorten"]),
+        (["street.mp4", "What?", "--video", "."], [". cannot be written: . is a folder"]),
         (["street.mp4", "What?", "--run", "RUN"], ["--run names a run twice"]),
     ],
 )
@@ -247,6 +275,8 @@ def test_a_study_has_a_page_of_its_last_stage_and_one_of_runs_side_by_side(opene
     assert {f"results/smoke/runs/{name}/model/best.safetensors" for name in ("baseline", "A6", "B1")} <= set(inputs)
     assert len(inputs) == len(set(inputs)) and "results/smoke/index/grid_held_out.npz" in inputs
     assert study.looks.options(of(run="A1")) == "--run results/smoke/runs/A1"
+    one_frame = opened(baseline={"data.max_frames": 1})  # is no video to show
+    assert "results/smoke/look/baseline.html" not in one_frame.looks.pages
     for families in (["ablation"], ["stage"]):
         evaluation = {"families": families}
         only = {"stages": [], "ablations": ["baseline"], "grid": []}

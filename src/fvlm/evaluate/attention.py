@@ -22,23 +22,13 @@ def main(args) -> int:
             f"run {run.name!r}: architecture {run.model.architecture} has no query, so there is no attention to show; "
             "name a foveated run"
         )
-    if run.data.max_frames == 1:
-        raise UserError(
-            f"run {run.name!r}: data.max_frames is 1, so the model reads one frame of a video, which has no maps; "
-            "name a run with 2 or more"
-        )
     # These import torch, which takes seconds.
     from fvlm.device import autocast
     from fvlm.evaluate.load import check_split, load_run
-    from fvlm.evaluate.maps import attention_maps, fixed_videos, write_maps
+    from fvlm.evaluate.maps import attention_maps, videos_to_show, write_maps
 
     run, model, device = load_run(folder)
     check_split(run, study, folder)
-    videos = fixed_videos(run, study, study.evaluation.attention_videos)
-    if not len(videos):
-        raise UserError(
-            f"run {run.name!r}: no held-out video to show; set `held_out` of one of its video sources in "
-            "config/sources.yaml, and evaluation.attention_videos to at least 1"
-        )
+    videos = videos_to_show(run, study)
     write_maps(args.out, attention_maps(run, model, videos, device, autocast(run, device)))
     return 0

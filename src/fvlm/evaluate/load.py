@@ -9,13 +9,20 @@ from fvlm.config.trained import ADOPTED, summary_in
 from fvlm.data.batches.loader import counted_split, open_training
 from fvlm.device import device_of
 from fvlm.errors import UserError
-from fvlm.evaluate.read import SPLIT, read_run
+from fvlm.evaluate.read import SPLIT, files_of, read_run
 from fvlm.model.build import build_model, load_weights
+from fvlm.model.elsewhere import load_elsewhere
 from fvlm.model.foveated import VideoLanguageModel
 
 
 def check_split(run: Run, study: Study, folder: Path) -> None:
-    """Raise UserError if a run may have trained on samples that are held out now."""
+    """Raise UserError if a run may have trained on samples that are held out now, or on sources of another study."""
+    unknown = next((name for name in run.data.sources if name not in study.sources), None)
+    if unknown is not None:
+        raise UserError(
+            f"{folder}: this run was trained on source {unknown!r}, which study {study.study!r} does not have; name "
+            "the run's study with --study"
+        )
     if not any(isinstance(study.sources[name].held_out, float) for name in run.data.sources):
         return
     _, beside = read_run(folder)
@@ -31,7 +38,7 @@ def check_split(run: Run, study: Study, folder: Path) -> None:
 def load_run(folder: Path | str) -> tuple[Run, VideoLanguageModel, torch.device]:
     """Return the run, a model with its best weights in evaluation mode, and the model's device: a GPU if there is one.
 
-    folder  results/runs/NAME
+    folder  results/runs/NAME, or of `fvlm export`
     raises  UserError if the run is not finished, is of another version, or its weights are damaged
     """
     folder = Path(folder)
@@ -43,7 +50,11 @@ def load_run(folder: Path | str) -> tuple[Run, VideoLanguageModel, torch.device]
             "way; train it again, or use the earlier version"
         )
     model = build_model(run.model, run.train.seed, pretrained=False)
-    load_weights(model, folder / "model" / "best.safetensors")
+    files = files_of(folder)
+    if files.exported:
+        load_elsewhere(model, run.model, files.weights)
+    else:
+        load_weights(model, files.weights)
     torch.set_num_threads(run.operation.threads)
     device = device_of(run)
     return run, model.to(device).eval(), device

@@ -8,6 +8,7 @@ import torch
 from fvlm.config.schema import Run, Study
 from fvlm.data.batches.loader import Steps, open_held_out, steps_in_file_order
 from fvlm.data.shards.samples import sample_text
+from fvlm.errors import UserError
 from fvlm.files import write_beside
 from fvlm.model.foveated import VideoLanguageModel
 
@@ -25,6 +26,22 @@ def fixed_videos(run: Run, study: Study, count: int) -> Steps:
         share = count // len(corpus.rows) + (i < count % len(corpus.rows))
         corpus.rows[i] = moving[np.sort(first)][:share]
     return steps_in_file_order(corpus, run, study, "answers", 1, float(run.data.question_first > 0.5))
+
+
+def videos_to_show(run: Run, study: Study) -> Steps:
+    """Return the `fixed_videos` of a study; raises UserError if a run has none."""
+    if run.data.max_frames == 1:
+        raise UserError(
+            f"run {run.name!r}: data.max_frames is 1, so the model reads one frame of a video, which has no maps; "
+            "name a run with 2 or more"
+        )
+    videos = fixed_videos(run, study, study.evaluation.attention_videos)
+    if not len(videos):
+        raise UserError(
+            f"run {run.name!r}: no held-out video to show; set `held_out` of one of its video sources in "
+            "config/sources.yaml"
+        )
+    return videos
 
 
 @torch.no_grad()

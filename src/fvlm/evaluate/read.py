@@ -1,14 +1,33 @@
 """What a finished run saved about itself; read without torch, so that a wrong path is reported at once."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from fvlm.config.schema import Run
-from fvlm.config.trained import ADOPTED, summary_in
+from fvlm.config.trained import ADOPTED, CONFIGURATION, WEIGHTS, summary_in
 from fvlm.errors import UserError
 
 # Keys of model/run.json beside the fields of the run: what `Study.shown_to` and `counted_split` return.
 SOURCES, SPLIT = "sources", "split"
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Where a finished run has its configuration, its best weights, and (a folder) its tokenizer."""
+
+    configuration: Path
+    weights: Path
+    tokenizer: Path
+    exported: bool  # by `fvlm export`, so that the weights have other names
+
+
+def files_of(folder: Path) -> RunFiles:
+    """Return the files of results/runs/NAME, or of a folder of `fvlm export`."""
+    if (folder / "config.json").is_file():
+        return RunFiles(folder / "run.json", folder / "model.safetensors", folder, True)
+    tokenizer = folder.absolute().parent.parent / "tokenizer"
+    return RunFiles(folder / CONFIGURATION, folder / WEIGHTS, tokenizer, False)
 
 
 def read_run(folder: Path | str) -> tuple[Run, dict]:
@@ -17,10 +36,16 @@ def read_run(folder: Path | str) -> tuple[Run, dict]:
     "sources" is how its sources showed their samples, source -> {"kind", "crop", "prompt"}; "split" which of them it
     trained on.
 
-    folder  results/runs/NAME
+    folder  results/runs/NAME, or of `fvlm export`
     raises  UserError if the run is not finished, or is of another version
     """
-    saved = Path(folder) / "model" / "run.json"
+    files = files_of(Path(folder))
+    saved = files.configuration
+    if not saved.is_file() and files.exported:
+        raise UserError(
+            f"{saved}: no such file; expected a finished run, or a folder of `fvlm export` with its run.json: export "
+            "the run again, or copy the file from the exported folder"
+        )
     if not saved.is_file() and ADOPTED in summary_in(Path(folder)):
         raise UserError(f"{folder}: this run was adopted without its weights; name a run that has them")
     if not saved.is_file():
@@ -32,7 +57,7 @@ def read_run(folder: Path | str) -> tuple[Run, dict]:
         content = json.loads(saved.read_text())
         beside = {SOURCES: content.pop(SOURCES, {}), SPLIT: content.pop(SPLIT, "")}
         return Run.model_validate(content), beside
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise UserError(
             f"{saved}: not a run of this version ({' '.join(str(error).split())[:200]}); train it again"
         ) from error

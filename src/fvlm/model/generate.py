@@ -23,10 +23,20 @@ def sampled(temperature: float, seed: int) -> Choose:
     draw = torch.Generator().manual_seed(seed)
 
     def choose(logits_V: torch.Tensor) -> int:
-        shares = (logits_V.float().cpu() / temperature).softmax(-1)
+        logits_V = logits_V.double().cpu()
+        shares = ((logits_V - logits_V.max()) / temperature).softmax(-1)  # at most 0, so that no quotient is infinite
         return int(torch.multinomial(shares, 1, generator=draw))
 
     return choose
+
+
+def check_length(tokens: int, model: VideoLanguageModel) -> None:
+    """Raise UserError if frames and text have more tokens than the language model has positions."""
+    most = model.config.language.max_positions
+    if tokens > most:
+        raise UserError(
+            f"frames and text have {tokens:,} tokens; the language model has {most:,} positions: shorten the question"
+        )
 
 
 class Reading:
@@ -114,12 +124,7 @@ class Reading:
         return self.model.llm.llama.norm.weight.device
 
     def _append(self, tokens_SE: torch.Tensor) -> None:
-        total, most = self.length + len(tokens_SE), self.model.config.language.max_positions
-        if total > most:
-            raise UserError(
-                f"frames and text have {total:,} tokens; the language model has {most:,} positions: shorten the "
-                "question"
-            )
+        check_length(self.length + len(tokens_SE), self.model)
         embedded = tokens_SE.to(self.model.llm.llama.embed_tokens.weight.dtype)[None]
         self.hidden_E = self.model.llm.run_next(embedded, self.length, self.cache)[0, -1]
 

@@ -18,7 +18,7 @@ class Looks:
         names = [Path(path).stem for path in self.study.attention_maps]
         first = next(iter(self.side_by_side), None)
         if first in self.study.evaluated and not self.study.settings.results_from:
-            names += [first] if len(self._of_page(first)) > 1 and self._holds_out_videos(first) else []
+            names += [first] if len(self._of_page(first)) > 1 and self._has_videos(first) else []
         return [f"{self.study.folder}/look/{name}.html" for name in names]
 
     def inputs(self, wildcards) -> list[str]:
@@ -37,6 +37,8 @@ class Looks:
         beside = self.side_by_side if run in self.side_by_side[:1] else ()
         return [run, *(name for name in beside if name != run and name in self.study.evaluated)]
 
-    def _holds_out_videos(self, run: str) -> bool:
-        sources = [self.study.sources[name] for name in self.study.runs[run].data.sources]
-        return any(source.kind == "video" and source.held_out is not None for source in sources)
+    def _has_videos(self, run: str) -> bool:
+        """Whether some held-out videos can be shown: a run that reads one frame of a video has none."""
+        data = self.study.runs[run].data
+        held_out = [self.study.sources[name] for name in data.sources if self.study.sources[name].held_out is not None]
+        return data.max_frames > 1 and any(source.kind == "video" for source in held_out)

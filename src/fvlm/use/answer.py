@@ -3,7 +3,6 @@
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,11 @@ import torch
 
 from fvlm.batch import Batch
 from fvlm.data.batches.loader import pack
-from fvlm.data.decode.media import Clip
-from fvlm.data.decode.video import decode_image, decode_video
-from fvlm.data.shards.samples import evenly_spaced
 from fvlm.data.shards.text import END, START, encode_prompt, load_tokenizer
 from fvlm.device import autocast
+from fvlm.errors import UserError, first_line
 from fvlm.evaluate.load import load_run
+from fvlm.evaluate.read import files_of
 from fvlm.model.encoder import FrameStates
 from fvlm.model.generate import Choose, Reading, most_likely, sampled, written
 
@@ -27,7 +25,7 @@ UNFINISHED = re.compile(r"[\s\ufffd]*\Z")
 class Answers:
     """A finished run that answers.
 
-    folder          results/runs/NAME
+    folder          results/runs/NAME, or of `fvlm export`
     mode            of evaluation; None: the run's inference mode, autoregressive if it has that
     tokens          longest answer
     temperature     0: each token is the most likely one; above: it is drawn from softmax(logits / temperature)
@@ -36,7 +34,7 @@ class Answers:
 
     def __init__(self, folder: Path, mode: str | None, tokens: int, temperature: float = 0.0, seed: int = 0):
         self.run, self.model, self.device = load_run(folder)
-        self.tokenizer = load_tokenizer(tokenizer_of(folder))
+        self.tokenizer = load_tokenizer(files_of(folder).tokenizer)
         self.mode, self.tokens = mode or self.run.model.variant.inference_mode, tokens
         self.end = self.tokenizer.token_to_id(END)
         self.temperature, self.seed = temperature, seed
@@ -49,8 +47,13 @@ class Answers:
         """Return the tokens of a prompt before the frames and behind them.
 
         The first question stands before the frames if it did so in most of the run's training samples.
+
+        raises   UserError if the question is too long for a tokenizer, or has characters that are no text
         """
-        ids = encode_prompt(self.tokenizer, question, earlier)
+        try:
+            ids = encode_prompt(self.tokenizer, question, earlier)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"a question cannot be read ({first_line(error)}); shorten it, in UTF-8") from error
         if self.run.data.question_first <= 0.5:
             return [], ids.tolist()
         starts = np.flatnonzero(ids == self.tokenizer.token_to_id(START))  # of system, user, assistant, ...
@@ -61,11 +64,6 @@ class Answers:
         video = Video(self)
         video.show(frames, positions)
         return video
-
-
-def tokenizer_of(folder: Path) -> Path:
-    """The folder of the tokenizer that belongs to a run."""
-    return folder.absolute().parents[1] / "tokenizer"
 
 
 class Video:
@@ -79,7 +77,7 @@ class Video:
 
     def __init__(self, answers: Answers):
         self.answers, self.count = answers, 0
-        self.most = answers.run.data.max_frames
+        self.max_frames = answers.run.data.max_frames
         self.states: list[FrameStates] = []  # of the frames that are kept, in the order of showing
         self.reading: Reading | None = None
         self.before: list[int] = []  # the text before the frames in `reading`
@@ -102,11 +100,12 @@ class Video:
         if positions and positions != len(frames):
             states = states.select(torch.arange(positions, device=answers.device) % len(frames))
         self.states.append(states)
-        if self.kept > self.most and len(self.states) > 1:
-            while self.kept > self.most // 2 and len(self.states) > 1:
+        reads = self.reading is not None or answers.run.data.question_first <= 0.5  # else it waits for the question
+        if self.kept > self.max_frames and len(self.states) > 1:
+            while self.kept > self.max_frames // 2 and len(self.states) > 1:
                 self.states.pop(0)
-            self.reading = None if self.reading is None else self._begun(self.before)
-        if self.reading is not None or answers.run.data.question_first <= 0.5:
+            self.reading = None
+        if reads:
             self._read(self.before)
 
     def ask(self, question: str, earlier: Iterable[tuple[str, str]] = ()) -> Iterator[str]:
@@ -140,31 +139,27 @@ class Video:
     def _context(self):
         return autocast(self.answers.run, self.answers.device)
 
-    def _begun(self, before: list[int]) -> Reading:
-        self.before, self.parts_read = before, 0
-        with self._context():
-            return Reading(self.answers.model, self.answers.mode, torch.tensor(before, device=self.answers.device))
-
     def _read(self, before: list[int]) -> None:
         """Bring `reading` up to date: this text, then all frames."""
-        left = len(self.states) - self.parts_read
-        again = self.reading is None or self.before != before or (left and self.answers.mode == "coarse_fine")
-        if again:
-            self.reading = self._begun(before)
+        reading, unread = self.reading, self.states[self.parts_read :]
+        self.reading = None  # Ctrl-C leaves nothing half read
         with self._context():
-            if self.answers.mode == "coarse_fine" and again and self.states:
-                self.reading.take_frames(self._two_passes())
-            elif self.answers.mode != "coarse_fine":
-                for states in self.states[self.parts_read :]:
-                    self.reading.read_frames(states)
-        self.parts_read = len(self.states)
+            if reading is None or self.before != before or (unread and self.answers.mode == "coarse_fine"):
+                text = torch.tensor(before, device=self.answers.device)
+                reading, unread = Reading(self.answers.model, self.answers.mode, text), self.states
+            if unread and self.answers.mode == "coarse_fine":
+                reading.take_frames(self._two_passes(before))
+            else:
+                for states in unread:
+                    reading.read_frames(states)
+        self.reading, self.before, self.parts_read = reading, before, len(self.states)
 
     @torch.no_grad()
-    def _two_passes(self) -> torch.Tensor:
+    def _two_passes(self, before: list[int]) -> torch.Tensor:
         """Return the visual tokens (P, E) of all frames in mode coarse_fine, which needs them at once."""
         (states,), model = self.states, self.answers.model
         encoded = np.zeros((self.kept, 0, 0, 3), np.uint8)  # their pixels are not needed any more
-        batch = prompt_batch(encoded, self.kept, self.before, len(self.before)).to(self.answers.device)
+        batch = prompt_batch(encoded, self.kept, before, len(before)).to(self.answers.device)
         text_SE = model.llm.embed(batch.token_ids)
         return model.visual_tokens(batch, text_SE, model.plan(batch), "coarse_fine", states=states)[0]
 
@@ -191,18 +186,6 @@ def pieces(tokens: Iterable[int], decode) -> Iterator[str]:
 
 def _printable(text: str) -> str:
     return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else " " for c in text)
-
-
-def clip_of(file: Path, still: bool, crop: bool, most: int) -> Clip:
-    """Return at most `most` evenly spaced frames of a video, or the one of an image.
-
-    still       the file is an image
-    crop        the centre of each frame; False: the whole frame squashed to a square
-    raises      MediaError if the file is no video or image that can be decoded
-    """
-    clip = decode_image(file, crop) if still else decode_video(file, crop=crop)
-    chosen = evenly_spaced(len(clip.frames), most)
-    return replace(clip, frames=clip.frames[chosen], times_s=clip.times_s[chosen])
 
 
 def prompt_batch(frames: np.ndarray, positions: int, ids: list[int], question: int) -> Batch:

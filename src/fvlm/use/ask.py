@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from fvlm.use.options import (
     check_question,
     check_stream,
     checked_run,
-    is_image,
     is_stream,
 )
 
@@ -42,12 +41,11 @@ def main(args) -> int:
         check_stream(shown.run, args.mode)
         return until_interrupted(lambda: ask_stream(args, shown))
     check_file(args.video)
-    answer_all(opened(args, shown), args.questions)
-    return 0
+    return until_interrupted(lambda: answer_all(opened(args, shown), args.questions))
 
 
 def until_interrupted(work: Callable[[], None]) -> int:
-    """Work on a stream; Ctrl-C, which ends an endless one, is no failure to report. Returns the exit status."""
+    """Answer until the work is done or Ctrl-C, which is no failure to report; return the exit status."""
     try:
         work()
     except KeyboardInterrupt:
@@ -58,18 +56,11 @@ def until_interrupted(work: Callable[[], None]) -> int:
 
 def opened(args, shown: Shown):
     """Return the video or image of a command, ready to ask; raises UserError if it cannot be decoded."""
-    from fvlm.data.decode.media import MediaError
-    from fvlm.use.answer import Answers, clip_of  # imports torch, which takes seconds
+    frames = shown.decoded(args.video).frames
+    from fvlm.use.answer import Answers  # imports torch, which takes seconds
 
-    still = is_image(args.video)
-    try:
-        frames = clip_of(args.video, still, shown.crop(args.video), shown.run.data.max_frames).frames
-    except MediaError as error:
-        raise UserError(
-            f"{args.video} cannot be decoded ({error.reason}: {error}); expected a video or an image"
-        ) from error
     answers = Answers(args.run, args.mode, args.tokens, args.temperature, args.seed)
-    return answers.video(frames, shown.run.data.static_frames if still else None)
+    return answers.video(frames, shown.positions(args.video))
 
 
 def ask_stream(args, shown: Shown) -> None:
@@ -96,14 +87,6 @@ def answer_all(video, questions: list[str]) -> None:
     for question in questions:
         if len(questions) > 1:
             print(f"> {question}")
-        printed(video.ask(question))
-
-
-def printed(pieces: Iterable[str]) -> str:
-    """Print an answer as it comes, and return it."""
-    parts = []
-    for piece in pieces:
-        parts.append(piece)
-        print(piece, end="", flush=True)
-    print(flush=True)
-    return "".join(parts)
+        for piece in video.ask(question):
+            print(piece, end="", flush=True)
+        print(flush=True)

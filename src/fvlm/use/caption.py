@@ -3,11 +3,14 @@
 import json
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from fvlm.errors import UserError
 from fvlm.files import write_beside
-from fvlm.use.options import Shown, add_answer_arguments, check_question, checked_run, is_image
+from fvlm.use.options import Shown, add_answer_arguments, check_out, check_question, checked_run
+
+START = b'{"file": "'  # of a line
 
 
 def add_arguments(parser) -> None:
@@ -23,24 +26,28 @@ def main(args) -> int:
     shown = checked_run(args)
     if args.question is not None:
         check_question(args.question)
-    captions = Captions(args.out, settings_of(args, shown)) if args.out else None
-    files = [file for file in args.files if captions is None or str(file) not in captions.files]
-    if len(files) < len(args.files):
-        print(f"{args.out}: {len(args.files) - len(files)} of {len(args.files)} files have a caption", file=sys.stderr)
+    captions = None
+    if args.out is not None:
+        check_out(args.out)
+        captions = Captions(args.out, lambda file: settings_of(args, shown, file))
+    requested = list(dict.fromkeys(args.files))
+    files = [file for file in requested if captions is None or str(file) not in captions.files]
+    if len(files) < len(requested):
+        print(f"{args.out}: {len(requested) - len(files)} of {len(requested)} files have a caption", file=sys.stderr)
     problems: Counter[str] = Counter()
     if any(file.is_file() for file in files):  # else nothing needs torch, whose import takes seconds
-        for file, question, frames, caption in captions_of(files, args, shown, problems):
+        for file, frames, caption in captions_of(files, args, shown, problems):
             if captions is None:
-                print(f"{file}: {caption}", flush=True)
+                print(f"{printable(file)}: {caption}", flush=True)
             else:
-                captions.append(file, question, frames, caption)
+                captions.append(file, frames, caption)
     else:
         for file in files:
             report(file, "missing", "no such file", problems)
     if problems:
         counts = ", ".join(f"{count} {reason}" for reason, count in problems.most_common())
         print(
-            f"fvlm caption: {problems.total()} of {len(args.files)} files have no caption ({counts}); expected videos "
+            f"fvlm caption: {problems.total()} of {len(requested)} files have no caption ({counts}); expected videos "
             "or images",
             file=sys.stderr,
         )
@@ -48,21 +55,19 @@ def main(args) -> int:
 
 
 def captions_of(files: list[Path], args, shown: Shown, problems: Counter):
-    """Yield (file, question, frames, caption) of each file that can be decoded; print and count the others."""
+    """Yield (file, frames, caption) of each file that can be decoded; print and count the others."""
     from fvlm.data.decode.media import MediaError
-    from fvlm.use.answer import Answers, clip_of
+    from fvlm.use.answer import Answers
 
     answers = Answers(args.run, args.mode, args.tokens, args.temperature, args.seed)
     for file in files:
-        still = is_image(file)
         try:
-            frames = clip_of(file, still, shown.crop(file), shown.run.data.max_frames).frames
+            frames = shown.clip(file).frames
         except MediaError as error:
             report(file, error.reason, str(error), problems)
             continue
-        question = args.question or shown.prompt(file)
-        video = answers.video(frames, shown.run.data.static_frames if still else None)
-        yield file, question, len(frames), "".join(video.ask(question))
+        video = answers.video(frames, shown.positions(file))
+        yield file, len(frames), "".join(video.ask(args.question or shown.prompt(file)))
 
 
 def report(file: Path, reason: str, message: str, problems: Counter) -> None:
@@ -70,9 +75,15 @@ def report(file: Path, reason: str, message: str, problems: Counter) -> None:
     print(f"fvlm caption: {file} cannot be decoded ({reason}: {message})", file=sys.stderr, flush=True)
 
 
-def settings_of(args, shown: Shown) -> dict:
-    """What a caption depends on beside file and question."""
-    settings = {"run": shown.run.name, "digest": shown.run.digest, "tokens": args.tokens}
+def printable(file: Path) -> str:
+    """A file's name without the bytes that are no text."""
+    return str(file).encode(errors="replace").decode()
+
+
+def settings_of(args, shown: Shown, file: Path) -> dict:
+    """What the caption of a file depends on."""
+    settings = {"question": args.question or shown.prompt(file), "run": shown.run.name, "digest": shown.run.digest}
+    settings["tokens"] = args.tokens
     settings["mode"] = args.mode or shown.run.model.variant.inference_mode
     return settings | ({"temperature": args.temperature, "seed": args.seed} if args.temperature else {})
 
@@ -80,34 +91,36 @@ def settings_of(args, shown: Shown) -> dict:
 class Captions:
     """A file with one JSON line per captioned file.
 
-    path        an existing one is continued; a last line that a kill has cut is dropped
-    settings    of all captions in it
-    raises      UserError if it holds something else
+    path            an existing one is continued; a last line that a kill has cut is dropped
+    settings_of     returns what the caption of a file depends on
+    raises          UserError if it holds something else
     """
 
-    def __init__(self, path: Path, settings: dict):
-        self.path, self.settings = path, settings
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        whole = lines[:-1] if lines and not lines[-1].endswith("\n") else lines
+    def __init__(self, path: Path, settings_of: Callable[[Path], dict]):
+        self.path, self.settings_of = path, settings_of
+        *lines, rest = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        is_cut = START.startswith(rest[: len(START)])
+        whole = lines if is_cut else [*lines, rest]
         self.files = {self._file_of(line) for line in whole}
-        write_beside(path, lambda part: part.write_text("".join(whole), encoding="utf-8"))
+        write_beside(path, lambda part: part.write_bytes(b"".join(line + b"\n" for line in whole)))
 
-    def append(self, file: Path, question: str, frames: int, caption: str) -> None:
-        record = {"file": str(file), "caption": caption, "question": question, "frames": frames, **self.settings}
-        with open(self.path, "a", encoding="utf-8") as out:
-            out.write(json.dumps(record, ensure_ascii=False) + "\n")
+    def append(self, file: Path, frames: int, caption: str) -> None:
+        record = {"file": str(file), "caption": caption, "frames": frames, **self.settings_of(file)}
+        with open(self.path, "a") as out:
+            out.write(json.dumps(record) + "\n")
 
-    def _file_of(self, line: str) -> str:
+    def _file_of(self, line: bytes) -> str:
         try:
             record = json.loads(line)
-            file, settings = record["file"], {key: record.get(key) for key in self.settings}
+            file, expected = record["file"], self.settings_of(Path(record["file"]))
+            differing = [key for key, value in expected.items() if record.get(key) != value]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{self.path}: a line is no caption ({line.strip()[:60]}); name another --out") from error
-        differing = [key for key, value in self.settings.items() if settings[key] != value]
+            start = line.strip()[:60].decode(errors="replace")
+            raise UserError(f"{self.path}: a line is no caption ({start}); name another --out") from error
         if differing:
             key = differing[0]
             raise UserError(
-                f"{self.path}: the caption of {file} has {key} {settings[key]!r}, this command {self.settings[key]!r}; "
+                f"{self.path}: the caption of {file} has {key} {record.get(key)!r}, this command {expected[key]!r}; "
                 "name another --out"
             )
         return file

@@ -9,6 +9,7 @@ from fvlm.config.schema import Run, Source
 from fvlm.config.trained import ADOPTED
 from fvlm.costs.flops import parameters
 from fvlm.errors import UserError
+from fvlm.use.options import QUESTION
 
 LICENCES = {"facebook/dinov2": "Apache-2.0", "HuggingFaceTB/SmolLM2": "Apache-2.0"}  # of pretrained weights, by name
 LOADING = """\
@@ -40,13 +41,13 @@ def card(folder: Path, run: Run, sources: dict[str, dict], summary: dict) -> str
     sources   how its sources were shown: source -> {"kind", "crop", "prompt"}; empty for a run of an earlier version
     summary   run_summary.json; empty if there is none
     """
-    prompts = (entry["prompt"] for entry in sources.values() if entry["kind"] == "video")
-    question = repr(next(prompts, "Say what happens in the video."))
+    prompts = (entry["prompt"] for entry in sources.values() if entry["kind"] == "video" and entry["prompt"])
+    question = repr(next(prompts, QUESTION))
     parts = [
         "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags: [video, fvlm]\n---\n",
         f"# {run.name}\n",
         f"A vision-language model that reads {READS[run.model.architecture]}.\n",
-        "## Load it\n\n```bash\npip install torch 'transformers>=5.23' av pillow jinja2\n```\n\n"
+        "## Load it\n\n```bash\npip install torch 'transformers>=5.23,<6' av pillow jinja2\n```\n\n"
         + LOADING.replace("QUESTION", question),
         "`pipeline('image-text-to-text', model=folder, trust_remote_code=True)` takes the same chats, one at a time. "
         "Batches are padded left. `modeling_fvlm.py` is the definition of the model, on one screen per part.\n",

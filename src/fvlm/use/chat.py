@@ -3,12 +3,11 @@
 import queue
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from fvlm.errors import UserError
-from fvlm.use.ask import opened, printed, until_interrupted
+from fvlm.errors import UserError, first_line
+from fvlm.use.ask import opened, until_interrupted
 from fvlm.use.options import Shown, add_answer_arguments, check_file, check_stream, checked_run, is_stream
 
 
@@ -23,11 +22,7 @@ def main(args) -> int:
         check_stream(shown.run, args.mode)
         return until_interrupted(lambda: chat_about_stream(args, shown))
     check_file(args.video)
-    conversation = Conversation(opened(args, shown))
-    asked = [conversation.say(line) for line in prompted(sys.stdin)]
-    if not asked and not sys.stdin.isatty():
-        raise UserError("standard input has no question; expected one per line, for example: echo 'What happens?' |")
-    return 0
+    return until_interrupted(lambda: chat_about_file(args, shown))
 
 
 class Conversation:
@@ -41,36 +36,38 @@ class Conversation:
         """Print the answer; Ctrl-C ends it."""
         while self.turns and not self.video.fits(question, self.turns):
             self.turns.pop(0)
-        parts: list[str] = []
-        with suppress(KeyboardInterrupt):
-            printed(kept(self.video.ask(question, self.turns), parts))
-        self.turns.append((question, "".join(parts)))
+        answer = ""
+        try:
+            for piece in self.video.ask(question, self.turns):
+                answer += piece
+                print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            pass
+        print(flush=True)
+        self.turns.append((question, answer))
 
 
-def kept(pieces: Iterator[str], parts: list[str]) -> Iterator[str]:
-    for piece in pieces:
-        parts.append(piece)
-        yield piece
-
-
-def prompted(source: TextIO) -> Iterator[str]:
-    """Yield the lines of `lines_of`, with a prompt at a terminal."""
-    if source.isatty():
+def chat_about_file(args, shown: Shown) -> None:
+    """Answer the questions on standard input, with a prompt at a terminal."""
+    conversation = Conversation(opened(args, shown))
+    if sys.stdin.isatty():
         print("One question per line; Ctrl-D ends.", file=sys.stderr)
-    lines = lines_of(source)
-    while True:
-        show_prompt(source)
-        line = next(lines, None)
-        if line is None:
-            return
-        yield line
+    show_prompt(sys.stdin)
+    for line in lines_of(sys.stdin):
+        conversation.say(line)
+        show_prompt(sys.stdin)
+    if not conversation.turns and not sys.stdin.isatty():
+        raise UserError("standard input has no question; expected one per line, for example: echo 'What happens?' |")
 
 
 def lines_of(source: TextIO) -> Iterator[str]:
-    """Yield the lines that are not empty, one as soon as it is there."""
-    while line := source.readline():
-        if line.strip():
-            yield line.strip()
+    """Yield the lines that are not empty, one as soon as it is there; raises UserError if one is no text."""
+    try:
+        while line := source.readline():
+            if line.strip():
+                yield line.strip()
+    except UnicodeDecodeError as error:
+        raise UserError(f"a question is no text ({first_line(error)}); expected one in {error.encoding}") from error
 
 
 def show_prompt(source: TextIO) -> None:

@@ -11,15 +11,14 @@ from fvlm.config.trained import summary_in
 from fvlm.data.decode.media import MAX_FRAMES
 from fvlm.data.shards.text import END, END_OF_TEXT, largest_id, load_tokenizer
 from fvlm.errors import UserError
-from fvlm.evaluate.read import SOURCES, read_run
+from fvlm.evaluate.read import SOURCES, files_of, read_run
 from fvlm.use.card import card
-from fvlm.use.options import shown_like
+from fvlm.use.options import TOKENS, shown_like
 
 CODE = ("configuration_fvlm.py", "modeling_fvlm.py", "processing_fvlm.py")
 TEMPLATE, TOKENIZER = "chat_template.jinja", "tokenizer.json"
 ARCHITECTURES = ("foveated", "multi_token", "pixel_shuffle", "blind")  # of exported/configuration_fvlm.py
 STARTS = {"dino.dino.": "vision_model.", "llm.llama.": "language_model.", "connector.": "connector."}
-TOKENS = 60  # longest answer, unless `generate` is called with another number
 
 
 def add_arguments(parser) -> None:
@@ -29,6 +28,9 @@ def add_arguments(parser) -> None:
 
 def main(args) -> None:
     run, beside = read_run(args.run)
+    saved = files_of(args.run)
+    if saved.exported:
+        raise UserError(f"{args.run} is an exported folder already; copy it, or name a finished run")
     if run.model.architecture not in ARCHITECTURES:
         raise UserError(
             f"{args.run}: architecture {run.model.architecture!r} cannot be exported; expected one of "
@@ -36,8 +38,7 @@ def main(args) -> None:
         )
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise UserError(f"{args.out} exists and is not empty; name a new folder, or delete it first")
-    tokenizer = args.run.absolute().parents[1] / "tokenizer"
-    ids = _control_ids(tokenizer, run.model)
+    ids = _control_ids(saved.tokenizer, run.model)
     shown = {kind: shown_like(beside[SOURCES], kind, run.name).get("crop", True) for kind in ("image", "video")}
 
     from fvlm.evaluate.load import load_run  # imports torch, which takes seconds
@@ -53,8 +54,9 @@ def main(args) -> None:
     _write_json(part / "generation_config.json", _generation(ids[END]))
     _write_json(part / "processor_config.json", _processor(run.model, run.data, shown))
     (part / TEMPLATE).write_text(_template(run.data.question_first > 0.5))  # as in most of the run's training samples
-    _copy_tokenizer(tokenizer, part)
+    _copy_tokenizer(saved.tokenizer, part)
     _write_weights(part / "model.safetensors", weights)
+    shutil.copyfile(saved.configuration, part / "run.json")  # for `--run` of `fvlm ask` and others
     (part / "README.md").write_text(card(args.run.absolute(), run, beside[SOURCES], summary_in(args.run)))
     if out.is_dir():
         out.rmdir()

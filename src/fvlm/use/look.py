@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fvlm.config.resolve import add_study_arguments, study_of
 from fvlm.errors import UserError
-from fvlm.use.options import Shown, add_run_argument, check_file, check_question, is_image, is_stream
+from fvlm.use.options import Shown, add_run_argument, check_file, check_out, check_question, is_image, is_stream
 
 
 def add_arguments(parser) -> None:
@@ -26,18 +26,22 @@ def main(args) -> int:
     study = study_of(args) if args.video is None else None
     from fvlm.evaluate.load import check_split  # these import torch, which takes seconds
     from fvlm.use.answer import Answers
-    from fvlm.use.looking import held_out_samples, look
+    from fvlm.use.looking import Sample, held_out_samples, look
     from fvlm.use.page import Video, write_page
 
     videos: list[Video] = []
+    names = [shown.run.name for shown in runs]
     for shown, folder in zip(runs, args.runs, strict=True):
         answers = Answers(folder, None, args.tokens)
+        if names.count(shown.run.name) > 1:  # of two studies, or a run and its exported folder
+            answers.run = answers.run.model_copy(update={"name": str(folder)})
         if study is None:
             question = args.question or runs[0].prompt(args.video)
-            samples = [sample_as_shown(shown, args.video, question)]
+            clip, still = shown.decoded(args.video), is_image(args.video)
+            samples = [Sample(args.video.name, clip.frames, None if still else clip.times_s, still, question)]
         else:
             check_split(shown.run, study, folder)
-            samples = held_out_samples(runs[0].run, study, study.evaluation.attention_videos)
+            samples = held_out_samples(runs[0].run, study)
         for place, sample in enumerate(samples):
             if place == len(videos):
                 videos.append(Video(sample, []))
@@ -64,14 +68,5 @@ def check_arguments(args) -> None:
         check_file(args.video)
     if args.question is not None:
         check_question(args.question)
-
-
-def sample_as_shown(shown: Shown, file: Path, question: str):
-    """Return a video or image as a sample that a run is shown; raises UserError if it cannot be decoded."""
-    from fvlm.data.decode.media import MediaError
-    from fvlm.use.looking import sample_of_file
-
-    try:
-        return sample_of_file(file, is_image(file), shown.crop(file), shown.run.data.max_frames, question)
-    except MediaError as error:
-        raise UserError(f"{file} cannot be decoded ({error.reason}: {error}); expected a video or an image") from error
+    for path in filter(None, (args.out, args.film)):
+        check_out(path)

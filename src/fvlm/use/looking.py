@@ -14,11 +14,10 @@ from fvlm.batch import Batch
 from fvlm.config.schema import Run, Study
 from fvlm.data.shards.samples import decode_frames, evenly_spaced, sample_text
 from fvlm.device import autocast
-from fvlm.errors import UserError
-from fvlm.evaluate.maps import fixed_videos
+from fvlm.evaluate.maps import videos_to_show
 from fvlm.model.encoder import Attention
-from fvlm.model.generate import Reading, written
-from fvlm.use.answer import Answers, clip_of, prompt_batch
+from fvlm.model.generate import Reading, check_length, written
+from fvlm.use.answer import Answers, prompt_batch
 
 
 @dataclass(frozen=True)
@@ -60,23 +59,9 @@ class Looked:
     depends: np.ndarray
 
 
-def sample_of_file(file: Path, still: bool, crop: bool, most: int, question: str) -> Sample:
-    """Return a video or image as a sample; arguments and errors as in `clip_of`."""
-    clip = clip_of(file, still, crop, most)
-    return Sample(file.name, clip.frames, None if still else clip.times_s, still, question)
-
-
-def held_out_samples(run: Run, study: Study, count: int) -> Iterator[Sample]:
-    """Yield at most `count` held-out videos, each with its first question: those of `fvlm attention`.
-
-    raises   UserError if no video is held out
-    """
-    videos = fixed_videos(run, study, count)
-    if not len(videos.order):
-        raise UserError(
-            f"run {run.name!r}: no held-out video to show; set `held_out` of one of its video sources in "
-            "config/sources.yaml, or name a video"
-        )
+def held_out_samples(run: Run, study: Study) -> Iterator[Sample]:
+    """Yield the held-out videos of `fvlm attention`, each with its first question; errors as in `videos_to_show`."""
+    videos = videos_to_show(run, study)
     for place, row in zip(videos.order.source.tolist(), videos.order.row.tolist(), strict=True):
         index, prompt = videos.corpus.indices[place], videos.corpus.prompts[place]
         members = index.read(row, Path(study.results))
@@ -101,10 +86,14 @@ def _first_turns(text: dict, prompt: str) -> tuple[str, str]:
 
 
 def look(answers: Answers, sample: Sample) -> Looked:
-    """Answer a sample's question and return where the run looked."""
+    """Answer a sample's question and return where the run looked.
+
+    raises   UserError if the longest answer does not fit into the language model's positions
+    """
     run, model = answers.run, answers.model
     shown = _positions(sample, run)
     before, behind = answers.prompt(sample.question)
+    check_length(len(shown) * run.model.visual_tokens + len(before) + len(behind) + answers.tokens, model)
     frames = sample.frames[np.unique(shown)]
     batch = prompt_batch(frames, len(shown), before + behind, len(before)).to(answers.device)
     with torch.no_grad(), autocast(run, answers.device):

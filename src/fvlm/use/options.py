@@ -3,26 +3,32 @@
 import argparse
 import stat
 import sys
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 from fvlm.config.schema import Run
-from fvlm.data.decode.media import IMAGE_SUFFIXES
+from fvlm.data.decode.media import IMAGE_SUFFIXES, Clip, MediaError
 from fvlm.errors import UserError
 from fvlm.evaluate.read import SOURCES, read_run
 
 QUESTION = "Say what happens in the video."  # for a run that did not save the prompts of its sources
+TOKENS = 60  # longest answer, unless a command has another number
 
 
 def add_run_argument(parser: argparse.ArgumentParser, **options) -> None:
     parser.add_argument(
-        "--run", required=True, type=Path, help="folder of a finished run, for example results/runs/stage3", **options
+        "--run",
+        required=True,
+        type=Path,
+        help="folder of a finished run, for example results/runs/stage3, or of `fvlm export`",
+        **options,
     )
 
 
 def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_argument(parser)
-    parser.add_argument("--tokens", type=int, default=60, help="longest answer, in tokens (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="longest answer, in tokens (default: %(default)s)")
     parser.add_argument(
         "--mode",
         default=None,
@@ -40,7 +46,7 @@ def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
 class Shown:
     """A finished run, and how the samples that it was trained on were shown.
 
-    folder    results/runs/NAME
+    folder    results/runs/NAME, or of `fvlm export`
     raises    UserError if the run is not finished
     """
 
@@ -65,6 +71,32 @@ class Shown:
     def prompt(self, file: Path) -> str:
         return self.like(file).get("prompt") or QUESTION
 
+    def positions(self, file: Path) -> int | None:
+        """Number of visual positions that an image fills; None for a video."""
+        return self.run.data.static_frames if is_image(file) else None
+
+    def clip(self, file: Path) -> Clip:
+        """Return the frames of a video, at most `data.max_frames` and evenly spaced, or the one of an image.
+
+        raises    MediaError if the file is no video or image that can be decoded
+        """
+        from fvlm.data.decode.video import decode_image, decode_video  # import PyAV and Pillow
+        from fvlm.data.shards.samples import evenly_spaced
+
+        clip = decode_image(file, self.crop(file)) if is_image(file) else decode_video(file, crop=self.crop(file))
+        chosen = evenly_spaced(len(clip.frames), self.run.data.max_frames)
+        return replace(clip, frames=clip.frames[chosen], times_s=clip.times_s[chosen])
+
+    def decoded(self, file: Path) -> Clip:
+        """Return the clip of a file without which a command has nothing to do; raises UserError."""
+        try:
+            return self.clip(file)
+        except MediaError as error:
+            raise UserError(
+                f"{file} cannot be decoded ({error.reason}: {error}); expected a video, or an image with a name that "
+                "ends in .jpg, .png or the like"
+            ) from error
+
 
 def checked_run(args: argparse.Namespace) -> Shown:
     """Return the run of `add_answer_arguments`; raises UserError for arguments that do not suit it."""
@@ -74,6 +106,8 @@ def checked_run(args: argparse.Namespace) -> Shown:
         raise UserError(f"--tokens is {args.tokens}; expected at least 1")
     if not 0 <= args.temperature < float("inf"):
         raise UserError(f"--temperature is {args.temperature:g}; expected 0 or more")
+    if not 0 <= args.seed < 2**63:
+        raise UserError(f"--seed is {args.seed}; expected 0 to 2^63 - 1")
     if not shown.run.model.variant.sees:
         print(f"{shown.run.name}: this run has no encoder; it answers without the frames", file=sys.stderr)
     return shown
@@ -105,6 +139,14 @@ def is_stream(file: Path) -> bool:
 def check_file(file: Path) -> None:
     if not file.is_file():
         raise UserError(f"{file}: no such file; expected a video or an image, or - for a video on standard input")
+
+
+def check_out(path: Path) -> None:
+    """Raise UserError if no file can have this name, before the work is done."""
+    wrong = path if path.is_dir() else next((p for p in path.parents if p.exists() and not p.is_dir()), None)
+    if wrong is not None:
+        kind = "folder" if wrong == path else "file"
+        raise UserError(f"{path} cannot be written: {wrong} is a {kind}; name a new file")
 
 
 def check_stream(run: Run, mode: str | None) -> None:

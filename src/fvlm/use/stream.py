@@ -16,8 +16,8 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from fvlm.data.decode.media import MediaError
-from fvlm.data.decode.packets import FORMATS, LIMIT, NO_TIMES, demux
-from fvlm.data.decode.pyav import BACK_S, FORWARD_S, pixel_aspect, to_square
+from fvlm.data.decode.packets import FORMATS, LIMIT, NO_TIMES
+from fvlm.data.decode.pyav import BACK_S, FORWARD_S, frames_of, pixel_aspect, to_square
 from fvlm.errors import UserError, first_line
 
 # Pictures one after the other, which have no times: each one is a frame. By their first bytes.
@@ -130,7 +130,7 @@ def _frames(container: InputContainer, stream: VideoStream, crop: bool) -> Itera
             raise UserError(f"a frame of the stream cannot be used: {error}") from error
 
     with container:
-        for frame in _decoded(container, stream):
+        for frame in frames_of(container, stream):
             if pictures:
                 count += 1
                 yield square(frame)
@@ -148,18 +148,6 @@ def _frames(container: InputContainer, stream: VideoStream, crop: bool) -> Itera
             count += 1
     if not count:
         raise UserError(f"the stream is {UNREADABLE} (no frame could be decoded)")
-
-
-def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
-    for packet in demux(container, stream):
-        try:
-            yield from stream.codec_context.decode(packet)
-        except av.error.FFmpegError:
-            continue  # a damaged packet
-    try:
-        yield from stream.codec_context.decode(None)
-    except av.error.FFmpegError:
-        return
 
 
 class Clock:

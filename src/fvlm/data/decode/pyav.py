@@ -8,6 +8,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -163,7 +164,7 @@ def _decode_every(
         aspect = float(stream.sample_aspect_ratio or 0) or None
         clock = _Clock(form, unit_s, rate)
         ticks = clock.ticks
-        for frame in _frames_of(container, stream):
+        for frame in frames_of(container, stream):
             number = len(ticks)
             clock.add(frame)
             now_s = (
@@ -227,8 +228,9 @@ class _Clock:
         return self.ticks[-1] + 1 if self.ticks else 0  # frames that leave the decoder at the end have no number
 
 
-def _frames_of(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
-    for packet in [*demux(container, stream), None]:
+def frames_of(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+    """Yield all frames as they are decoded, without damaged packets."""
+    for packet in chain(demux(container, stream), [None]):
         try:
             yield from stream.codec_context.decode(packet)
         except av.error.FFmpegError:
