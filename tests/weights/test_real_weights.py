@@ -18,6 +18,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Dinov2Model, LlamaForCausalLM
 
+from benchmarks.obvious import normalised
 from fvlm.__main__ import main
 from fvlm.config.resolve import study_from_files
 from fvlm.costs.flops import parameters
@@ -30,7 +31,7 @@ from fvlm.study.plan import plan_rows
 from fvlm.study.trial import Trial, expected, flops_of, step_of
 from fvlm.train.objective import TextObjective
 from tests import rank_cases
-from tests.model_cases import pixels_of, visual_tokens
+from tests.model_cases import visual_tokens
 from tests.rank_cases import Team, signalled, train
 from tests.test_train_exact import equal, outcome
 from tests.weights.cases import batch_of, changed, clips, prepare, study_file
@@ -115,7 +116,7 @@ def test_our_chat_is_that_of_the_model_s_template(weights, tokenizer):
 def test_the_encoder_s_features_are_those_of_transformers(model, study, weights):
     frames = torch.from_numpy(clips(study)[0][:2])
     theirs = Dinov2Model.from_pretrained(weights / ENCODER).eval()
-    expected_features = theirs(pixels_of(frames).float()).last_hidden_state
+    expected_features = theirs(normalised(frames, torch.float32)).last_hidden_state
     features = model.dino.encode(frames, keys=False, features=True).features
     torch.testing.assert_close(features, expected_features, rtol=1e-3, atol=2e-3)
     first, second = (features[i, 1:].flatten() for i in range(2))

@@ -138,6 +138,13 @@ def memory_of(path: str) -> ResultsMemory | None:
     return next((MEMORIES[folder] for folder in Path(path).parents if folder in MEMORIES), None)
 
 
+class Parameters(MetadataRecord):
+    """Parameters of a file that no job of this folder has made. A report skips it: it has no rule and no times."""
+
+    def __getitem__(self, key: str):
+        raise KeyError(key)
+
+
 class Remembering:
     """Snakemake's memory of the working directory, extended by that of the results folders."""
 
@@ -165,13 +172,8 @@ class Remembering:
             params = memory.params(key)
         if params is None:
             return record
-        known = MetadataRecord(record_format_version=RECORD_FORMAT_VERSION) if record is None else record
+        known = Parameters(record_format_version=RECORD_FORMAT_VERSION) if record is None else record
         return known.model_copy(update={"params": params})
-
-    def metadata(self, path):
-        """Return what a report shows of a file; nothing of one that no job of this folder has made: it has no rule."""
-        found = super().metadata(path)
-        return found if found and found["rule"] else None
 
     def _filter_incomplete_keys(self, keys: Iterable[str]) -> set[str]:
         """Return the files of interrupted jobs; a run that was adopted after its training was killed is whole."""
