@@ -145,8 +145,8 @@ def table(work: Path, out: Path) -> None:
     preflight = work / "config/results/preflight.txt"
     if preflight.exists():
         lines = preflight.read_text().splitlines()
-        told = [line for line in lines if line.startswith("problem") or " worst batch " in line]
-        found["preflight"] = [" ".join(line.split()) for line in (*told, lines[-1])]
+        problems = [line for line in lines if line.startswith("problem") or " worst batch " in line]
+        found["preflight"] = [" ".join(line.split()) for line in (*problems, lines[-1])]
     if (out / "evaluation.csv").exists():
         found["evaluation"] = _losses(out / "evaluation.csv")
     (out / "gpu.json").write_text(json.dumps(found, indent=1))

@@ -207,7 +207,7 @@ def answered(run: str, rng) -> pd.DataFrame:
         {"run": run, "benchmark": "mvbench", "title": "MVBench", "main": frames == "own" and way == "letter",
          "mode": "autoregressive", "frames": frames, "way": way, "metric": "accuracy", "group": "all",
          "category": "all", "score": score, "low": score - 2, "high": score + 2, "chance": 27.3, "questions": 3800,
-         "videos": 3600, "asked": 4000, "missing": 200, "unusable": 0, "source": ""}
+         "videos": 3600, "total": 4000, "missing": 200, "unusable": 0, "source": ""}
         for way in ("letter", "generated")
         for frames in (("own", "other", "none", "shuffled", "rotated") if way == "letter" else ("own",))
         for score in [round(27 + 5 * rng.random() + 6 * (frames == "own"), 2)]

@@ -85,7 +85,7 @@ def test_options_in_one_batch_score_as_each_one_alone(tmp_path, tokens, settings
 def test_an_image_stands_at_as_many_positions_as_in_training(tmp_path, tokens):
     study_with(tmp_path, tokens, {})
     answerer = FinishedRun(tmp_path / "results/runs/baseline")
-    asked = questions_of("pope", pope(tmp_path, {"random": "y"})).asked[0]
+    asked = questions_of("pope", pope(tmp_path, {"random": "y"})).usable[0]
     shown = load(asked.media, tmp_path, True, answerer.max_frames, answerer.static_frames)
     assert (len(shown.frames), shown.positions, shown.still) == (1, answerer.run.data.static_frames, True)
     assert answerer._batch([Sample(shown, "Is it?", "yes")]).frame_index.tolist() == [0] * shown.positions
@@ -93,7 +93,7 @@ def test_an_image_stands_at_as_many_positions_as_in_training(tmp_path, tokens):
 
 def test_a_generated_answer_is_that_of_fvlm_ask(tmp_path, tokens):
     study_with(tmp_path, tokens, {})
-    folder, asked = tmp_path / "results/runs/baseline", questions_of("demo", demo(tmp_path / "d")).asked[0]
+    folder, asked = tmp_path / "results/runs/baseline", questions_of("demo", demo(tmp_path / "d")).usable[0]
     run, _ = run_of(tmp_path / "results")
     finished(folder, run, build_model(run.model, 12))  # whose first tokens are no special ones
     shown = load(asked.media, tmp_path / "d", True, 64, 1)
@@ -113,7 +113,7 @@ def test_a_run_answers_a_benchmark_from_end_to_end(tmp_path, tokens, monkeypatch
     assert set(table["mode"]) == {"coarse_only", "coarse_fine", "autoregressive"}
     assert set(table.loc[table["frames"] != "own", "mode"]) == {"autoregressive"}
     assert {"letter", "text", "text_per_token", "generated"} == set(table["way"])
-    assert (table["missing"] == 2).all() and (table["asked"] == 6).all() and table["main"].sum() == 1
+    assert (table["missing"] == 2).all() and (table["total"] == 6).all() and table["main"].sum() == 1
     assert "2 questions lack their video" in capsys.readouterr().err
     lines = (tmp_path / "video_mme_subtitles.jsonl").read_text().splitlines()[1:]
     prompts = {row["id"]: row["prompt"] for line in lines if "prompt" in (row := json.loads(line)["rows"][0])}
@@ -150,11 +150,11 @@ def test_the_arguments_are_checked_before_torch_is_loaded(tmp_path):
 def test_the_demo_has_two_questions_about_each_video_with_all_answers_in_turn(tmp_path):
     make_corpus("benchmark", tmp_path / "demo", samples=24, seed=7, processes=1)
     found = questions_of("demo", tmp_path / "demo")
-    assert len(found.asked) == 24 and len({question.video for question in found.asked}) == 12
-    assert {question.categories["task"] for question in found.asked} == {"what", "where", "when", "how many", "order"}
-    assert all(len(set(question.options)) == 4 for question in found.asked)
-    assert len({question.answer for question in found.asked}) == 4
-    shown = load(found.asked[0].media, tmp_path / "demo", True, 64, 1)
+    assert len(found.usable) == 24 and len({question.video for question in found.usable}) == 12
+    assert {question.categories["task"] for question in found.usable} == {"what", "where", "when", "how many", "order"}
+    assert all(len(set(question.options)) == 4 for question in found.usable)
+    assert len({question.answer for question in found.usable}) == 4
+    shown = load(found.usable[0].media, tmp_path / "demo", True, 64, 1)
     assert len(shown.frames) == 4
 
 

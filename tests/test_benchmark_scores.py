@@ -52,8 +52,8 @@ def test_accuracy_chance_and_counts_by_hand():
     (row,) = scored("video_mme", [*records, *problems]).to_dict("records")
     assert row["score"] == 50 and row["main"]
     assert row["chance"] == pytest.approx(100 * (1 / 4 + 1 / 4 + 1 / 3 + 1 / 5) / 4, abs=1e-3)
-    counts = {name: row[name] for name in ("questions", "videos", "asked", "missing", "unusable")}
-    assert counts == {"questions": 4, "videos": 3, "asked": 6, "missing": 1, "unusable": 1}
+    counts = {name: row[name] for name in ("questions", "videos", "total", "missing", "unusable")}
+    assert counts == {"questions": 4, "videos": 3, "total": 6, "missing": 1, "unusable": 1}
     assert row["low"] < 50 < row["high"]
 
 
@@ -119,7 +119,7 @@ def test_a_model_that_always_says_a_is_at_chance_over_the_rotations(tmp_path):
         and (table["chance"].dropna() == 25).all()
     )
     (main_row,) = table[table["main"]].to_dict("records")
-    assert (main_row["way"], main_row["frames"], main_row["asked"], main_row["missing"]) == ("letter", "own", 6, 0)
+    assert (main_row["way"], main_row["frames"], main_row["total"], main_row["missing"]) == ("letter", "own", 6, 0)
 
 
 def test_a_text_is_scored_whole_and_per_token(tmp_path):
@@ -179,7 +179,7 @@ def test_a_video_that_cannot_be_decoded_is_counted_as_missing(tmp_path):
     folder = video_mme(tmp_path / "d")
     (folder / "data/v1.mp4").write_bytes(b"no video" * 100)
     table = asked(Always("A"), "video_mme", folder, tmp_path / "v.csv")
-    assert set(table["missing"]) == {2} and set(table["asked"]) == {6}
+    assert set(table["missing"]) == {2} and set(table["total"]) == {6}
     (main_row,) = table[table["main"]].to_dict("records")
     assert main_row["questions"] == 4 and main_row["videos"] == 2
     for i in (0, 2):

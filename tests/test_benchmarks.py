@@ -61,14 +61,14 @@ def test_yes_or_no_by_the_official_rule(answer, place):
 
 def test_video_mme(tmp_path):
     found = questions_of("video_mme", video_mme(tmp_path, here=2))
-    first = found.asked[0]
+    first = found.usable[0]
     assert (first.id, first.video, first.text, first.options) == ("000", "data/v0.mp4", "Which 0?", tuple(OPTIONS))
     assert first.categories == {"length": "short", "domain": "Knowledge", "task": "Counting"}
     lines = [f"{mark}. {word}" for mark, word in zip("ABCD", OPTIONS, strict=True)]
     assert first.lettered() == "\n".join(["Which 0?", *lines, LETTER_PROMPT])
     turned = first.lettered(1).splitlines()[1:5]
     assert turned == ["A. grey", "B. red", "C. green", "D. blue"] and first.place(3, 1) == 0
-    assert [question.id for question in found.asked] == ["000", "001", "002", "003"]
+    assert [question.id for question in found.usable] == ["000", "001", "002", "003"]
     assert [(one["id"], one["reason"]) for one in found.problems] == [("004", "missing"), ("005", "missing")]
     assert "data/v2.mp4" in found.problems[0]["problem"]
 
@@ -98,7 +98,7 @@ def test_subtitles_at_the_shown_frames(tmp_path):
     file.write_text(SRT)
     assert subtitles_at(file, [0, 1, 2, 3]) == "Hello\nto all of you"
     assert subtitles_at(file, [62, 63]) == ""
-    asked = questions_of("video_mme_subtitles", video_mme(tmp_path)).asked
+    asked = questions_of("video_mme_subtitles", video_mme(tmp_path)).usable
     assert [question.subtitles for question in asked] == [None, None, file, file, None, None]
     before = questions_of("video_mme_subtitles", tmp_path).identity
     assert before == questions_of("video_mme_subtitles", tmp_path).identity
@@ -119,12 +119,12 @@ def test_mvbench_has_parts_of_videos_and_folders_of_frames(tmp_path):
         (frames / f"{i + 1:05d}.jpg").write_bytes(picture(i, "JPEG"))
     write_table(tmp_path / "json/episodic_reasoning.json", [{**about, "video": "castle", "start": 0, "end": 3}])
     found = questions_of("mvbench", tmp_path)
-    spans = {question.categories["task"]: question.media[0].span_s for question in found.asked}
+    spans = {question.categories["task"]: question.media[0].span_s for question in found.usable}
     assert spans == {"action_sequence": (0.5, 2.0), "episodic_reasoning": None, "state_change": None}
-    episode = next(one for one in found.asked if one.categories["task"] == "episodic_reasoning")
+    episode = next(one for one in found.usable if one.categories["task"] == "episodic_reasoning")
     assert episode.video.endswith("castle") and len(episode.media) == 3
     assert [one["reason"] for one in found.problems] == ["unusable"]
-    assert len({question.id for question in found.asked}) == 3
+    assert len({question.id for question in found.usable}) == 3
 
 
 def test_mlvu_leaves_texts_out_and_counts_answers_that_are_no_option(tmp_path):
@@ -133,7 +133,7 @@ def test_mlvu_leaves_texts_out_and_counts_answers_that_are_no_option(tmp_path):
     write_table(tmp_path / "json/1_plotQA.json", [*rows, {**about, "answer": "A long summary."}])
     add_video(tmp_path / "video/1_plotQA/a.mp4")
     found = questions_of("mlvu", tmp_path)
-    assert len(found.asked) == 1 and found.asked[0].answer == 1
+    assert len(found.usable) == 1 and found.usable[0].answer == 1
     assert [one["reason"] for one in found.problems] == ["unusable"] and "'black'" in found.problems[0]["problem"]
 
 
@@ -144,15 +144,15 @@ def test_too_few_or_too_many_options_are_counted_and_named(tmp_path, capsys):
     add_video(tmp_path / "video/1_plotQA/a.mp4")
     found = check_questions("mlvu", BENCHMARKS["mlvu"], source_of("mlvu", tmp_path), "")
     assert "2 rows cannot be used and are not scored: expected a list of 2 to 26 options;" in capsys.readouterr().err
-    assert [len(question.options) for question in found.asked] == [26]
+    assert [len(question.options) for question in found.usable] == [26]
     assert [one["reason"] for one in found.problems] == ["unusable", "unusable"]
 
 
 def test_pope_has_splits_that_number_their_questions_alike(tmp_path):
     found = questions_of("pope", pope(tmp_path, {"random": "yn", "popular": "yn"}))
-    assert [question.id for question in found.asked] == ["popular-1", "popular-2", "random-1", "random-2"]
-    assert found.asked[0].text == "Is there a dog?\nAnswer yes or no."
-    assert [question.answer for question in found.asked] == [0, 1, 0, 1]
+    assert [question.id for question in found.usable] == ["popular-1", "popular-2", "random-1", "random-2"]
+    assert found.usable[0].text == "Is there a dog?\nAnswer yes or no."
+    assert [question.answer for question in found.usable] == [0, 1, 0, 1]
 
 
 def test_a_missing_image_loses_no_other_question_of_the_same_name(tmp_path):
@@ -160,7 +160,7 @@ def test_a_missing_image_loses_no_other_question_of_the_same_name(tmp_path):
     table.write_text(table.read_text().replace('"question_id": 2', '"question_id": 1'))
     (tmp_path / "0.jpg").unlink()
     found = questions_of("pope", tmp_path)
-    assert len(found.asked) == 1 and len(found.problems) == 1
+    assert len(found.usable) == 1 and len(found.problems) == 1
 
 
 def test_an_image_in_a_table_is_held_once(tmp_path):
@@ -169,8 +169,8 @@ def test_an_image_in_a_table_is_held_once(tmp_path):
     write_table(tmp_path / "data/test-0.parquet", rows)
     source = source_of("pope", tmp_path, table="data/test-*.parquet")
     found = check_questions("pope", BENCHMARKS["pope"], source, "")
-    assert [question.id for question in found.asked] == [f"random-{i}" for i in range(4)]
-    images = [question.media[0] for question in found.asked]
+    assert [question.id for question in found.usable] == [f"random-{i}" for i in range(4)]
+    images = [question.media[0] for question in found.usable]
     assert images[0] is images[1] and images[2] is images[3] and images[0].content != images[2].content
     assert b"PNG" in images[0].content and "PNG" not in repr(found.identity)
 
@@ -179,15 +179,15 @@ def test_scienceqa(tmp_path):
     about = {"question": "Which?", "choices": OPTIONS[:2], "answer": 1, "hint": "Look.", "subject": "natural science"}
     rows = [{**about, "image": stored(4), "grade": "grade2", "category": "c"}]
     write_table(tmp_path / "ScienceQA-IMG/test-0.parquet", rows)
-    (question,) = questions_of("scienceqa", tmp_path).asked
+    (question,) = questions_of("scienceqa", tmp_path).usable
     assert question.text == "Look.\nWhich?" and question.answer == 1
     assert question.categories == {"subject": "natural science", "grade": "grade2", "options": "2"}
 
 
 def test_the_demo_asks_in_the_words_of_its_training(tmp_path):
     found = questions_of("demo", demo(tmp_path))
-    assert [question.text for question in found.asked[:2]] == ["What colour is 0?", "What colour is 1?"]
-    assert found.asked[1].options == tuple(OPTIONS) and found.asked[1].answer == 1
+    assert [question.text for question in found.usable[:2]] == ["What colour is 0?", "What colour is 1?"]
+    assert found.usable[1].options == tuple(OPTIONS) and found.usable[1].answer == 1
 
 
 def test_captions_of_one_video_are_its_references(tmp_path):
@@ -196,7 +196,7 @@ def test_captions_of_one_video_are_its_references(tmp_path):
     for name in "ab":
         add_video(tmp_path / f"{name}.mp4")
     found = questions_of("captions", tmp_path)
-    assert {one.video: one.references for one in found.asked} == {"a.mp4": ("a dog", "a cat"), "b.mp4": ("x",)}
+    assert {one.video: one.references for one in found.usable} == {"a.mp4": ("a dog", "a cat"), "b.mp4": ("x",)}
 
 
 def test_a_benchmark_without_its_videos_is_refused_in_a_sentence(tmp_path, capsys):
@@ -204,7 +204,7 @@ def test_a_benchmark_without_its_videos_is_refused_in_a_sentence(tmp_path, capsy
     with pytest.raises(UserError, match=r"no question has its video \(data/v0.mp4: no such file\)"):
         check_questions("video_mme", BENCHMARKS["video_mme"], source, "")
     add_video(tmp_path / "data/v1.mp4")
-    assert len(check_questions("video_mme", BENCHMARKS["video_mme"], source, "").asked) == 2
+    assert len(check_questions("video_mme", BENCHMARKS["video_mme"], source, "").usable) == 2
     assert "4 questions lack their video and are not scored: data/v0.mp4: no such file;" in capsys.readouterr().err
     with pytest.raises(UserError, match="no folder"):
         check_questions("video_mme", BENCHMARKS["video_mme"], source_of("video_mme", tmp_path / "x"), "")

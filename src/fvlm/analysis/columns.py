@@ -18,7 +18,7 @@ TABLES = {
         loss_without_end+""",
     "bootstrap": "run* mode* frames* order* source* kind*",  # then one column per replicate
     "benchmarks": """run* benchmark* title* main? mode* frames* way* metric* group* category* score low high chance
-        questions videos asked missing unusable source*""",
+        questions videos total missing unusable source*""",
     "ablations": """group* run* question* compared_with* note* n_seeds samples data_differs* best_val_loss
         final_val_loss best_difference final_difference evaluation_loss evaluation_difference difference low high
         interval* noise noise_from* likely_above clear? measure*""",

@@ -85,7 +85,7 @@ def benchmarks(scores: pd.DataFrame) -> list[dict]:
                 "score": percent(row["score"]),
                 "interval": f"{percent(row['low'])} to {percent(row['high'])}" if np.isfinite(row["low"]) else "–",
                 "guessing": percent(row["chance"]),
-                "about": row["source"] or f"{row['questions']:,.0f} of {row['asked']:,.0f} questions",
+                "about": row["source"] or f"{row['questions']:,.0f} of {row['total']:,.0f} questions",
             }
             for row in own.to_dict("records")
         ]

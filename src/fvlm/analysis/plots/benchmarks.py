@@ -43,7 +43,7 @@ def benchmarks(benchmarks: pd.DataFrame, comparisons: Comparisons) -> tuple[Figu
         axes[0].plot([], [], color=GREY, marker="o", mfc="white", ls="", label=PUBLISHED)
     style.legend_below(figure, axes[0], "bars: 95 % over videos, one seed", ncols=3)
     kept = ["title", "run", "frames", "mode", "way", "metric", "score", "low", "high", "chance", "questions", "videos",
-            "asked", "missing", "unusable", "source"]  # fmt: skip
+            "total", "missing", "unusable", "source"]  # fmt: skip
     return figure, table[kept]
 
 
@@ -60,5 +60,5 @@ def _draw(ax: Axes, table: pd.DataFrame, comparisons: Comparisons) -> None:
     if pd.notna(own["chance"]):
         ax.axvline(own["chance"], color="black", lw=1, ls=":")
     ax.set_xlim(0, max(60.0, table["high"].max(), table["score"].max()) * 1.04)
-    counted = f"{own['questions']:,.0f} of {own['asked']:,.0f} questions"
+    counted = f"{own['questions']:,.0f} of {own['total']:,.0f} questions"
     ax.set_title(f"{own['title']}: {own['metric']} by {own['way'].replace('_', ' ')}, {counted}")

@@ -244,7 +244,7 @@ def _benchmarks(numbers: pd.DataFrame) -> list[str]:
         chance = f"guessing gives {number(first['chance'])} %; " if np.isfinite(first["chance"]) else ""
         sentences.append(
             f"{title}, {first['way'].replace('_', ' ')}, {first['metric']}: {chance}{first['questions']:.0f} of "
-            f"{first['asked']:.0f} questions on {first['videos']:.0f} videos, {missing} lack their video."
+            f"{first['total']:.0f} questions on {first['videos']:.0f} videos, {missing} lack their video."
         )
     published = numbers.loc[numbers["frames"].isna(), "source"].dropna().drop_duplicates()
     return [*sentences, *(f"Hollow: published ({source})." for source in published)]

@@ -26,10 +26,10 @@ def _grid(rng: np.random.Generator) -> Scene:
             lists.append(other)
     texts = [" ".join(one) for one in lists]
     place = pick(rng, PLACES)
-    asked = colour_question(place, things[place])
+    question = colour_question(place, things[place])
     rows = [
         _choice(rng, "what", "What colours are there?", texts[0], texts),
-        _choice(rng, "what", asked["question"], asked["answer"], COLOURS),
+        _choice(rng, "what", question["question"], question["answer"], COLOURS),
     ]
     return Scene([list(things.values())] * SECONDS, rows)
 

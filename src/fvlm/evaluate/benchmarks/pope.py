@@ -16,8 +16,8 @@ YES, NO = 0, 1  # positions of the options, as the reader gives them
 
 def question(row: Row, folder: Path) -> Question:
     split = row.extra["task"]
-    asked = choice(row, split=split)
-    return replace(asked, id=f"{split}-{asked.id}")  # each split numbers its questions from 1
+    question = choice(row, split=split)
+    return replace(question, id=f"{split}-{question.id}")  # each split numbers its questions from 1
 
 
 def f1(chosen: int | None, answer: int) -> tuple[float, float]:

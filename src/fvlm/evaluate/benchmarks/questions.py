@@ -20,14 +20,14 @@ NAMED = 3  # problems that a message lists
 class Questions:
     """The questions of a benchmark, in the order of its tables.
 
-    asked       questions
-    problems    records of those that cannot be asked: {"id", "problem", "reason"}
+    usable      questions that can be answered
+    problems    records of the others: {"id", "problem", "reason"}
     folder      that the names of files start from
     """
 
     def __init__(self, benchmark: Benchmark, source: Source, results: str):
         self.folder = source_folder(source, results)
-        self.asked: list[Question] = []
+        self.usable: list[Question] = []
         self.problems: list[dict] = []
         questions, known = [], {}  # many questions may be about one image in a table, which is held once
         for row in iterate_rows(self.folder, table_of(source), reader=reader_of(source)):
@@ -44,16 +44,16 @@ class Questions:
             if absent:
                 self.problems.append({"id": question.id, "problem": f"{absent[0]}: no such file", "reason": MISSING})
             else:
-                self.asked.append(question)
+                self.usable.append(question)
 
     @property
     def identity(self) -> tuple:
         """All that the answers depend on, of the questions and their files."""
-        subtitles = sorted({q.subtitles for q in self.asked if q.subtitles})
+        subtitles = sorted({q.subtitles for q in self.usable if q.subtitles})
         # the name of an image in a table is a digest of its bytes
-        asked = [(replace(q, media=()), [(one.file, one.span_s) for one in q.media]) for q in self.asked]
+        usable = [(replace(q, media=()), [(one.file, one.span_s) for one in q.media]) for q in self.usable]
         sizes = [*self.bytes.items(), *((str(path), _size(path)) for path in subtitles)]
-        return asked, self.problems, sorted(sizes, key=str)
+        return usable, self.problems, sorted(sizes, key=str)
 
 
 def _size(path: Path) -> int | None:
@@ -79,10 +79,10 @@ def check_questions(name: str, benchmark: Benchmark, source: Source, results: st
         check_package()
     questions = Questions(benchmark, source, results)
     where = f"benchmark {name}, {questions.folder}"
-    if not questions.asked:
+    if not questions.usable:
         found = f" ({questions.problems[0]['problem']})" if questions.problems else ""
         raise UserError(f"{where}: no question has its video{found}; expected the files of docs/benchmarks.md")
-    ids = [question.id for question in questions.asked]
+    ids = [question.id for question in questions.usable]
     if len(set(ids)) < len(ids):
         twice = next(one for one in ids if ids.count(one) > 1)
         raise UserError(f"{where}: two questions are called {twice}; name one table, or remove the second one")

@@ -16,7 +16,7 @@ NO_ANSWER = "no_answer"  # metric: share of the generated answers that name no o
 DRAWS = 1000
 COLUMNS = (
     "run", "benchmark", "title", "main", "mode", "frames", "way", "metric", "group", "category", "score", "low", "high",
-    "chance", "questions", "videos", "asked", "missing", "unusable", "source",
+    "chance", "questions", "videos", "total", "missing", "unusable", "source",
 )  # fmt: skip
 Cell = tuple[str, str, str, str, str, str]  # mode, frames, way, metric, group, category
 
@@ -25,11 +25,11 @@ def rows_of(run: str, name: str, benchmark: Benchmark, modes: list[str], records
     """Return one row per mode, kind of frames, way, metric and category, with the COLUMNS; scores in per cent.
 
     A row is `main` if it is the benchmark's score in the mode of inference. `chance` is the score of guessing: the mean
-    of 1 / number of options. `asked` are all questions; `missing` lack their video, `unusable` their options.
+    of 1 / number of options. `total` counts all questions; `missing` lack their video, `unusable` their options.
     """
     kept = [record for record in records if "problem" not in record]
     missing = sum("problem" in record and record["reason"] == "missing" for record in records)
-    about = {"run": run, "benchmark": name, "title": benchmark.title, "asked": len(records), "missing": missing}
+    about = {"run": run, "benchmark": name, "title": benchmark.title, "total": len(records), "missing": missing}
     about |= {"unusable": len(records) - len(kept) - missing, "source": ""}
     if not kept:
         return []

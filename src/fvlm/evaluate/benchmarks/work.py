@@ -25,7 +25,7 @@ def work(answerer, name: str, benchmark: Benchmark, questions: Questions, source
 
     The record beside the table has one line per question; it stays, so that every score can be checked.
     """
-    kind = "image" if all(media.image for one in questions.asked for media in one.media) else "video"
+    kind = "image" if all(media.image for one in questions.usable for media in one.media) else "video"
     crop = answerer.crop(kind, source.crop)
     settings = (answerer.max_frames, answerer.static_frames, crop)
     described = (__version__, name, COLUMNS, settings, answerer.computed, questions.identity)
@@ -38,11 +38,11 @@ def work(answerer, name: str, benchmark: Benchmark, questions: Questions, source
 
     @lru_cache(maxsize=4)
     def shown(place: int) -> Shown:
-        return load(questions.asked[place].media, questions.folder, crop, *settings[:2])
+        return load(questions.usable[place].media, questions.folder, crop, *settings[:2])
 
-    progress = Progress(name, len(questions.asked) - first, "questions")
-    for place in range(first, len(questions.asked)):
-        record.append([_asked(answerer, benchmark, questions.asked, place, shown)])
+    progress = Progress(name, len(questions.usable) - first, "questions")
+    for place in range(first, len(questions.usable)):
+        record.append([_record(answerer, benchmark, questions.usable, place, shown)])
         progress.step()
     rows = rows_of(answerer.name, name, benchmark, answerer.modes, record.rows)
     if not rows:
@@ -52,10 +52,10 @@ def work(answerer, name: str, benchmark: Benchmark, questions: Questions, source
         if row["main"]:
             chance = "" if row["chance"] is None else f", guessing {row['chance']:.1f} %"
             score = f"{row['metric']} {row['score']:.1f} %{chance}"
-            print(f"{name}: {score}, {row['questions']} of {row['asked']} questions", file=sys.stderr)
+            print(f"{name}: {score}, {row['questions']} of {row['total']} questions", file=sys.stderr)
 
 
-def _asked(
+def _record(
     answerer, benchmark: Benchmark, questions: list[Question], place: int, shown: Callable[[int], Shown]
 ) -> dict:
     """Return the record of a question; of a video that cannot be decoded, its problem."""
