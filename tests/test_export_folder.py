@@ -52,8 +52,11 @@ def export(run: Path, out: Path) -> Path:
 # --- code ---
 
 
-@pytest.mark.parametrize("path", sorted(layout.COPIED.glob("*.py")), ids=lambda path: path.name)
-def test_copied_code_imports_nothing_of_this_project(path):
+ELSEWHERE = [*sorted(layout.COPIED.glob("*.py")), layout.MODULES["fvlm.use.lmms"]]
+
+
+@pytest.mark.parametrize("path", ELSEWHERE, ids=lambda path: path.name)
+def test_code_for_other_environments_imports_nothing_of_this_project(path):
     copied = {other.stem for other in layout.COPIED.glob("*.py")}
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -206,11 +209,12 @@ def processor(run) -> FvlmProcessor:
 
 
 def test_images_and_videos_are_taken_in_the_order_of_the_text(processor, tmp_path):
+    """A single image is shown for two frames, one beside others for one, as in training."""
     for name, shade in (("a", 10), ("b", 200)):
         (tmp_path / f"{name}.png").write_bytes(picture(shade, "PNG", (224, 224)))
     images, decoded = [[tmp_path / "a.png"], [tmp_path / "b.png"]], np.full((3, 100, 80, 3), 120, np.uint8)
     inputs = processor(text=["<|video|><|image|>x", "<|image|>"], images=images, videos=[[decoded], []])
-    assert inputs["pixel_values"].shape == (2, 5, 3, 224, 224) and inputs["attention_mask"].sum(1).tolist() == [6, 2]
+    assert inputs["pixel_values"].shape == (2, 4, 3, 224, 224) and inputs["attention_mask"].sum(1).tolist() == [5, 2]
     shades = inputs["pixel_values"].mean((2, 3, 4))
     assert shades[0, :3].std() == 0 and shades[0, 3] < shades[0, 0] < shades[1, 0] and (shades[1, 2:] == 0).all()
 
@@ -239,6 +243,12 @@ def test_a_video_has_the_pixels_of_our_decoder(processor, tmp_path, name):
         processor.crop_videos = crop
         expected, found = decode_video(path, crop=crop).frames, processor._decode(str(path))
         assert found.shape == expected.shape and np.abs(found.astype(int) - expected).max() == 0
+
+
+def test_a_pyav_that_scales_differently_is_refused(processor, monkeypatch):
+    monkeypatch.setattr("av.__version__", "16.1.0")
+    with pytest.raises(ImportError, match=r"PyAV 16.1.0 .*pip install 'av>=17'"):
+        processor(text="<|video|>", videos=["x.mp4"])
 
 
 def with_orientation(path: Path) -> None:

@@ -47,7 +47,7 @@ def card(folder: Path, run: Run, sources: dict[str, dict], summary: dict) -> str
         "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags: [video, fvlm]\n---\n",
         f"# {run.name}\n",
         f"A vision-language model that reads {READS[run.model.architecture]}.\n",
-        "## Load it\n\n```bash\npip install torch 'transformers>=5.23,<6' av pillow jinja2\n```\n\n"
+        "## Load it\n\n```bash\npip install torch 'transformers>=5.23,<6' 'av>=17' pillow jinja2\n```\n\n"
         + LOADING.replace("QUESTION", question),
         "`pipeline('image-text-to-text', model=folder, trust_remote_code=True)` takes the same chats, one at a time. "
         "Batches are padded left. `modeling_fvlm.py` is the definition of the model, on one screen per part.\n",

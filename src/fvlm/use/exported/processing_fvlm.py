@@ -1,7 +1,8 @@
 """Videos, images and text -> frames and token ids, by the rules that fVLM is trained with.
 
-A video gives the frames shown at t = 0, 1, 2, ... seconds; one longer than 64 s gives 64 evenly spaced frames. An image
-is shown for `static_frames` frames. All frames of a chat stand together; chat_template.jinja decides where.
+A video gives the frames shown at t = 0, 1, 2, ... seconds; one longer than 64 s gives 64 evenly spaced frames. A single
+image is shown for `static_frames` frames, several images for one frame each. All frames of a chat stand together;
+chat_template.jinja decides where.
 """
 
 import math
@@ -32,7 +33,7 @@ class FvlmProcessor(ProcessorMixin):
     """
     image_size        pixels, side of a frame
     crop_images       True: the centre of an image; False: the whole image squashed to a square. crop_videos: the same
-    static_frames     frames that an image is shown for
+    static_frames     frames that a single image is shown for
     max_frames        most frames of a video, evenly spaced
     tokens_per_frame  tokens that stand for a frame in the text; 0 for a model that sees no frames
     """
@@ -101,10 +102,11 @@ class FvlmProcessor(ProcessorMixin):
 
     def _sample(self, text, waiting):
         """Token ids and clips of one text. Each header and each content is tokenized alone, as in training."""
-        ids, clips = [], []
-        for piece in CONTROL.split(text):
+        ids, clips, pieces = [], [], CONTROL.split(text)
+        alone = sum(piece in waiting for piece in pieces) == 1
+        for piece in pieces:
             if piece in waiting:
-                clip = self._clip(piece, waiting[piece])
+                clip = self._clip(piece, waiting[piece], self.static_frames if alone else 1)
                 if self.tokens_per_frame:
                     clips.append(clip)
                     ids += [self._id(self.frame_token)] * (len(clip) * self.tokens_per_frame)
@@ -123,13 +125,13 @@ class FvlmProcessor(ProcessorMixin):
         """Ids of a text in which nothing is a control token."""
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
 
-    def _clip(self, marker, media):
-        """Frames (T, size, size, 3) uint8 of the next image or video."""
+    def _clip(self, marker, media, static_frames):
+        """Frames (T, size, size, 3) uint8 of the next video, or of the next image, shown for `static_frames`."""
         item = next(media, None)
         if item is None:
             raise ValueError(f"the text has more {marker} than were given")
         if marker == self.image_token:
-            return np.repeat(self._square(_rgb(item), self.crop_images)[None], self.static_frames, axis=0)
+            return np.repeat(self._square(_rgb(item), self.crop_images)[None], static_frames, axis=0)
         if isinstance(item, str | Path):
             return self._decode(str(item))
         chosen = [item[i] for i in _evenly_spaced(len(item), self.max_frames)]
@@ -174,6 +176,8 @@ class FvlmProcessor(ProcessorMixin):
 
 
 def _open(path):
+    if int(av.__version__.split(".")[0]) < 17:
+        raise ImportError(f"PyAV {av.__version__} scales frames differently from the training; pip install 'av>=17'")
     container = av.open(os.path.abspath(path), metadata_errors="replace")
     streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not streams:
