@@ -217,6 +217,45 @@ def test_queries_start_at_the_declared_size():
     assert not torch.equal(connector.q_static, connector.q_init)
 
 
+def like_pretrained(folder, encoder: str, language: str, embedding_std: float) -> schema.Model:
+    """A published size with one layer and few words; its final norms have the statistics of real weights."""
+    sizes = published(encoder, language)
+    sizes["encoder"] |= {"layers": 1, "weights": str(folder / "dino")}
+    sizes["language"] |= {"layers": 1, "vocabulary": 512, "weights": str(folder / "llm")}
+    config = configuration(**sizes, query_dim=384, visual_scale=0.14)
+    torch.manual_seed(1)
+    dino = Dinov2Model(encoder_config(config.encoder))
+    llama = LlamaForCausalLM(language_config(config.language))
+    with torch.no_grad():  # as in DINOv2-small and SmolLM2-135M
+        dino.layernorm.weight.normal_(3.3, 0.4)
+        dino.layernorm.bias.normal_(0, 0.5)
+        llama.model.norm.weight.normal_(1.8, 0.3)
+        llama.model.embed_tokens.weight.normal_(0, embedding_std)
+    dino.save_pretrained(folder / "dino")
+    llama.save_pretrained(folder / "llm")
+    return config
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("encoder", "language", "embedding_std"), [
+    ("dinov2-small", "SmolLM2-135M", 0.1356), ("dinov2-base", "SmolLM2-360M", 0.08),
+    ("dinov2-base", "SmolLM2-1.7B", 0.05),
+])  # fmt: skip
+def test_visual_tokens_and_queries_start_as_large_as_the_final_norms_make_them(
+    encoder, language, embedding_std, tmp_path
+):
+    config = like_pretrained(tmp_path, encoder, language, embedding_std)
+    for deep in (True, False):
+        model = build_model(config.model_copy(update={"deep_query": deep}), 3)
+        batch = sample(6, 40, 4, image=224)
+        seen, written = model.dino.dino.layernorm, model.llm.llama.norm
+        visual = visual_tokens(model, batch, "coarse_only")
+        expected = 0.14 * float((seen.weight.square() + seen.bias.square()).mean().sqrt())
+        assert float(visual.std()) == pytest.approx(expected, rel=0.25)
+        queries = model.predict(visual, model.llm.embed(batch.token_ids), model.plan(batch))[1:]
+        assert float(queries.std()) == pytest.approx(float(written.weight.square().mean().sqrt()), rel=0.25)
+
+
 CHANGES = [
     {"architecture": "multi_token"},
     {"deep_query": False},
