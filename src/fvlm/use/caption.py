@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from fvlm.data.decode.media import Clip, Media, MediaError
+from fvlm.data.decode.pool import DecodePool, decode
 from fvlm.errors import UserError
 from fvlm.files import write_beside
 from fvlm.use.options import FinishedRun, add_answer_arguments, check_out, check_question, checked_run, is_image
@@ -60,10 +61,8 @@ def main(args) -> int:
 def captions_of(files: list[Path], args, finished: FinishedRun, problems: Counter):
     """Yield (file, frames, caption) of each file that can be decoded; print and count the others.
 
-    A process of its own decodes the files, so that one that hangs or crashes it costs itself only.
+    A process of its own decodes the files: if one hangs or crashes it, the others go on.
     """
-    from fvlm.data.decode.pool import DecodePool
-
     answers = finished.answers(args)
     crops = {is_image(file): finished.crop(file) for file in files}
     with DecodePool(partial(decode_either, crops=crops), deadline_s=DEADLINE_S) as pool:
@@ -79,8 +78,6 @@ def captions_of(files: list[Path], args, finished: FinishedRun, problems: Counte
 
 def decode_either(media: Media, crops: dict[bool, bool]) -> Clip:
     """Decode a video or an image; crops: whether it is an image -> whether its centre is shown."""
-    from fvlm.data.decode.pool import decode
-
     return decode(media, Path(), crop=crops[media.image])
 
 

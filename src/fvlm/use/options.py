@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fvlm.config.schema import Run
 from fvlm.data.decode.media import IMAGE_SUFFIXES, Clip, Media, MediaError
+from fvlm.data.decode.pool import decode
 from fvlm.errors import UserError
 from fvlm.evaluate.read import SOURCES, read_run, shown_like
 
@@ -82,8 +83,7 @@ class FinishedRun:
         decoded   returns the clip of a file; None: it is decoded in this process
         raises    MediaError if the file is no video or image that can be decoded
         """
-        from fvlm.data.decode.pool import decode  # these import NumPy, PyAV and Pillow
-        from fvlm.evaluate.frames import load_frames
+        from fvlm.evaluate.frames import load_frames  # imports PyAV and Pillow
 
         media = Media(str(file), image=is_image(file))
         decoded = decoded or partial(decode, folder=Path(), crop=self.crop(file))
