@@ -82,13 +82,15 @@ def _passes(model, benchmark: Benchmark, question: Question, subtitles: str, vid
         own = video if mode == inference else video.seen_in(mode)
         by_letter = letters(own) if benchmark.letters else {}
         yield {"mode": mode, "frames": OWN, "rotation": 0, **by_letter, **texts(own)}
-        if mode == inference and by_letter:
+        if mode != inference:
+            continue
+        if by_letter:
             yield {"mode": mode, "frames": ROTATED, "rotation": 0, **by_letter}
             for rotation in range(1, count):
                 yield {"mode": mode, "frames": ROTATED, "rotation": rotation, **letters(own, rotation)}
-    for name, view in controls.items():
-        losses = letters(view) if benchmark.main == LETTER else texts(view)
-        yield {"mode": inference, "frames": name, "rotation": 0, **losses}
+        for name, view in controls.items():
+            losses = letters(view) if benchmark.main == LETTER else texts(view)
+            yield {"mode": mode, "frames": name, "rotation": 0, **losses}
 
 
 def _lowest(losses: list[float]) -> int | None:
