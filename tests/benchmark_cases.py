@@ -6,10 +6,9 @@ from pathlib import Path
 
 from fvlm.config.schema import Source
 from fvlm.data.readers.questions import LETTERS
-from fvlm.evaluate.benchmarks.answerer import Sample
-from fvlm.evaluate.benchmarks.questions import Questions
+from fvlm.evaluate.benchmarks.questions import Questions, read_questions
 from fvlm.evaluate.benchmarks.registry import BENCHMARKS
-from fvlm.evaluate.benchmarks.shown import Shown
+from fvlm.evaluate.frames import Frames
 from tests.reader_cases import add_video, picture, write_table
 
 OPTIONS = ["red", "green", "blue", "grey"]
@@ -27,7 +26,7 @@ def source_of(name: str, folder: Path, **settings) -> Source:
 
 
 def questions_of(name: str, folder: Path) -> Questions:
-    return Questions(BENCHMARKS[name], source_of(BENCHMARKS[name].source, folder), "")
+    return read_questions(name, BENCHMARKS[name], source_of(BENCHMARKS[name].source, folder), "")
 
 
 def video_mme(folder: Path, videos: int = 3, here: int = 3) -> Path:
@@ -81,7 +80,7 @@ def pope(folder: Path, splits: dict[str, str]) -> Path:
 
 @dataclass
 class Always:
-    """Finds one answer likely, whatever it sees, and writes another one."""
+    """A model that finds one answer likely, whatever it sees, and writes another one."""
 
     likely: str
     written: str = ""
@@ -90,16 +89,31 @@ class Always:
     sees: bool = True
     max_frames: int = 64
     static_frames: int = 1
-    computed: tuple = ()
+    settings: tuple = ()
     weights: tuple = ()
-    asked: list[Sample] = field(default_factory=list)
+    seen: list[tuple[Frames, tuple]] = field(default_factory=list)  # frames of each pass, and their order
+    asked: list[str] = field(default_factory=list)  # prompts of generated answers
 
     def crop(self, kind: str, default: bool) -> bool:
         return default
 
-    def losses(self, samples: list[Sample], mode: str) -> list[list[float]]:
-        self.asked += samples
-        return [[0.5 if sample.answer == self.likely else 2.0] * len(sample.answer) + [0.1] for sample in samples]
+    def video(self, frames: Frames, order: tuple = ()) -> "AlwaysVideo":
+        return AlwaysVideo(self, frames, order)
 
-    def generated(self, shown: Shown, prompt: str, tokens: int) -> str:
-        return self.written
+
+@dataclass
+class AlwaysVideo:
+    model: Always
+    frames: Frames
+    order: tuple
+
+    def seen_in(self, mode: str, order: list[int] | None = None) -> "AlwaysVideo":
+        return self.model.video(self.frames, tuple(order or ()))
+
+    def losses(self, question: str, answers: list[str], start: str = "") -> list[list[float]]:
+        self.model.seen.append((self.frames, self.order))
+        return [[0.5 if answer == self.model.likely else 2.0] * len(answer) + [0.1] for answer in answers]
+
+    def ask(self, question: str, start: str = "") -> str:
+        self.model.asked.append(question)
+        return self.model.written

@@ -1,5 +1,6 @@
 """Tiny videos of every format, made by the ffmpeg program, and the frames of a plain full decode."""
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,16 @@ def copied(path: Path, name: str, before: dict | None = None, **after) -> Path:
     target = path.with_name(name)
     run(ffmpeg.input(str(path), **before or {}).output(str(target), c="copy", **after))
     return target
+
+
+def endless(path: Path) -> Path:
+    """A progressive JPEG of 8000 x 8000 pixels in 20,000 scans, whose decoding takes hours."""
+    file = io.BytesIO()
+    Image.new("L", (8000, 8000)).save(file, "jpeg", progressive=True)
+    content = file.getvalue()
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    path.write_bytes(content[:-2] + scan * 20_000 + content[-2:])
+    return path
 
 
 def turned(degrees: int) -> Callable[[Path], Path]:

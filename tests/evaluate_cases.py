@@ -12,6 +12,7 @@ from fvlm.config.schema import Run, Study
 from fvlm.config.study_file import merged, read_yaml
 from fvlm.data.decode.video import decode_image, decode_video
 from fvlm.data.shards.samples import evenly_spaced
+from fvlm.evaluate.frames import Frames
 from fvlm.model.build import build_model
 from fvlm.model.foveated import VideoLanguageModel
 from tests.conftest import ROOT
@@ -130,3 +131,8 @@ def finished_study(data: Path, folder: Path, **settings) -> Path:
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(content_of(results, **settings)))
     return path
+
+
+def as_frames(frames: np.ndarray, positions: int | None = None) -> Frames:
+    """Return frames (T, 224, 224, 3), one per second; of an image at so many positions."""
+    return Frames(frames, np.arange(len(frames), dtype=float), positions or len(frames), still=positions is not None)

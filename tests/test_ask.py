@@ -16,10 +16,11 @@ from fvlm.__main__ import main
 from fvlm.data.shards.text import END, SYSTEM_PROMPT, encode_chat, encode_prompt, load_tokenizer, question_length
 from fvlm.model.foveated import VideoLanguageModel
 from fvlm.model.generate import Reading, sampled
+from fvlm.use import caption
 from fvlm.use.answer import Answers, Video, pieces, prompt_batch
 from fvlm.use.chat import Conversation
-from fvlm.use.options import Shown
-from tests.decode_cases import X264, write
+from fvlm.use.options import FinishedRun
+from tests.decode_cases import X264, endless, write
 from tests.evaluate_cases import finished, make_held_out, run_of, shown_frames, talkative
 from tests.model_cases import by_argmax
 
@@ -147,10 +148,10 @@ def test_a_long_conversation_forgets_its_oldest_turns(make_run, video, capsys, m
 def test_an_answer_that_ctrl_c_ends_changes_no_later_one(make_run, video, capsys, monkeypatch, share):
     """While frames are read (after the question, if that stands first), and while the answer is generated."""
     folder, _, _ = make_run(**{"data.question_first": share})
-    answers, frames, later = Answers(folder, None, 6), Shown(folder).clip(video).frames, []
+    answers, frames, later = Answers(folder, None, 6), FinishedRun(folder).frames(video), []
     for interrupted in ("take_frames", "next_token"):
         conversation, calls = Conversation(Video(answers)), []
-        for frame in frames:
+        for frame in frames.frames:
             conversation.video.show(frame[None])
         method = getattr(Reading, interrupted)
 
@@ -239,6 +240,17 @@ def test_captions_go_on_behind_the_last_one_and_bad_files_are_counted(make_run, 
     records = [json.loads(line) for line in out.read_text().splitlines()]
     assert sorted(record["file"] for record in records) == sorted(files)
     assert main(command) == 0 and out.read_text().count("\n") == 4
+
+
+def test_a_file_that_cannot_be_decoded_in_time_costs_itself_only(make_run, video, tmp_path, capsys, monkeypatch):
+    folder, _, _ = make_run()
+    stuck = endless(tmp_path / "stuck.jpg")
+    monkeypatch.setattr(caption, "DEADLINE_S", 2)
+    assert main(["caption", str(stuck), str(video), "--run", str(folder), "--tokens", "6"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"{video}: ") and printed.out.count("\n") == 1
+    assert f"{stuck} cannot be decoded (timeout: {stuck}: not decoded within 2 s)" in printed.err
+    assert "1 of 2 files have no caption (1 timeout)" in printed.err
 
 
 @pytest.mark.parametrize(
@@ -349,8 +361,8 @@ def test_of_a_video_of_ten_hours_64_frames_are_read(make_run, tmp_path, capsys):
     folder, _, _ = make_run()
     film = write(tmp_path / "film.mp4", "64x48", "1/12", 36_000, {**X264, "g": 10})
     answers = Answers(folder, None, 4)
-    frames = Shown(folder).clip(film).frames
-    assert len(frames) == 64 and len(np.unique(frames, axis=0)) == 64
+    frames = FinishedRun(folder).frames(film)
+    assert len(frames.frames) == 64 and len(np.unique(frames.frames, axis=0)) == 64
     assert "".join(answers.video(frames).ask("What?"))
 
 

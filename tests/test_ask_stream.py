@@ -23,7 +23,7 @@ from fvlm.data.shards.text import load_tokenizer
 from fvlm.use.answer import Answers, Video
 from fvlm.use.stream import Clock, open_stream
 from tests.decode_cases import B_FRAMES, EXE, X264, write
-from tests.evaluate_cases import finished, make_held_out, run_of, talkative
+from tests.evaluate_cases import as_frames, finished, make_held_out, run_of, talkative
 from tests.reader_cases import picture
 
 FORMS = {
@@ -130,7 +130,7 @@ def test_an_endless_stream_keeps_the_newest_frames_as_if_the_video_began_there(m
     for number, frame in enumerate(frames, 1):
         video.show(frame[None])
         kept.append(video.kept)
-        expected = "".join(answers.video(frames[number - video.kept : number]).ask("What colour is it?"))
+        expected = "".join(answers.video(as_frames(frames[number - video.kept : number])).ask("What colour is it?"))
         assert "".join(video.ask("What colour is it?")) == expected
         assert video.reading.length <= 4 + 70 and len(video.states) == video.kept
     assert kept == [1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2]
@@ -144,7 +144,8 @@ def test_the_stream_is_answered_every_few_frames_and_at_its_end(make_run, tmp_pa
     printed = capsys.readouterr()
     answers, frames = Answers(folder, None, 6), decode_video(path).frames
     expected = [
-        "".join(answers.video(part).ask("What colour is it?")) for part in (frames[:3], frames[3:6], frames[3:7])
+        "".join(answers.video(as_frames(part)).ask("What colour is it?"))
+        for part in (frames[:3], frames[3:6], frames[3:7])
     ]
     assert printed.out == f"[3 frames]\n{expected[0]}\n[6 frames]\n{expected[1]}\n{expected[2]}\n"
     assert "7 frames; the answer is about the last 4" in printed.err
@@ -187,7 +188,7 @@ def test_questions_at_the_terminal_are_about_the_frames_so_far(make_run, key, st
     frames = np.stack([np.asarray(Image.open(io.BytesIO(content)).convert("RGB")) for content in pictures])
     alone = Answers(folder, None, 6)
     # the first picture ends where the second begins, and so on
-    expected = ["".join(alone.video(part).ask("What colour is it?")) for part in (frames[:1], frames)]
+    expected = ["".join(alone.video(as_frames(part)).ask("What colour is it?")) for part in (frames[:1], frames)]
     assert answers[0] == expected[0] != expected[1] and answers[1] not in expected  # it has a history
 
 

@@ -1,4 +1,4 @@
-"""Finished runs and SmolVLM2 answer benchmarks: what a batch of options gives is what each option gives alone."""
+"""Finished runs and SmolVLM2 answer benchmarks: the losses of options are those of whole forward passes."""
 
 import json
 import shutil
@@ -14,15 +14,17 @@ import yaml
 from tokenizers import Tokenizer
 
 from fvlm.__main__ import main
+from fvlm.data.batches.loader import pack
+from fvlm.data.decode.pool import decode
 from fvlm.data.demo.corpus import make_corpus
-from fvlm.data.shards.text import train_tokenizer
-from fvlm.evaluate.benchmarks.answerer import FinishedRun, Sample
-from fvlm.evaluate.benchmarks.shown import NOTHING, Shown, load
+from fvlm.data.shards.text import encode_chat, question_length, train_tokenizer
+from fvlm.evaluate.frames import NO_FRAMES, Frames, load_frames
 from fvlm.model.build import build_model
 from fvlm.use.answer import Answers
+from fvlm.use.smolvlm import SmolVLM2, _in_words
 from tests.benchmark_cases import demo, pope, questions_of, video_mme
 from tests.conftest import ROOT
-from tests.evaluate_cases import content_of, finished, run_of
+from tests.evaluate_cases import as_frames, content_of, finished, run_of
 
 TEXTS = ["What colour is the shape at the top left?", "red green blue yellow", "A. B. C. D. Answer with the letter"]
 
@@ -50,10 +52,18 @@ def study_with(folder: Path, tokens: Path, benchmarks: dict[str, Path], **settin
     return path
 
 
-def frames_of(count: int, seed: int = 0) -> Shown:
+def frames_of(count: int, seed: int = 0) -> Frames:
     pixels = np.random.default_rng(seed).integers(0, 255, (count, 7, 7, 3), np.uint8)
-    frames = pixels.repeat(32, 1).repeat(32, 2)
-    return Shown(frames, tuple(map(float, range(count))), count)
+    return as_frames(pixels.repeat(32, 1).repeat(32, 2))
+
+
+@torch.no_grad()
+def whole_pass(answers: Answers, frames: np.ndarray, question: str, answer: str, mode: str) -> list[float]:
+    """The losses of an answer's tokens by one forward pass of the model over a sample, as in training."""
+    ids, mask = encode_chat(answers.tokenizer, {"user": question, "assistant": answer})
+    first = question_length(answers.tokenizer, ids, mask) if answers.run.data.question_first > 0.5 else 0
+    sample = {"frames": frames, "positions": len(frames), "ids": ids, "mask": mask, "question": first}
+    return answers.model(pack([sample | {"key": "x", "source": "x"}]), mode).nats_X.tolist()
 
 
 @pytest.mark.parametrize(
@@ -61,44 +71,52 @@ def frames_of(count: int, seed: int = 0) -> Shown:
     [{}, {"data.question_first": 1.0}, {"model.architecture": "multi_token"}, {"model.architecture": "blind"}],
     ids=["foveated", "question first", "pooled", "blind"],
 )
-def test_options_in_one_batch_score_as_each_one_alone(tmp_path, tokens, settings, monkeypatch):
+def test_the_losses_of_options_are_those_of_whole_passes(tmp_path, tokens, settings):
+    """In all modes, after other questions about the video, with shuffled frames, and without frames."""
     study_with(tmp_path, tokens, {}, **settings)
-    answerer = FinishedRun(tmp_path / "results/runs/baseline")
-    own, other = frames_of(4), frames_of(2, seed=1)
-    shown = [own, own, own.shuffled(3), NOTHING, other, own]
-    answers = ("red", "a", "blue", "b", "c", "no")
-    samples = [Sample(view, "What colour is it?", answer) for view, answer in zip(shown, answers, strict=True)]
-    for mode in answerer.modes:
-        together = answerer.losses(samples, mode)
-        alone = [answerer.losses([sample], mode)[0] for sample in samples]
-        for one, other_one in zip(together, alone, strict=True):
-            assert one == pytest.approx(other_one, rel=1e-4)
-        monkeypatch.setattr("fvlm.evaluate.benchmarks.answerer.TOKENS", 8)  # a pass per sample
-        assert answerer.losses(samples, mode)[0] == pytest.approx(together[0], rel=1e-4)
-        monkeypatch.undo()
-        reordered = Shown(own.frames[list(shown[2].order)], own.times_s, 4)
-        same = answerer.losses([Sample(reordered, "What colour is it?", "blue")], mode)[0]
-        assert same == pytest.approx(together[2], rel=1e-4)
-    assert answerer.modes[0] == answerer.run.model.variant.inference_mode
+    model, frames = Answers(tmp_path / "results/runs/baseline", None, 6), frames_of(4)
+    video, nothing, order = model.video(frames), model.video(NO_FRAMES), [2, 0, 3, 1]
+    options = ["red", "a", "blue or green", "b"]
+    assert model.modes[0] == model.mode
+    for mode in model.modes:
+        for question in ("What colour is it?", "What is it?"):
+            for view, shown in (
+                (video if mode == model.mode else video.seen_in(mode), frames.frames),
+                (video.seen_in(mode, order) if model.sees else video, frames.frames[order]),
+                (nothing.seen_in(mode), NO_FRAMES.frames),
+            ):
+                losses = view.losses(question, options)
+                for loss, option in zip(losses, options, strict=True):
+                    assert loss == pytest.approx(whole_pass(model, shown, question, option, mode), rel=1e-4)
+    before, after = (video.losses("What?", [option], start)[0] for option, start in (("Best:(A", ""), ("A", "Best:(")))
+    assert len(before) > len(after) and after == pytest.approx(before[-2:], rel=1e-4)
 
 
 def test_an_image_stands_at_as_many_positions_as_in_training(tmp_path, tokens):
     study_with(tmp_path, tokens, {})
-    answerer = FinishedRun(tmp_path / "results/runs/baseline")
+    model = Answers(tmp_path / "results/runs/baseline", None, 6)
     asked = questions_of("pope", pope(tmp_path, {"random": "y"})).usable[0]
-    shown = load(asked.media, tmp_path, True, answerer.max_frames, answerer.static_frames)
-    assert (len(shown.frames), shown.positions, shown.still) == (1, answerer.run.data.static_frames, True)
-    assert answerer._batch([Sample(shown, "Is it?", "yes")]).frame_index.tolist() == [0] * shown.positions
+    shown = load_frames(asked.media, lambda one: decode(one, tmp_path), model.max_frames, model.static_frames)
+    assert (len(shown.frames), shown.positions, shown.still) == (1, model.run.data.static_frames, True)
+    repeated = shown.frames.repeat(shown.positions, axis=0)
+    loss = whole_pass(model, repeated, "Is it?", "yes", model.mode)
+    assert model.video(shown).losses("Is it?", ["yes"])[0] == pytest.approx(loss, rel=1e-4)
 
 
-def test_a_generated_answer_is_that_of_fvlm_ask(tmp_path, tokens):
-    study_with(tmp_path, tokens, {})
-    folder, asked = tmp_path / "results/runs/baseline", questions_of("demo", demo(tmp_path / "d")).usable[0]
+def test_a_generated_answer_is_that_of_fvlm_ask_also_of_an_exported_folder(tmp_path, tokens, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    study = study_with(tmp_path, tokens, {"demo": demo(tmp_path / "d")})
+    folder, asked = tmp_path / "results/runs/baseline", questions_of("demo", tmp_path / "d").usable[0]
     run, _ = run_of(tmp_path / "results")
     finished(folder, run, build_model(run.model, 12))  # whose first tokens are no special ones
-    shown = load(asked.media, tmp_path / "d", True, 64, 1)
-    answer = FinishedRun(folder).generated(shown, asked.text, 12)
-    assert answer == "".join(Answers(folder, None, 12).video(shown.frames).ask(asked.text)).strip() and answer
+    assert main(["benchmark", "baseline", "demo", "--study", str(study), "--out", str(tmp_path / "x.csv")]) == 0
+    row = json.loads((tmp_path / "x.jsonl").read_text().splitlines()[1])["rows"][0]
+    assert main(["ask", str(tmp_path / "d/v0.mp4"), asked.text, "--run", str(folder), "--tokens", "8"]) == 0
+    assert row["generated"] == capsys.readouterr().out.removesuffix("\n") != ""
+    assert main(["export", str(folder), "--out", str(tmp_path / "exported")]) == 0
+    exported = ["benchmark", str(tmp_path / "exported"), "demo", "--study", str(study)]
+    assert main([*exported, "--out", str(tmp_path / "y.csv")]) == 0
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "y.csv"), pd.read_csv(tmp_path / "x.csv"))
 
 
 def test_a_run_answers_a_benchmark_from_end_to_end(tmp_path, tokens, monkeypatch, capsys):
@@ -117,7 +135,8 @@ def test_a_run_answers_a_benchmark_from_end_to_end(tmp_path, tokens, monkeypatch
     assert "2 questions lack their video" in capsys.readouterr().err
     lines = (tmp_path / "video_mme_subtitles.jsonl").read_text().splitlines()[1:]
     prompts = {row["id"]: row["prompt"] for line in lines if "prompt" in (row := json.loads(line)["rows"][0])}
-    assert prompts["002"].startswith("Hello\nWhich 2?\nA. red") and prompts["000"].startswith("Which 0?\nA. red")
+    assert prompts["002"].startswith("This video's subtitles are listed below:\nHello\nSelect the best answer")
+    assert "and the subtitles" in prompts["002"] and "subtitles" not in prompts["000"]
 
 
 def test_mistakes_are_one_sentence(tmp_path, tokens, monkeypatch, capsys):
@@ -143,7 +162,7 @@ def test_mistakes_are_one_sentence(tmp_path, tokens, monkeypatch, capsys):
 
 
 def test_the_arguments_are_checked_before_torch_is_loaded(tmp_path):
-    code = "import sys; import fvlm.evaluate.benchmarks.command; print({'torch', 'scipy', 'pandas'} & set(sys.modules))"
+    code = "import sys; import fvlm.use.benchmark; print({'torch', 'scipy', 'pandas'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
@@ -154,8 +173,7 @@ def test_the_demo_has_two_questions_about_each_video_with_all_answers_in_turn(tm
     assert {question.categories["task"] for question in found.usable} == {"what", "where", "when", "how many", "order"}
     assert all(len(set(question.options)) == 4 for question in found.usable)
     assert len({question.answer for question in found.usable}) == 4
-    shown = load(found.usable[0].media, tmp_path / "demo", True, 64, 1)
-    assert len(shown.frames) == 4
+    assert len(load_frames(found.usable[0].media, lambda one: decode(one, tmp_path / "demo"), 64, 1).frames) == 4
 
 
 # --- SmolVLM2, with random weights of a small size ---
@@ -186,38 +204,45 @@ def smolvlm(tmp_path_factory) -> Path:
 
 
 def test_smolvlm2_scores_as_one_forward_pass_of_transformers(smolvlm):
-    from fvlm.evaluate.benchmarks.smolvlm import SmolVLM2
-
-    answerer, shown = SmolVLM2(smolvlm), frames_of(3)
-    samples = [Sample(shown, "Which?", answer) for answer in ("red", "a long answer")]
-    losses = answerer.losses(samples, "direct")
-    assert answerer.tokens_per_frame == 4
-    ids = answerer._ids(f"{answerer.text_of(shown, 'Which?')} a long answer<end_of_utterance>")
-    assert int((ids == answerer.model.config.image_token_id).sum()) == 3 * 4
+    model, frames, options = SmolVLM2(smolvlm, 5), frames_of(3), ["red", "a long answer"]
+    video = model.video(frames)
+    losses = video.losses("Which?", options)
+    assert model.tokens_per_frame == 4
+    ids = model.ids(f"{model.text_of(frames, 'Which?')} a long answer<end_of_utterance>")
+    assert int((ids == model.model.config.image_token_id).sum()) == 3 * 4
     pixels = torch.nn.functional.interpolate(
-        torch.from_numpy(shown.frames).movedim(-1, 1).float() / 127.5 - 1, (64, 64), mode="bicubic", antialias=True
+        torch.from_numpy(frames.frames).movedim(-1, 1).float() / 127.5 - 1, (64, 64), mode="bicubic", antialias=True
     )
     with torch.no_grad():
-        logits = answerer.model(input_ids=ids[None], pixel_values=pixels[None]).logits[0]
+        logits = model.model(input_ids=ids[None], pixel_values=pixels[None]).logits[0]
     expected = torch.nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="none")[-len(losses[1]) :]
     assert losses[1] == pytest.approx(expected.tolist(), rel=1e-4)
-    assert answerer.losses(samples[::-1], "direct")[1] == pytest.approx(losses[0], rel=1e-5)
-    shuffled = answerer.losses([Sample(shown.shuffled(1), "Which?", "red")], "direct")[0]
-    assert shuffled != pytest.approx(losses[0], rel=1e-6)
-    assert isinstance(answerer.generated(shown, "Which?", 5), str)
+    assert video.losses("Which?", options[::-1])[1] == pytest.approx(losses[0], rel=1e-5)
+    assert video.losses("Which?", ["a long answer"], "The")[0] != pytest.approx(losses[1], rel=1e-6)
+    assert video.seen_in("direct", [2, 0, 1]).losses("Which?", ["red"])[0] != pytest.approx(losses[0], rel=1e-6)
+
+
+@torch.no_grad()
+def test_smolvlm2_writes_the_most_likely_tokens(smolvlm):
+    model = SmolVLM2(smolvlm, 5)
+    video = model.video(frames_of(2))
+    for start in ("", "Best option:("):
+        embedded, ids = video._prompt("Which?", start), []
+        for _ in range(5):
+            ids.append(int(model.model(inputs_embeds=embedded).logits[0, -1].argmax()))
+            embedded = torch.cat([embedded, model.embed(torch.tensor(ids[-1:]))], 1)
+        assert video.ask("Which?", start) == model.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
 def test_smolvlm2_is_asked_in_the_form_of_its_processor(smolvlm):
-    from fvlm.evaluate.benchmarks.smolvlm import SmolVLM2, _in_words
-
-    answerer = SmolVLM2(smolvlm)
+    model = SmolVLM2(smolvlm, 5)
     place = "<fake_token_around_image><global-img>" + 4 * "<image>" + "<fake_token_around_image>"
-    text = answerer.text_of(frames_of(2), "Which?")
+    text = model.text_of(frames_of(2), "Which?")
     assert text == (
         "<|im_start|>User: You are provided the following series of two frames from a 0:00:01 [H:MM:SS] video.\n"
         f"\nFrame from 00:00:{place}\nFrame from 00:01:{place}\n\nWhich?<end_of_utterance>\nAssistant:"
     )
-    assert answerer.text_of(NOTHING, "Which?") == "<|im_start|>User: Which?<end_of_utterance>\nAssistant:"
+    assert model.text_of(NO_FRAMES, "Which?") == "<|im_start|>User: Which?<end_of_utterance>\nAssistant:"
     assert [_in_words(n) for n in (1, 20, 64)] == ["one", "twenty", "sixty-four"]
 
 

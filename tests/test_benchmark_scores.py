@@ -10,13 +10,14 @@ import pytest
 
 from fvlm.__main__ import main
 from fvlm.analysis.collect import collect_benchmarks
+from fvlm.config.resolve import study_from_files
 from fvlm.errors import UserError
-from fvlm.evaluate.benchmarks import work as module
+from fvlm.evaluate.benchmarks.record import answer_questions
 from fvlm.evaluate.benchmarks.registry import BENCHMARKS
 from fvlm.evaluate.benchmarks.scores import COLUMNS, rows_of
-from fvlm.evaluate.benchmarks.work import work
-from tests.analysis_cases import COMPARISONS
+from tests.analysis_cases import COMPARISONS, study_summaries, write_study
 from tests.benchmark_cases import Always, demo, pope, questions_of, source_of, video_mme
+from tests.decode_cases import endless
 from tests.reader_cases import add_video, write_table
 
 
@@ -31,9 +32,9 @@ def scored(name: str, records: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows_of("run", name, BENCHMARKS[name], ["direct"], records), columns=COLUMNS)
 
 
-def asked(answerer, name: str, folder: Path, out: Path) -> pd.DataFrame:
-    source = source_of(BENCHMARKS[name].source, folder)
-    work(answerer, name, BENCHMARKS[name], questions_of(name, folder), source, out)
+def asked(model, name: str, folder: Path, out: Path, **settings) -> pd.DataFrame:
+    source = source_of(BENCHMARKS[name].source, folder, **settings)
+    answer_questions(model, name, BENCHMARKS[name], questions_of(name, folder), source, out)
     return pd.read_csv(out)
 
 
@@ -109,8 +110,8 @@ def test_pope_counts_generated_answers_by_the_official_rule(tmp_path):
 
 
 def test_a_model_that_always_says_a_is_at_chance_over_the_rotations(tmp_path):
-    answerer = Always("A", "A")
-    table = asked(answerer, "video_mme", video_mme(tmp_path / "d", videos=3), tmp_path / "v.csv")
+    model = Always("A", "A")
+    table = asked(model, "video_mme", video_mme(tmp_path / "d", videos=3), tmp_path / "v.csv")
     assert score_of(table, frames="rotated", way="letter") == 25
     assert score_of(table, frames="own", way="letter") == pytest.approx(100 * 2 / 6, abs=1e-3)  # the answers: ABCDAB
     assert score_of(table, frames="own", way="generated") == pytest.approx(100 * 2 / 6, abs=1e-3)
@@ -135,44 +136,63 @@ def test_a_text_is_scored_whole_and_per_token(tmp_path):
 
 
 def test_the_record_holds_what_a_score_is_made_of(tmp_path):
-    answerer = Always("A", "B.")
-    asked(answerer, "video_mme", video_mme(tmp_path / "d"), tmp_path / "v.csv")
+    model = Always("A", "B.")
+    asked(model, "video_mme", video_mme(tmp_path / "d"), tmp_path / "v.csv")
     first, *lines = [json.loads(line) for line in (tmp_path / "v.jsonl").read_text().splitlines()]
     assert first["step"] == 0 and len(lines) == 6
     row = lines[1]["rows"][0]
     assert (row["id"], row["video"], row["frames"], row["times_s"]) == ("001", "data/v0.mp4", 2, [0.0, 1.0])
-    assert row["prompt"].startswith("Which 1?\nA. red\n") and row["generated"] == "B." and row["answer"] == 1
+    assert "\nWhich 1?\nA. red\n" in row["prompt"] and row["generated"] == "B." and row["answer"] == 1
+    assert row["other"] == "data/v1.mp4"
     of_letters = [one for one in row["answers"] if one["way"] == "letter" and one["frames"] == "own"]
     assert of_letters == [{"mode": "direct", "frames": "own", "way": "letter", "chosen": 0, "right": False}]
-    shown = {sample.shown.order for sample in answerer.asked}
-    assert {None, (1, 0)} <= shown  # in order, and the other order of two frames
-    assert any(len(sample.shown.frames) == 0 for sample in answerer.asked)
-    assert any(len(sample.shown.frames) == 3 for sample in answerer.asked)  # of the next video
+    assert {(), (1, 0)} <= {order for _, order in model.seen}  # in order, and the other order of two frames
+    assert {0, 2, 3} == {len(frames.frames) for frames, _ in model.seen}  # none, and those of the next video
+
+
+class Killed(Always):
+    """Is killed by Ctrl-C while it answers its third question."""
+
+    def video(self, frames, order=()):
+        if len(self.asked) == 3:
+            raise KeyboardInterrupt
+        return super().video(frames, order)
 
 
 @pytest.mark.parametrize("cut", [0, 40])
-def test_a_killed_benchmark_goes_on_where_it_was(tmp_path, monkeypatch, cut):
-    folder, out = video_mme(tmp_path / "d", here=2), tmp_path / "v.csv"
+def test_a_killed_benchmark_goes_on_where_it_was(tmp_path, cut):
+    folder, out, model = video_mme(tmp_path / "d", here=2), tmp_path / "v.csv", Always("A")
     expected = asked(Always("A"), "video_mme", folder, tmp_path / "whole.csv")
-    ask, calls = module.ask, []
-
-    def killed(*arguments):
-        calls.append(arguments)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return ask(*arguments)
-
-    monkeypatch.setattr(module, "ask", killed)
     with pytest.raises(KeyboardInterrupt):
-        asked(Always("A"), "video_mme", folder, out)
+        asked(Killed("A"), "video_mme", folder, out)
     content = out.with_suffix(".jsonl").read_bytes()
     out.with_suffix(".jsonl").write_bytes(content[: len(content) - cut])  # a kill in the middle of a line
-    monkeypatch.setattr(module, "ask", lambda *arguments: calls.append(arguments) or ask(*arguments))
-    pd.testing.assert_frame_equal(asked(Always("A"), "video_mme", folder, out), expected)
-    assert len(calls) == 3 + (2 if cut == 0 else 3)
+    pd.testing.assert_frame_equal(asked(model, "video_mme", folder, out), expected)
+    assert len(model.asked) == (2 if cut == 0 else 3)
+
+
+def test_only_questions_that_are_new_or_changed_are_asked(tmp_path):
+    folder, out = video_mme(tmp_path / "d", here=2), tmp_path / "v.csv"
+
+    def asked_again(**about) -> int:
+        model = Always("A", **about)
+        table = asked(model, "video_mme", folder, out)
+        fresh = asked(Always("A", **about), "video_mme", folder, tmp_path / f"fresh{len(list(tmp_path.iterdir()))}.csv")
+        pd.testing.assert_frame_equal(table, fresh)
+        return len(model.asked)
+
+    assert [asked_again(), asked_again()] == [4, 0]
     add_video(folder / "data/v2.mp4")  # the video that was missing
-    again = asked(Always("A"), "video_mme", folder, out)
-    assert set(again["missing"]) == {0} and set(expected["missing"]) == {2}
+    assert [asked_again(), asked_again()] == [2, 0]
+    add_video(folder / "data/v0.mp4", seconds=5)  # another file of the same name
+    assert asked_again() == 2
+    table = pd.read_parquet(folder / "videomme/test-0.parquet")
+    table.loc[3, "question"] = "Which one?"
+    table.to_parquet(folder / "videomme/test-0.parquet")
+    assert asked_again() == 1
+    (folder / "data/v1.mp4").unlink()
+    assert asked_again() == 0
+    assert asked_again(settings=("another device",)) == 4
 
 
 def test_a_video_that_cannot_be_decoded_is_counted_as_missing(tmp_path):
@@ -186,6 +206,16 @@ def test_a_video_that_cannot_be_decoded_is_counted_as_missing(tmp_path):
         (folder / f"data/v{i}.mp4").write_bytes(b"no video" * 100)
     with pytest.raises(UserError, match="no video can be decoded"):
         asked(Always("A"), "video_mme", folder, tmp_path / "w.csv")
+
+
+def test_an_image_that_cannot_be_decoded_in_time_costs_itself_only(tmp_path):
+    folder = pope(tmp_path, {"random": "yny"})
+    endless(folder / "1.jpg")
+    table = asked(Always("yes"), "pope", folder, tmp_path / "p.csv", deadline_s=2)
+    assert set(table["missing"]) == {1} and set(table["total"]) == {3}
+    rows = [json.loads(line)["rows"][0] for line in (tmp_path / "p.jsonl").read_text().splitlines()[1:]]
+    problems = {row["id"]: row["problem"] for row in rows if "problem" in row}
+    assert problems == {"random-2": "timeout: 1.jpg: not decoded within 2 s"}
 
 
 def test_captions_are_scored_by_the_usual_package(tmp_path):
@@ -207,6 +237,28 @@ def test_published_scores_stand_below_those_of_the_same_benchmarks(tmp_path):
     assert set(below["benchmark"]) == {"video_mme"} and below.set_index("run")["score"]["SmolVLM2-2.2B"] == 52.1
     with pytest.raises(UserError, match="run on video_mme"):
         collect_benchmarks([tmp_path / "v.csv"] * 2)
+
+
+def test_imported_results_are_drawn_beside_published_scores(tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    summaries = [one for one in study_summaries() if one["run"] in ("baseline", "A6")]
+    write_study(tmp_path / "study", summaries)
+    tables = tmp_path / "tables"
+    assert main(["import", str(tmp_path / "study"), "--study", "config/config.yaml", "--out-dir", str(tables)]) == 0
+    assert main(["figure", "benchmarks", "--tables", str(tables), "--out-dir", str(tmp_path / "figures")]) == 0
+    numbers = pd.read_csv(tmp_path / "figures/benchmarks.csv")
+    published = numbers[numbers["source"].notna()]
+    assert set(numbers["run"]) - set(published["run"]) == {"baseline", "A6"}
+    assert published.set_index("run")["score"]["SmolVLM2-256M"] == 32.7 and len(published) == 4
+    assert "Hollow: published" in (tmp_path / "figures/benchmarks.rst").read_text()
+
+
+def test_the_last_stage_answers_and_with_dpo_also_the_stage_before_it():
+    def answering(*stages: str) -> list[str]:
+        return study_from_files(["config/config.yaml"], {"only": {"stages": [*stages]}}).benchmarked[:2]
+
+    assert answering("stage1", "stage2", "stage3") == ["stage3", "baseline"]
+    assert answering("stage1", "stage2", "stage3", "dpo") == ["stage3", "dpo"]
 
 
 def test_the_figure_names_guessing_and_missing_videos(tmp_path, monkeypatch):

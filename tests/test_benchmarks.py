@@ -8,10 +8,9 @@ from fvlm.config.schema import Benchmark
 from fvlm.data.readers.questions import LETTER_PROMPT
 from fvlm.errors import UserError
 from fvlm.evaluate.benchmarks.parse import chosen_option
-from fvlm.evaluate.benchmarks.pope import yes_or_no
-from fvlm.evaluate.benchmarks.question import subtitles_at
-from fvlm.evaluate.benchmarks.questions import check_questions
-from fvlm.evaluate.benchmarks.registry import BENCHMARKS
+from fvlm.evaluate.benchmarks.question import Question, subtitles_at
+from fvlm.evaluate.benchmarks.questions import read_questions
+from fvlm.evaluate.benchmarks.registry import BENCHMARKS, yes_or_no
 from tests.benchmark_cases import OPTIONS, demo, pope, questions_of, source_of, video_mme
 from tests.reader_cases import add_video, picture, stored, write_table
 
@@ -43,6 +42,30 @@ def test_the_option_that_an_answer_names(answer, place):
     assert chosen_option(answer, DOGS) == place
 
 
+@pytest.mark.parametrize(
+    ("answer", "place"),
+    [
+        ("The answer is not B", None), ("Not B.", None), ("B is wrong", None), ("It isn't (B)", None),
+        ("It isn\u2019t a dog", None), ("neither A nor B", None), ("(B) is not right", None), ("B can't be", None),
+        ("It is not B, it is C.", 2), ("B is incorrect; C is correct", 2), ("Not B but C", 2), ("A, not B", 0),
+        ("A and not B", 0), ("B rather than A", 1), ("a dog, not a man walks", 0), ("I'm not sure, but B.", 1),
+        ("B because it is not red", 1), ("(B) He is not running", 1), ("I do not know", None),
+        ("Best option:(A) a dog", 0), ("Best Option: (B", 1),
+    ],
+)  # fmt: skip
+def test_an_option_that_an_answer_denies_is_not_chosen(answer, place):
+    assert chosen_option(answer, DOGS) == place
+
+
+@pytest.mark.parametrize(
+    ("answer", "place"),
+    [("He does not walk.", 1), ("I think he does not walk", 1), ("B. He does not walk", 1), ("C: none of the above", 2),
+     ("No, he does not", 3), ("D. No, he does not.", 3), ("It is not the case that he walks", None)],
+)  # fmt: skip
+def test_an_option_may_deny_something_itself(answer, place):
+    assert chosen_option(answer, ("He walks", "He does not walk", "None of the above", "No, he does not")) == place
+
+
 def test_an_option_that_is_a_letter_or_a_number():
     assert chosen_option("2", ("1", "2", "3")) == 1
     assert chosen_option("There are 3.", ("1", "2", "3")) == 2
@@ -59,14 +82,44 @@ def test_yes_or_no_by_the_official_rule(answer, place):
     assert yes_or_no(answer, ("yes", "no")) == place
 
 
+OPTION_LINES = {"A.": "A. red\nB. green\nC. blue\nD. grey", "(A)": "(A) red\n(B) green\n(C) blue\n(D) grey"}
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "start"),
+    [
+        ("video_mme", f"Select the best answer to the following multiple-choice question based on the video. Respond "
+         f"with only the letter (A, B, C, or D) of the correct option.\nWhich {{0}}?\n{OPTION_LINES['A.']}\nThe best "
+         "answer is:", ""),
+        ("mvbench", f"Question: Which {{0}}?\nOptions:\n{OPTION_LINES['(A)']}\nOnly give the best option.",
+         "Best option:("),
+        ("mlvu", f"Question: Which {{0}}?\nOptions:\n{OPTION_LINES['(A)']}\nOnly give the best option.",
+         "Best Option: ("),
+        ("pope", "Which {0}?", ""),
+        ("scienceqa", f"Which {{0}}?\n{OPTION_LINES['A.']}\nAnswer with the option's letter from the given choices "
+         "directly.", ""),
+        ("demo", "Which {0}?", ""),
+    ],
+)  # fmt: skip
+def test_the_prompt_of_each_benchmark(name, prompt, start):
+    question = Question("1", "v", (), "Which {0}?", tuple(OPTIONS), 0)
+    assert (BENCHMARKS[name].prompt_of(question), BENCHMARKS[name].start) == (prompt, start)
+
+
+def test_letters_are_scored_where_a_prompt_lists_the_options():
+    scored = {name for name, benchmark in BENCHMARKS.items() if benchmark.letters}
+    assert scored == set(BENCHMARKS) - {"pope", "captions"}
+    question = Question("1", "v", (), "Which?", tuple(OPTIONS), 0)
+    letters = BENCHMARKS["demo"].prompt_of(question, letters=True)
+    assert letters == f"Which?\n{OPTION_LINES['A.']}\n{LETTER_PROMPT}"
+
+
 def test_video_mme(tmp_path):
     found = questions_of("video_mme", video_mme(tmp_path, here=2))
     first = found.usable[0]
     assert (first.id, first.video, first.text, first.options) == ("000", "data/v0.mp4", "Which 0?", tuple(OPTIONS))
     assert first.categories == {"length": "short", "domain": "Knowledge", "task": "Counting"}
-    lines = [f"{mark}. {word}" for mark, word in zip("ABCD", OPTIONS, strict=True)]
-    assert first.lettered() == "\n".join(["Which 0?", *lines, LETTER_PROMPT])
-    turned = first.lettered(1).splitlines()[1:5]
+    turned = BENCHMARKS["video_mme"].prompt_of(first, letters=True, rotation=1).splitlines()[2:6]
     assert turned == ["A. grey", "B. red", "C. green", "D. blue"] and first.place(3, 1) == 0
     assert [question.id for question in found.usable] == ["000", "001", "002", "003"]
     assert [(one["id"], one["reason"]) for one in found.problems] == [("004", "missing"), ("005", "missing")]
@@ -100,10 +153,11 @@ def test_subtitles_at_the_shown_frames(tmp_path):
     assert subtitles_at(file, [62, 63]) == ""
     asked = questions_of("video_mme_subtitles", video_mme(tmp_path)).usable
     assert [question.subtitles for question in asked] == [None, None, file, file, None, None]
-    before = questions_of("video_mme_subtitles", tmp_path).identity
-    assert before == questions_of("video_mme_subtitles", tmp_path).identity
+    keys = [question.key for question in asked]
+    assert keys == [question.key for question in questions_of("video_mme_subtitles", tmp_path).usable]
     file.write_text(SRT + "more")
-    assert before != questions_of("video_mme_subtitles", tmp_path).identity
+    again = [question.key for question in questions_of("video_mme_subtitles", tmp_path).usable]
+    assert [before == key for before, key in zip(keys, again, strict=True)] == [True, True, False, False, True, True]
 
 
 def test_mvbench_has_parts_of_videos_and_folders_of_frames(tmp_path):
@@ -142,7 +196,7 @@ def test_too_few_or_too_many_options_are_counted_and_named(tmp_path, capsys):
     rows = [{**about, "candidates": [str(i) for i in range(count)]} for count in (1, 26, 27)]
     write_table(tmp_path / "json/1_plotQA.json", rows)
     add_video(tmp_path / "video/1_plotQA/a.mp4")
-    found = check_questions("mlvu", BENCHMARKS["mlvu"], source_of("mlvu", tmp_path), "")
+    found = read_questions("mlvu", BENCHMARKS["mlvu"], source_of("mlvu", tmp_path), "")
     assert "2 rows cannot be used and are not scored: expected a list of 2 to 26 options;" in capsys.readouterr().err
     assert [len(question.options) for question in found.usable] == [26]
     assert [one["reason"] for one in found.problems] == ["unusable", "unusable"]
@@ -151,7 +205,7 @@ def test_too_few_or_too_many_options_are_counted_and_named(tmp_path, capsys):
 def test_pope_has_splits_that_number_their_questions_alike(tmp_path):
     found = questions_of("pope", pope(tmp_path, {"random": "yn", "popular": "yn"}))
     assert [question.id for question in found.usable] == ["popular-1", "popular-2", "random-1", "random-2"]
-    assert found.usable[0].text == "Is there a dog?\nAnswer yes or no."
+    assert found.usable[0].text == "Is there a dog?"
     assert [question.answer for question in found.usable] == [0, 1, 0, 1]
 
 
@@ -168,11 +222,11 @@ def test_an_image_in_a_table_is_held_once(tmp_path):
     rows = [{**record, "question_id": str(i), "image": stored(3 + i // 2)} for i in range(4)]
     write_table(tmp_path / "data/test-0.parquet", rows)
     source = source_of("pope", tmp_path, table="data/test-*.parquet")
-    found = check_questions("pope", BENCHMARKS["pope"], source, "")
+    found = read_questions("pope", BENCHMARKS["pope"], source, "")
     assert [question.id for question in found.usable] == [f"random-{i}" for i in range(4)]
     images = [question.media[0] for question in found.usable]
     assert images[0] is images[1] and images[2] is images[3] and images[0].content != images[2].content
-    assert b"PNG" in images[0].content and "PNG" not in repr(found.identity)
+    assert b"PNG" in images[0].content and len({question.key for question in found.usable}) == 4
 
 
 def test_scienceqa(tmp_path):
@@ -202,9 +256,9 @@ def test_captions_of_one_video_are_its_references(tmp_path):
 def test_a_benchmark_without_its_videos_is_refused_in_a_sentence(tmp_path, capsys):
     source = source_of("video_mme", video_mme(tmp_path, here=0))
     with pytest.raises(UserError, match=r"no question has its video \(data/v0.mp4: no such file\)"):
-        check_questions("video_mme", BENCHMARKS["video_mme"], source, "")
+        read_questions("video_mme", BENCHMARKS["video_mme"], source, "")
     add_video(tmp_path / "data/v1.mp4")
-    assert len(check_questions("video_mme", BENCHMARKS["video_mme"], source, "").usable) == 2
+    assert len(read_questions("video_mme", BENCHMARKS["video_mme"], source, "").usable) == 2
     assert "4 questions lack their video and are not scored: data/v0.mp4: no such file;" in capsys.readouterr().err
     with pytest.raises(UserError, match="no folder"):
-        check_questions("video_mme", BENCHMARKS["video_mme"], source_of("video_mme", tmp_path / "x"), "")
+        read_questions("video_mme", BENCHMARKS["video_mme"], source_of("video_mme", tmp_path / "x"), "")

@@ -19,12 +19,12 @@ from fvlm.data.shards.text import load_tokenizer
 from fvlm.model.pretrained import language_config
 from fvlm.use.answer import Answers, prompt_batch
 from fvlm.use.looking import Sample, added_text, held_out_samples, look
-from fvlm.use.page import Video, content_of, write_page
+from fvlm.use.page import PageVideo, content_of, write_page
 from tests.browser_cases import brightness, browse, in_a_browser, in_a_frame
 from tests.conftest import ROOT
 from tests.decode_cases import X264, write
+from tests.evaluate_cases import as_frames, finished, make_held_out, run_of, talkative
 from tests.evaluate_cases import content_of as study_content
-from tests.evaluate_cases import finished, make_held_out, run_of, talkative
 from tests.model_cases import exact, visual_tokens
 from tests.snakemake_cases import of
 
@@ -78,7 +78,7 @@ def test_the_answer_and_its_attention_are_those_of_the_run(folders, kind, still)
     one = sample(1 if still else 3, still)
     looked = look(answers, one)
     positions = answers.run.data.static_frames if still else None
-    assert "".join(looked.tokens).strip() == "".join(answers.video(one.frames, positions).ask(one.question))
+    assert "".join(looked.tokens).strip() == "".join(answers.video(as_frames(one.frames, positions)).ask(one.question))
     count, side = (0 if kind == "blind" else positions or 3), answers.run.model.encoder.side
     expected = {"foveated": {"fine", "coarse"}, "asked_first": {"fine", "coarse"}, "one_pass": {"coarse"}}
     assert set(looked.passes) == expected.get(kind, set())
@@ -102,7 +102,7 @@ def test_the_dependence_is_the_gradient_of_whole_passes(folders, kind):
             parameter /= 3
     looked, reference = look(answers, one), exact(model)
     before, behind = answers.prompt(one.question)
-    video = answers.video(one.frames)
+    video = answers.video(as_frames(one.frames))
     "".join(video.ask(one.question))
     answer = [*video.reading.text[len(behind) :], video.reading.waiting][: answers.tokens]
     batch = prompt_batch(one.frames, 3, [*before, *behind], len(before))
@@ -146,7 +146,7 @@ def test_held_out_videos_come_with_their_first_question(folders):
 def test_a_map_is_packed_as_one_byte_per_patch(folders):
     one = sample(3)
     looked = look(Answers(folders["foveated"], None, 3), one)
-    (run,) = content_of(Video(one, [(one, looked)]))["runs"]
+    (run,) = content_of(PageVideo(one, [(one, looked)]))["runs"]
     stored = np.frombuffer(base64.b64decode(run["maps"]["fine"]), np.uint8).reshape(3, -1)
     patches = looked.passes["fine"][0]
     expected = np.minimum(patches * patches.shape[1], run["scale"])
@@ -233,7 +233,7 @@ def test_texts_of_videos_cannot_become_part_of_the_page(folders, tmp_path):
     answers = Answers(folders["foveated"], None, 3)
     one = replace(sample(2), name=EVIL, question=EVIL, reference=EVIL, about=EVIL)
     looked = replace(look(answers, sample(2)), tokens=[EVIL, "b", "c"])
-    write_page(tmp_path / "page.html", [Video(one, [(one, looked)])] * 2)
+    write_page(tmp_path / "page.html", [PageVideo(one, [(one, looked)])] * 2)
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert text.count("</script>") == 2 and "<img src=x" not in text and text.count("<option") == 2
 

@@ -61,10 +61,7 @@ GROUPS = {
         "index": ("fvlm.data.shards.index", "index a source's shards: byte offsets, frame counts, text lengths"),
         "ledger": ("fvlm.data.shards.ledger", "add up the ledgers of all shards"),
         "evaluate": ("fvlm.evaluate.command", "compute a finished run's held-out losses, by source and mode"),
-        "benchmark": (
-            "fvlm.evaluate.benchmarks.command",
-            "let a finished run answer a benchmark; score its answers",
-        ),
+        "benchmark": ("fvlm.use.benchmark", "let a finished run answer a benchmark; score its answers"),
         "attention": ("fvlm.evaluate.attention", "save a finished run's attention maps on fixed held-out videos"),
         "collect": ("fvlm.analysis.collect", "gather finished runs into one table"),
         "table": ("fvlm.analysis.tables", "make one table from the collected ones"),

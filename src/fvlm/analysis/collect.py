@@ -188,7 +188,7 @@ def collect_evaluation(paths: list[Path], replicates: int = 1000) -> tuple[pd.Da
 
 
 def collect_benchmarks(paths: list[Path], published: tuple[Published, ...] = ()) -> pd.DataFrame:
-    """All scores under each other, and below them what others published on the same benchmarks, with its source.
+    """All scores under each other, and below them what others published on the same benchmarks.
 
     raises  UserError for a run that is given twice with one benchmark
     """
@@ -196,6 +196,11 @@ def collect_benchmarks(paths: list[Path], published: tuple[Published, ...] = ())
     parts = [read_csv(path, columns) for path in paths]
     refuse_twice([f"{one['run'].iloc[0]} on {one['benchmark'].iloc[0]}" for one in parts if len(one)])
     scores = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    return with_published(scores, published)
+
+
+def with_published(scores: pd.DataFrame, published: tuple[Published, ...]) -> pd.DataFrame:
+    """Return scores of benchmarks, and below them those that others published on the same ones, with their source."""
     titles = dict(zip(scores["benchmark"], scores["title"], strict=True))
     whole = {"main": True, "metric": "accuracy", "group": "all", "category": "all"}
     rows = [
@@ -204,7 +209,7 @@ def collect_benchmarks(paths: list[Path], published: tuple[Published, ...] = ())
         for name, score in one.scores.items()
         if name in titles
     ]
-    return pd.DataFrame([*scores.to_dict("records"), *rows], columns=columns)
+    return pd.DataFrame([*scores.to_dict("records"), *rows], columns=COLUMNS["benchmarks"])
 
 
 def _resampled_sums(part: pd.DataFrame, cells: int, replicates: int, seed: int) -> tuple[np.ndarray, ...]:

@@ -18,7 +18,7 @@ import pandas as pd
 
 from fvlm.analysis import study_files
 from fvlm.analysis.catalog import COLLECTED
-from fvlm.analysis.collect import TRAINING_POINTS, collect_all
+from fvlm.analysis.collect import TRAINING_POINTS, collect_all, with_published
 from fvlm.analysis.columns import COLUMNS, COUNTED, INFERRED, REWARDS, RUN, SCHEDULE
 from fvlm.analysis.files import replacing, write_csv
 from fvlm.analysis.finished import (
@@ -84,7 +84,9 @@ def add_arguments(parser) -> None:
 
 
 def main(args) -> None:
-    tables = read_results(args.results, study_of(args).comparisons.ablations)
+    comparisons = study_of(args).comparisons
+    tables = read_results(args.results, comparisons.ablations)
+    tables["benchmarks"] = with_published(tables["benchmarks"], comparisons.benchmarks.published)
     places = {name: args.out_dir / f"{name}.csv" for name in tables}
     for place in places.values():
         if place.resolve() in {path.resolve() for path in args.results}:

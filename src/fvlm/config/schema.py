@@ -282,7 +282,7 @@ class Evaluation(Strict):
     samples: int = Field(gt=0)  # held-out samples per source
     attention_videos: int = Field(gt=0)
     families: tuple[Literal["stage", "ablation", "grid", "pairs"], ...] = ("stage", "ablation", "grid", "pairs")
-    benchmarks: tuple[Benchmark, ...] = ()  # answered by the last stage and the runs of comparisons.yaml
+    benchmarks: tuple[Benchmark, ...] = ()  # answered by the last stage, DPO and the runs of comparisons.yaml
 
 
 class Gpu(Strict):
@@ -324,9 +324,12 @@ class Study(Strict):
 
     @property
     def benchmarked(self) -> list[str]:
-        """The runs that answer benchmarks: the last stage, and those that comparisons.yaml names."""
-        stages = [name for name, run in self.runs.items() if run.family == "stage"]
-        return [name for name in dict.fromkeys([*stages[-1:], *self.comparisons.benchmarks.runs]) if name in self.runs]
+        """The runs that answer benchmarks: the last stage, with DPO also the one before it, and those that
+        comparisons.yaml names."""
+        stages = [run for run in self.runs.values() if run.family == "stage"]
+        last = [run.name for run in stages if run.data.loss != "preference"][-1:]
+        last += [run.name for run in stages if run.data.loss == "preference"]
+        return [name for name in dict.fromkeys([*last, *self.comparisons.benchmarks.runs]) if name in self.runs]
 
     def benchmark_source(self, benchmark: str) -> Source | None:
         """The entry of sources.yaml with the files of a benchmark; with subtitles they are the same files."""

@@ -1,6 +1,7 @@
 """What a finished run saved about itself; read without torch, so that a wrong path is reported at once."""
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,3 +62,25 @@ def read_run(folder: Path | str) -> tuple[Run, dict]:
         raise UserError(
             f"{saved}: not a run of this version ({' '.join(str(error).split())[:200]}); train it again"
         ) from error
+
+
+def shown_like(sources: dict[str, dict], kind: str, run: str) -> dict:
+    """Return how the run's samples of this kind were shown, or of its other kinds if it has none of this one.
+
+    Its sources may differ; the first is taken, and named.
+
+    sources     source -> {"kind", "crop", "prompt"}; empty for a run of an earlier version
+    """
+    frames = {name: entry for name, entry in sources.items() if entry["kind"] != "text"}
+    alike = {name: entry for name, entry in frames.items() if entry["kind"] == kind} or frames
+    if not alike:
+        return {}
+    first = next(iter(alike))
+    others = [name for name in alike if alike[name]["crop"] != alike[first]["crop"]]
+    if others:
+        way, other = ("cropped", "squashed") if alike[first]["crop"] else ("squashed", "cropped")
+        print(
+            f"{run}: frames are {way} as in source {first!r}; those of {', '.join(others)} were {other}",
+            file=sys.stderr,
+        )
+    return alike[first]

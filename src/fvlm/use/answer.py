@@ -2,19 +2,21 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from fvlm.batch import Batch
 from fvlm.data.batches.loader import pack
 from fvlm.data.shards.text import END, START, encode_prompt, load_tokenizer
-from fvlm.device import autocast
+from fvlm.device import autocast, precision_on
 from fvlm.errors import UserError, first_line
+from fvlm.evaluate.frames import Frames
 from fvlm.evaluate.load import load_run
-from fvlm.evaluate.read import files_of
+from fvlm.evaluate.read import SOURCES, files_of, read_run, shown_like
 from fvlm.model.encoder import FrameStates
 from fvlm.model.generate import Choose, Reading, most_likely, sampled, written
 
@@ -30,28 +32,53 @@ class Answers:
     tokens          longest answer
     temperature     0: each token is the most likely one; above: it is drawn from softmax(logits / temperature)
     seed            of the draws; the same question gets the same answer
+
+    Attributes for benchmarks, which any other class with these and with `crop` and `video` can answer:
+
+    name            in tables
+    modes           of evaluation; the first is the one of inference
+    sees            False: a model without frames
+    max_frames      most frames of a video
+    static_frames   visual positions of an image
+    weights         files that the answers depend on
+    settings        what else of the model they depend on
     """
 
     def __init__(self, folder: Path, mode: str | None, tokens: int, temperature: float = 0.0, seed: int = 0):
         self.run, self.model, self.device = load_run(folder)
-        self.tokenizer = load_tokenizer(files_of(folder).tokenizer)
-        self.mode, self.tokens = mode or self.run.model.variant.inference_mode, tokens
+        files, variant = files_of(folder), self.run.model.variant
+        self.tokenizer = load_tokenizer(files.tokenizer)
+        self.mode, self.tokens = mode or variant.inference_mode, tokens
         self.end = self.tokenizer.token_to_id(END)
         self.temperature, self.seed = temperature, seed
+        self.name, self.sees = self.run.name, variant.sees
+        self.modes = sorted(variant.modes, key=lambda mode: mode != variant.inference_mode)
+        self.max_frames, self.static_frames = self.run.data.max_frames, self.run.data.static_frames
+        self.weights = [files.configuration, files.weights]
+        self.settings = (self.device.type, precision_on(self.run, self.device))
+        self._sources = read_run(folder)[1][SOURCES]
+
+    def crop(self, kind: str, default: bool) -> bool:
+        """Return whether the run's samples of a kind (video or image) showed the centre of each frame."""
+        return shown_like(self._sources, kind, self.name).get("crop", default)
 
     def choose(self) -> Choose:
         """Return the function that chooses the tokens of one answer."""
         return sampled(self.temperature, self.seed) if self.temperature else most_likely
 
-    def prompt(self, question: str, earlier: Iterable[tuple[str, str]] = ()) -> tuple[list[int], list[int]]:
+    def prompt(
+        self, question: str, earlier: Iterable[tuple[str, str]] = (), start: str = ""
+    ) -> tuple[list[int], list[int]]:
         """Return the tokens of a prompt before the frames and behind them.
 
         The first question stands before the frames if it did so in most of the run's training samples.
 
+        earlier  questions and answers of the conversation before it
+        start    beginning of the answer
         raises   UserError if the question is too long for a tokenizer, or has characters that are no text
         """
         try:
-            ids = encode_prompt(self.tokenizer, question, earlier)
+            ids = np.concatenate([encode_prompt(self.tokenizer, question, earlier), self.encoded(start)])
         except (ValueError, TypeError) as error:
             raise UserError(f"a question cannot be read ({first_line(error)}); shorten it, in UTF-8") from error
         if self.run.data.question_first <= 0.5:
@@ -59,11 +86,19 @@ class Answers:
         starts = np.flatnonzero(ids == self.tokenizer.token_to_id(START))  # of system, user, assistant, ...
         return ids[: starts[2]].tolist(), ids[starts[2] :].tolist()
 
-    def video(self, frames: np.ndarray, positions: int | None = None) -> "Video":
-        """Return a video to ask about; arguments as in `Video.show`."""
-        video = Video(self)
-        video.show(frames, positions)
+    def encoded(self, text: str) -> np.ndarray:
+        """Return the tokens (S,) int32 of a part of an answer."""
+        return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def video(self, frames: Frames) -> "Video":
+        """Return a video or an image to ask about."""
+        video = self.stream()
+        video.show(frames.frames, frames.positions)
         return video
+
+    def stream(self) -> "Video":
+        """Return a video without frames, to which some will be shown."""
+        return Video(self)
 
 
 class Video:
@@ -72,12 +107,12 @@ class Video:
     The cache of the language model holds at most as many frames as the run was trained with, `data.max_frames`. If one
     more comes, the model forgets the older half, and reads the newer half as if the video began there.
 
+    mode    of evaluation; None: that of `answers`
     count   frames that were shown so far
     """
 
-    def __init__(self, answers: Answers):
-        self.answers, self.count = answers, 0
-        self.max_frames = answers.run.data.max_frames
+    def __init__(self, answers: Answers, mode: str | None = None):
+        self.answers, self.mode, self.count = answers, mode or answers.mode, 0
         self.states: list[FrameStates] = []  # of the frames that are kept, in the order of showing
         self.reading: Reading | None = None
         self.before: list[int] = []  # the text before the frames in `reading`
@@ -93,7 +128,7 @@ class Video:
         """Take further frames (T, 224, 224, 3) uint8; an image fills `positions` visual positions."""
         answers, model = self.answers, self.answers.model
         self.count += len(frames)
-        if not answers.run.model.variant.sees:
+        if not answers.sees or not len(frames):
             return
         with autocast(answers.run, answers.device):
             states = model.encode(torch.from_numpy(frames).to(answers.device))
@@ -101,24 +136,47 @@ class Video:
             states = states.select(torch.arange(positions, device=answers.device) % len(frames))
         self.states.append(states)
         reads = self.reading is not None or answers.run.data.question_first <= 0.5  # else it waits for the question
-        if self.kept > self.max_frames and len(self.states) > 1:
-            while self.kept > self.max_frames // 2 and len(self.states) > 1:
+        if self.kept > answers.max_frames and len(self.states) > 1:
+            while self.kept > answers.max_frames // 2 and len(self.states) > 1:
                 self.states.pop(0)
             self.reading = None
         if reads:
             self._read(self.before)
 
-    def ask(self, question: str, earlier: Iterable[tuple[str, str]] = ()) -> Iterator[str]:
-        """Yield the answer in pieces of whole characters, as they are generated.
+    def seen_in(self, mode: str, order: Sequence[int] | None = None) -> "Video":
+        """Return the same video for another mode, perhaps with its frames in another order; none is encoded again."""
+        video = Video(self.answers, mode)
+        order = None if order is None else torch.tensor(order, device=self.answers.device)
+        video.states = [states if order is None else states.select(order) for states in self.states]
+        video.count = self.count
+        return video
 
-        earlier     questions and answers of the conversation before it
+    def ask(self, question: str, earlier: Iterable[tuple[str, str]] = (), start: str = "") -> Iterator[str]:
+        """Yield the answer in pieces of whole characters, as they are generated; arguments as in `Answers.prompt`.
+
         raises      UserError if the prompt is longer than the language model's positions
         """
-        before, behind = self.answers.prompt(question, earlier)
-        self._read(before)
-        with self._context():
-            self.reading.read_text(behind)
+        self._read_prompt(question, earlier, start)
         return pieces(self._tokens(), self.answers.tokenizer.decode)
+
+    @torch.no_grad()
+    def losses(self, question: str, answers: Iterable[str], start: str = "") -> list[list[float]]:
+        """Return the loss in nats of each token of some given answers; the last token is the one that ends an answer.
+
+        answers     texts that are not empty
+        start       beginning of each answer, which is not scored
+        """
+        self._read_prompt(question, (), start)
+        reading, llm, result = self.reading, self.answers.model.llm, []
+        behind_prompt = reading.length
+        for answer in answers:
+            ids = torch.tensor([*self.answers.encoded(answer), self.answers.end], device=self.answers.device)
+            with self._context():
+                hidden_SE = llm.run_next(llm.embed(ids[:-1])[None], behind_prompt, reading.cache)[0]
+                logits_SV = llm.logits(torch.cat([reading.hidden_E[None], hidden_SE]))
+            reading.cache.cut(behind_prompt)
+            result.append(F.cross_entropy(logits_SV.float(), ids, reduction="none").tolist())
+        return result
 
     def fits(self, question: str, earlier: Iterable[tuple[str, str]]) -> bool:
         """Whether a prompt and its longest answer fit into the language model's positions."""
@@ -136,6 +194,12 @@ class Video:
                 return
             yield token
 
+    def _read_prompt(self, question: str, earlier: Iterable[tuple[str, str]], start: str) -> None:
+        before, behind = self.answers.prompt(question, earlier, start)
+        self._read(before)
+        with self._context():
+            self.reading.read_text(behind)
+
     def _context(self):
         return autocast(self.answers.run, self.answers.device)
 
@@ -144,10 +208,10 @@ class Video:
         reading, unread = self.reading, self.states[self.parts_read :]
         self.reading = None  # Ctrl-C leaves nothing half read
         with self._context():
-            if reading is None or self.before != before or (unread and self.answers.mode == "coarse_fine"):
+            if reading is None or self.before != before or (unread and self.mode == "coarse_fine"):
                 text = torch.tensor(before, device=self.answers.device)
-                reading, unread = Reading(self.answers.model, self.answers.mode, text), self.states
-            if unread and self.answers.mode == "coarse_fine":
+                reading, unread = Reading(self.answers.model, self.mode, text), self.states
+            if unread and self.mode == "coarse_fine":
                 reading.take_frames(self._two_passes(before))
             else:
                 for states in unread:
@@ -161,7 +225,7 @@ class Video:
         encoded = np.zeros((self.kept, 0, 0, 3), np.uint8)  # their pixels are not needed any more
         batch = prompt_batch(encoded, self.kept, before, len(before)).to(self.answers.device)
         text_SE = model.llm.embed(batch.token_ids)
-        return model.visual_tokens(batch, text_SE, model.plan(batch), "coarse_fine", states=states)[0]
+        return model.visual_tokens(batch, text_SE, model.plan(batch), self.mode, states=states)[0]
 
 
 def pieces(tokens: Iterable[int], decode) -> Iterator[str]:

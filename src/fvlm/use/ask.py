@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fvlm.errors import UserError
 from fvlm.use.options import (
-    Shown,
+    FinishedRun,
     add_answer_arguments,
     check_file,
     check_question,
@@ -31,17 +31,17 @@ def add_arguments(parser) -> None:
 
 
 def main(args) -> int:
-    shown = checked_run(args)
+    finished = checked_run(args)
     for question in args.questions:
         check_question(question)
     live = is_stream(args.video)
     if args.every is not None and (not live or args.every < 1):
         raise UserError(f"--every is {args.every} of {args.video}; expected at least 1, and a stream (- or a camera)")
     if live:
-        check_stream(shown.run, args.mode)
-        return until_interrupted(lambda: ask_stream(args, shown))
+        check_stream(finished.run, args.mode)
+        return until_interrupted(lambda: ask_stream(args, finished))
     check_file(args.video)
-    return until_interrupted(lambda: answer_all(opened(args, shown), args.questions))
+    return until_interrupted(lambda: answer_all(opened(args, finished), args.questions))
 
 
 def until_interrupted(work: Callable[[], None]) -> int:
@@ -54,24 +54,19 @@ def until_interrupted(work: Callable[[], None]) -> int:
     return 0
 
 
-def opened(args, shown: Shown):
+def opened(args, finished: FinishedRun):
     """Return the video or image of a command, ready to ask; raises UserError if it cannot be decoded."""
-    frames = shown.decoded(args.video).frames
-    from fvlm.use.answer import Answers  # imports torch, which takes seconds
-
-    answers = Answers(args.run, args.mode, args.tokens, args.temperature, args.seed)
-    return answers.video(frames, shown.positions(args.video))
+    frames = finished.needed_frames(args.video)
+    return finished.answers(args).video(frames)
 
 
-def ask_stream(args, shown: Shown) -> None:
+def ask_stream(args, finished: FinishedRun) -> None:
     """Read a stream to its end, and answer there or every few frames."""
     from fvlm.use.stream import as_they_come
 
-    frames = as_they_come(args.video, shown.crop(args.video))
+    frames = as_they_come(args.video, finished.crop(args.video))
     first = next(frames)
-    from fvlm.use.answer import Answers, Video  # imports torch, which takes seconds
-
-    video = Video(Answers(args.run, args.mode, args.tokens, args.temperature, args.seed))
+    video = finished.answers(args).stream()
     for frame in chain([first], frames):
         video.show(frame[None])
         if args.every and video.count % args.every == 0:

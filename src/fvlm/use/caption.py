@@ -4,13 +4,17 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from fvlm.data.decode.media import Clip, Media, MediaError
+from fvlm.data.decode.pool import DecodePool, decode
 from fvlm.errors import UserError
 from fvlm.files import write_beside
-from fvlm.use.options import Shown, add_answer_arguments, check_out, check_question, checked_run
+from fvlm.use.options import FinishedRun, add_answer_arguments, check_out, check_question, checked_run, is_image
 
 START = b'{"file": "'  # of a line
+DEADLINE_S = 60  # for decoding one file, as in the preparation of data
 
 
 def add_arguments(parser) -> None:
@@ -23,20 +27,20 @@ def add_arguments(parser) -> None:
 
 
 def main(args) -> int:
-    shown = checked_run(args)
+    finished = checked_run(args)
     if args.question is not None:
         check_question(args.question)
     captions = None
     if args.out is not None:
         check_out(args.out)
-        captions = Captions(args.out, lambda file: settings_of(args, shown, file))
+        captions = Captions(args.out, lambda file: settings_of(args, finished, file))
     requested = list(dict.fromkeys(args.files))
     files = [file for file in requested if captions is None or str(file) not in captions.files]
     if len(files) < len(requested):
         print(f"{args.out}: {len(requested) - len(files)} of {len(requested)} files have a caption", file=sys.stderr)
     problems: Counter[str] = Counter()
     if any(file.is_file() for file in files):  # else nothing needs torch, whose import takes seconds
-        for file, frames, caption in captions_of(files, args, shown, problems):
+        for file, frames, caption in captions_of(files, args, finished, problems):
             if captions is None:
                 print(f"{printable(file)}: {caption}", flush=True)
             else:
@@ -54,20 +58,27 @@ def main(args) -> int:
     return 2 if problems else 0
 
 
-def captions_of(files: list[Path], args, shown: Shown, problems: Counter):
-    """Yield (file, frames, caption) of each file that can be decoded; print and count the others."""
-    from fvlm.data.decode.media import MediaError
-    from fvlm.use.answer import Answers
+def captions_of(files: list[Path], args, finished: FinishedRun, problems: Counter):
+    """Yield (file, frames, caption) of each file that can be decoded; print and count the others.
 
-    answers = Answers(args.run, args.mode, args.tokens, args.temperature, args.seed)
-    for file in files:
-        try:
-            frames = shown.clip(file).frames
-        except MediaError as error:
-            report(file, error.reason, str(error), problems)
-            continue
-        video = answers.video(frames, shown.positions(file))
-        yield file, len(frames), "".join(video.ask(args.question or shown.prompt(file)))
+    A process of its own decodes the files: if one hangs or crashes it, the others go on.
+    """
+    answers = finished.answers(args)
+    crops = {is_image(file): finished.crop(file) for file in files}
+    with DecodePool(partial(decode_either, crops=crops), deadline_s=DEADLINE_S) as pool:
+        for file in files:
+            try:
+                frames = finished.frames(file, lambda media: pool.submit(media).result())
+            except MediaError as error:
+                report(file, error.reason, str(error), problems)
+                continue
+            caption = "".join(answers.video(frames).ask(args.question or finished.prompt(file)))
+            yield file, len(frames.frames), caption
+
+
+def decode_either(media: Media, crops: dict[bool, bool]) -> Clip:
+    """Decode a video or an image; crops: whether it is an image -> whether its centre is shown."""
+    return decode(media, Path(), crop=crops[media.image])
 
 
 def report(file: Path, reason: str, message: str, problems: Counter) -> None:
@@ -80,11 +91,15 @@ def printable(file: Path) -> str:
     return str(file).encode(errors="replace").decode()
 
 
-def settings_of(args, shown: Shown, file: Path) -> dict:
+def settings_of(args, finished: FinishedRun, file: Path) -> dict:
     """What the caption of a file depends on."""
-    settings = {"question": args.question or shown.prompt(file), "run": shown.run.name, "digest": shown.run.digest}
+    settings = {
+        "question": args.question or finished.prompt(file),
+        "run": finished.run.name,
+        "digest": finished.run.digest,
+    }
     settings["tokens"] = args.tokens
-    settings["mode"] = args.mode or shown.run.model.variant.inference_mode
+    settings["mode"] = args.mode or finished.run.model.variant.inference_mode
     return settings | ({"temperature": args.temperature, "seed": args.seed} if args.temperature else {})
 
 

@@ -8,7 +8,7 @@ from typing import TextIO
 
 from fvlm.errors import UserError, first_line
 from fvlm.use.ask import opened, until_interrupted
-from fvlm.use.options import Shown, add_answer_arguments, check_file, check_stream, checked_run, is_stream
+from fvlm.use.options import FinishedRun, add_answer_arguments, check_file, check_stream, checked_run, is_stream
 
 
 def add_arguments(parser) -> None:
@@ -17,12 +17,12 @@ def add_arguments(parser) -> None:
 
 
 def main(args) -> int:
-    shown = checked_run(args)
+    finished = checked_run(args)
     if is_stream(args.video):
-        check_stream(shown.run, args.mode)
-        return until_interrupted(lambda: chat_about_stream(args, shown))
+        check_stream(finished.run, args.mode)
+        return until_interrupted(lambda: chat_about_stream(args, finished))
     check_file(args.video)
-    return until_interrupted(lambda: chat_about_file(args, shown))
+    return until_interrupted(lambda: chat_about_file(args, finished))
 
 
 class Conversation:
@@ -47,9 +47,9 @@ class Conversation:
         self.turns.append((question, answer))
 
 
-def chat_about_file(args, shown: Shown) -> None:
+def chat_about_file(args, finished: FinishedRun) -> None:
     """Answer the questions on standard input, with a prompt at a terminal."""
-    conversation = Conversation(opened(args, shown))
+    conversation = Conversation(opened(args, finished))
     if sys.stdin.isatty():
         print("One question per line; Ctrl-D ends.", file=sys.stderr)
     show_prompt(sys.stdin)
@@ -75,19 +75,17 @@ def show_prompt(source: TextIO) -> None:
         print("> ", end="", file=sys.stderr, flush=True)
 
 
-def chat_about_stream(args, shown: Shown) -> None:
+def chat_about_stream(args, finished: FinishedRun) -> None:
     """Read frames as they come, and answer questions in between: those of the frames so far."""
     from fvlm.use.stream import WAITING, open_stream, start_filling
 
     questions = sys.stdin if str(args.video) != "-" else terminal()
     events = queue.Queue(WAITING)
-    start_filling(events, "frame", lambda: open_stream(args.video, shown.crop(args.video)))
+    start_filling(events, "frame", lambda: open_stream(args.video, finished.crop(args.video)))
     _, first = events.get()
     if isinstance(first, Exception):
         raise first
-    from fvlm.use.answer import Answers, Video  # imports torch, which takes seconds
-
-    video = Video(Answers(args.run, args.mode, args.tokens, args.temperature, args.seed))
+    video = finished.answers(args).stream()
     conversation = Conversation(video)
     video.show(first[None])
     start_filling(events, "question", lambda: lines_of(questions))

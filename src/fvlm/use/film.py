@@ -7,14 +7,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fvlm.files import write_beside
-from fvlm.use.page import PASSES, Video, map_scale
+from fvlm.use.page import PASSES, PageVideo, map_scale
 
 SIDE = 448  # pixels of a frame in the film
 HEAD = 32  # pixels of the text above it
 RATE = 4  # pictures per second of the file, of which each frame fills all: players handle one per second badly
 
 
-def write_film(path: Path, video: Video) -> None:
+def write_film(path: Path, video: PageVideo) -> None:
     """Write an MP4. Runs without attention show the frames as they are."""
     columns = [column for sample, looked in video.runs for column in _columns(sample, looked)]
     count = max(len(frames) for _, frames in columns)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fvlm.config.resolve import add_study_arguments, study_of
 from fvlm.errors import UserError
-from fvlm.use.options import Shown, add_run_argument, check_file, check_out, check_question, is_image, is_stream
+from fvlm.use.options import FinishedRun, add_run_argument, check_file, check_out, check_question, is_stream
 
 
 def add_arguments(parser) -> None:
@@ -21,32 +21,33 @@ def add_arguments(parser) -> None:
 
 
 def main(args) -> int:
-    runs = [Shown(folder) for folder in args.runs]
+    runs = [FinishedRun(folder) for folder in args.runs]
     check_arguments(args)
     study = study_of(args) if args.video is None else None
     from fvlm.evaluate.load import check_split  # these import torch, which takes seconds
     from fvlm.use.answer import Answers
     from fvlm.use.looking import Sample, held_out_samples, look
-    from fvlm.use.page import Video, write_page
+    from fvlm.use.page import PageVideo, write_page
 
-    videos: list[Video] = []
-    names = [shown.run.name for shown in runs]
-    for shown, folder in zip(runs, args.runs, strict=True):
+    videos: list[PageVideo] = []
+    names = [finished.run.name for finished in runs]
+    for finished, folder in zip(runs, args.runs, strict=True):
         answers = Answers(folder, None, args.tokens)
-        if names.count(shown.run.name) > 1:  # of two studies, or a run and its exported folder
+        if names.count(finished.run.name) > 1:  # of two studies, or a run and its exported folder
             answers.run = answers.run.model_copy(update={"name": str(folder)})
         if study is None:
             question = args.question or runs[0].prompt(args.video)
-            clip, still = shown.decoded(args.video), is_image(args.video)
-            samples = [Sample(args.video.name, clip.frames, None if still else clip.times_s, still, question)]
+            shown = finished.needed_frames(args.video)
+            times_s = None if shown.still else shown.times_s
+            samples = [Sample(args.video.name, shown.frames, times_s, shown.still, question)]
         else:
-            check_split(shown.run, study, folder)
+            check_split(finished.run, study, folder)
             samples = held_out_samples(runs[0].run, study)
         for place, sample in enumerate(samples):
             if place == len(videos):
-                videos.append(Video(sample, []))
+                videos.append(PageVideo(sample, []))
             videos[place].runs.append((sample, look(answers, sample)))
-            print(f"{shown.run.name}: {sample.name}", file=sys.stderr, flush=True)
+            print(f"{finished.run.name}: {sample.name}", file=sys.stderr, flush=True)
     write_page(args.out, videos)
     if args.film:
         from fvlm.use.film import write_film

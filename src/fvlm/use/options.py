@@ -3,14 +3,19 @@
 import argparse
 import stat
 import sys
-from dataclasses import replace
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fvlm.config.schema import Run
-from fvlm.data.decode.media import IMAGE_SUFFIXES, Clip, MediaError
+from fvlm.data.decode.media import IMAGE_SUFFIXES, Clip, Media, MediaError
+from fvlm.data.decode.pool import decode
 from fvlm.errors import UserError
-from fvlm.evaluate.read import SOURCES, read_run
+from fvlm.evaluate.read import SOURCES, read_run, shown_like
+
+if TYPE_CHECKING:
+    from fvlm.evaluate.frames import Frames
 
 QUESTION = "Say what happens in the video."  # for a run that did not save the prompts of its sources
 TOKENS = 60  # longest answer, unless a command has another number
@@ -43,7 +48,7 @@ def add_answer_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
 
 
-class Shown:
+class FinishedRun:
     """A finished run, and how the samples that it was trained on were shown.
 
     folder    results/runs/NAME, or of `fvlm export`
@@ -51,6 +56,7 @@ class Shown:
     """
 
     def __init__(self, folder: Path):
+        self.folder = folder
         self.run, beside = read_run(folder)
         self.sources = beside[SOURCES]
 
@@ -71,46 +77,48 @@ class Shown:
     def prompt(self, file: Path) -> str:
         return self.like(file).get("prompt") or QUESTION
 
-    def positions(self, file: Path) -> int | None:
-        """Number of visual positions that an image fills; None for a video."""
-        return self.run.data.static_frames if is_image(file) else None
-
-    def clip(self, file: Path) -> Clip:
+    def frames(self, file: Path, decoded: Callable[[Media], Clip] | None = None) -> "Frames":
         """Return the frames of a video, at most `data.max_frames` and evenly spaced, or the one of an image.
 
+        decoded   returns the clip of a file; None: it is decoded in this process
         raises    MediaError if the file is no video or image that can be decoded
         """
-        from fvlm.data.decode.video import decode_image, decode_video  # import PyAV and Pillow
-        from fvlm.data.shards.samples import evenly_spaced
+        from fvlm.evaluate.frames import load_frames  # imports PyAV and Pillow
 
-        clip = decode_image(file, self.crop(file)) if is_image(file) else decode_video(file, crop=self.crop(file))
-        chosen = evenly_spaced(len(clip.frames), self.run.data.max_frames)
-        return replace(clip, frames=clip.frames[chosen], times_s=clip.times_s[chosen])
+        media = Media(str(file), image=is_image(file))
+        decoded = decoded or partial(decode, folder=Path(), crop=self.crop(file))
+        return load_frames((media,), decoded, self.run.data.max_frames, self.run.data.static_frames)
 
-    def decoded(self, file: Path) -> Clip:
-        """Return the clip of a file without which a command has nothing to do; raises UserError."""
+    def needed_frames(self, file: Path) -> "Frames":
+        """Return the frames of a file without which a command has nothing to do; raises UserError."""
         try:
-            return self.clip(file)
+            return self.frames(file)
         except MediaError as error:
             raise UserError(
                 f"{file} cannot be decoded ({error.reason}: {error}); expected a video, or an image with a name that "
                 "ends in .jpg, .png or the like"
             ) from error
 
+    def answers(self, args: argparse.Namespace):
+        """Return the run as `fvlm.use.answer.Answers`, with the arguments of `add_answer_arguments`."""
+        from fvlm.use.answer import Answers  # imports torch, which takes seconds
 
-def checked_run(args: argparse.Namespace) -> Shown:
+        return Answers(self.folder, args.mode, args.tokens, args.temperature, args.seed)
+
+
+def checked_run(args: argparse.Namespace) -> FinishedRun:
     """Return the run of `add_answer_arguments`; raises UserError for arguments that do not suit it."""
-    shown = Shown(args.run)
-    check_mode(shown.run, args.mode)
+    finished = FinishedRun(args.run)
+    check_mode(finished.run, args.mode)
     if args.tokens < 1:
         raise UserError(f"--tokens is {args.tokens}; expected at least 1")
     if not 0 <= args.temperature < float("inf"):
         raise UserError(f"--temperature is {args.temperature:g}; expected 0 or more")
     if not 0 <= args.seed < 2**63:
         raise UserError(f"--seed is {args.seed}; expected 0 to 2^63 - 1")
-    if not shown.run.model.variant.sees:
-        print(f"{shown.run.name}: this run has no encoder; it answers without the frames", file=sys.stderr)
-    return shown
+    if not finished.run.model.variant.sees:
+        print(f"{finished.run.name}: this run has no encoder; it answers without the frames", file=sys.stderr)
+    return finished
 
 
 def check_mode(run: Run, mode: str | None) -> None:
@@ -125,7 +133,7 @@ def check_question(question: str) -> None:
 
 
 def is_image(file: Path) -> bool:
-    return file.suffix.lower() in IMAGE_SUFFIXES
+    return file.name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def is_stream(file: Path) -> bool:
@@ -152,25 +160,3 @@ def check_out(path: Path) -> None:
 def check_stream(run: Run, mode: str | None) -> None:
     if (mode or run.model.variant.inference_mode) == "coarse_fine":
         raise UserError("--mode coarse_fine needs the whole video; choose autoregressive or coarse_only for a stream")
-
-
-def shown_like(sources: dict[str, dict], kind: str, run: str) -> dict:
-    """Return how the run's samples of this kind were shown, or of its other kinds if it has none of this one.
-
-    Its sources may differ; the first is taken, and named.
-
-    sources     source -> {"kind", "crop", "prompt"}; empty for a run of an earlier version
-    """
-    frames = {name: entry for name, entry in sources.items() if entry["kind"] != "text"}
-    alike = {name: entry for name, entry in frames.items() if entry["kind"] == kind} or frames
-    if not alike:
-        return {}
-    first = next(iter(alike))
-    others = [name for name in alike if alike[name]["crop"] != alike[first]["crop"]]
-    if others:
-        way, other = ("cropped", "squashed") if alike[first]["crop"] else ("squashed", "cropped")
-        print(
-            f"{run}: frames are {way} as in source {first!r}; those of {', '.join(others)} were {other}",
-            file=sys.stderr,
-        )
-    return alike[first]

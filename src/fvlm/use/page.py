@@ -18,14 +18,14 @@ PASSES = {"fine": "the query that the model makes from what it saw before", "coa
 
 
 @dataclass(frozen=True)
-class Video:
+class PageVideo:
     """One video on the page, and what each run did with it, with the frames as this run was shown them."""
 
     sample: Sample
     runs: list[tuple[Sample, Looked]]
 
 
-def write_page(path: Path, videos: list[Video]) -> None:
+def write_page(path: Path, videos: list[PageVideo]) -> None:
     """Write the page, one HTML file that refers to no other."""
     names = list(dict.fromkeys(looked.run.name for video in videos for _, looked in video.runs))
     template = Path(__file__).with_name("look.html")
@@ -34,7 +34,7 @@ def write_page(path: Path, videos: list[Video]) -> None:
     write_beside(path, lambda part: part.write_text(page, encoding="utf-8", errors="replace"))
 
 
-def content_of(video: Video) -> dict:
+def content_of(video: PageVideo) -> dict:
     """Return what the script of the page draws of one video."""
     pictures: dict[str, int] = {}  # of all runs; equal frames are there once
     runs = [_run(sample, looked, pictures) for sample, looked in video.runs]

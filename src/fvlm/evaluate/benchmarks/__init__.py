@@ -1,5 +1,4 @@
-"""Benchmarks: questions with given answers, each benchmark in a file of its own.
+"""Benchmarks: questions with given answers, how they are asked, and how the answers are scored. No torch.
 
-A file says how a row becomes a question, which of the answers counts as the main one, and how answers are scored.
-`registry` lists them; `command` is `fvlm benchmark`.
+`registry` declares all benchmarks. `fvlm.use.benchmark` is the command `fvlm benchmark`, with the models that answer.
 """

@@ -1,107 +1,96 @@
-"""Answer one question in every way, mode and control, in as few forward passes as possible.
+"""Ask a model one question: by the losses of its options and by generation, in all modes, and with controls.
 
-The options of a question are samples of one batch that share its frames. In the mode of inference, the same pass holds
-the controls: no frames, the frames of another video, shuffled frames, and the options in every rotation.
+The controls are no frames, another video's frames, shuffled frames, and the options in every rotation. They are scored
+in the mode of inference and in the benchmark's main way.
 """
 
 import zlib
-from dataclasses import replace
+from collections.abc import Iterator
 
 import numpy as np
 
 from fvlm.data.readers.questions import LETTERS
-from fvlm.evaluate.benchmarks.answerer import Sample
 from fvlm.evaluate.benchmarks.question import GENERATED, LETTER, PER_TOKEN, TEXT, Benchmark, Question, subtitles_at
-from fvlm.evaluate.benchmarks.shown import NOTHING, Shown
+from fvlm.evaluate.frames import NO_FRAMES, Frames
 
 OWN, NONE, OTHER, SHUFFLED, ROTATED = "own", "none", "other", "shuffled", "rotated"
-Place = tuple[str, int, str, int]  # frames, rotation of the options, way, option
+LOSSES = (LETTER, TEXT, PER_TOKEN)  # ways to choose by the lowest loss
 
 
-def ask(answerer, benchmark: Benchmark, question: Question, shown: Shown, other: Shown | None) -> dict:
+def ask(model, benchmark: Benchmark, question: Question, frames: Frames, video, other) -> dict:
     """Return all that is known about the answers to a question, as one line of the record.
 
-    other   the frames of another video; None: there is none
+    model   a `fvlm.use.answer.Answers`, or another class with its attributes and methods
+    video   the frames, as `model.video` returns them
+    other   another video; None: there is none
     """
-    before = subtitles_at(question.subtitles, list(shown.times_s)) if question.subtitles else ""
-    if before:
-        question = replace(question, text=f"{before}\n{question.text}")
-    prompt = question.lettered() if benchmark.lettered else question.text
+    subtitles = subtitles_at(question.subtitles, frames.times_s) if question.subtitles else ""
+    prompt = benchmark.prompt_of(question, subtitles)
+    generated = benchmark.start + "".join(video.ask(prompt, start=benchmark.start))
     record = {
-        "id": question.id, "video": question.video, "files": [media.file for media in question.media],
-        "frames": len(shown.frames), "positions": shown.positions, "times_s": [round(t, 3) for t in shown.times_s],
+        "id": question.id, "key": question.key, "video": question.video, "files": [one.file for one in question.media],
+        "frames": len(frames.frames), "positions": frames.positions, "times_s": frames.times_s.round(3).tolist(),
         "categories": question.categories, "prompt": prompt,
     }  # fmt: skip
-    generated = answerer.generated(shown, prompt, benchmark.tokens)
     if benchmark.captions:
         return record | {"references": list(question.references), "generated": generated}
-    letter_prompt = question.lettered() if benchmark.letters else None
+    letter_prompt = benchmark.prompt_of(question, subtitles, letters=True) if benchmark.letters else None
     record |= {"letter_prompt": letter_prompt, "options": list(question.options), "answer": question.answer}
-    passes, answers = [], []
-    for mode in answerer.modes:
-        views = {OWN: shown}
-        if mode == answerer.modes[0]:
-            views |= _controls(answerer, question, shown, other)
-        places = list(_samples(benchmark, question, prompt, views, mode == answerer.modes[0]))
-        losses = answerer.losses([sample for _, sample in places], mode)
-        scored = {place: loss for (place, _), loss in zip(places, losses, strict=True)}
-        for frames, rotation in dict.fromkeys(place[:2] for place in scored):
-            one = {"mode": mode, "frames": frames, "rotation": rotation}
-            one |= _by_way(scored, frames, rotation, len(question.options))
-            passes.append(one)
-            answers += [_answer(mode, frames, way, _lowest(one[way]), question) for way in one if way in SCORED]
-            if frames == OWN and any(place[0] == ROTATED for place in scored):  # the first of the rotations
-                answers.append(_answer(mode, ROTATED, LETTER, _lowest(one[LETTER]), question))
+    controls = _controls(model, question, frames, video, other)
+    passes = list(_passes(model, benchmark, question, subtitles, video, controls))
+    answers = [
+        _answer(one["mode"], one["frames"], way, _lowest(one[way]), question)
+        for one in passes
+        for way in LOSSES
+        if way in one
+    ]
     chosen = benchmark.parse(generated, question.options)
-    answers.append(_answer(answerer.modes[0], OWN, GENERATED, chosen, question))
+    answers.append(_answer(model.modes[0], OWN, GENERATED, chosen, question))
     return record | {"passes": passes, "generated": generated, "answers": answers}
 
 
-SCORED = (LETTER, TEXT, PER_TOKEN)
-
-
-def _controls(answerer, question: Question, shown: Shown, other: Shown | None) -> dict[str, Shown]:
-    """Return the frames of the controls, by name; a model without frames has none."""
-    if not answerer.sees:
+def _controls(model, question: Question, frames: Frames, video, other) -> dict:
+    """Return the videos of the controls by name; a model without frames has none."""
+    if not model.sees:
         return {}
-    shuffled = shown.shuffled(zlib.crc32(question.id.encode()))
-    views = {SHUFFLED: shuffled, OTHER: other, NONE: NOTHING}  # shuffled ones beside their own, whose frames they share
-    return {name: view for name, view in views.items() if view is not None}
+    controls = {OTHER: other, NONE: model.video(NO_FRAMES)} if other else {NONE: model.video(NO_FRAMES)}
+    if len(frames.frames) > 1:
+        order = np.random.default_rng(zlib.crc32(question.video.encode())).permutation(len(frames.frames))
+        order = order if (np.diff(order) != 1).any() else order[::-1]
+        controls[SHUFFLED] = video.seen_in(model.modes[0], order.tolist())
+    return controls
 
 
-def _samples(benchmark: Benchmark, question: Question, prompt: str, views: dict[str, Shown], rotate: bool):
-    """Yield each sample with its place."""
-    count = len(question.options)
-    for frames, view in views.items():
-        # The controls are scored in the main way only. Samples of one prompt are neighbours.
-        if benchmark.letters and (frames == OWN or benchmark.main == LETTER):
-            for option in range(count):
-                yield (frames, 0, LETTER, option), Sample(view, question.lettered(), LETTERS[option])
-        if frames == OWN or benchmark.main != LETTER:
-            for option in range(count):
-                yield (frames, 0, TEXT, option), Sample(view, prompt, question.options[option])
-        if frames == OWN and rotate and benchmark.letters:
-            for rotation in range(1, count):
-                lettered = question.lettered(rotation)
-                for option in range(count):
-                    letter = LETTERS[question.place(option, rotation)]
-                    yield (ROTATED, rotation, LETTER, option), Sample(view, lettered, letter)
+def _passes(model, benchmark: Benchmark, question: Question, subtitles: str, video, controls: dict) -> Iterator[dict]:
+    """Yield the losses of the options in each mode and control: {"mode", "frames", "rotation", way: losses}.
 
+    The token that ends an answer counts in texts, where it tells a short option from the beginning of a longer one, and
+    not in letters.
+    """
+    count, inference = len(question.options), model.modes[0]
 
-def _by_way(scored: dict[Place, list[float]], frames: str, rotation: int, count: int) -> dict[str, list[float]]:
-    """Return way -> loss of each option. The token that ends an answer counts in texts, where it tells a short option
-    from the beginning of a longer one, and not in letters."""
-    result = {}
-    for way in (LETTER, TEXT):
-        if (frames, rotation, way, 0) not in scored:
+    def letters(video, rotation: int = 0) -> dict:
+        prompt = benchmark.prompt_of(question, subtitles, letters=True, rotation=rotation)
+        answers = [LETTERS[question.place(option, rotation)] for option in range(count)]
+        return {LETTER: [sum(loss[:-1]) for loss in video.losses(prompt, answers, benchmark.start)]}
+
+    def texts(video) -> dict:
+        losses = video.losses(benchmark.prompt_of(question, subtitles), question.options)
+        return {TEXT: [sum(loss) for loss in losses], PER_TOKEN: [sum(loss) / len(loss) for loss in losses]}
+
+    for mode in model.modes:
+        own = video if mode == inference else video.seen_in(mode)
+        by_letter = letters(own) if benchmark.letters else {}
+        yield {"mode": mode, "frames": OWN, "rotation": 0, **by_letter, **texts(own)}
+        if mode != inference:
             continue
-        losses = [scored[frames, rotation, way, option] for option in range(count)]
-        if way == LETTER:
-            result[LETTER] = [sum(loss[:-1]) for loss in losses]
-        else:
-            result[TEXT] = [sum(loss) for loss in losses]
-            result[PER_TOKEN] = [sum(loss) / len(loss) for loss in losses]
-    return result
+        if by_letter:
+            yield {"mode": mode, "frames": ROTATED, "rotation": 0, **by_letter}
+            for rotation in range(1, count):
+                yield {"mode": mode, "frames": ROTATED, "rotation": rotation, **letters(own, rotation)}
+        for name, view in controls.items():
+            losses = letters(view) if benchmark.main == LETTER else texts(view)
+            yield {"mode": mode, "frames": name, "rotation": 0, **losses}
 
 
 def _lowest(losses: list[float]) -> int | None:

@@ -1,26 +1,14 @@
-"""Captions of videos or images, scored against captions that people wrote: CIDEr, BLEU-4 and ROUGE-L.
+"""Scores of captions against captions that people wrote: CIDEr, BLEU-4 and ROUGE-L of the package pycocoevalcap.
 
-A table with a row per caption, in any form that has captions; rows of the same file are references of one caption. The
-measures are those of the package pycocoevalcap, which this project does not install. Its tokenizer and METEOR need
-Java: here words are found by a regular expression, and there is no METEOR.
+This project does not install the package. Its tokenizer and METEOR need Java: here a regular expression finds the
+words, and there is no METEOR.
 """
 
 import re
-from pathlib import Path
 
-from fvlm.data.readers.row import Row
 from fvlm.errors import UserError
-from fvlm.evaluate.benchmarks.question import GENERATED, Benchmark, Question, video_of
 
-DEFAULT_PROMPT = "Describe the video."
-
-
-def question(row: Row, folder: Path) -> Question | None:
-    reference = row.text.get("caption") or row.text.get("assistant")
-    if not reference:
-        return None
-    name = video_of(row)
-    return Question(id=name, video=name, media=row.media, text=row.prompt or DEFAULT_PROMPT, references=(reference,))
+Scores = dict[str, tuple[float, list[float] | None]]
 
 
 def check_package() -> None:
@@ -32,9 +20,6 @@ def check_package() -> None:
             "benchmark captions needs the package pycocoevalcap (104 MB), which is not installed; "
             "pip install --no-deps pycocoevalcap"
         ) from error
-
-
-Scores = dict[str, tuple[float, list[float] | None]]
 
 
 def caption_scores(captions: list[str], references: list[tuple[str, ...]]) -> Scores:
@@ -58,8 +43,3 @@ def caption_scores(captions: list[str], references: list[tuple[str, ...]]) -> Sc
 def _words(text: str) -> str:
     """Return lower-case words with single blanks, without punctuation."""
     return " ".join(re.findall(r"[\w']+", text.lower()))
-
-
-BENCHMARK = Benchmark(
-    "Captions", "captions", question, main=GENERATED, lettered=False, letters=False, metrics={}, tokens=60
-)

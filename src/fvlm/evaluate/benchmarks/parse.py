@@ -1,6 +1,7 @@
 """Which option a generated answer names: by its letter, or by its text.
 
-An answer that names no option, or two, chooses none: it counts as wrong and is counted as unread.
+An answer that names no option, or two, chooses none: it counts as wrong and is counted as unread. A clause that denies
+something, such as "it is not B", names no option, unless the option itself denies it: "There is no dog".
 """
 
 import re
@@ -27,12 +28,24 @@ CAPITAL = re.compile(
 # "A and B", "A, B", "A/B": two of them
 SEVERAL = re.compile(r"(?<![\w'])([A-Z])\s*(?:,|/|&|\band\b|\bor\b)\s*([A-Z])(?![\w'])")
 
+# "The answer is not B", "B is wrong", "neither A nor B": a clause with one of these, in the form of `_as_words`
+DENIAL = re.compile(
+    r"\b(?:not?|none|never|neither|nor|cannot|\w+n't|(?:is|are) (?:incorrect|wrong|false)|instead of|rather than)\b"
+)
+# Where a clause ends: at punctuation, but for "(B) is ..."; before "because", "rather than", ...; at "and not"
+CLAUSE = re.compile(
+    r"([.,:;!?\n]+|\)(?!\s+(?:(?:is|are|was|can|could|does|would|cannot)\b|\w+n't))|\s-+\s|\band\b(?=\s+not\b)"
+    r"|\b(?=(?:because|since|as|so|but|while|instead of|rather than)\b))",
+    re.IGNORECASE,
+)
+
 
 def chosen_option(answer: str, options: tuple[str, ...]) -> int | None:
     """Return the position of the one option that an answer names, or None."""
-    by_text = _as_words(answer)
-    exact = [i for i, option in enumerate(options) if _as_words(option) == by_text and by_text]
-    alone = ALONE.fullmatch(answer.strip())
+    answer = answer.strip().replace("\u2019", "'")
+    exact = [i for i, option in enumerate(options) if _as_words(option) == _as_words(answer) != ""]
+    answer = _without_denials(answer, options)
+    alone = ALONE.fullmatch(answer)
     if alone and 0 <= (place := LETTERS.find(alone[1].upper())) < len(options):
         return place
     if len(exact) == 1:
@@ -40,11 +53,24 @@ def chosen_option(answer: str, options: tuple[str, ...]) -> int | None:
     letters = _letters(answer, len(options))
     if len(letters) > 1:
         return None
-    named = _named(by_text, options)
+    named = _named(_as_words(answer), options)
     if letters:
         (place,) = letters
         return place if not named or place in named else None
     return named[0] if len(named) == 1 else None
+
+
+def _without_denials(answer: str, options: tuple[str, ...]) -> str:
+    """Return an answer without its clauses that deny something; a denial in the words of an option stays."""
+    denials = [text for text in map(_as_words, options) if DENIAL.search(text)]
+    first, *rest = CLAUSE.split(answer)
+    kept = ""
+    for end, clause in zip(["", *rest[::2]], [first, *rest[1::2]], strict=True):
+        words = f" {_as_words(clause)} "
+        for text in denials:
+            words = words.replace(f" {text} ", "  ")
+        kept += "" if DENIAL.search(words) else end + clause
+    return kept.strip()
 
 
 def _letters(answer: str, count: int) -> set[int]:

@@ -1,7 +1,4 @@
-"""A question of a benchmark, and what a benchmark declares about its questions.
-
-Rows come from the dataset's reader (fvlm.data.readers), in the form in which the dataset is published.
-"""
+"""A question of a benchmark, and what a benchmark declares about its questions and their scores."""
 
 import re
 from collections.abc import Callable
@@ -9,13 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fvlm.data.decode.media import Media
-from fvlm.data.readers.questions import LETTER_PROMPT, LETTERS
+from fvlm.data.readers.questions import LETTERS
 from fvlm.data.readers.row import Row
 from fvlm.evaluate.benchmarks.parse import chosen_option
 
 # How an option is chosen: by the loss of its letter, of its text, of its text per token; or from a generated answer.
 LETTER, TEXT, PER_TOKEN, GENERATED = "letter", "text", "text_per_token", "generated"
-WAYS = (LETTER, TEXT, PER_TOKEN, GENERATED)
 
 
 @dataclass(frozen=True)
@@ -30,7 +26,8 @@ class Question:
     answer      position of the right option
     categories  kind of category -> category, for example {"task": "Action Count"}
     references  captions that people wrote; empty for questions
-    subtitles   file of subtitles, whose lines at the shown frames are put before the question
+    subtitles   file of subtitles; the prompt has its lines at the shown frames
+    key         hash of all of the above, with the sizes of the files: equal keys have equal answers
     """
 
     id: str
@@ -42,15 +39,10 @@ class Question:
     categories: dict[str, str] = field(default_factory=dict)
     references: tuple[str, ...] = ()
     subtitles: Path | None = None
-
-    def lettered(self, rotation: int = 0) -> str:
-        """Return the question with its options as lines "A. ...", each `rotation` places further down."""
-        places = sorted(range(len(self.options)), key=lambda option: self.place(option, rotation))
-        lines = [f"{letter}. {self.options[option]}" for letter, option in zip(LETTERS, places, strict=False)]
-        return "\n".join([self.text, *lines, LETTER_PROMPT])
+    key: str = ""
 
     def place(self, option: int, rotation: int) -> int:
-        """Return the position of an option in `lettered`."""
+        """Return the place of an option in a list that shows each one `rotation` places further down."""
         return (option + rotation) % len(self.options)
 
 
@@ -64,26 +56,32 @@ def accuracy(chosen: int | None, answer: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What a file of this package declares.
+    """What `registry` declares of each benchmark.
 
-    title       name in figures
-    source      entry of config/sources.yaml with its files
-    question    row -> question; None if the row belongs to no question of the benchmark
-    main        the way whose score is the benchmark's score, one of WAYS
-    lettered    the prompt lists the options with letters; False: the question alone, as in training on plain answers
-    letters     the options' letters are scored too
-    metrics     name -> metric; the first is the main one
-    mean_over   kind of category whose scores are averaged; empty: all questions count alike
-    parse       (generated answer, options) -> position of the option that it names, or None
-    tokens      longest generated answer
+    title           name in figures
+    source          entry of config/sources.yaml with its files
+    question        (row, folder of the files) -> question; None if the row belongs to no question of the benchmark
+    prompt          the user's text, with {question}, and {options} as lines
+    letter_prompt   the prompt for the losses of letters; empty: as `prompt`, or no such losses if that lists no options
+    subtitled       the same with {subtitles}, for questions that have some
+    mark            how the first option is marked
+    start           beginning of the answer, given to the model before a letter or a generated answer
+    main            the way whose score is the benchmark's score
+    metrics         name -> metric; the first is the main one; none for captions
+    mean_over       kind of category whose scores are averaged; empty: all questions count alike
+    parse           (generated answer, options) -> position of the option that it names, or None
+    tokens          longest generated answer
     """
 
     title: str
     source: str
     question: Callable[[Row, Path], Question | None]
+    prompt: str
+    letter_prompt: str = ""
+    subtitled: str = ""
+    mark: str = "A."
+    start: str = ""
     main: str = LETTER
-    lettered: bool = True
-    letters: bool = True
     metrics: dict[str, Metric] = field(default_factory=lambda: {"accuracy": accuracy})
     mean_over: str = ""
     parse: Callable[[str, tuple[str, ...]], int | None] = chosen_option
@@ -94,31 +92,29 @@ class Benchmark:
         """Whether it asks for captions, which have no options."""
         return not self.metrics
 
+    @property
+    def asks(self) -> tuple:
+        """What the answers depend on, beside the questions."""
+        return self.prompt, self.letter_prompt, self.subtitled, self.mark, self.start, self.main, self.tokens
 
-def choice(row: Row, **categories: object) -> Question | None:
-    """Return the question of a row, with these categories; a category without a value is left out. None: no options."""
-    if "options" not in row.extra:
-        return None
-    options = tuple(row.extra["options"])
-    return Question(
-        id=str(row.extra.get("id") or row.number),
-        video=video_of(row),
-        media=row.media,
-        text=row.text["user"].rpartition(f"\n{LETTERS[0]}. ")[0] or row.text["user"],
-        options=options,
-        answer=row.extra["correct"],
-        categories={kind: str(name) for kind, name in categories.items() if name},
-    )
+    @property
+    def letters(self) -> bool:
+        """Whether the losses of letters are scored."""
+        return "{options}" in (self.letter_prompt or self.prompt)
 
+    def prompt_of(self, question: Question, subtitles: str = "", letters: bool = False, rotation: int = 0) -> str:
+        """Return the prompt of a question.
 
-def by_task(row: Row, folder: Path) -> Question | None:
-    return choice(row, task=row.extra.get("task"))
-
-
-def video_of(row: Row) -> str:
-    """Return the name of a row's video; frames in a folder are one video."""
-    first = row.media[0].file
-    return first if len(row.media) == 1 else str(Path(first).parent)
+        subtitles   lines; empty: there are none
+        letters     the prompt for the losses of letters
+        rotation    places that each option stands further down
+        """
+        template = self.subtitled if subtitles else self.prompt
+        template = (letters and self.letter_prompt) or template
+        order = sorted(range(len(question.options)), key=lambda option: question.place(option, rotation))
+        marks = (self.mark.replace("A", letter) for letter in LETTERS)
+        options = "\n".join(f"{mark} {question.options[i]}" for mark, i in zip(marks, order, strict=False))
+        return template.format(question=question.text, options=options, subtitles=subtitles)
 
 
 CLOCK = r"(\d+):(\d\d):(\d\d)[,.](\d{3})"
@@ -126,7 +122,7 @@ CUE = re.compile(rf"{CLOCK} --> {CLOCK}[^\n]*\n((?:[^\n]*\S[^\n]*(?:\n|\Z))*)") 
 MARKUP = re.compile(r"<[^>]*>")
 
 
-def subtitles_at(path: Path, times_s: list[float]) -> str:
+def subtitles_at(path: Path, times_s) -> str:
     """Return the lines of an .srt file that are shown at these times, each once, in order."""
     text = path.read_text(encoding="utf-8-sig", errors="replace").replace("\r\n", "\n")
     lines: list[str] = []

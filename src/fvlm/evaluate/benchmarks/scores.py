@@ -14,11 +14,13 @@ from fvlm.evaluate.benchmarks.question import GENERATED, Benchmark
 ALL = "all"  # group and category of all questions
 NO_ANSWER = "no_answer"  # metric: share of the generated answers that name no option
 DRAWS = 1000
+PLACE = ("mode", "frames", "way", "metric", "group", "category")
 COLUMNS = (
-    "run", "benchmark", "title", "main", "mode", "frames", "way", "metric", "group", "category", "score", "low", "high",
-    "chance", "questions", "videos", "total", "missing", "unusable", "source",
+    "run", "benchmark", "title", "main", *PLACE, "score", "low", "high", "chance", "questions", "videos", "total",
+    "missing", "unusable", "source",
 )  # fmt: skip
-Cell = tuple[str, str, str, str, str, str]  # mode, frames, way, metric, group, category
+Cell = tuple[str, ...]  # values of PLACE
+TOP, BOTTOM, CHANCE_TOP, CHANCE_BOTTOM, QUESTIONS = range(5)
 
 
 def rows_of(run: str, name: str, benchmark: Benchmark, modes: list[str], records: list[dict]) -> list[dict]:
@@ -33,73 +35,59 @@ def rows_of(run: str, name: str, benchmark: Benchmark, modes: list[str], records
     about |= {"unusable": len(records) - len(kept) - missing, "source": ""}
     if not kept:
         return []
-    if benchmark.captions:
-        return [about | row for row in _caption_rows(kept, modes[0], name)]
-    main = (modes[0], OWN, benchmark.main, next(iter(benchmark.metrics)), ALL, ALL)
-    column = np.unique([record["video"] for record in kept], return_inverse=True)[1]
-    cells = _counted(benchmark, kept)
-    scores = _resampled(cells, column, name)
-    chances = {cell: _ratio(entries[:, 3].sum(), entries[:, 4].sum()) for cell, entries in cells.items()}
+    make = _caption_rows if benchmark.captions else _choice_rows
+    return [about | row for row in make(benchmark, modes[0], kept, zlib.crc32(name.encode()))]
+
+
+def _choice_rows(benchmark: Benchmark, inference: str, records: list[dict], seed: int) -> Iterable[dict]:
+    cells = _counted(benchmark, records)
+    sums = np.stack(list(cells.values()), axis=1)  # (5, cells, videos)
+    top, bottom = resampled_sums(sums[TOP], sums[BOTTOM], DRAWS, seed)  # the draws are those of all runs
+    plain = _ratio(top[:, :1], bottom[:, :1])  # of a resample without any question of the cell
+    scores = dict(zip(cells, np.where(bottom > 0, _ratio(top, bottom), plain), strict=True))
+    guessed = _ratio(sums[CHANCE_TOP].sum(1), sums[CHANCE_BOTTOM].sum(1))
+    chances = dict(zip(cells, guessed, strict=True))
     if benchmark.mean_over:
-        for mode, frames, way, metric in dict.fromkeys(cell[:4] for cell in scores):
-            parts = [cell for cell in scores if cell[:5] == (mode, frames, way, metric, benchmark.mean_over)]
-            whole = (mode, frames, way, metric, ALL, ALL)
+        for way in dict.fromkeys(cell[:4] for cell in cells):
+            parts = [cell for cell in cells if cell[:5] == (*way, benchmark.mean_over)]
             if parts:
-                scores[whole] = np.mean([scores[cell] for cell in parts], axis=0)
-                chances[whole] = float(np.mean([chances[cell] for cell in parts]))
-    result = []
+                scores[*way, ALL, ALL] = np.mean([scores[cell] for cell in parts], axis=0)
+                chances[*way, ALL, ALL] = np.mean([chances[cell] for cell in parts])
+    main = (inference, OWN, benchmark.main, next(iter(benchmark.metrics)), ALL, ALL)
     for cell, values in scores.items():
-        values = np.clip(100 * values, 0, 100)
+        values, counts = np.clip(100 * values, 0, 100), cells[cell][QUESTIONS]
         low, high = interval(values[1:])
-        place = dict(zip(("mode", "frames", "way", "metric", "group", "category"), cell, strict=True))
-        places = np.unique(cells[cell][:, 0].astype(int))
-        counts = {"questions": len(places), "videos": len(np.unique(column[places]))}
         row = {"score": values[0], "low": low, "high": high, "chance": 100 * chances[cell]}
-        result.append(about | place | _finite(row) | counts | {"main": cell == main})
-    return result
+        counts = {"questions": round(counts.sum()), "videos": int((counts > 0).sum())}
+        yield dict(zip(PLACE, cell, strict=True)) | _finite(row) | counts | {"main": cell == main}
 
 
 def _counted(benchmark: Benchmark, records: list[dict]) -> dict[Cell, np.ndarray]:
-    """Return cell -> (answers, 5): the place of the question, numerator and denominator, and those of guessing.
+    """Return cell -> (5, videos): numerator and denominator, those of guessing, and the number of questions.
 
     The answers to the rotations of a question count as one: a model that always chooses the first option is at chance.
     """
-    cells: dict[Cell, list[tuple[float, ...]]] = {}
-    for place, record in enumerate(records):
+    column = {video: place for place, video in enumerate(sorted({record["video"] for record in records}))}
+    cells: dict[Cell, np.ndarray] = {}
+
+    def add(cell: Cell, video: str, *values: float) -> None:
+        cells.setdefault(cell, np.zeros((5, len(column))))[:, column[video]] += values
+
+    for record in records:
+        video, right, options = record["video"], record["answer"], range(len(record["options"]))
         groups = [(ALL, ALL), *record["categories"].items()]
-        right, options = record["answer"], range(len(record["options"]))
-        guessed = {
-            metric: [
-                sum(values) / len(options) for values in zip(*(function(one, right) for one in options), strict=True)
-            ]
-            for metric, function in benchmark.metrics.items()
-        }
-        answers = [((one["mode"], one["frames"], one["way"]), one["chosen"]) for one in record["answers"]]
-        rotations = Counter(key for key, _ in answers)
-        for key, chosen in answers:
-            for metric, function in benchmark.metrics.items():
-                values = [value / rotations[key] for value in (*function(chosen, right), *guessed[metric])]
+        ways = [(one["mode"], one["frames"], one["way"]) for one in record["answers"]]
+        rotations = Counter(ways)
+        for name, metric in benchmark.metrics.items():
+            guess = np.mean([metric(option, right) for option in options], axis=0)
+            for way, one in zip(ways, record["answers"], strict=True):
+                values = np.array([*metric(one["chosen"], right), *guess, 1]) / rotations[way]
                 for group in groups:
-                    cells.setdefault((*key, metric, *group), []).append((place, *values))
-            if key[2] == GENERATED:
-                one = (place, float(chosen is None), 1.0, np.nan, 1.0)
-                cells.setdefault((*key, NO_ANSWER, ALL, ALL), []).append(one)
-    return {cell: np.array(entries) for cell, entries in cells.items()}
-
-
-def _resampled(cells: dict[Cell, np.ndarray], column: np.ndarray, name: str) -> dict[Cell, np.ndarray]:
-    """Return of each cell its score, then those of resamples of the videos, drawn alike for all runs and cells.
-
-    column  of each question the number of its video
-    """
-    top, bottom = np.zeros((2, len(cells), column.max() + 1))
-    for row, entries in enumerate(cells.values()):
-        videos = column[entries[:, 0].astype(int)]
-        np.add.at(top[row], videos, entries[:, 1])
-        np.add.at(bottom[row], videos, entries[:, 2])
-    top, bottom = resampled_sums(top, bottom, DRAWS, zlib.crc32(name.encode()))
-    plain = _ratio(top[:, :1], bottom[:, :1])  # of a resample without any question of the cell
-    return dict(zip(cells, np.where(bottom > 0, _ratio(top, bottom), plain), strict=True))
+                    add((*way, name, *group), video, *values)
+        for way, one in zip(ways, record["answers"], strict=True):
+            if way[2] == GENERATED:
+                add((*way, NO_ANSWER, ALL, ALL), video, one["chosen"] is None, 1, np.nan, 1, 1)
+    return cells
 
 
 def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
@@ -110,20 +98,20 @@ def _finite(values: dict[str, float]) -> dict[str, float | None]:
     return {name: round(float(value), 4) if np.isfinite(value) else None for name, value in values.items()}
 
 
-def _caption_rows(records: list[dict], mode: str, name: str) -> Iterable[dict]:
+def _caption_rows(benchmark: Benchmark, inference: str, records: list[dict], seed: int) -> Iterable[dict]:
     """Rows of the measures of captions; `chance` is the score of the captions of other videos."""
     captions, references = ([record[key] for record in records] for key in ("generated", "references"))
     references = [tuple(several) for several in references]
     scores = caption_scores(captions, references)
     swapped = caption_scores(captions[1:] + captions[:1], references)
-    place = {"mode": mode, "way": GENERATED, "group": ALL, "category": ALL}
+    place = {"mode": inference, "way": GENERATED, "group": ALL, "category": ALL}
     place |= {"questions": len(records), "videos": len(records)}
     for frames, measured in ((OWN, scores), (OTHER, swapped)):
         for metric, (score, each) in measured.items():
             low, high = np.nan, np.nan
             if each is not None:
                 sums = np.array([each])
-                top, bottom = resampled_sums(sums, np.ones_like(sums), DRAWS, zlib.crc32(name.encode()))
+                top, bottom = resampled_sums(sums, np.ones_like(sums), DRAWS, seed)
                 low, high = interval(top[0, 1:] / bottom[0, 1:])
             row = {"score": score, "low": low, "high": high, "chance": swapped[metric][0]}
             main = frames == OWN and metric == next(iter(measured))

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from fvlm.config.resolve import add_study_arguments, study_of
 from fvlm.errors import UserError
-from fvlm.evaluate.benchmarks.questions import check_questions
+from fvlm.evaluate.benchmarks.captions import check_package
+from fvlm.evaluate.benchmarks.questions import read_questions
 from fvlm.evaluate.benchmarks.registry import BENCHMARKS
 from fvlm.evaluate.read import read_run
 
@@ -12,7 +13,7 @@ RECORD = '{"step": 0, "identity": '  # how a record of answers begins
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("run", help="a finished run of the study, or a folder with the weights of SmolVLM2")
+    parser.add_argument("run", help="a finished run of the study, or the folder of a run or of SmolVLM2's weights")
     parser.add_argument("name", choices=BENCHMARKS, help=f"one of {', '.join(BENCHMARKS)}", metavar="name")
     parser.add_argument("--out", required=True, type=Path, help="CSV of the scores; a .jsonl beside it has all answers")
     add_study_arguments(parser)
@@ -26,19 +27,25 @@ def main(args) -> int:
     if args.out.suffix != ".csv" or args.out.is_dir():
         raise UserError(f"--out {args.out}: expected the name of a .csv file")
     check_record(args.out.with_suffix(".jsonl"))
-    outside = "/" in args.run and (Path(args.run) / "config.json").is_file()
     folder = Path(args.run) if "/" in args.run else Path(study.results) / "runs" / args.run
-    if not outside:
+    elsewhere = (folder / "config.json").is_file() and not (folder / "run.json").is_file()
+    if not elsewhere:
         read_run(folder)
-    questions = check_questions(args.name, benchmark, source, study.results)
+    if benchmark.captions:
+        check_package()
+    questions = read_questions(args.name, benchmark, source, study.results)
     # These take seconds to import.
-    from fvlm.evaluate.benchmarks.work import work
+    from fvlm.evaluate.benchmarks.record import answer_questions
 
-    if outside:
-        from fvlm.evaluate.benchmarks.smolvlm import SmolVLM2 as Answerer
+    if elsewhere:
+        from fvlm.use.smolvlm import SmolVLM2
+
+        model = SmolVLM2(folder, benchmark.tokens)
     else:
-        from fvlm.evaluate.benchmarks.answerer import FinishedRun as Answerer
-    work(Answerer(folder), args.name, benchmark, questions, source, args.out)
+        from fvlm.use.answer import Answers
+
+        model = Answers(folder, None, benchmark.tokens)
+    answer_questions(model, args.name, benchmark, questions, source, args.out)
     return 0
 
 
