@@ -87,6 +87,7 @@ class Always:
     name: str = "always"
     modes: tuple[str, ...] = ("direct",)
     sees: bool = True
+    both_orders: bool = False
     max_frames: int = 64
     static_frames: int = 1
     settings: tuple = ()

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from fvlm.__main__ import main
 from fvlm.data.batches.loader import pack
 from fvlm.data.decode.pool import decode
+from fvlm.data.decode.video import decode_video
 from fvlm.data.demo.corpus import make_corpus
 from fvlm.data.shards.text import encode_chat, question_length, train_tokenizer
 from fvlm.evaluate.frames import NO_FRAMES, Frames, load_frames
@@ -58,10 +59,11 @@ def frames_of(count: int, seed: int = 0) -> Frames:
 
 
 @torch.no_grad()
-def whole_pass(answers: Answers, frames: np.ndarray, question: str, answer: str, mode: str) -> list[float]:
+def whole_pass(answers: Answers, frames: np.ndarray, question: str, answer: str, mode: str, first=None) -> list[float]:
     """The losses of an answer's tokens by one forward pass of the model over a sample, as in training."""
     ids, mask = encode_chat(answers.tokenizer, {"user": question, "assistant": answer})
-    first = question_length(answers.tokenizer, ids, mask) if answers.run.data.question_first > 0.5 else 0
+    first = answers.run.data.question_first > 0.5 if first is None else first
+    first = question_length(answers.tokenizer, ids, mask) if first else 0
     sample = {"frames": frames, "positions": len(frames), "ids": ids, "mask": mask, "question": first}
     return answers.model(pack([sample | {"key": "x", "source": "x"}]), mode).nats_X.tolist()
 
@@ -90,6 +92,32 @@ def test_the_losses_of_options_are_those_of_whole_passes(tmp_path, tokens, setti
                     assert loss == pytest.approx(whole_pass(model, shown, question, option, mode), rel=1e-4)
     before, after = (video.losses("What?", [option], start)[0] for option, start in (("Best:(A", ""), ("A", "Best:(")))
     assert len(before) > len(after) and after == pytest.approx(before[-2:], rel=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_a_run_trained_in_both_orders_answers_in_both(share, tmp_path, tokens, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    settings = {"data.question_first": share}
+    study = study_with(tmp_path, tokens, {"demo": demo(tmp_path / "d")}, **settings)
+    model, frames = Answers(tmp_path / "results/runs/baseline", None, 6), frames_of(4)
+    video = model.video(frames)
+    for mode in model.modes:
+        for first in (True, False):
+            loss = whole_pass(model, frames.frames, "What is it?", "red", mode, first)
+            view = video.seen_in(mode, question_first=first)
+            assert view.losses("What is it?", ["red"])[0] == pytest.approx(loss, rel=1e-4)
+    out = tmp_path / "x.csv"
+    assert main(["benchmark", "baseline", "demo", "--study", str(study), "--out", str(out)]) == 0
+    table = pd.read_csv(out)
+    assert set(table.loc[table["frames"] == "other_side", "mode"]) == set(model.modes)
+    row = json.loads(out.with_suffix(".jsonl").read_text().splitlines()[1])["rows"][0]
+    losses = {one["mode"]: one["text"] for one in row["passes"] if one["frames"] == "other_side"}
+    clip = decode_video(tmp_path / "d" / row["files"][0]).frames
+    for mode, found in losses.items():
+        expected = [
+            sum(whole_pass(model, clip, row["prompt"], option, mode, share <= 0.5)) for option in row["options"]
+        ]
+        assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_an_image_stands_at_as_many_positions_as_in_training(tmp_path, tokens):

@@ -40,6 +40,7 @@ class Answers:
     sees            False: a model without frames
     max_frames      most frames of a video
     static_frames   visual positions of an image
+    both_orders     True: trained with the question before the frames and behind them
     weights         files that the answers depend on
     settings        what else of the model they depend on
     """
@@ -54,6 +55,8 @@ class Answers:
         self.name, self.sees = self.run.name, variant.sees
         self.modes = sorted(variant.modes, key=lambda mode: mode != variant.inference_mode)
         self.max_frames, self.static_frames = self.run.data.max_frames, self.run.data.static_frames
+        share = self.run.data.question_first
+        self.question_first, self.both_orders = share > 0.5, 0 < share < 1  # the first as in most training samples
         self.weights = [files.configuration, files.weights]
         self.settings = (self.device.type, precision_on(self.run, self.device))
         self._sources = read_run(folder)[1][SOURCES]
@@ -67,21 +70,24 @@ class Answers:
         return sampled(self.temperature, self.seed) if self.temperature else most_likely
 
     def prompt(
-        self, question: str, earlier: Iterable[tuple[str, str]] = (), start: str = ""
+        self,
+        question: str,
+        earlier: Iterable[tuple[str, str]] = (),
+        start: str = "",
+        question_first: bool | None = None,
     ) -> tuple[list[int], list[int]]:
         """Return the tokens of a prompt before the frames and behind them.
 
-        The first question stands before the frames if it did so in most of the run's training samples.
-
-        earlier  questions and answers of the conversation before it
-        start    beginning of the answer
+        earlier         questions and answers of the conversation before it
+        start           beginning of the answer
+        question_first  whether the first question stands before the frames; None: as in most training samples
         raises   UserError if the question is too long for a tokenizer, or has characters that are no text
         """
         try:
             ids = np.concatenate([encode_prompt(self.tokenizer, question, earlier), self.encoded(start)])
         except (ValueError, TypeError) as error:
             raise UserError(f"a question cannot be read ({first_line(error)}); shorten it, in UTF-8") from error
-        if self.run.data.question_first <= 0.5:
+        if not (self.question_first if question_first is None else question_first):
             return [], ids.tolist()
         starts = np.flatnonzero(ids == self.tokenizer.token_to_id(START))  # of system, user, assistant, ...
         return ids[: starts[2]].tolist(), ids[starts[2] :].tolist()
@@ -107,12 +113,14 @@ class Video:
     The cache of the language model holds at most as many frames as the run was trained with, `data.max_frames`. If one
     more comes, the model forgets the older half, and reads the newer half as if the video began there.
 
-    mode    of evaluation; None: that of `answers`
-    count   frames that were shown so far
+    mode            of evaluation; None: that of `answers`
+    question_first  whether the first question stands before the frames; None: as in `answers`
+    count           frames that were shown so far
     """
 
-    def __init__(self, answers: Answers, mode: str | None = None):
+    def __init__(self, answers: Answers, mode: str | None = None, question_first: bool | None = None):
         self.answers, self.mode, self.count = answers, mode or answers.mode, 0
+        self.question_first = answers.question_first if question_first is None else question_first
         self.states: list[FrameStates] = []  # of the frames that are kept, in the order of showing
         self.reading: Reading | None = None
         self.before: list[int] = []  # the text before the frames in `reading`
@@ -135,7 +143,7 @@ class Video:
         if positions and positions != len(frames):
             states = states.select(torch.arange(positions, device=answers.device) % len(frames))
         self.states.append(states)
-        reads = self.reading is not None or answers.run.data.question_first <= 0.5  # else it waits for the question
+        reads = self.reading is not None or not self.question_first  # else it waits for the question
         if self.kept > answers.max_frames and len(self.states) > 1:
             while self.kept > answers.max_frames // 2 and len(self.states) > 1:
                 self.states.pop(0)
@@ -143,9 +151,9 @@ class Video:
         if reads:
             self._read(self.before)
 
-    def seen_in(self, mode: str, order: Sequence[int] | None = None) -> "Video":
+    def seen_in(self, mode: str, order: Sequence[int] | None = None, question_first: bool | None = None) -> "Video":
         """Return the same video for another mode, perhaps with its frames in another order; none is encoded again."""
-        video = Video(self.answers, mode)
+        video = Video(self.answers, mode, question_first)
         order = None if order is None else torch.tensor(order, device=self.answers.device)
         video.states = [states if order is None else states.select(order) for states in self.states]
         video.count = self.count
@@ -181,7 +189,7 @@ class Video:
     def fits(self, question: str, earlier: Iterable[tuple[str, str]]) -> bool:
         """Whether a prompt and its longest answer fit into the language model's positions."""
         config = self.answers.run.model
-        text = sum(map(len, self.answers.prompt(question, earlier)))
+        text = sum(map(len, self.answers.prompt(question, earlier, "", self.question_first)))
         return text + self.kept * config.visual_tokens + self.answers.tokens <= config.language.max_positions
 
     def _tokens(self) -> Iterator[int]:
@@ -195,7 +203,7 @@ class Video:
             yield token
 
     def _read_prompt(self, question: str, earlier: Iterable[tuple[str, str]], start: str) -> None:
-        before, behind = self.answers.prompt(question, earlier, start)
+        before, behind = self.answers.prompt(question, earlier, start, self.question_first)
         self._read(before)
         with self._context():
             self.reading.read_text(behind)

@@ -31,7 +31,7 @@ TENS = ("twenty", "thirty", "forty", "fifty", "sixty")
 class SmolVLM2:
     """A folder with the weights of SmolVLM2; attributes and methods as those of `fvlm.use.answer.Answers`."""
 
-    modes, sees = ["direct"], True
+    modes, sees, both_orders = ["direct"], True, False
     max_frames, static_frames = 64, 1
 
     def __init__(self, folder: Path, tokens: int):

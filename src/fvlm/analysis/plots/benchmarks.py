@@ -13,6 +13,7 @@ LOOKS = {  # frames: label, colour, marker
     "other": ("another video's frames", style.ORANGE, "s"),
     "none": ("no frames", style.PURPLE, "^"),
     "shuffled": ("shuffled frames", style.GREEN, "D"),
+    "other_side": ("question on the other side", style.BROWN, "P"),
     "rotated": ("letters, options rotated", GREY, "v"),
 }
 PUBLISHED = "published"

@@ -1,7 +1,8 @@
 """Ask a model one question: by the losses of its options and by generation, in all modes, and with controls.
 
 The controls are no frames, another video's frames, shuffled frames, and the options in every rotation. They are scored
-in the mode of inference and in the benchmark's main way.
+in the mode of inference and in the benchmark's main way. A run that was trained with the question before the frames and
+behind them answers with the question on the other side, too, in all modes.
 """
 
 import zlib
@@ -14,6 +15,7 @@ from fvlm.evaluate.benchmarks.question import GENERATED, LETTER, PER_TOKEN, TEXT
 from fvlm.evaluate.frames import NO_FRAMES, Frames
 
 OWN, NONE, OTHER, SHUFFLED, ROTATED = "own", "none", "other", "shuffled", "rotated"
+OTHER_SIDE = "other_side"  # own frames, the question on their other side
 LOSSES = (LETTER, TEXT, PER_TOKEN)  # ways to choose by the lowest loss
 
 
@@ -78,10 +80,16 @@ def _passes(model, benchmark: Benchmark, question: Question, subtitles: str, vid
         losses = video.losses(benchmark.prompt_of(question, subtitles), question.options)
         return {TEXT: [sum(loss) for loss in losses], PER_TOKEN: [sum(loss) / len(loss) for loss in losses]}
 
+    def in_main_way(video) -> dict:
+        return letters(video) if benchmark.main == LETTER else texts(video)
+
     for mode in model.modes:
         own = video if mode == inference else video.seen_in(mode)
         by_letter = letters(own) if benchmark.letters else {}
         yield {"mode": mode, "frames": OWN, "rotation": 0, **by_letter, **texts(own)}
+        if model.both_orders:
+            turned = own.seen_in(mode, question_first=not model.question_first)
+            yield {"mode": mode, "frames": OTHER_SIDE, "rotation": 0, **in_main_way(turned)}
         if mode != inference:
             continue
         if by_letter:
@@ -89,8 +97,7 @@ def _passes(model, benchmark: Benchmark, question: Question, subtitles: str, vid
             for rotation in range(1, count):
                 yield {"mode": mode, "frames": ROTATED, "rotation": rotation, **letters(own, rotation)}
         for name, view in controls.items():
-            losses = letters(view) if benchmark.main == LETTER else texts(view)
-            yield {"mode": mode, "frames": name, "rotation": 0, **losses}
+            yield {"mode": mode, "frames": name, "rotation": 0, **in_main_way(view)}
 
 
 def _lowest(losses: list[float]) -> int | None:
