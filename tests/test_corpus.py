@@ -62,6 +62,20 @@ def test_captions_and_answers_are_true(source, tmp_path):
     assert checked >= expected.get(source, {"What colour", "Where is", "How many", "When does"})
 
 
+def test_answers_about_boards_are_true_and_easy_boards_are_among_them(tmp_path):
+    make_corpus("boards", tmp_path / "boards", samples=60, seed=5, processes=1)
+    rows = read_rows(tmp_path / "boards", "samples.jsonl")
+    counts = set()
+    for row in rows:
+        picture = decode_image(tmp_path / "boards" / row.file).frames[0]
+        seen = dict(zip(PLACES, colours_of(picture), strict=True))
+        assert row.text["assistant"] == seen[row.text["user"].rstrip("?")] != "grey"
+        counts.add(sum(colour != "grey" for colour in seen.values()))
+    assert counts == {1, 2, 3, 4}
+    asked = [(row.file, row.text["user"]) for row in rows]
+    assert len(set(asked)) == len(rows) > len({file for file, _ in asked})  # several questions about one picture
+
+
 def check_moves(words: list[str], frames: np.ndarray) -> set[str]:
     """Check each event of a caption in its frame, if every second has one; return the kinds of events."""
     if len(words) != len(frames):

@@ -25,8 +25,8 @@ from fvlm.errors import UserError
 
 VIDEOS = ("grid", "moves", "questions")
 BENCHMARK = "benchmark"
-SOURCES = (*VIDEOS, "pictures", "chat", "preferences", BENCHMARK)
-ROWS_PER_FILE = {"questions": 3, BENCHMARK: 2}  # different questions about the same file
+SOURCES = (*VIDEOS, "pictures", "chat", "preferences", BENCHMARK, "boards")
+ROWS_PER_FILE = {"questions": 3, BENCHMARK: 2, "boards": 4}  # most questions about the same file; others have one row
 BROKEN = {
     "video": ("empty", "noise", "truncated", "text", "audio", "missing"),
     "image": ("cut", "empty", "noise", "missing", "text"),
@@ -97,14 +97,18 @@ def make_corpus(source: str, out: Path, samples: int, seed: int, broken: int = 0
     making = out.with_name(out.name + ".making")
     shutil.rmtree(making, ignore_errors=True)
     (making / "media").mkdir(parents=True)
-    items = -(-samples // ROWS_PER_FILE.get(source, 1))
+    most = ROWS_PER_FILE.get(source, 1)
     make = partial(make_item, source=source, seed=seed, folder=making)
     rows: list[dict] = []
-    progress = Progress(f"corpus {source}", items, "items")
+    made = 0
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:  # a forked process may inherit locks
-        for item_rows in pool.map(make, range(items), chunksize=4):
-            rows += item_rows
-            progress.step()
+        while len(rows) < samples:  # again where files have fewer rows than most
+            items = -(-(samples - len(rows)) // most)
+            progress = Progress(f"corpus {source}", items, "items")
+            for item_rows in pool.map(make, range(made, made + items), chunksize=4):
+                rows += item_rows
+                progress.step()
+            made += items
     rows = rows[:samples]
     ways = BROKEN["video" if source in (*VIDEOS, BENCHMARK) else "text" if source == "chat" else "image"]
     for number in range(broken):

@@ -43,11 +43,11 @@ class Scene:
     """The things shown in each second, and the rows of the table about them.
 
     seconds     things at second 0, 1, 2, ...; the last state stays
-    rows        {"caption"} or {"question", "answer"} or {"question", "chosen", "rejected"}
+    rows        {"caption"} or {"question", "answer"} or {"question", "chosen", "rejected"} or {"messages"}
     """
 
     seconds: list[list[Thing]]
-    rows: list[dict[str, str]] = field(default_factory=list)
+    rows: list[dict] = field(default_factory=list)
 
     def second_of(self, count: int) -> list[int]:
         """Position in `seconds` for each of `count` ticks; a scene begins 2 ticks (0.4 s) early."""
@@ -163,6 +163,18 @@ def pictures_scene(rng: np.random.Generator, seconds: int) -> Scene:
     return grid_scene(rng, 1) if rng.random() < 0.6 else questions_scene(rng, 1)
 
 
+def board_scene(rng: np.random.Generator, seconds: int) -> Scene:
+    """One to four squares, and a question about the colour of each: only the question says where to look.
+
+    Without the easy boards of one or two squares, small models do not learn the others. Nor do they soon find the words
+    that count among many, so the chat has no system prompt and the question no other words.
+    """
+    things = {place: at(place, pick(rng, COLOURS), "square") for place in some(rng, PLACES, int(rng.integers(1, 5)))}
+    chats = ({"system": "", "user": place, "assistant": thing.colour} for place, thing in things.items())
+    rows = [{"messages": [{"role": role, "content": text} for role, text in chat.items()]} for chat in chats]
+    return Scene([list(things.values())] * seconds, rows)
+
+
 def preferences_scene(rng: np.random.Generator, seconds: int) -> Scene:
     """A picture, a question about a colour, the right answer and a wrong one."""
     scene = questions_scene(rng, 1)
@@ -176,5 +188,6 @@ SCENES = {
     "moves": moves_scene,
     "questions": questions_scene,
     "pictures": pictures_scene,
+    "boards": board_scene,
     "preferences": preferences_scene,
 }
