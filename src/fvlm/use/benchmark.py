@@ -8,6 +8,7 @@ from fvlm.evaluate.benchmarks.captions import check_package
 from fvlm.evaluate.benchmarks.questions import read_questions
 from fvlm.evaluate.benchmarks.registry import BENCHMARKS
 from fvlm.evaluate.read import read_run
+from fvlm.use.options import check_out
 
 RECORD = '{"step": 0, "identity": '  # how a record of answers begins
 
@@ -24,8 +25,10 @@ def main(args) -> int:
     source = study.sources.get(benchmark.source)
     if source is None:
         raise UserError(f"config/sources.yaml: no source {benchmark.source!r}; add it, with the folder of {args.name}")
-    if args.out.suffix != ".csv" or args.out.is_dir():
+    if args.out.suffix != ".csv":
         raise UserError(f"--out {args.out}: expected the name of a .csv file")
+    for path in (args.out, args.out.with_suffix(".jsonl")):
+        check_out(path)
     check_record(args.out.with_suffix(".jsonl"))
     folder = Path(args.run) if "/" in args.run else Path(study.results) / "runs" / args.run
     elsewhere = (folder / "config.json").is_file() and not (folder / "run.json").is_file()
