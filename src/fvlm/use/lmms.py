@@ -39,8 +39,8 @@ class Fvlm(lmms):
         folder = Path(str(pretrained))
         if not (folder / "config.json").is_file():
             raise ValueError(f"pretrained={folder}: no such model; expected a folder of `fvlm export`")
-        if not str(batch_size).isdecimal():
-            raise ValueError(f"batch_size is {batch_size}; expected a number")
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected a number of at least 1")
         own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
         self.device, self.mode, self.batch_size = torch.device(device or own), mode, int(batch_size)
         self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
@@ -88,7 +88,10 @@ class Fvlm(lmms):
     def _target(self, request: Instance) -> str:
         _, target, _, doc, task, split = request.args
         target = target(self.task_dict[task][split][doc]) if callable(target) else target
-        return target.removeprefix(" ")  # of tasks for continued texts; an answer in a chat starts without it
+        target = target.removeprefix(" ")  # of tasks for continued texts; an answer in a chat starts without it
+        if not target:
+            raise ValueError(f"{task}, question {doc}: an option is empty; end the options with <|im_end|>")
+        return target
 
     def _inputs(self, chats: list[list[dict]]):
         inputs = self.processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=True)
