@@ -14,7 +14,9 @@ RECORD = '{"step": 0, "identity": '  # how a record of answers begins
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("run", help="a finished run of the study, or the folder of a run or of SmolVLM2's weights")
+    parser.add_argument(
+        "run", help="a run of the study; or a folder of a finished run, of `fvlm export` or of SmolVLM2"
+    )
     parser.add_argument("name", choices=BENCHMARKS, help=f"one of {', '.join(BENCHMARKS)}", metavar="name")
     parser.add_argument("--out", required=True, type=Path, help="CSV of the scores; a .jsonl beside it has all answers")
     add_study_arguments(parser)
@@ -30,7 +32,9 @@ def main(args) -> int:
     for path in (args.out, args.out.with_suffix(".jsonl")):
         check_out(path)
     check_record(args.out.with_suffix(".jsonl"))
-    folder = Path(args.run) if "/" in args.run else Path(study.results) / "runs" / args.run
+    folder, named = Path(args.run), Path(study.results) / "runs" / args.run
+    if "/" not in args.run and (named.is_dir() or not folder.is_dir()):
+        folder = named
     elsewhere = (folder / "config.json").is_file() and not (folder / "run.json").is_file()
     if not elsewhere:
         read_run(folder)

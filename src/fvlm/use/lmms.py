@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 MANIFEST = ModelManifest("fvlm", simple_class_path="fvlm.use.lmms.Fvlm")  # simple: a chat class has no losses
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 # What a task may set of `generate`. Its other settings are for other models, such as image_aspect_ratio of LLaVA.
-OPTIONS = ("max_new_tokens", "num_beams", "repetition_penalty")
+SETTINGS = ("max_new_tokens", "num_beams", "repetition_penalty")
 DRAWING = ("temperature", "top_p", "top_k")
 
 
@@ -98,12 +98,12 @@ class Fvlm(lmms):
         return inputs.to(device=self.device, dtype=self.model.dtype)
 
     def _generated(self, chats: list[list[dict]], settings: dict) -> list[str]:
-        options = {name: settings[name] for name in OPTIONS if settings.get(name) is not None}
-        options["do_sample"] = bool(settings.get("temperature")) and settings.get("do_sample", True)
-        if options["do_sample"]:
-            options |= {name: settings[name] for name in DRAWING if settings.get(name) is not None}
+        kept = {name: settings[name] for name in SETTINGS if settings.get(name) is not None}
+        kept["do_sample"] = bool(settings.get("temperature")) and settings.get("do_sample", True)
+        if kept["do_sample"]:
+            kept |= {name: settings[name] for name in DRAWING if settings.get(name) is not None}
         inputs = self._inputs(chats)
-        ids = self.model.generate(**inputs, **options, mode=self.mode)[:, inputs["input_ids"].shape[1] :]
+        ids = self.model.generate(**inputs, **kept, mode=self.mode)[:, inputs["input_ids"].shape[1] :]
         until = settings.get("until") or []
         ends = [until] if isinstance(until, str) else [end for end in until if end]
         return [_before(text, ends) for text in self.processor.batch_decode(ids, skip_special_tokens=True)]

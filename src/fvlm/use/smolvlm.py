@@ -40,8 +40,8 @@ class SmolVLM2:
             kind = PretrainedConfig.get_config_dict(folder, local_files_only=True)[0].get("model_type")
             if kind != "smolvlm":
                 raise UserError(
-                    f"{folder}: its model is {kind!r}; expected SmolVLM2, the folder of a finished run, or one of `fvlm "
-                    "export` with its run.json"
+                    f"{folder}: its model is {kind!r}; expected SmolVLM2, a finished run, or a folder of `fvlm export` "
+                    "with its run.json"
                 )
             self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             precision = torch.bfloat16 if self.device.type == "cuda" else torch.float32
