@@ -209,6 +209,15 @@ def test_pope_has_splits_that_number_their_questions_alike(tmp_path):
     assert [question.answer for question in found.usable] == [0, 1, 0, 1]
 
 
+def test_questions_may_be_numbered_from_zero(tmp_path):
+    for name in ("random", "popular"):
+        table = pope(tmp_path, {name: "ynyn"}) / f"coco_pope_{name}.json"
+        for i in range(4):
+            table.write_text(table.read_text().replace(f'"question_id": {i + 1}', f'"question_id": {i}'))
+    ids = [question.id for question in questions_of("pope", tmp_path).usable]
+    assert ids == [f"{split}-{i}" for split in ("popular", "random") for i in range(4)]
+
+
 def test_a_missing_image_loses_no_other_question_of_the_same_name(tmp_path):
     table = pope(tmp_path, {"random": "yn"}) / "coco_pope_random.json"
     table.write_text(table.read_text().replace('"question_id": 2', '"question_id": 1'))
