@@ -69,6 +69,7 @@ def test_an_option_may_deny_something_itself(answer, place):
 def test_an_option_that_is_a_letter_or_a_number():
     assert chosen_option("2", ("1", "2", "3")) == 1
     assert chosen_option("There are 3.", ("1", "2", "3")) == 2
+    assert chosen_option("-1", ("1", "-1")) == 1
     assert chosen_option("B", ("yes", "no")) == 1
     assert chosen_option("Yes, there is a dog.", ("yes", "no")) == 0
 
