@@ -15,6 +15,7 @@ from fvlm.config import schema
 from fvlm.config.study_file import read_yaml
 from fvlm.model.build import build_model
 from fvlm.model.foveated import VideoLanguageModel
+from fvlm.model.generate import Reading, written
 from fvlm.use.exported.modeling_fvlm import FvlmForConditionalGeneration
 from tests.config_cases import CONFIG
 
@@ -168,6 +169,19 @@ def by_argmax(model: VideoLanguageModel, batch: Batch, count: int, mode: str) ->
         with torch.no_grad():
             answer.append(int(outputs_of(reference, padded(longer, reference), mode).logits[0, -1].argmax()))
     return answer
+
+
+def generated(model: VideoLanguageModel, batch: Batch, end: int | None, count: int, mode: str) -> list[int]:
+    """The answer to a sample, at most `count` tokens and without the token `end`, with the language model's cache."""
+    question, rest = batch.token_ids.tensor_split([int(batch.question_counts)])
+    reading = Reading(model, mode, question)
+    if model.config.variant.sees and len(batch.frames):
+        if mode == "coarse_fine":
+            reading.take_frames(visual_tokens(model, batch, mode))
+        else:
+            reading.read_frames(model.encode(batch.frames).select(batch.frame_index))
+    reading.read_text(rest.tolist())
+    return list(written(reading, end, count))
 
 
 def states_by_mask(dino: Dinov2Model, frames: torch.Tensor, query_UD: torch.Tensor) -> torch.Tensor:

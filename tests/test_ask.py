@@ -242,6 +242,12 @@ def test_captions_go_on_behind_the_last_one_and_bad_files_are_counted(make_run, 
     assert main(command) == 0 and out.read_text().count("\n") == 4
 
 
+def test_a_folder_alone_is_named_as_what_it_is(make_run, tmp_path, capsys):
+    folder, _, _ = make_run()
+    assert main(["caption", str(tmp_path), "--run", str(folder)]) == 2
+    assert f"{tmp_path} cannot be decoded (missing: {tmp_path}: not a regular file)" in capsys.readouterr().err
+
+
 def test_a_file_that_cannot_be_decoded_in_time_costs_itself_only(make_run, video, tmp_path, capsys, monkeypatch):
     folder, _, _ = make_run()
     stuck = endless(tmp_path / "stuck.jpg")

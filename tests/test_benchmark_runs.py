@@ -142,8 +142,8 @@ def test_a_generated_answer_is_that_of_fvlm_ask_also_of_an_exported_folder(tmp_p
     assert main(["ask", str(tmp_path / "d/v0.mp4"), asked.text, "--run", str(folder), "--tokens", "8"]) == 0
     assert row["generated"] == capsys.readouterr().out.removesuffix("\n") != ""
     assert main(["export", str(folder), "--out", str(tmp_path / "exported")]) == 0
-    exported = ["benchmark", str(tmp_path / "exported"), "demo", "--study", str(study)]
-    assert main([*exported, "--out", str(tmp_path / "y.csv")]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["benchmark", "exported", "demo", "--study", str(study), "--out", "y.csv"]) == 0
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "y.csv"), pd.read_csv(tmp_path / "x.csv"))
 
 
@@ -167,15 +167,31 @@ def test_a_run_answers_a_benchmark_from_end_to_end(tmp_path, tokens, monkeypatch
     assert "and the subtitles" in prompts["002"] and "subtitles" not in prompts["000"]
 
 
+def test_a_question_beyond_the_positions_of_the_model_costs_itself_only(tmp_path, tokens, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    table = demo(tmp_path / "d") / "samples.jsonl"
+    table.write_text(table.read_text().replace("What colour is 1?", "red " * 9000))
+    study = study_with(tmp_path, tokens, {"demo": tmp_path / "d"})
+    assert main(["benchmark", "baseline", "demo", "--study", str(study), "--out", str(tmp_path / "x.csv")]) == 0
+    scores = pd.read_csv(tmp_path / "x.csv")
+    assert (scores["total"] == 4).all() and (scores["unusable"] == 1).all() and (scores["missing"] == 0).all()
+    rows = [json.loads(line)["rows"][0] for line in (tmp_path / "x.jsonl").read_text().splitlines()[1:]]
+    (problem,) = (row["problem"] for row in rows if "problem" in row)
+    assert "the language model has 8,192 positions" in problem
+
+
 def test_mistakes_are_one_sentence(tmp_path, tokens, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     study = study_with(tmp_path, tokens, {"video_mme": tmp_path / "nowhere"})
+    (tmp_path / "y.jsonl").mkdir()
     beginning = ["benchmark", "baseline"]
     ending = ["--study", str(study), "--out", str(tmp_path / "x.csv")]
     for command, words in (
         ([*beginning, "video_mme", *ending], "no folder"),
         (["benchmark", "nothing", "video_mme", *ending], "is no finished run"),
         ([*beginning, "video_mme", "--study", str(study), "--out", str(tmp_path)], "expected the name of a .csv file"),
+        ([*beginning, "video_mme", "--study", str(study), "--out", str(study / "x.csv")], "study.yaml is a file"),
+        ([*beginning, "video_mme", "--study", str(study), "--out", str(tmp_path / "y.csv")], "y.jsonl is a folder"),
     ):
         assert main(command) == 2
         error = capsys.readouterr().err
@@ -274,15 +290,26 @@ def test_smolvlm2_is_asked_in_the_form_of_its_processor(smolvlm):
     assert [_in_words(n) for n in (1, 20, 64)] == ["one", "twenty", "sixty-four"]
 
 
-def test_weights_of_smolvlm2_answer_a_benchmark(tmp_path, tokens, smolvlm, monkeypatch, capsys):
+def test_weights_of_smolvlm2_answer_a_benchmark(tmp_path, tokens, smolvlm, monkeypatch):
     monkeypatch.chdir(ROOT)
     study = study_with(tmp_path, tokens, {"demo": demo(tmp_path / "d")})
     command = ["benchmark", str(smolvlm), "demo", "--study", str(study), "--out", str(tmp_path / "x.csv")]
     assert main(command) == 0
     table = pd.read_csv(tmp_path / "x.csv")
     assert set(table["run"]) == {"SmolVLM2-tiny"} and set(table["mode"]) == {"direct"}
-    (smolvlm.parent / "other").mkdir()
-    (smolvlm.parent / "other/config.json").write_text('{"model_type": "llama"}')
-    command[1] = str(smolvlm.parent / "other")
+
+
+@pytest.mark.parametrize(
+    "content", [{"model_type": "llama"}, {"model_type": "fvlm", "auto_map": {"AutoConfig": "a.B"}}]
+)
+def test_weights_of_other_models_are_refused_in_a_sentence(tmp_path, tokens, monkeypatch, capsys, content):
+    """Also an exported folder without run.json, whose code transformers would offer to run."""
+    monkeypatch.chdir(ROOT)
+    study = study_with(tmp_path, tokens, {"demo": demo(tmp_path / "d")})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.json").write_text(json.dumps(content))
+    command = ["benchmark", str(tmp_path / "other"), "demo", "--study", str(study), "--out", str(tmp_path / "x.csv")]
     assert main(command) == 2
-    assert "its model is 'llama'; expected SmolVLM2" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    sentence = f"{tmp_path / 'other'}: its model is {content['model_type']!r}; expected SmolVLM2"
+    assert sentence in printed.err and len(printed.err.splitlines()) == 1 and printed.out == ""

@@ -204,7 +204,7 @@ def test_a_video_that_cannot_be_decoded_is_counted_as_missing(tmp_path):
     assert main_row["questions"] == 4 and main_row["videos"] == 2
     for i in (0, 2):
         (folder / f"data/v{i}.mp4").write_bytes(b"no video" * 100)
-    with pytest.raises(UserError, match="no video can be decoded"):
+    with pytest.raises(UserError, match="no question can be answered"):
         asked(Always("A"), "video_mme", folder, tmp_path / "w.csv")
 
 

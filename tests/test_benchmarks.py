@@ -69,6 +69,7 @@ def test_an_option_may_deny_something_itself(answer, place):
 def test_an_option_that_is_a_letter_or_a_number():
     assert chosen_option("2", ("1", "2", "3")) == 1
     assert chosen_option("There are 3.", ("1", "2", "3")) == 2
+    assert chosen_option("-1", ("1", "-1")) == 1
     assert chosen_option("B", ("yes", "no")) == 1
     assert chosen_option("Yes, there is a dog.", ("yes", "no")) == 0
 
@@ -207,6 +208,15 @@ def test_pope_has_splits_that_number_their_questions_alike(tmp_path):
     assert [question.id for question in found.usable] == ["popular-1", "popular-2", "random-1", "random-2"]
     assert found.usable[0].text == "Is there a dog?"
     assert [question.answer for question in found.usable] == [0, 1, 0, 1]
+
+
+def test_questions_may_be_numbered_from_zero(tmp_path):
+    for name in ("random", "popular"):
+        table = pope(tmp_path, {name: "ynyn"}) / f"coco_pope_{name}.json"
+        for i in range(4):
+            table.write_text(table.read_text().replace(f'"question_id": {i + 1}', f'"question_id": {i}'))
+    ids = [question.id for question in questions_of("pope", tmp_path).usable]
+    assert ids == [f"{split}-{i}" for split in ("popular", "random") for i in range(4)]
 
 
 def test_a_missing_image_loses_no_other_question_of_the_same_name(tmp_path):

@@ -161,14 +161,20 @@ def test_an_ffmpeg_that_a_late_worker_started_is_killed_with_it(tmp_path):
     assert_dies(int((tmp_path / "pid").read_text()))
 
 
-def test_leaving_the_pool_ends_the_worker_and_its_child(tmp_path):
-    """As when a run is interrupted: the worker is in the middle of a file."""
-    with pytest.raises(KeyboardInterrupt), DecodePool(behave, deadline_s=3) as pool:
-        pool.submit(Media(f"child {tmp_path / 'pid'}"))
-        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+@pytest.mark.parametrize("running", [True, False], ids=["in the middle of a file", "while it starts"])
+def test_an_interrupted_pool_ends_its_worker_and_its_child_at_once(tmp_path, monkeypatch, running):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(KeyboardInterrupt), DecodePool(behave, deadline_s=60) as pool:
+        futures = [pool.submit(Media(f"child {tmp_path / 'pid'}")) for _ in range(2)]
+        while running and not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()):
             time.sleep(0.02)
+        interrupted_s = time.monotonic()
         raise KeyboardInterrupt
-    assert_dies(int((tmp_path / "pid").read_text()))
+    assert time.monotonic() - interrupted_s < 10
+    assert futures[0].done() and futures[1].cancelled()
+    if running:
+        assert_dies(int((tmp_path / "pid").read_text()))
+    assert [path.name for path in tmp_path.iterdir()] == ["pid"] * running
 
 
 def test_a_full_disk_is_no_fault_of_the_file():

@@ -8,13 +8,13 @@ import torch
 from benchmarks.obvious import exported, named_as_ours, normalised, outputs_of, padded
 from fvlm.batch import Batch
 from fvlm.model.build import build_model
-from fvlm.model.generate import generate
 from tests.model_cases import (
     ALL,
     EVERY,
     both_orders,
     configuration,
     exact,
+    generated,
     joined,
     sample,
     sums_of,
@@ -82,7 +82,7 @@ def test_captions_are_those_of_the_exported_model(architecture, mode):
     reference = exact(model)
     reference.config.frame_token_id = 0
     samples = [replace(part, token_ids=part.token_ids.clamp(min=1)) for part in samples_of(architecture, 10)]
-    ours = [generate(model, part, None, 6, mode) for part in samples]
+    ours = [generated(model, part, None, 6, mode) for part in samples]
     inputs = padded(joined(samples), reference, left=True)
     given = {"input_ids": inputs["input_ids"].clamp(min=0), "attention_mask": inputs["attention_mask"]}
     pixels = normalised(inputs["frames"], reference.dtype)

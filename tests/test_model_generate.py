@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from fvlm.errors import UserError
-from fvlm.model.generate import Reading, generate, most_likely, sampled
+from fvlm.model.generate import Reading, most_likely, sampled
 from fvlm.model.language import Cache
-from tests.model_cases import ALL, EVERY, by_argmax, joined, sample, tiny, visual_tokens
+from tests.model_cases import ALL, EVERY, by_argmax, generated, sample, tiny, visual_tokens
 
 
 @pytest.mark.parametrize("architecture, mode", ALL)
@@ -15,16 +15,9 @@ from tests.model_cases import ALL, EVERY, by_argmax, joined, sample, tiny, visua
 def test_generation_equals_whole_passes(architecture, mode, frames, text, question):
     model, batch = tiny(architecture), sample(frames, text, seed=9, question=question)
     expected = by_argmax(model, batch, 7, mode)
-    assert generate(model, batch, None, 7, mode) == expected
+    assert generated(model, batch, None, 7, mode) == expected
     end = expected[3]
-    assert generate(model, batch, end, 7, mode) == expected[: expected.index(end)]
-
-
-def test_generation_takes_the_inference_mode_and_one_sample():
-    model, batch = tiny(), sample(3, 6, seed=9)
-    assert generate(model, batch, None, 4) == generate(model, batch, None, 4, "autoregressive")
-    with pytest.raises(ValueError, match="one sample"):
-        generate(model, joined([batch, batch]), None, 4)
+    assert generated(model, batch, end, 7, mode) == expected[: expected.index(end)]
 
 
 def answer_of(reading: Reading, ids: list[int], count: int = 5) -> list[int]:

@@ -180,11 +180,14 @@ def test_what_is_not_supported_is_one_sentence(programs, installed, tmp_path):
     refused = {
         "Fvlm('nowhere')": "pretrained=nowhere: no such model; expected a folder of `fvlm export`",
         "Fvlm('.', batch_size='auto')": "batch_size is auto; expected a number",
+        "Fvlm('.', batch_size=0)": "batch_size is 0; expected a number of at least 1",
+        "Fvlm._target(Of(task_dict={'t': {'s': [{}]}}), Of(args=('q', ' ', None, 0, 't', 's')))": "an option is empty",
         "Fvlm.generate_until_multi_round(None, [])": "leave out tasks with output_type generate_until_multi_round",
         "list(_parts({'array': [0.0], 'sampling_rate': 16000}))": "a task shows a dict; expected images, whole videos",
     }
     (tmp_path / "config.json").write_text("{}")
-    lines = ["import lmms_eval.models", "from fvlm.use.lmms import Fvlm, _parts"]
+    lines = ["import lmms_eval.models", "from types import SimpleNamespace as Of"]
+    lines += ["from fvlm.use.lmms import Fvlm, _parts"]
     lines += [f"try: {call}\nexcept (ValueError, NotImplementedError) as error: print(error)" for call in refused]
     command = [programs / "python", "-c", "\n".join(lines)]
     done = subprocess.run(

@@ -5,7 +5,6 @@ from itertools import takewhile
 
 import torch
 
-from fvlm.batch import Batch
 from fvlm.errors import UserError
 from fvlm.model.encoder import FrameStates, Visits
 from fvlm.model.foveated import VideoLanguageModel
@@ -131,30 +130,6 @@ class Reading:
     def _return_to_frames(self) -> None:
         self.cache.cut(self.behind_frames)
         self.text, self.waiting, self.hidden_E = [], None, self.hidden_of_frames_E
-
-
-@torch.no_grad()
-def generate(
-    model: VideoLanguageModel, batch: Batch, end_id: int | None, max_new_tokens: int, mode: str | None = None
-) -> list[int]:
-    """Return the generated tokens: at each step the most likely one.
-
-    batch    one sample; its text tokens are the prompt
-    end_id   the token that ends an answer (it is not returned); None: no token does
-    mode     one of the model's modes; None: the architecture's `inference_mode`
-    raises   ValueError if the batch has more than one sample
-    """
-    if len(batch) != 1:
-        raise ValueError(f"generate takes one sample, got {len(batch)}")
-    mode = model.check_mode(mode or model.config.variant.inference_mode)
-    plan, text_SE = model.plan(batch), model.llm.embed(batch.token_ids)
-    visual_PE = model.visual_tokens(batch, text_SE, plan, mode)[0]
-    question, rest = batch.token_ids.tensor_split([int(plan.question_B[0])])
-    reading = Reading(model, mode, question)
-    if len(visual_PE):
-        reading.take_frames(visual_PE)
-    reading.read_text(rest.tolist())
-    return list(written(reading, end_id, max_new_tokens))
 
 
 def written(reading: Reading, end_id: int | None, most: int, choose: Choose = most_likely) -> Iterator[int]:

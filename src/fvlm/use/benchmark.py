@@ -8,12 +8,15 @@ from fvlm.evaluate.benchmarks.captions import check_package
 from fvlm.evaluate.benchmarks.questions import read_questions
 from fvlm.evaluate.benchmarks.registry import BENCHMARKS
 from fvlm.evaluate.read import read_run
+from fvlm.use.options import check_out
 
 RECORD = '{"step": 0, "identity": '  # how a record of answers begins
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("run", help="a finished run of the study, or the folder of a run or of SmolVLM2's weights")
+    parser.add_argument(
+        "run", help="a run of the study; or a folder of a finished run, of `fvlm export` or of SmolVLM2"
+    )
     parser.add_argument("name", choices=BENCHMARKS, help=f"one of {', '.join(BENCHMARKS)}", metavar="name")
     parser.add_argument("--out", required=True, type=Path, help="CSV of the scores; a .jsonl beside it has all answers")
     add_study_arguments(parser)
@@ -24,10 +27,14 @@ def main(args) -> int:
     source = study.sources.get(benchmark.source)
     if source is None:
         raise UserError(f"config/sources.yaml: no source {benchmark.source!r}; add it, with the folder of {args.name}")
-    if args.out.suffix != ".csv" or args.out.is_dir():
+    if args.out.suffix != ".csv":
         raise UserError(f"--out {args.out}: expected the name of a .csv file")
+    for path in (args.out, args.out.with_suffix(".jsonl")):
+        check_out(path)
     check_record(args.out.with_suffix(".jsonl"))
-    folder = Path(args.run) if "/" in args.run else Path(study.results) / "runs" / args.run
+    folder, named = Path(args.run), Path(study.results) / "runs" / args.run
+    if "/" not in args.run and (named.is_dir() or not folder.is_dir()):
+        folder = named
     elsewhere = (folder / "config.json").is_file() and not (folder / "run.json").is_file()
     if not elsewhere:
         read_run(folder)

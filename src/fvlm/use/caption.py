@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from fvlm.data.decode.media import Clip, Media, MediaError
+from fvlm.data.decode.media import Clip, Media, MediaError, check_regular
 from fvlm.data.decode.pool import DecodePool, decode
 from fvlm.errors import UserError
 from fvlm.files import write_beside
@@ -47,7 +47,10 @@ def main(args) -> int:
                 captions.append(file, frames, caption)
     else:
         for file in files:
-            report(file, "missing", "no such file", problems)
+            try:
+                check_regular(file)
+            except MediaError as error:
+                report(file, error.reason, str(error), problems)
     if problems:
         counts = ", ".join(f"{count} {reason}" for reason, count in problems.most_common())
         print(

@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 MANIFEST = ModelManifest("fvlm", simple_class_path="fvlm.use.lmms.Fvlm")  # simple: a chat class has no losses
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 # What a task may set of `generate`. Its other settings are for other models, such as image_aspect_ratio of LLaVA.
-OPTIONS = ("max_new_tokens", "num_beams", "repetition_penalty")
+SETTINGS = ("max_new_tokens", "num_beams", "repetition_penalty")
 DRAWING = ("temperature", "top_p", "top_k")
 
 
@@ -39,8 +39,8 @@ class Fvlm(lmms):
         folder = Path(str(pretrained))
         if not (folder / "config.json").is_file():
             raise ValueError(f"pretrained={folder}: no such model; expected a folder of `fvlm export`")
-        if not str(batch_size).isdecimal():
-            raise ValueError(f"batch_size is {batch_size}; expected a number")
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected a number of at least 1")
         own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
         self.device, self.mode, self.batch_size = torch.device(device or own), mode, int(batch_size)
         self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
@@ -88,19 +88,22 @@ class Fvlm(lmms):
     def _target(self, request: Instance) -> str:
         _, target, _, doc, task, split = request.args
         target = target(self.task_dict[task][split][doc]) if callable(target) else target
-        return target.removeprefix(" ")  # of tasks for continued texts; an answer in a chat starts without it
+        target = target.removeprefix(" ")  # of tasks for continued texts; an answer in a chat starts without it
+        if not target:
+            raise ValueError(f"{task}, question {doc}: an option is empty; end the options with <|im_end|>")
+        return target
 
     def _inputs(self, chats: list[list[dict]]):
         inputs = self.processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=True)
         return inputs.to(device=self.device, dtype=self.model.dtype)
 
     def _generated(self, chats: list[list[dict]], settings: dict) -> list[str]:
-        options = {name: settings[name] for name in OPTIONS if settings.get(name) is not None}
-        options["do_sample"] = bool(settings.get("temperature")) and settings.get("do_sample", True)
-        if options["do_sample"]:
-            options |= {name: settings[name] for name in DRAWING if settings.get(name) is not None}
+        kept = {name: settings[name] for name in SETTINGS if settings.get(name) is not None}
+        kept["do_sample"] = bool(settings.get("temperature")) and settings.get("do_sample", True)
+        if kept["do_sample"]:
+            kept |= {name: settings[name] for name in DRAWING if settings.get(name) is not None}
         inputs = self._inputs(chats)
-        ids = self.model.generate(**inputs, **options, mode=self.mode)[:, inputs["input_ids"].shape[1] :]
+        ids = self.model.generate(**inputs, **kept, mode=self.mode)[:, inputs["input_ids"].shape[1] :]
         until = settings.get("until") or []
         ends = [until] if isinstance(until, str) else [end for end in until if end]
         return [_before(text, ends) for text in self.processor.batch_decode(ids, skip_special_tokens=True)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoModelForImageTextToText, AutoTokenizer, PretrainedConfig
 from transformers.models.smolvlm.processing_smolvlm import (
     DEFAULT_MEDIA_OUTTRO,
     DEFAULT_VIDEO_INTRO,
@@ -37,9 +37,12 @@ class SmolVLM2:
     def __init__(self, folder: Path, tokens: int):
         """raises   UserError if the folder holds another model, or no weights that can be read"""
         try:
-            kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+            kind = PretrainedConfig.get_config_dict(folder, local_files_only=True)[0].get("model_type")
             if kind != "smolvlm":
-                raise UserError(f"{folder}: its model is {kind!r}; expected SmolVLM2, or the folder of a finished run")
+                raise UserError(
+                    f"{folder}: its model is {kind!r}; expected SmolVLM2, a finished run, or a folder of `fvlm export` "
+                    "with its run.json"
+                )
             self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             precision = torch.bfloat16 if self.device.type == "cuda" else torch.float32
             model = AutoModelForImageTextToText.from_pretrained(folder, dtype=precision, local_files_only=True)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from fvlm.data.decode.media import Clip, Media, MediaError, check_regular
@@ -139,7 +139,9 @@ def _serve(connection: Connection, decode: Callable[[Media], Decoded], deadline_
 
 
 class _Worker:
-    def __init__(self, decode: Callable[[Media], Decoded], deadline_s: float) -> None:
+    """A process that decodes one file at a time. When `stop` can be read, nothing is waited for any more."""
+
+    def __init__(self, decode: Callable[[Media], Decoded], deadline_s: float, stop: Connection) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.scratch = tempfile.mkdtemp(prefix="fvlm-decode-")
@@ -147,9 +149,9 @@ class _Worker:
         self.process = context.Process(target=_serve, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
-        self.deadline_s = deadline_s
+        self.deadline_s, self.stop = deadline_s, stop
         try:
-            started = self.connection.poll(START_S) and self.connection.recv()
+            started = self._answers(START_S) and self.connection.recv()
         except (EOFError, ConnectionError):
             started = False
         if not started:
@@ -163,7 +165,7 @@ class _Worker:
         """Return the decoded file; raises MediaError. After reasons timeout and crashed the worker must be killed."""
         try:
             self.connection.send(media)
-            if not self.connection.poll(self.deadline_s):
+            if not self._answers(self.deadline_s):
                 raise MediaError("timeout", f"{media.file}: not decoded within {self.deadline_s:g} s")
             answer = self.connection.recv()
         except (EOFError, ConnectionError) as error:
@@ -173,6 +175,9 @@ class _Worker:
             reason, message = answer
             raise MediaError(reason, message) if reason else UserError(message)
         return answer
+
+    def _answers(self, within_s: float) -> bool:
+        return self.connection in wait([self.connection, self.stop], within_s)
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -193,6 +198,7 @@ class DecodePool:
     def __init__(self, decode: Callable[[Media], Decoded], processes: int = 1, deadline_s: float = 60) -> None:
         self._decode, self._deadline_s = decode, deadline_s
         self._threads = ThreadPoolExecutor(processes)
+        self._stop, self._stopping = multiprocessing.Pipe(duplex=False)
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         for _ in range(processes):
             self._idle.put(None)  # None: a worker that has not started
@@ -212,7 +218,7 @@ class DecodePool:
     def _decoded(self, media: Media) -> Decoded:
         worker = self._idle.get()
         try:
-            worker = worker or _Worker(self._decode, self._deadline_s)
+            worker = worker or _Worker(self._decode, self._deadline_s, self._stop)
             return worker.decode(media)
         except MediaError as error:
             if error.reason in ("timeout", "crashed"):
@@ -225,7 +231,9 @@ class DecodePool:
     def __enter__(self) -> "DecodePool":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is not None:  # as after Ctrl-C: files that are being decoded are given up
+            self._stopping.send(None)
         self._threads.shutdown(cancel_futures=True)
         while not self._idle.empty():
             worker = self._idle.get()

@@ -12,7 +12,7 @@ Scores = dict[str, tuple[float, list[float] | None]]
 
 
 def check_package() -> None:
-    """raises   UserError if pycocoevalcap is not installed"""
+    """Raise UserError if pycocoevalcap is not installed."""
     try:
         import pycocoevalcap.cider.cider  # noqa: F401
     except ImportError as error:

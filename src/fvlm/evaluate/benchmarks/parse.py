@@ -43,7 +43,8 @@ CLAUSE = re.compile(
 def chosen_option(answer: str, options: tuple[str, ...]) -> int | None:
     """Return the position of the one option that an answer names, or None."""
     answer = answer.strip().replace("\u2019", "'")
-    exact = [i for i, option in enumerate(options) if _as_words(option) == _as_words(answer) != ""]
+    same = [i for i, option in enumerate(options) if option.strip() == answer]  # words alone do not tell 1 from -1
+    exact = same or [i for i, option in enumerate(options) if _as_words(option) == _as_words(answer) != ""]
     answer = _without_denials(answer, options)
     alone = ALONE.fullmatch(answer)
     if alone and 0 <= (place := LETTERS.find(alone[1].upper())) < len(options):

@@ -123,7 +123,7 @@ MARKUP = re.compile(r"<[^>]*>")
 
 
 def subtitles_at(path: Path, times_s) -> str:
-    """Return the lines of an .srt file that are shown at these times, each once, in order."""
+    """Return the lines of an .srt file that are shown at these times, in order, without immediate repeats."""
     text = path.read_text(encoding="utf-8-sig", errors="replace").replace("\r\n", "\n")
     lines: list[str] = []
     for *clock, line in CUE.findall(text):

@@ -15,7 +15,7 @@ from fvlm.data.progress import Progress
 from fvlm.errors import UserError, first_line
 from fvlm.evaluate.benchmarks.ask import ask
 from fvlm.evaluate.benchmarks.question import Benchmark, Question
-from fvlm.evaluate.benchmarks.questions import MISSING, Questions
+from fvlm.evaluate.benchmarks.questions import MISSING, UNUSABLE, Questions
 from fvlm.evaluate.benchmarks.scores import COLUMNS, rows_of
 from fvlm.evaluate.frames import Frames, load_frames
 from fvlm.files import digest_of, write_beside
@@ -57,7 +57,7 @@ def answer_questions(model, name: str, benchmark: Benchmark, questions: Question
             rows.append(row)
     scores = rows_of(model.name, name, benchmark, model.modes, [*rows, *questions.problems])
     if not scores:
-        raise UserError(f"benchmark {name}: no video can be decoded; see {record.log.path}")
+        raise UserError(f"benchmark {name}: no question can be answered; see {record.log.path}")
     write_csv(out, scores, COLUMNS)
     for row in scores:
         if row["main"]:
@@ -99,12 +99,17 @@ Loaded = tuple[Frames, object] | MediaError  # the frames, and what `model.video
 def _answered(
     model, benchmark: Benchmark, questions: list[Question], place: int, load: Callable[[tuple[Media, ...]], Loaded]
 ) -> dict:
-    """Return the record of a question; of a video that cannot be decoded, its problem."""
+    """Return the record of a question; of a video that cannot be decoded, or a prompt that is too long, the problem."""
     question = questions[place]
     own = load(question.media)
     if isinstance(own, MediaError):
         return {"id": question.id, "problem": f"{own.reason}: {first_line(own)}", "reason": MISSING}
+    name = video = None
     for other in questions[place + 1 :] + questions[:place]:
         if other.video != question.video and not isinstance(loaded := load(other.media), MediaError):
-            return ask(model, benchmark, question, *own, loaded[1]) | {"other": other.video}
-    return ask(model, benchmark, question, *own, None) | {"other": None}
+            name, video = other.video, loaded[1]
+            break
+    try:
+        return ask(model, benchmark, question, *own, video) | {"other": name}
+    except UserError as error:
+        return {"id": question.id, "problem": str(error), "reason": UNUSABLE}

@@ -20,8 +20,9 @@ def choice(row: Row, **categories: object) -> Question | None:
     if "options" not in row.extra:
         return None
     text = row.text["user"]  # the reader's own prompt is cut off
+    name = row.extra.get("id", "")
     return Question(
-        id=str(row.extra.get("id") or row.number),
+        id=str(row.number if name == "" else name),
         video=video_of(row),
         media=row.media,
         text=text.rpartition(f"\n{LETTERS[0]}. ")[0] or text.removesuffix(f"\n{WORD_PROMPT}"),

@@ -27,7 +27,8 @@ def rows_of(run: str, name: str, benchmark: Benchmark, modes: list[str], records
     """Return one row per mode, kind of frames, way, metric and category, with the COLUMNS; scores in per cent.
 
     A row is `main` if it is the benchmark's score in the mode of inference. `chance` is the score of guessing: the mean
-    of 1 / number of options. `total` counts all questions; `missing` lack their video, `unusable` their options.
+    of 1 / number of options. `total` counts all questions; `missing` lack their video, `unusable` their options, or
+    have a prompt that is too long.
     """
     kept = [record for record in records if "problem" not in record]
     missing = sum("problem" in record and record["reason"] == "missing" for record in records)
