@@ -69,10 +69,11 @@ def test_answers_about_boards_are_true_and_easy_boards_are_among_them(tmp_path):
     for row in rows:
         picture = decode_image(tmp_path / "boards" / row.file).frames[0]
         seen = dict(zip(PLACES, colours_of(picture), strict=True))
-        assert row.text["assistant"] == seen[row.text["user"].rstrip("?")] != "grey"
+        system, question, answer = (message["content"] for message in row.text["messages"])
+        assert system == "" and answer == seen[question] != "grey"
         counts.add(sum(colour != "grey" for colour in seen.values()))
     assert counts == {1, 2, 3, 4}
-    asked = [(row.file, row.text["user"]) for row in rows]
+    asked = [(row.file, row.text["messages"][1]["content"]) for row in rows]
     assert len(set(asked)) == len(rows) > len({file for file, _ in asked})  # several questions about one picture
 
 
