@@ -18,7 +18,8 @@ from fvlm.study.plan import plan_rows, plan_text
 from tests.config_cases import CONFIG, edit, load
 
 STUDIES = (
-    "config.yaml", "paper.yaml", "smoke.yaml", "comprehensive.yaml", "pilot.yaml", "pilot_cpu.yaml", "question_first.yaml",
+    "config.yaml", "paper.yaml", "smoke.yaml", "comprehensive.yaml", "pilot.yaml", "pilot_cpu.yaml",
+    "question_first.yaml",
 )  # fmt: skip
 ABLATIONS = [
     *("baseline", "F1", "F2", "LR2", "LR3", "LR4", "A1", "A6", "A7", "A8a", "A8b", "B1", "B2", "D1"),
