@@ -141,7 +141,7 @@ def test_the_record_holds_what_a_score_is_made_of(tmp_path):
     first, *lines = [json.loads(line) for line in (tmp_path / "v.jsonl").read_text().splitlines()]
     assert first["step"] == 0 and len(lines) == 6
     row = lines[1]["rows"][0]
-    assert (row["id"], row["video"], row["frames"], row["times_s"]) == ("001", "data/v0.mp4", 2, [0.0, 1.0])
+    assert (row["id"], row["video"], row["frame_count"], row["times_s"]) == ("001", "data/v0.mp4", 2, [0.0, 1.0])
     assert "\nWhich 1?\nA. red\n" in row["prompt"] and row["generated"] == "B." and row["answer"] == 1
     assert row["other"] == "data/v1.mp4"
     of_letters = [one for one in row["answers"] if one["way"] == "letter" and one["frames"] == "own"]

@@ -31,7 +31,7 @@ def ask(model, benchmark: Benchmark, question: Question, frames: Frames, video, 
     generated = benchmark.start + "".join(video.ask(prompt, start=benchmark.start))
     record = {
         "id": question.id, "key": question.key, "video": question.video, "files": [one.file for one in question.media],
-        "frames": len(frames.frames), "positions": frames.positions, "times_s": frames.times_s.round(3).tolist(),
+        "frame_count": len(frames.frames), "positions": frames.positions, "times_s": frames.times_s.round(3).tolist(),
         "categories": question.categories, "prompt": prompt,
     }  # fmt: skip
     if benchmark.captions:
