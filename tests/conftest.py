@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ hypothesis.settings.register_profile("fvlm", deadline=None)  # another process m
 hypothesis.settings.load_profile("fvlm")
 MOST_WORKERS = 4  # of pytest; each needs up to 2 GB
 CORES = 2  # of a Snakemake that a test starts
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background jobs; programs under test inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_auto_num_workers() -> int:
