@@ -24,7 +24,8 @@ FEWEST = {2: 12, 3: 8, 4: 10, 5: 12}  # points that are drawn themselves, by the
 MOST_CORRELATED = 0.97  # neighbouring residuals
 LEAST = 1e-3  # weight of a point that a draw leaves out
 POINTS, RESIDUALS, BLOCKS = "points", "residuals", "residuals in moving blocks"  # what a bootstrap draws
-FLAT = 0.1  # part of an exponent's interval that equally good exponents may cover
+FLAT = 0.1  # part of an exponent's interval that equally good exponents may cover ...
+ROUNDING = 1e-3  # ... or of the exponent itself, where points without noise leave no interval
 
 
 @dataclass(frozen=True)
@@ -283,7 +284,7 @@ def _exponent_reason(fit: PowerLaws, x: np.ndarray, draws: np.ndarray, k: int, n
         if high - low > WIDEST * exponent:
             return f"the interval of the exponent of {name}, {low:.2g} to {high:.2g}, is too wide"
         first, last = _equally_good(fit, x, k, high - low)
-        if last - first > FLAT * (high - low):
+        if last - first > max(FLAT * (high - low), ROUNDING * exponent):
             return (
                 f"exponents of {name} from {first:.3g} to {last:.3g} fit alike, a good part of the interval "
                 f"({low:.3g} to {high:.3g}): the loss of the fit is flat there and has no one optimum"
